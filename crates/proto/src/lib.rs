@@ -1,0 +1,7 @@
+//! BuildKit's wire messages. Re-exports the crate that carries them and adds what it lacks.
+//!
+//! Wire types stay at the doors: `llb`, `session::remote`, `daemon::service` and `cli` use this crate;
+//! the rooms between them have types of their own.
+
+pub use bollard_buildkit_proto::{moby, pb};
+pub use prost::Message;

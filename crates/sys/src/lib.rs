@@ -1,0 +1,6 @@
+//! The kernel, met in one place: mounts, namespaces, id maps, cgroups, seccomp, xattrs, safe path walks.
+//!
+//! The only crate with `unsafe`. Everything above asks for what it means ("mount this view there",
+//! "open this path inside that root") and gets errors that name the call and the path.
+
+pub mod mount;
