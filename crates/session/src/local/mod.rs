@@ -62,28 +62,28 @@ impl LocalSession {
 
     /// Shares a directory.
     #[must_use]
-    pub fn dir(mut self, name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+    pub fn with_dir(mut self, name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
         self.dirs.insert(name.into(), path.into());
         self
     }
 
     /// Offers a secret.
     #[must_use]
-    pub fn secret(mut self, id: impl Into<String>, source: SecretSource) -> Self {
+    pub fn with_secret(mut self, id: impl Into<String>, source: SecretSource) -> Self {
         self.secrets.insert(id.into(), source);
         self
     }
 
     /// Says where the next export of the request goes: one call per export, in order.
     #[must_use]
-    pub fn output(mut self, output: Output) -> Self {
+    pub fn with_output(mut self, output: Output) -> Self {
         self.outputs.push(output);
         self
     }
 
     /// Where credentials come from.
     #[must_use]
-    pub fn credentials(mut self, store: impl CredentialStore + 'static) -> Self {
+    pub fn with_credentials(mut self, store: impl CredentialStore + 'static) -> Self {
         self.credentials = Box::new(store);
         self
     }
@@ -139,8 +139,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a scratch directory");
         let path = dir.path().join("s");
         let session = LocalSession::new("s1")
-            .secret("file", SecretSource::File(path.clone()))
-            .secret("env", SecretSource::Value(Secret::new("v")));
+            .with_secret("file", SecretSource::File(path.clone()))
+            .with_secret("env", SecretSource::Value(Secret::new("v")));
         assert!(session.secret("file").await.expect_err("missing").to_string().contains("`file`"));
         std::fs::write(&path, "one").expect("scratch is writable");
         assert_eq!(session.secret("file").await.expect("readable"), Some(Secret::new("one")));
