@@ -4,3 +4,4 @@
 //! "open this path inside that root") and gets errors that name the call and the path.
 
 pub mod mount;
+pub mod path;
