@@ -178,7 +178,7 @@ impl Root {
         let mut above: Vec<OwnedFd> = Vec::new();
         let mut todo = components(path.as_os_str());
         let mut followed = 0;
-        let want_dir = wants_directory(path);
+        let mut want_dir = wants_directory(path);
         loop {
             let here = above.last().unwrap_or(&self.dir);
             let Some(name) = todo.pop_front() else {
@@ -216,7 +216,7 @@ impl Root {
                 }
                 Err(Errno::LOOP | Errno::NOTDIR | Errno::EXIST) if last && !flags.contains(OFlags::EXCL) => {
                     match read_link_at(here, &name) {
-                        Ok(target) if links == Links::Follow => target,
+                        Ok(target) if links == Links::Follow || links == Links::FollowParents && want_dir => target,
                         Ok(_) => return Err(Errno::LOOP),
                         Err(_) => return opened,
                     }
@@ -230,6 +230,7 @@ impl Root {
             if target.as_bytes().is_empty() {
                 return Err(Errno::NOENT);
             }
+            want_dir |= todo.is_empty() && wants_directory(Path::new(&target));
             if target.as_bytes().starts_with(b"/") {
                 above.clear();
             }
