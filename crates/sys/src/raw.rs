@@ -199,3 +199,105 @@ pub(crate) fn seccomp_set_filter(code: &[(u16, u8, u8, u32)], flags: u32) -> Res
     check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
         .map(drop)
 }
+
+/// Blocks all signals and returns a descriptor that reads them instead.
+pub(crate) fn all_signals_fd() -> Result<OwnedFd, Errno> {
+    // SAFETY: all zeroes is a valid signal set, filled at once.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is live and ours.
+    check_int(unsafe { libc::sigfillset(&raw mut set) })?;
+    // SAFETY: `set` is live, and no old set is asked for.
+    check_int(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) })?;
+    // SAFETY: `set` is live; -1 asks for a new descriptor.
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) };
+    check_int(fd)?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The next signal of a signal descriptor, and whether the kernel (a terminal) sent it.
+pub(crate) fn read_signal(fd: &OwnedFd) -> Result<(i32, bool), Errno> {
+    let mut bytes = [0; size_of::<libc::signalfd_siginfo>()];
+    let read = rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut bytes))?;
+    if read != bytes.len() {
+        return Err(Errno::IO);
+    }
+    let word = |at: usize| i32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    const SI_KERNEL: i32 = 0x80;
+    Ok((
+        word(std::mem::offset_of!(libc::signalfd_siginfo, ssi_signo)),
+        word(std::mem::offset_of!(libc::signalfd_siginfo, ssi_code)) == SI_KERNEL,
+    ))
+}
+
+pub(crate) fn kill(pid: Pid, signal: i32) {
+    // SAFETY: no memory is involved; a wrong number is refused.
+    unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) };
+}
+
+pub(crate) fn raise(signal: i32) {
+    // SAFETY: handlers are the default ones by now.
+    unsafe { libc::kill(libc::getpid(), signal) };
+}
+
+/// Loads a device program and attaches it to a cgroup, in addition to those of groups above.
+pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, code: &[(u8, u8, i16, i32)]) -> Result<(), Errno> {
+    const PROG_LOAD: libc::c_int = 5;
+    const PROG_ATTACH: libc::c_int = 8;
+    const TYPE_CGROUP_DEVICE: u32 = 15;
+    const ATTACH_CGROUP_DEVICE: u32 = 6;
+    const ALLOW_MULTI: u32 = 2;
+    /// `struct bpf_insn`.
+    #[repr(C)]
+    struct Insn {
+        code: u8,
+        registers: u8,
+        offset: i16,
+        immediate: i32,
+    }
+    /// The beginning of `union bpf_attr` for BPF_PROG_LOAD.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Load {
+        kind: u32,
+        count: u32,
+        code: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+        version: u32,
+        flags: u32,
+    }
+    /// The beginning of `union bpf_attr` for BPF_PROG_ATTACH.
+    #[repr(C)]
+    struct Attach {
+        target: u32,
+        program: u32,
+        kind: u32,
+        flags: u32,
+    }
+    let code: Vec<Insn> = code
+        .iter()
+        .map(|&(code, registers, offset, immediate)| Insn { code, registers, offset, immediate })
+        .collect();
+    let load = Load {
+        kind: TYPE_CGROUP_DEVICE,
+        count: code.len() as u32,
+        code: code.as_ptr() as u64,
+        license: c"Apache".as_ptr() as u64,
+        ..Load::default()
+    };
+    // SAFETY: `load` and what it points to outlive the call; the size is that of the struct.
+    let fd = check(unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    let program = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let attach = Attach {
+        target: cgroup.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        kind: ATTACH_CGROUP_DEVICE,
+        flags: ALLOW_MULTI,
+    };
+    // SAFETY: as above.
+    check(unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of::<Attach>()) }).map(drop)
+}
