@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 
+use crate::mount::Depth;
 use crate::process::{Ended, Side};
 
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
@@ -32,22 +33,41 @@ pub(crate) fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(flags) }
 }
 
-/// `mount_setattr(AT_RECURSIVE, MOUNT_ATTR_RDONLY)`.
-pub(crate) fn mount_setattr_read_only(target: &Path) -> Result<(), Errno> {
-    let path = c_path(target)?;
-    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+/// `mount_setattr`; an empty path is the descriptor itself.
+pub(crate) fn mount_setattr(dir: BorrowedFd<'_>, path: &Path, set: u64, depth: Depth) -> Result<(), Errno> {
+    let path = c_path(path)?;
+    let flags = libc::AT_EMPTY_PATH | if depth == Depth::Below { libc::AT_RECURSIVE } else { 0 };
+    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: `path` and `attr` outlive the call, and the size is that of the struct.
     check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
+            dir.as_raw_fd(),
             path.as_ptr(),
-            libc::AT_RECURSIVE,
+            flags,
             &raw const attr,
             size_of::<libc::mount_attr>(),
         )
     })
     .map(drop)
+}
+
+/// Sets the loopback interface of our network namespace up.
+pub(crate) fn loopback_up() -> Result<(), Errno> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: all zeroes is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an `ifreq`, which is live.
+    check_int(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) })
 }
 
 /// `clone(2)` without a stack of its own: like fork, plus namespaces.
@@ -300,4 +320,10 @@ pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, code: &[(u8, u8, i16
     };
     // SAFETY: as above.
     check(unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of::<Attach>()) }).map(drop)
+}
+
+pub(crate) fn setrlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
+    let limit = libc::rlimit { rlim_cur: soft as _, rlim_max: hard as _ };
+    // SAFETY: `limit` is live; an unknown resource is refused.
+    check_int(unsafe { libc::setrlimit(resource as _, &raw const limit) })
 }

@@ -231,6 +231,11 @@ pub struct Group {
 }
 
 impl Group {
+    /// The directory of version 2, which a process can be born in.
+    pub fn unified(&self) -> Option<&Path> {
+        self.unified.as_deref()
+    }
+
     /// The `cgroup.procs` files that a process joins.
     pub fn procs(&self) -> Vec<PathBuf> {
         self.dirs.iter().map(|dir| dir.join("cgroup.procs")).collect()
