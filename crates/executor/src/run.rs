@@ -16,7 +16,8 @@ use rustix::net::{
     socketpair,
 };
 use sys::cgroup::Group;
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
 use tokio::net::unix::pipe::Receiver;
 use tokio_util::sync::CancellationToken;
 
@@ -90,7 +91,8 @@ async fn run_to_the_end(
 
 /// Our ends of a step that init has been asked to start.
 struct Talk {
-    socket: AsyncFd<OwnedFd>,
+    /// A sequenced one, in truth; this type receives from any.
+    socket: UnixDatagram,
     stdout: Receiver,
     stderr: Receiver,
 }
@@ -120,7 +122,7 @@ fn start(helper: &Helper, step: Step, surroundings: &Surroundings, group: Option
     fds.extend(cgroup.as_ref().map(AsFd::as_fd));
     helper.send(Start { namespaces }, &fds)?;
     Ok(Talk {
-        socket: AsyncFd::new(socket).map_err(Error::Helper)?,
+        socket: UnixDatagram::from_std(socket.into()).map_err(Error::Helper)?,
         stdout: Receiver::from_owned_fd(stdout).map_err(Error::Helper)?,
         stderr: Receiver::from_owned_fd(stderr).map_err(Error::Helper)?,
     })
@@ -255,13 +257,8 @@ impl Talk {
 }
 
 /// The next report and its descriptor; no report when init is gone.
-async fn receive(socket: &AsyncFd<OwnedFd>) -> std::io::Result<(Option<Report>, Option<OwnedFd>)> {
-    loop {
-        let mut guard = socket.readable().await?;
-        if let Ok(result) = guard.try_io(|socket| receive_now(socket.as_fd())) {
-            return result;
-        }
-    }
+async fn receive(socket: &UnixDatagram) -> std::io::Result<(Option<Report>, Option<OwnedFd>)> {
+    socket.async_io(Interest::READABLE, || receive_now(socket.as_fd())).await
 }
 
 fn receive_now(socket: BorrowedFd<'_>) -> std::io::Result<(Option<Report>, Option<OwnedFd>)> {
