@@ -39,15 +39,8 @@ impl Bed {
             let _inside = runtime.enter();
             executor::open(dir.join("state"), &isolation).unwrap()
         };
-        let mut bed = Bed {
-            isolation,
-            dir,
-            runtime,
-            executor,
-            mounts: String::new(),
-            cgroups: Vec::new(),
-            files: Vec::new(),
-        };
+        let mut bed =
+            Bed { isolation, dir, runtime, executor, mounts: String::new(), cgroups: Vec::new(), files: Vec::new() };
         (bed.mounts, bed.cgroups, bed.files) = (mounts(), cgroups(), bed.state_files());
         bed
     }
@@ -189,7 +182,10 @@ fn cgroups() -> Vec<PathBuf> {
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if entry.path().components().any(|part| part.as_os_str().to_string_lossy().starts_with(&ours)) {
+                // The common parents of limited steps' groups stay as long as the executor.
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let in_ours = dir.components().any(|part| part.as_os_str().to_string_lossy().starts_with(&ours));
+                if in_ours && name != "shared" {
                     found.push(entry.path());
                 }
                 todo.push(entry.path());

@@ -3,7 +3,7 @@
 //! The program is its own harness: the executor starts it again as init, and user namespaces are entered before the
 //! first thread. As root it runs the tests named `privileged_` here, and those named `rootless_` in copies of itself
 //! that run as user 1000, with and without a range of subordinate ids. A skip prints its reason.
-#![expect(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a test harness")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test harness")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode};
@@ -18,6 +18,7 @@ use bed::Bed;
 /// What a test says when it cannot run here.
 pub struct Skip(pub String);
 
+/// How a test ends that does not fail.
 pub type Outcome = Result<(), Skip>;
 type Test = fn(&Bed) -> Outcome;
 

@@ -32,10 +32,7 @@ pub fn directory(target: &str, path: &Path) -> StepMount {
 }
 
 fn view(target: &str, view: FsView, subpath: &str, read_only: bool) -> StepMount {
-    StepMount {
-        target: target.to_owned(),
-        source: MountSource::View { view, subpath: subpath.to_owned(), read_only },
-    }
+    StepMount { target: target.to_owned(), source: MountSource::View { view, subpath: subpath.to_owned(), read_only } }
 }
 
 fn with(bed: &Bed, script: &str, mounts: Vec<StepMount>) -> Step {
@@ -47,7 +44,10 @@ fn with(bed: &Bed, script: &str, mounts: Vec<StepMount>) -> Step {
 fn directories(bed: &Bed) -> Outcome {
     let dir = bed.dir("d");
     fs::write(dir.join("in"), "hello\n").unwrap();
-    let bind = StepMount { target: "/bound/file".to_owned(), source: MountSource::Bind { path: dir.join("in"), read_only: true } };
+    let bind = StepMount {
+        target: "/bound/file".to_owned(),
+        source: MountSource::Bind { path: dir.join("in"), read_only: true },
+    };
     let said = bed.say(with(bed, "cat /m/in /bound/file; echo out > /m/out", vec![directory("/m", &dir), bind]));
     assert_eq!(said, "hello\nhello\n");
     assert_eq!(fs::read_to_string(dir.join("out")).unwrap(), "out\n");
@@ -70,7 +70,8 @@ fn read_only(bed: &Bed) -> Outcome {
         StepMount { target: "/m".to_owned(), source: MountSource::Bind { path: dir.clone(), read_only: true } },
     ] {
         let shown = format!("{mount:?}");
-        let said = bed.say(with(bed, "touch /m/new 2>&1; mount -o remount,rw /m 2>&1; touch /m/new 2>&1; true", vec![mount]));
+        let said =
+            bed.say(with(bed, "touch /m/new 2>&1; mount -o remount,rw /m 2>&1; touch /m/new 2>&1; true", vec![mount]));
         assert_eq!(said.matches("Read-only file system").count(), 2, "{shown}: {said}");
     }
     Ok(())
@@ -156,11 +157,15 @@ fn stubs(bed: &Bed) -> Outcome {
     let mounts = || {
         vec![
             directory("/new/deep/dir", &dir),
-            StepMount { target: "/etc/app.conf".to_owned(), source: MountSource::Bind { path: file.clone(), read_only: true } },
+            StepMount {
+                target: "/etc/app.conf".to_owned(),
+                source: MountSource::Bind { path: file.clone(), read_only: true },
+            },
             StepMount { target: "/var/cache".to_owned(), source: MountSource::Tmpfs { size: None } },
         ]
     };
-    let before: Vec<_> = ["etc", "var", ""].iter().map(|d| fs::metadata(bed.dir.join("base").join(d)).unwrap()).collect();
+    let before: Vec<_> =
+        ["etc", "var", ""].iter().map(|d| fs::metadata(bed.dir.join("base").join(d)).unwrap()).collect();
     for recursive in [true, false] {
         let mut step = with(bed, "cat /etc/app.conf; touch /var/cache/x", mounts());
         step.remove_mount_stubs_recursive = recursive;
@@ -188,7 +193,8 @@ fn stubs(bed: &Bed) -> Outcome {
     assert_eq!(bed.say(step), "/src\n");
     assert!(!bed.upper("a").join("src").exists());
     // A missing directory below a mount is made in the mount.
-    let mut step = with(bed, "pwd", vec![StepMount { target: "/t".to_owned(), source: MountSource::Tmpfs { size: None } }]);
+    let mut step =
+        with(bed, "pwd", vec![StepMount { target: "/t".to_owned(), source: MountSource::Tmpfs { size: None } }]);
     step.cwd = "/t/below".to_owned();
     assert_eq!(bed.say(step), "/t/below\n");
     Ok(())
@@ -201,7 +207,11 @@ fn links(bed: &Bed) -> Outcome {
     let target = format!("{}/victim", outside.display());
     // A first step plants links, the second one mounts through them.
     let root = bed.root("planted");
-    let plant = format!("ln -s {} /abs; ln -s ../../../../../../..{} /rel; ln -s / /loop; ln -s /nowhere /dangling", outside.display(), outside.display());
+    let plant = format!(
+        "ln -s {} /abs; ln -s ../../../../../../..{} /rel; ln -s / /loop; ln -s /nowhere /dangling",
+        outside.display(),
+        outside.display()
+    );
     bed.say(Step::new(root.clone(), ["/bin/sh", "-c", &plant]));
     for link in ["/abs/victim", "/rel/victim", "/loop/loop/mnt", "/dangling/x"] {
         let mut step = Step::new(root.clone(), ["/bin/sh", "-c", &format!("cat {link}/f")]);
@@ -228,7 +238,8 @@ fn deep_overlay(bed: &Bed) -> Outcome {
     let (upper, work) = (dir.join("upper"), dir.join("work"));
     fs::create_dir_all(&upper).unwrap();
     fs::create_dir_all(&work).unwrap();
-    let root = FsView::Overlay(Overlay { lower, upper: Some((upper, work)), userxattr: bed.isolation.nested, volatile: true });
+    let root =
+        FsView::Overlay(Overlay { lower, upper: Some((upper, work)), userxattr: bed.isolation.nested, volatile: true });
     assert_eq!(bed.say(Step::new(root, ["sh", "-c", "ls -d /f* | wc -l"])), "199\n");
     Ok(())
 }
