@@ -10,6 +10,7 @@ use llb::pb;
 use sys::mount::FsView;
 
 use super::OpContext;
+use crate::core::active_view;
 use crate::tree::Tree;
 
 /// How much of a failed step's output its error carries.
@@ -146,7 +147,7 @@ impl Prepared {
             }
             pb::MountType::Cache => {
                 let cache = ctx.core.cache_mount(ctx, mount, &input).await?;
-                let view = cache.view();
+                let view = cache.view()?;
                 self.caches.push(cache);
                 MountSource::View { view, subpath: mount.selector.clone(), read_only: mount.readonly }
             }
@@ -191,16 +192,16 @@ impl Prepared {
                 Some(base) => ctx.core.view(base),
                 // Nothing to see, but a place to be.
                 None => {
-                    let empty = ctx.core.prepare(None, "empty mount")?;
-                    let view = empty.view();
+                    let empty = ctx.core.prepare(None, "empty mount").await?;
+                    let view = active_view(&empty)?;
                     self.scratch.push(empty);
                     Ok(view)
                 }
             };
         }
         let description = format!("mount {} from exec {}", mount.dest, meta.args.join(" "));
-        let active = ctx.core.prepare(base.as_ref(), &description)?;
-        let view = active.view();
+        let active = ctx.core.prepare(base.as_ref(), &description).await?;
+        let view = active_view(&active)?;
         if mount.output == -1 {
             self.scratch.push(active);
         } else {
@@ -218,7 +219,7 @@ impl Prepared {
             }
             trees.push(match output {
                 Output::Same(tree) => tree,
-                Output::Written(active) => ctx.core.commit(active, ctx.label())?,
+                Output::Written(active) => ctx.core.commit(active).await?,
             });
         }
         Ok(trees)
@@ -284,11 +285,6 @@ fn extra_host(host: &pb::HostIp) -> Result<ExtraHost, Fault> {
 
 fn ulimit(limit: &pb::Ulimit) -> Ulimit {
     Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard }
-}
-
-/// The key that the op states.
-pub(super) fn key(op: &pb::ExecOp, platform: &base::Platform, inputs: usize) -> Result<llb::key::OpKey, Fault> {
-    llb::key::exec(op, platform, inputs).map_err(|e| Fault::because(Kind::User, "malformed exec op", e))
 }
 
 #[cfg(test)]
