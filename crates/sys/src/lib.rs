@@ -6,7 +6,10 @@
 mod error;
 mod raw;
 
+pub mod caps;
 pub mod mount;
 pub mod ns;
+pub mod process;
+pub mod seccomp;
 
 pub use error::Error;
