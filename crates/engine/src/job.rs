@@ -15,6 +15,7 @@ use crate::api::Entitlement;
 use crate::images::ResolvedImage;
 use crate::ops::source::ResolveMode;
 use crate::places::Places;
+use base::report::Label;
 
 /// One build. Lives until its result is exported.
 pub(crate) struct Job {
@@ -23,6 +24,7 @@ pub(crate) struct Job {
     pub(crate) cancel: CancellationToken,
     entitlements: Vec<Entitlement>,
     places: Mutex<Places>,
+    labels: Mutex<HashMap<Digest, Arc<Label>>>,
     /// A name means one image for the whole build, however often it is asked for.
     images: Mutex<HashMap<ImageKey, ResolvedCell>>,
 }
@@ -37,7 +39,15 @@ impl Job {
         cancel: CancellationToken,
         entitlements: Vec<Entitlement>,
     ) -> Job {
-        Job { session, sink, cancel, entitlements, places: Mutex::default(), images: Mutex::default() }
+        Job {
+            session,
+            sink,
+            cancel,
+            entitlements,
+            places: Mutex::default(),
+            labels: Mutex::default(),
+            images: Mutex::default(),
+        }
     }
 
     pub(crate) fn add_places(&self, source: &llb::pb::Source) {
@@ -46,6 +56,16 @@ impl Job {
 
     pub(crate) fn locate(&self, fault: Fault, vertex: Digest) -> Fault {
         self.places.lock().unwrap_or_else(PoisonError::into_inner).locate(fault, vertex)
+    }
+
+    /// Notes what a vertex is called; whether it was new.
+    pub(crate) fn add_label(&self, label: Label) -> bool {
+        let mut labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
+        labels.insert(label.digest, Arc::new(label)).is_none()
+    }
+
+    pub(crate) fn label(&self, vertex: Digest) -> Option<Arc<Label>> {
+        self.labels.lock().unwrap_or_else(PoisonError::into_inner).get(&vertex).cloned()
     }
 
     /// The slot of an image's resolution in this build.

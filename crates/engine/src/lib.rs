@@ -6,7 +6,6 @@
 pub mod api;
 mod flight;
 mod places;
-mod progress;
 
 pub use api::{
     CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,

@@ -14,8 +14,58 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::job::Job;
-use crate::progress::{Label, Tasks};
+use base::report::{Label, Tasks};
 use crate::tree::Tree;
+
+/// What definitions may ask of ops: BuildKit's capability ids.
+pub(crate) const CAPS: &[&str] = &[
+    "source.image",
+    "source.image.resolvemode",
+    "source.image.layerlimit",
+    "source.image.checksum",
+    "source.local",
+    "source.local.unique",
+    "source.local.sessionid",
+    "source.local.includepatterns",
+    "source.local.followpaths",
+    "source.local.excludepatterns",
+    "source.local.sharedkeyhint",
+    "source.local.differ",
+    "exec.meta.base",
+    "exec.meta.cgroup.parent",
+    "exec.meta.network",
+    "exec.meta.proxyenv",
+    "exec.meta.security",
+    "exec.meta.setsdefaultpath",
+    "exec.meta.ulimit",
+    "exec.meta.removemountstubs.recursive",
+    "exec.mount.bind",
+    "exec.mount.bind.readwrite-nooutput",
+    "exec.mount.cache",
+    "exec.mount.cache.sharing",
+    "exec.mount.cache.content",
+    "exec.mount.selector",
+    "exec.mount.tmpfs",
+    "exec.mount.tmpfs.size",
+    "exec.mount.secret",
+    "exec.cgroup",
+    "exec.secretenv",
+    "exec.validexitcode",
+    "file.base",
+    "file.rm.wildcard",
+    "file.rm.nofollowsymlink",
+    "file.copy.includeexcludepatterns",
+    "file.copy.requiredpaths",
+    "file.copy.alwaysreplaceexistingdestpaths",
+    "file.copy.modestring",
+    "file.symlink.create",
+    "constraints",
+    "platform",
+    "meta.ignorecache",
+    "meta.description",
+    "meta.exportcache",
+    "mergeop",
+];
 
 /// An op of a graph with what was read out of it.
 #[derive(Debug)]
@@ -70,6 +120,22 @@ impl Op {
         self.vertex.op.op.as_ref().ok_or_else(|| Fault::user("vertex without an op"))
     }
 
+    pub(crate) fn is_source(&self) -> bool {
+        matches!(self.vertex.op.op, Some(pb::op::Op::Source(_)))
+    }
+
+    /// How the result of an op that is no source is remembered.
+    pub(crate) fn stated_key(&self) -> Result<StatedKey, Fault> {
+        let key = self.op_key()?;
+        let inputs = key.inputs.iter().map(|input| solver::CacheMapInput {
+            selector: input.selector,
+            by_content: input.content.is_some(),
+        });
+        let inputs = inputs.collect();
+        let _ = self.content.set(key.inputs.into_iter().map(|input| input.content).collect());
+        Ok(StatedKey { digest: solver::KeyDigest::Stable(key.digest), inputs, last: solver::Last::Yes })
+    }
+
     fn op_key(&self) -> Result<OpKey, Fault> {
         let inputs = self.vertex.inputs.len();
         let key = match self.kind()? {
@@ -86,17 +152,10 @@ impl Op {
 
 /// How the op's result is remembered.
 pub(crate) async fn key(ctx: &OpContext, index: u32) -> Result<StatedKey, Fault> {
-    if let pb::op::Op::Source(op) = ctx.op.kind()? {
-        return source::key(ctx, op, index).await;
+    match ctx.op.kind()? {
+        pb::op::Op::Source(op) => source::key(ctx, op, index).await,
+        _ => ctx.op.stated_key(),
     }
-    let key = ctx.op.op_key()?;
-    let inputs = key.inputs.iter().map(|input| solver::CacheMapInput {
-        selector: input.selector,
-        by_content: input.content.is_some(),
-    });
-    let inputs = inputs.collect();
-    let _ = ctx.op.content.set(key.inputs.into_iter().map(|input| input.content).collect());
-    Ok(StatedKey { digest: solver::KeyDigest::Stable(key.digest), inputs, last: solver::Last::Yes })
 }
 
 /// Digests what the op reads of an input.

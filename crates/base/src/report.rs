@@ -1,22 +1,28 @@
 //! Writing to a build's event stream: vertices with a start and an end, and their sub-tasks.
+//!
+//! The one module of this crate that looks at the clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use base::Digest;
-use base::progress::{Event, Log, ProgressGroup, Sink, Status, Stream, Vertex};
+use crate::Digest;
+use crate::progress::{Event, Log, ProgressGroup, Sink, Status, Stream, Vertex};
 use jiff::Timestamp;
 
 /// Several readers of one stream: a vertex that builds share reports to each of them.
 #[derive(Clone, Default)]
-pub(crate) struct Fanout(Vec<Arc<dyn Sink>>);
+pub struct Fanout(Vec<Arc<dyn Sink>>);
 
 impl Fanout {
-    pub(crate) fn new(sinks: Vec<Arc<dyn Sink>>) -> Fanout {
+    /// Hands every event to each of `sinks`.
+    pub fn new(sinks: Vec<Arc<dyn Sink>>) -> Fanout {
         Fanout(sinks)
     }
 
-    pub(crate) fn emit(&self, event: Event) {
+}
+
+impl Sink for Fanout {
+    fn emit(&self, event: Event) {
         if let Some((last, rest)) = self.0.split_last() {
             rest.iter().for_each(|sink| sink.emit(event.clone()));
             last.emit(event);
@@ -25,7 +31,7 @@ impl Fanout {
 }
 
 /// A vertex that has begun. Ends when told so; dropped without a word it ends as cancelled.
-pub(crate) struct Running {
+pub struct Running {
     sink: Arc<dyn Sink>,
     vertex: Vertex,
     ended: bool,
@@ -33,16 +39,20 @@ pub(crate) struct Running {
 
 /// What a vertex is, before anything happened to it.
 #[derive(Clone, Debug)]
-pub(crate) struct Label {
-    pub(crate) digest: Digest,
-    pub(crate) name: String,
-    pub(crate) inputs: Vec<Digest>,
-    pub(crate) group: Option<ProgressGroup>,
+pub struct Label {
+    /// Its digest.
+    pub digest: Digest,
+    /// What people see.
+    pub name: String,
+    /// What it reads.
+    pub inputs: Vec<Digest>,
+    /// Shown as one with others.
+    pub group: Option<ProgressGroup>,
 }
 
 impl Label {
     /// A phase that is no op: `exporting to image`. Each call makes a vertex of its own.
-    pub(crate) fn phase(name: impl Into<String>) -> Label {
+    pub fn phase(name: impl Into<String>) -> Label {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let name = name.into();
         let unique = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -50,7 +60,8 @@ impl Label {
         Label { digest, name, inputs: Vec::new(), group: None }
     }
 
-    pub(crate) fn vertex(&self) -> Vertex {
+    /// The vertex, to which nothing happened yet.
+    pub fn vertex(&self) -> Vertex {
         Vertex {
             digest: self.digest,
             inputs: self.inputs.clone(),
@@ -65,22 +76,26 @@ impl Label {
 }
 
 impl Running {
-    pub(crate) fn start(sink: Arc<dyn Sink>, label: &Label) -> Running {
+    /// Says that work on it begins.
+    pub fn start(sink: Arc<dyn Sink>, label: &Label) -> Running {
         let mut vertex = label.vertex();
         vertex.started = Some(Timestamp::now());
         sink.emit(Event::Vertex(vertex.clone()));
         Running { sink, vertex, ended: false }
     }
 
-    pub(crate) fn digest(&self) -> Digest {
+    /// Its digest.
+    pub fn digest(&self) -> Digest {
         self.vertex.digest
     }
 
-    pub(crate) fn tasks(&self) -> Tasks {
+    /// For its sub-tasks.
+    pub fn tasks(&self) -> Tasks {
         Tasks { sink: self.sink.clone(), vertex: self.vertex.digest }
     }
 
-    pub(crate) fn end<T, E: std::fmt::Display>(mut self, result: Result<T, E>) -> Result<T, E> {
+    /// Says how it ended, and hands the result on.
+    pub fn end<T, E: std::fmt::Display>(mut self, result: Result<T, E>) -> Result<T, E> {
         self.finish(result.as_ref().err().map(ToString::to_string));
         result
     }
@@ -108,7 +123,8 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    pub(crate) fn new(sink: Arc<dyn Sink>, vertex: Digest) -> Tasks {
+    /// Sub-tasks of `vertex`.
+    pub fn new(sink: Arc<dyn Sink>, vertex: Digest) -> Tasks {
         Tasks { sink, vertex }
     }
 
@@ -129,7 +145,7 @@ impl Tasks {
     }
 
     /// Output of a step.
-    pub(crate) fn log(&self, stream: Stream, bytes: &[u8]) {
+    pub fn log(&self, stream: Stream, bytes: &[u8]) {
         let log = Log { vertex: self.vertex, stream, timestamp: Timestamp::now(), bytes: bytes.to_vec() };
         self.sink.emit(Event::Log(log));
     }
