@@ -26,3 +26,6 @@ pub use cache_store::{Backlink, CacheResult, CacheStore, Change, LinkRow, Memory
 pub use graph::Error;
 pub use op::{CacheMap, CacheMapInput, Cause, Input, Output, Phase, SolveError, Solved, Stopped, Vertex};
 pub use solver::Solver;
+
+#[cfg(test)]
+mod tests;

@@ -16,9 +16,10 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             return false;
         }
         let equal = self.index.equal_to(id, &self.edges[id].atoms);
-        let done = |edge: &EdgeId| self.edges[*edge].outcome.is_some();
         let fits = |other: &&EdgeId| self.can_take(id, **other);
-        let target = equal.iter().filter(fits).find(|other| done(other)).or_else(|| equal.iter().find(fits)).copied();
+        // What was made anew before what came from a cache, what is there before what is under way.
+        let rank = |other: &&EdgeId| (!self.edges[**other].ignore_cache, self.edges[**other].outcome.is_none());
+        let target = equal.iter().filter(fits).min_by_key(rank).copied();
         let Some(target) = target else { return false };
         // Outputs of one op should go the same way, or both vertices would run.
         if self.leans_on(target, id) && self.can_leave(target) && self.can_take(target, id) {
