@@ -146,6 +146,11 @@ impl Client {
         Ok(Client { inner, timeouts: settings.timeouts, retry: settings.retry.clone() })
     }
 
+    /// How often idempotent requests are tried.
+    pub fn retry_policy(&self) -> &Retry {
+        &self.retry
+    }
+
     /// Sends a request, again where that is allowed and promising, and follows redirects.
     ///
     /// The last answer is returned whatever its status; an error means that none came.
