@@ -63,11 +63,7 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Timeouts {
-            connect: Duration::from_secs(30),
-            idle: Duration::from_secs(60),
-            commit: Duration::from_secs(600),
-        }
+        Timeouts { connect: Duration::from_secs(30), idle: Duration::from_secs(60), commit: Duration::from_secs(600) }
     }
 }
 

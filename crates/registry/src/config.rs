@@ -94,11 +94,9 @@ impl Registries {
 
 impl RegistryConfig {
     fn identity(&self, verify: Verify) -> Result<TlsIdentity, Error> {
-        let mut identity =
-            TlsIdentity { extra_roots: self.ca.clone(), keypairs: self.keypairs.clone(), verify };
+        let mut identity = TlsIdentity { extra_roots: self.ca.clone(), keypairs: self.keypairs.clone(), verify };
         for dir in &self.tls_config_dirs {
-            read_certs_dir(dir, &mut identity)
-                .map_err(|source| Error::Config { path: dir.clone(), source })?;
+            read_certs_dir(dir, &mut identity).map_err(|source| Error::Config { path: dir.clone(), source })?;
         }
         Ok(identity)
     }

@@ -42,10 +42,8 @@ impl Gate {
 
     fn places(&self, host: &str) -> Places {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Places {
-            blobs: Arc::new(Semaphore::new(self.blobs)),
-            all: Arc::new(Semaphore::new(self.blobs + 1)),
-        };
+        let new =
+            || Places { blobs: Arc::new(Semaphore::new(self.blobs)), all: Arc::new(Semaphore::new(self.blobs + 1)) };
         hosts.entry(host.to_owned()).or_insert_with(new).clone()
     }
 }

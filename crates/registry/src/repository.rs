@@ -136,8 +136,7 @@ impl Repository {
         let transport = |source| Error::Transport { subject: subject.to_owned(), source };
         let client = self.shared.pools.client(&endpoint.identity).map_err(transport)?;
         let origin = request.url.origin().ascii_serialization();
-        let party =
-            Party { origin: &origin, host: &endpoint.host, client: &client, wallet: &self.wallet, subject };
+        let party = Party { origin: &origin, host: &endpoint.host, client: &client, wallet: &self.wallet, subject };
         let mut request = request.notify(Some(self.notify(subject)));
         let mut round = 1;
         loop {

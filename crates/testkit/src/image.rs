@@ -48,8 +48,8 @@ impl TestImage {
     /// busybox with its applets as links, a shell that runs. Needs `busybox-static` (`needs!("busybox")`).
     pub fn busybox() -> Result<TestImage, String> {
         const APPLETS: [&str; 28] = [
-            "sh", "ash", "cat", "chmod", "chown", "cp", "cut", "date", "echo", "env", "false", "find", "grep", "head", "id",
-            "ln", "ls", "mkdir", "mount", "mv", "ps", "rm", "sed", "sleep", "stat", "touch", "true", "wc",
+            "sh", "ash", "cat", "chmod", "chown", "cp", "cut", "date", "echo", "env", "false", "find", "grep", "head",
+            "id", "ln", "ls", "mkdir", "mount", "mv", "ps", "rm", "sed", "sleep", "stat", "touch", "true", "wc",
         ];
         let data = fs::read(need::program("busybox")?).map_err(|error| format!("cannot read busybox: {error}"))?;
         let dir = |path| File { path, mode: 0o755, data: Vec::new(), link: None };
@@ -147,7 +147,16 @@ fn header(file: &File<'_>) -> [u8; 512] {
     put(124, &format!("{:011o}", file.data.len()));
     put(136, "00000000000");
     put(148, "        ");
-    put(156, if file.link.is_some() { "2" } else if file.path.ends_with('/') { "5" } else { "0" });
+    put(
+        156,
+        if file.link.is_some() {
+            "2"
+        } else if file.path.ends_with('/') {
+            "5"
+        } else {
+            "0"
+        },
+    );
     put(157, file.link.unwrap_or_default());
     put(257, "ustar\x0000");
     let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();

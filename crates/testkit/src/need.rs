@@ -22,11 +22,21 @@ macro_rules! needs {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! need_one {
-    (root) => { $crate::need::root() };
-    (user) => { $crate::need::user() };
-    (userns) => { $crate::need::userns() };
-    (overlay) => { $crate::need::overlay() };
-    ($program:literal) => { $crate::need::program($program).map(drop) };
+    (root) => {
+        $crate::need::root()
+    };
+    (user) => {
+        $crate::need::user()
+    };
+    (userns) => {
+        $crate::need::userns()
+    };
+    (overlay) => {
+        $crate::need::overlay()
+    };
+    ($program:literal) => {
+        $crate::need::program($program).map(drop)
+    };
 }
 
 /// Says that a test does not run.

@@ -93,11 +93,8 @@ impl Wallet {
         if let Some(credential) = known.get(host) {
             return Ok((credential.clone(), Age::Kept));
         }
-        let credential = self
-            .source
-            .get(host)
-            .await
-            .map_err(|source| Error::Credentials { host: host.to_owned(), source })?;
+        let credential =
+            self.source.get(host).await.map_err(|source| Error::Credentials { host: host.to_owned(), source })?;
         known.insert(host.to_owned(), credential.clone());
         Ok((credential, Age::Fresh))
     }

@@ -84,11 +84,8 @@ fn better_refusal(first: Response, second: Response) -> Response {
 impl Realm {
     /// The server's URL, if credentials may go there.
     fn check(&self, party: &Party<'_>, credential: Option<&Credential>) -> Result<Url, Error> {
-        let malformed = |cause: String| Error::Malformed {
-            subject: party.subject.to_owned(),
-            host: party.host.to_owned(),
-            cause,
-        };
+        let malformed =
+            |cause: String| Error::Malformed { subject: party.subject.to_owned(), host: party.host.to_owned(), cause };
         let shown = base::redact_url(&self.url);
         let url = Url::parse(&self.url).map_err(|error| malformed(format!("token server `{shown}`: {error}")))?;
         match url.scheme() {
@@ -181,14 +178,18 @@ async fn read(party: &Party<'_>, url: &Url, response: Response, asked: Instant) 
     if !response.status().is_success() {
         return Err(Error::Answer(Answer::read(party.subject, &host, Role::TokenServer, response).await));
     }
-    let malformed =
-        |cause: &str| Error::Malformed { subject: party.subject.to_owned(), host: host.clone(), cause: cause.to_owned() };
+    let malformed = |cause: &str| Error::Malformed {
+        subject: party.subject.to_owned(),
+        host: host.clone(),
+        cause: cause.to_owned(),
+    };
     let bytes = response
         .bytes(TOKEN_LIMIT)
         .await
         .map_err(|source| Error::Transport { subject: party.subject.to_owned(), source })?;
     // The document is not quoted: it may hold a token.
-    let document: Document = serde_json::from_slice(&bytes).map_err(|_| malformed("no JSON where a token should be"))?;
+    let document: Document =
+        serde_json::from_slice(&bytes).map_err(|_| malformed("no JSON where a token should be"))?;
     let value = if document.access_token.is_empty() { document.token } else { document.access_token };
     if value.is_empty() {
         return Err(malformed("its answer holds no token"));

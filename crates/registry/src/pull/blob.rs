@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use futures_util::{Stream, stream};
 use http::header;
 use http_client::{Request, Response, Retry, Retrying, TlsIdentity};
-use image::document::{Descriptor, media_type};
+use image::{Descriptor, media_type};
 use tokio::sync::mpsc;
 use url::Url;
 
@@ -103,10 +103,8 @@ impl Repository {
 
     fn places(&self, descriptor: &Descriptor) -> Vec<Place> {
         let hosts = self.shared.in_order(self.endpoints());
-        let (good, spoiled): (Vec<_>, Vec<_>) = hosts
-            .into_iter()
-            .cloned()
-            .partition(|endpoint| !self.shared.is_spoiled(&endpoint.host, descriptor.digest));
+        let (good, spoiled): (Vec<_>, Vec<_>) =
+            hosts.into_iter().cloned().partition(|endpoint| !self.shared.is_spoiled(&endpoint.host, descriptor.digest));
         let hosts = good.into_iter().chain(spoiled).map(Place::Host);
         let web = |url: &Url| matches!(url.scheme(), "http" | "https");
         let foreign = descriptor.urls.iter().filter_map(|url| Url::parse(url).ok()).filter(web).map(Place::Foreign);

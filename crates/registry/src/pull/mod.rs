@@ -6,8 +6,7 @@ use base::Digest;
 use bytes::Bytes;
 use http::{Method, header};
 use http_client::{Request, Response, Retry};
-use image::document::Descriptor;
-use image::document::media_type;
+use image::{Descriptor, media_type};
 
 use crate::config::Endpoint;
 use crate::push::Target;
@@ -144,7 +143,10 @@ impl Repository {
         let media_type = content_type(&response);
         let (Some(digest), Some(size)) = (digest, response.content_length()) else { return Ok(None) };
         // Zero is what servers say that do not know the length.
-        if size == 0 || size > DOCUMENT_LIMIT || !(media_type::is_manifest(&media_type) || media_type::is_index(&media_type)) {
+        if size == 0
+            || size > DOCUMENT_LIMIT
+            || !(media_type::is_manifest(&media_type) || media_type::is_index(&media_type))
+        {
             return Ok(None);
         }
         Ok(Some(Descriptor::new(media_type, digest, size)))

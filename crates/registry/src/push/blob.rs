@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, future};
 use http::{Method, header};
 use http_client::{Body, BodyStream, Request, Response, Retry, Verdict, retry};
-use image::document::Descriptor;
+use image::Descriptor;
 use url::Url;
 
 use super::{Pushed, UploadMode};
@@ -151,9 +151,8 @@ impl Push<'_> {
             cause,
         };
         let from = response.url();
-        let text = response
-            .header(header::LOCATION)
-            .ok_or_else(|| malformed("no location for the upload".to_owned()))?;
+        let text =
+            response.header(header::LOCATION).ok_or_else(|| malformed("no location for the upload".to_owned()))?;
         let shown = base::redact_url(text);
         let mut url = from.join(text).map_err(|error| malformed(format!("upload location `{shown}`: {error}")))?;
         // A registry behind a proxy that ends TLS often believes that it is spoken to in plain HTTP.

@@ -80,9 +80,7 @@ impl Repository {
             return Err(self.refusal(endpoint, &subject, response).await);
         }
         match response.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok()) {
-            Some(found) if found != digest => {
-                Err(Error::BadDigest { subject, host: endpoint.host.clone(), found })
-            }
+            Some(found) if found != digest => Err(Error::BadDigest { subject, host: endpoint.host.clone(), found }),
             _ => Ok(digest),
         }
     }

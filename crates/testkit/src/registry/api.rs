@@ -101,7 +101,8 @@ impl Route<'_> {
             Route::Manifest(name, _) | Route::Blob(name, _) if reading => vec![((*name).to_owned(), "pull")],
             Route::Manifest(name, _) | Route::Blob(name, _) | Route::Upload(name, _) | Route::BeginUpload(name) => {
                 let mut needs = vec![((*name).to_owned(), "pull,push")];
-                needs.extend(decode(query).into_iter().filter(|(key, _)| key == "from").map(|(_, from)| (from, "pull")));
+                needs
+                    .extend(decode(query).into_iter().filter(|(key, _)| key == "from").map(|(_, from)| (from, "pull")));
                 needs
             }
         }
@@ -114,7 +115,9 @@ impl State {
         match ask.route {
             Route::Base if get => Reply::empty(StatusCode::OK),
             Route::Manifest(name, reference) if get => self.get_manifest(options, name, reference),
-            Route::Manifest(name, reference) if *ask.method == Method::PUT => self.accept_manifest(name, reference, ask),
+            Route::Manifest(name, reference) if *ask.method == Method::PUT => {
+                self.accept_manifest(name, reference, ask)
+            }
             Route::Blob(name, digest) if get => self.get_blob(name, digest, ask),
             Route::BeginUpload(name) if *ask.method == Method::POST => self.begin_upload(options, base, name, ask),
             Route::Upload(name, id) => self.upload(options, base, name, id, ask),
@@ -201,11 +204,14 @@ impl State {
             .with("accept-ranges", "bytes")
             .with("docker-content-digest", digest);
         let range = ask.headers.get(header::RANGE).and_then(|value| value.to_str().ok());
-        let Some(range) = range.and_then(|text| text.strip_prefix("bytes=")) else { return Reply { body: bytes, ..reply } };
+        let Some(range) = range.and_then(|text| text.strip_prefix("bytes=")) else {
+            return Reply { body: bytes, ..reply };
+        };
         let (first, last) = range.split_once('-').unwrap_or((range, ""));
         let first: usize = first.parse().unwrap_or(0);
         if first >= bytes.len() {
-            return Reply::empty(StatusCode::RANGE_NOT_SATISFIABLE).with("content-range", format!("bytes */{}", bytes.len()));
+            return Reply::empty(StatusCode::RANGE_NOT_SATISFIABLE)
+                .with("content-range", format!("bytes */{}", bytes.len()));
         }
         let end = last.parse::<usize>().map_or(bytes.len(), |last| bytes.len().min(last + 1));
         let content_range = format!("bytes {first}-{}/{}", end - 1, bytes.len());
@@ -226,9 +232,7 @@ impl State {
         self.begun += 1;
         let id = format!("upload-{}", self.begun);
         self.uploads.insert(id.clone(), Upload { repository: name.to_owned(), data: Vec::new() });
-        Reply::empty(StatusCode::ACCEPTED)
-            .with("location", location(options, base, name, &id))
-            .with("range", "0-0")
+        Reply::empty(StatusCode::ACCEPTED).with("location", location(options, base, name, &id)).with("range", "0-0")
     }
 
     fn upload(&mut self, options: &Builder, base: &str, name: &str, id: &str, ask: &Ask<'_>) -> Reply {
@@ -242,7 +246,9 @@ impl State {
         if decode(ask.query).iter().all(|(key, value)| key != "_state" || value != &state_of(id)) {
             return unknown();
         }
-        let Some(upload) = self.uploads.get_mut(id).filter(|upload| upload.repository == name) else { return unknown() };
+        let Some(upload) = self.uploads.get_mut(id).filter(|upload| upload.repository == name) else {
+            return unknown();
+        };
         let range = |upload: &Upload| format!("0-{}", upload.data.len().saturating_sub(1));
         match *ask.method {
             Method::GET => Reply::empty(StatusCode::NO_CONTENT)
@@ -289,7 +295,8 @@ fn state_of(id: &str) -> String {
 }
 
 fn location(options: &Builder, base: &str, name: &str, id: &str) -> String {
-    let state: String = url::form_urlencoded::Serializer::new(String::new()).append_pair("_state", &state_of(id)).finish();
+    let state: String =
+        url::form_urlencoded::Serializer::new(String::new()).append_pair("_state", &state_of(id)).finish();
     match options.locations {
         Locations::Absolute => format!("{base}/v2/{name}/blobs/uploads/{id}?{state}"),
         Locations::Path => format!("/v2/{name}/blobs/uploads/{id}?{state}"),

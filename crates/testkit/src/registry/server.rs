@@ -41,7 +41,8 @@ impl Drop for Running {
 
 pub(super) fn start(options: Builder) -> Registry {
     let certificates = options.tls.then(|| scratch("registry-tls"));
-    let acceptor = certificates.as_ref().map(|dir| TlsAcceptor::from(tls::make(dir.path(), options.client_certificates)));
+    let acceptor =
+        certificates.as_ref().map(|dir| TlsAcceptor::from(tls::make(dir.path(), options.client_certificates)));
     let scheme = if options.tls { "https" } else { "http" };
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a loopback port can be bound");
     listener.set_nonblocking(true).expect("a socket can be made non-blocking");
@@ -58,7 +59,8 @@ pub(super) fn start(options: Builder) -> Registry {
     let (ready, started) = mpsc::channel();
     let server = shared.clone();
     let thread = std::thread::Builder::new().name("test-registry".to_owned()).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
         runtime.block_on(async move {
             let listener = TcpListener::from_std(listener).expect("the socket is a listener");
             ready.send(()).expect("the starter waits");
@@ -134,7 +136,8 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
             if let Some(Action::IgnoreRange) = action {
                 headers.remove(header::RANGE);
             }
-            let ask = Ask { method: &head.method, query: &query, headers: &headers, body: &body, route: Route::of(&path) };
+            let ask =
+                Ask { method: &head.method, query: &query, headers: &headers, body: &body, route: Route::of(&path) };
             truth(&shared, &path, &ask)
         }
     };
