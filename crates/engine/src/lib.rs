@@ -4,10 +4,22 @@
 //! and `buildctl-daemonless.sh` are this plus a session in the same process.
 
 pub mod api;
+mod cache_mount;
+mod content;
+mod core;
+mod driver;
+mod fill;
 mod flight;
+mod frontend;
+mod images;
+mod job;
+mod local;
+mod ops;
 mod places;
+mod tar_source;
+mod tree;
 
 pub use api::{
-    CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,
-    SolveRequest, SolveResponse, UsageRecord,
+    CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice, SolveRequest,
+    SolveResponse, UsageRecord,
 };

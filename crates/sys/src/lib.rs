@@ -9,6 +9,7 @@ mod raw;
 pub mod caps;
 pub mod mount;
 pub mod ns;
+pub mod path;
 pub mod process;
 pub mod seccomp;
 
