@@ -145,7 +145,7 @@ impl JobHandle {
         Vertex {
             digest: vertex.digest,
             inputs,
-            op: Arc::new(Op::new(vertex.clone(), label, &self.driver.core.platform)),
+            op: Arc::new(Op::new(vertex.clone(), label, &self.driver.core.platforms[0])),
             ignore_cache: vertex.ignore_cache(),
             sources: Vec::new(),
             export_cache: vertex.metadata.export_cache.as_ref().map(|e| e.value),
@@ -187,7 +187,7 @@ struct Owner {
     jobs: HashMap<JobId, Arc<Job>>,
     replies: HashMap<RequestId, (JobId, u64, Reply)>,
     tickets: HashMap<u64, RequestId>,
-    running: HashMap<ActionId, CancellationToken>,
+    running: HashMap<ActionId, (CancellationToken, base::Cancel)>,
     /// When work on a vertex began, while it goes on.
     started: HashMap<Digest, Timestamp>,
     idle: Vec<oneshot::Sender<()>>,
@@ -314,7 +314,8 @@ impl Owner {
                 });
             }
             Action::Cancel(id) => {
-                if let Some(token) = self.running.get(&id) {
+                if let Some((token, flag)) = self.running.get(&id) {
+                    flag.cancel();
                     token.cancel();
                 }
             }
@@ -333,11 +334,11 @@ impl Owner {
     fn context(&mut self, id: ActionId, vertex: &Vertex<Arc<Op>>) -> OpContext {
         let ids = self.solver.jobs_of(id);
         let jobs: Vec<Arc<Job>> = ids.iter().filter_map(|id| self.jobs.get(id)).cloned().collect();
-        let cancel = CancellationToken::new();
-        self.running.insert(id, cancel.clone());
+        let (cancel, flag) = (CancellationToken::new(), base::Cancel::new());
+        self.running.insert(id, (cancel.clone(), flag.clone()));
         let sink = Fanout::new(jobs.iter().map(|job| job.sink.clone()).collect());
         let tasks = Tasks::new(Arc::new(sink), vertex.digest);
-        OpContext { core: self.core.clone(), jobs, op: vertex.op.clone(), tasks, cancel }
+        OpContext { core: self.core.clone(), jobs, op: vertex.op.clone(), tasks, cancel, flag }
     }
 
     fn spawn<F>(&self, ctx: OpContext, work: impl FnOnce(OpContext) -> F)

@@ -139,4 +139,6 @@ pub(crate) struct BuiltPlatform {
     pub(crate) config: Option<Vec<u8>>,
     /// The config of the image that the result stands on.
     pub(crate) base_config: Option<Vec<u8>>,
+    /// `SOURCE_DATE_EPOCH` as the frontend knows it.
+    pub(crate) epoch: Option<i64>,
 }

@@ -85,11 +85,18 @@ pub(crate) struct OpContext {
     pub(crate) op: Arc<Op>,
     pub(crate) tasks: Tasks,
     pub(crate) cancel: CancellationToken,
+    /// The same for code that blocks.
+    pub(crate) flag: base::Cancel,
 }
 
 impl OpContext {
     pub(crate) fn job(&self) -> &Arc<Job> {
         &self.jobs[0]
+    }
+
+    /// A flag for blocking code, set when the op is cancelled.
+    pub(crate) fn blocking_cancel(&self) -> base::Cancel {
+        self.flag.clone()
     }
 
     /// The secret of the first client that has it.
