@@ -6,3 +6,4 @@
 mod world;
 
 mod caching;
+mod sharing;

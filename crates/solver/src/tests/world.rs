@@ -261,6 +261,11 @@ impl World {
         self.waiting.iter().map(describe).collect()
     }
 
+    /// The ops that wait for nested builds.
+    pub fn nested_execs(&self) -> Vec<ActionId> {
+        self.nested.values().copied().collect()
+    }
+
     pub fn count(&self, what: &str) -> usize {
         self.calls.iter().filter(|(call, _)| call.starts_with(what)).map(|(_, count)| count).sum()
     }
