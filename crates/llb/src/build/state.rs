@@ -156,3 +156,9 @@ impl State {
         Arc::make_mut(&mut self.meta)
     }
 }
+
+impl Default for State {
+    fn default() -> State {
+        State::scratch()
+    }
+}
