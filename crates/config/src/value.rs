@@ -92,7 +92,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, ValueError> {
     let (number, unit) = lower.split_at(digits);
     let unit = unit.trim_start();
     let exponent = match unit.trim_end_matches('b').trim_end_matches('i') {
-        "" if unit.len() <= 1 => 0,
+        "" if matches!(unit, "" | "b") => 0,
         "k" => 1,
         "m" => 2,
         "g" => 3,
