@@ -4,6 +4,9 @@
 //! and `buildctl-daemonless.sh` are this plus a session in the same process.
 
 pub mod api;
+mod flight;
+mod places;
+mod progress;
 
 pub use api::{
     CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,
