@@ -1,6 +1,6 @@
 //! One build: its client, its progress, what it was allowed, where its vertices come from.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -125,8 +125,6 @@ pub(crate) struct Built {
     pub(crate) platforms: Vec<BuiltPlatform>,
     /// An index is wanted, even for one platform.
     pub(crate) multi: bool,
-    /// Other texts that the frontend answers with.
-    pub(crate) metadata: BTreeMap<String, Vec<u8>>,
 }
 
 /// The result for one platform.

@@ -14,12 +14,13 @@ mod frontend;
 mod images;
 mod job;
 mod local;
+mod open;
 mod ops;
 mod places;
 mod tar_source;
 mod tree;
 
 pub use api::{
-    CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice, SolveRequest,
+    CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, Isolation, PruneOptions, SnapshotterChoice, SolveRequest,
     SolveResponse, UsageRecord,
 };

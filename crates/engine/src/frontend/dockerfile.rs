@@ -61,7 +61,6 @@ pub(crate) async fn build(
             spans: warning.spans.clone(),
         }));
     }
-    let metadata = built.metadata();
     let multi = built.multi_platform;
     let solved = built.platforms.into_iter().map(|platform| async move {
         let graph = read(platform.definition)?;
@@ -75,7 +74,7 @@ pub(crate) async fn build(
             epoch: platform.epoch,
         })
     });
-    Ok(Built { platforms: try_join_all(solved).await?, multi, metadata })
+    Ok(Built { platforms: try_join_all(solved).await?, multi })
 }
 
 /// Reads a definition that a client or a frontend made.
