@@ -41,19 +41,8 @@ pub struct EngineOptions {
     pub lock_wait: Duration,
     /// Environment for outgoing connections: proxy variables, from the program's environment.
     pub proxy: BTreeMap<String, String>,
-    /// How the process is locked in.
-    pub isolation: Isolation,
-}
-
-/// How the process is locked in: what its user namespace allows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Isolation {
-    /// It is in a user namespace of its own.
-    pub in_user_namespace: bool,
-    /// Only one id is mapped there: other owners are recorded beside the files.
-    pub single_id: bool,
-    /// The id map; states of different maps are kept apart.
-    pub id_map: String,
+    /// What `sys::userns::enter` got at the start of the program.
+    pub isolation: sys::userns::Isolation,
 }
 
 /// Which snapshotter to use.

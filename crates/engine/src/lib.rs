@@ -21,6 +21,6 @@ mod tar_source;
 mod tree;
 
 pub use api::{
-    CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, Isolation, PruneOptions, SnapshotterChoice, SolveRequest,
+    CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice, SolveRequest,
     SolveResponse, UsageRecord,
 };

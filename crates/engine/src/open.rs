@@ -47,14 +47,8 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
     let scratch = store.dir().join("mounts");
     let made = std::fs::create_dir_all(&scratch);
     made.map_err(|e| Fault::because(Kind::Environment, format!("cannot create `{}`", scratch.display()), e))?;
-    let executor = executor::new(executor::Options {
-        scratch: store.dir().join("steps"),
-        rootless: options.isolation.in_user_namespace,
-        process_sandbox: !options.config.worker.oci.no_process_sandbox,
-        cgroup_parent: options.config.worker.oci.default_cgroup_parent.clone(),
-        ..executor::Options::default()
-    })
-    .map_err(|e| Fault::because(Kind::Environment, "cannot run steps here", e))?;
+    let executor = executor::open(store.dir().join("steps"), &options.isolation);
+    let executor = executor.map_err(|e| Fault::because(Kind::Environment, "cannot run steps here", e))?;
 
     let settings = Settings { proxies: Proxies::from_vars(|name| options.proxy.get(name).cloned()), ..Settings::default() };
     let client = registry::Client::new(Pools::new(settings), registries(&options.config), Limits::default());

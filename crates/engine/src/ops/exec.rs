@@ -77,7 +77,10 @@ fn run_fault(ctx: &OpContext, meta: &pb::Meta, error: executor::Error) -> Fault 
 }
 
 fn executor_kind(error: &executor::Error) -> Kind {
-    if error.is_users_mistake() { Kind::User } else { Kind::Environment }
+    match error {
+        executor::Error::Invalid(_) => Kind::User,
+        _ => Kind::Environment,
+    }
 }
 
 fn exit_fault(meta: &pb::Meta, exit: &Exit) -> Fault {
