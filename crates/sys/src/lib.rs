@@ -3,4 +3,7 @@
 //! The only crate with `unsafe`. Everything above asks for what it means ("mount this view there",
 //! "open this path inside that root") and gets errors that name the call and the path.
 
+pub mod copy;
 pub mod mount;
+pub mod shadow;
+pub mod xattr;
