@@ -324,7 +324,7 @@ fn trees_that_forbid_it_are_removed_all_the_same() {
     let deep = dir.path().join("x/closed/inner");
     std::fs::create_dir_all(&deep).expect("directories");
     write(deep.join("file"), "x");
-    std::fs::set_permissions(&deep, std::fs::Permissions::from_mode(0)).expect("closed");
+    std::fs::set_permissions(&deep, std::fs::Permissions::from_mode(0o000)).expect("closed");
     std::fs::set_permissions(dir.path().join("x/closed"), std::fs::Permissions::from_mode(0o500)).expect("closed");
     crate::snapshot::tree::remove_tree(&dir.path().join("x")).expect("removed");
     assert!(!dir.path().join("x").exists());

@@ -140,7 +140,7 @@ impl Table {
             return bytes.is_empty().then_some(table);
         };
         let fields: Vec<&[u8]> = body.split(|b| *b == 0).collect();
-        if fields.len() % 4 != 0 {
+        if !fields.len().is_multiple_of(4) {
             return None;
         }
         for record in fields.chunks_exact(4) {

@@ -126,7 +126,7 @@ impl Snapshots {
         };
         let stacked = inner.driver.driver == Driver::Overlay;
         let links = if stacked { tree::read_links(inner, *id)? } else { self.link_owners(id)? };
-        let view = Merged::open(&[top.clone()], shadowed(inner, links)).map_err(|e| Error::io("open", &top, e))?;
+        let view = Merged::open(std::slice::from_ref(&top), shadowed(inner, links)).map_err(|e| Error::io("open", &top, e))?;
         run(&view, &mut visit, |sequence| match stacked && !opaque {
             true => overlay::walk(&view, &below, sequence),
             false => trees::walk(&below, &view, sequence),
