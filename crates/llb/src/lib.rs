@@ -5,7 +5,9 @@
 //! were received, never over a re-encoding. No I/O, no async.
 
 pub mod build;
+mod go_json;
 mod graph;
+pub mod key;
 pub mod text;
 
 pub use graph::{Edge, Error, Graph, Limits, Vertex, VertexId};

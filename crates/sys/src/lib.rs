@@ -6,9 +6,12 @@
 mod error;
 mod raw;
 
+pub mod caps;
 pub mod copy;
 pub mod mount;
 pub mod ns;
+pub mod process;
+pub mod seccomp;
 pub mod shadow;
 pub mod xattr;
 
