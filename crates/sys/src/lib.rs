@@ -10,6 +10,7 @@ pub mod caps;
 pub mod copy;
 pub mod mount;
 pub mod ns;
+pub mod path;
 pub mod process;
 pub mod seccomp;
 pub mod shadow;
