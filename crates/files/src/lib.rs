@@ -9,6 +9,7 @@ pub mod lexical;
 mod parallel;
 pub mod pattern;
 mod stat;
+pub mod untar;
 pub mod walk;
 mod xattr;
 
