@@ -233,7 +233,7 @@ impl Engine {
             let tree = match platform.tree {
                 Tree::Empty => None,
                 Tree::Snapshot(hold) => Some(hold),
-                Tree::Local(local) => Some(local.copied_for_export(&self.core).await?),
+                Tree::Local(local) => Some(local.copied(&self.core, Cancel::new()).await?),
             };
             result.platforms.push(PlatformResult {
                 id: platform.id,

@@ -44,7 +44,7 @@ pub(crate) struct CacheMounts(Mutex<HashMap<SnapshotId, Weak<Inner>>>);
 impl Core {
     /// The directory that a cache mount stands for; waits where it is locked by another step.
     pub(crate) async fn cache_mount(
-        &self,
+        self: &Arc<Self>,
         ctx: &OpContext,
         mount: &pb::Mount,
         from: &Tree,

@@ -60,7 +60,7 @@ impl Core {
                 self.fill(ctx.job(), &ctx.tasks, hold).await?;
                 Ok(Some(hold.clone()))
             }
-            Tree::Local(local) => local.copied(self, ctx).await.map(Some),
+            Tree::Local(local) => local.copied(self, ctx.blocking_cancel()).await.map(Some),
         }
     }
 

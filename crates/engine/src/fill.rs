@@ -8,9 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base::{Digest, Fault, Kind};
 use futures_util::FutureExt as _;
+use files::untar::Limits;
 use futures_util::future::try_join_all;
-use image::layer::compression::Unpacker;
-use image::layer::tar;
 use image::{Descriptor, Reference};
 use registry::{BlobStart, BlockingBlob};
 use store::{Claim, Hold, LazyLayer, SnapshotId};
@@ -20,10 +19,6 @@ use crate::flight::Flights;
 use crate::images::registry_fault;
 use crate::job::Job;
 use base::report::{Task, Tasks};
-use crate::tar_source::TarSource;
-
-/// The most that one layer may unpack to: beyond it a blob is taken for a decompression bomb.
-const LAYER_LIMIT: u64 = 1 << 40;
 
 /// Layers and blobs on their way in.
 #[derive(Default)]
@@ -85,52 +80,16 @@ async fn fill_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, id: SnapshotId) 
     };
     let mut extracting = tasks.start(format!("extracting {}", layer.digest), 0);
     extracting.at(0);
-    let descriptor = Descriptor::new(layer.media_type.clone(), layer.digest, layer.size);
     blocking(move || {
-        let unpack = |target: &store::FillTarget| -> Result<store::Filled, Failure> {
-            let mut unpacker = Unpacker::start(source.reader, &descriptor, LAYER_LIMIT).map_err(io::Error::other)?;
-            let filled = target.unpack(&mut TarSource(tar::Reader::new(&mut unpacker)))?;
-            let unpacked = unpacker.finish().map_err(io::Error::other)?;
-            if unpacked.diff_id != layer.diff_id {
-                let text = format!("it unpacks to {}, but the image's config says {}", unpacked.diff_id, layer.diff_id);
-                return Err(io::Error::other(text).into());
-            }
-            (source.finish)()?;
-            Ok(filled)
-        };
-        let result = snapshots.fill(&id, unpack);
+        let filled = snapshots.unpack(&id, source.reader, &Limits::default(), &base::Cancel::new());
         drop(extracting);
-        result.map_err(|failure| match failure {
-            Failure::Fault(fault) => fault,
-            Failure::Io(error) => broken(&layer, error),
-            Failure::Store(error) => store_fault(&format!("cannot unpack layer {}", layer.digest), error),
-        })
+        match filled {
+            Ok(()) => (source.finish)(),
+            Err(error) if error.is_no_space() => Err(store_fault("cannot unpack a layer", error)),
+            Err(error) => Err(Fault::because(Kind::Remote, format!("cannot unpack layer {}", layer.digest), error)),
+        }
     })
     .await
-}
-
-enum Failure {
-    Fault(Fault),
-    Io(io::Error),
-    Store(store::Error),
-}
-
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
-        Failure::Fault(fault)
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Failure::Io(error)
-    }
-}
-
-impl From<store::Error> for Failure {
-    fn from(error: store::Error) -> Self {
-        Failure::Store(error)
-    }
 }
 
 fn broken(layer: &LazyLayer, error: io::Error) -> Fault {

@@ -17,7 +17,6 @@ mod local;
 mod open;
 mod ops;
 mod places;
-mod tar_source;
 mod tree;
 
 pub use api::{

@@ -48,10 +48,10 @@ impl LocalTree {
     }
 
     /// The directory as a snapshot, made when first asked for.
-    pub(crate) async fn copied(self: &Arc<Self>, core: &Core, ctx: &OpContext) -> Result<Arc<Hold>, Fault> {
+    pub(crate) async fn copied(self: &Arc<Self>, core: &Core, cancel: base::Cancel) -> Result<Arc<Hold>, Fault> {
         let copy = self.copy.get_or_try_init(|| async {
             let active = core.prepare(None, "local source").await?;
-            let (tree, dir, cancel) = (self.clone(), active.dir(), ctx.blocking_cancel());
+            let (tree, dir) = (self.clone(), active.dir());
             blocking(move || crate::ops::copy_everything(&tree, &dir, &cancel)).await?;
             match core.commit(active).await? {
                 Tree::Snapshot(hold) => Ok(hold),

@@ -6,6 +6,7 @@ use base::{Fault, Kind, Platform};
 use http_client::{KeyPair, Pools, Proxies, Settings};
 use registry::{Limits, Registries, RegistryConfig};
 use store::{Driver as StoreDriver, OpenOptions, Store};
+use sys::userns::Ids;
 
 use crate::api::{Engine, EngineOptions, SnapshotterChoice};
 use crate::cache_mount::CacheMounts;
@@ -33,10 +34,10 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
             SnapshotterChoice::Overlay => StoreDriver::Overlay,
             SnapshotterChoice::Copy => StoreDriver::Copy,
         },
-        userxattr: options.isolation.in_user_namespace,
+        userxattr: options.isolation.nested,
         lock_wait: options.lock_wait,
-        identity: options.isolation.id_map.clone(),
-        shadow: options.isolation.single_id,
+        identity: id_map(),
+        shadow: options.isolation.ids == Ids::Single,
         // What a crash of the machine could lose is verified or dropped at the next start; builds do not wait for disks.
         sync_on_close: false,
     };
@@ -67,6 +68,13 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
     });
     let driver = Driver::start(core.clone(), parallelism);
     Ok(Engine::new(core, driver, entitlements, gc))
+}
+
+/// Which ids of the machine ours stand for: trees written under another map have other owners.
+fn id_map() -> String {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let words = [read("/proc/self/uid_map"), read("/proc/self/gid_map")];
+    words.map(|map| map.split_whitespace().collect::<Vec<_>>().join(" ")).join("; ")
 }
 
 fn gc_rule(rule: config::PrunePolicy) -> store::PruneOptions {

@@ -3,17 +3,14 @@
 //! tar, digest, compression, digest and store are one streaming pass. A blob is remembered beside its snapshot, by
 //! variant: compression, level and, for rewritten timestamps, the epoch.
 
-use std::io::{self, Write};
 use std::sync::Arc;
 
 use base::{Digest, Fault, Kind};
-use image::layer::compression::Compressor;
-use image::layer::tar;
-use image::layer::{Entry, EntryKind, Time};
-use image::{Compression, CompressionOptions, Descriptor, Flavor, media_type};
-use store::{Change, ChangeKind, FileKind, LayerRecord, LazyLayer, SnapshotId, Store};
+use image::layer::{Entry, Time};
+use image::{Compression, CompressionOptions, Descriptor, media_type};
+use store::{LayerRecord, LazyLayer, SnapshotId, Store};
 
-use crate::{Context, ImageOptions, blocking, image_fault, store_fault};
+use crate::{Context, ImageOptions, blocking, store_fault};
 
 /// One layer of a result.
 #[derive(Clone, Debug)]
@@ -83,8 +80,7 @@ async fn layer(
 }
 
 fn compression(options: &ImageOptions, threads: usize) -> CompressionOptions {
-    let wanted = options.compression;
-    CompressionOptions { kind: wanted.kind, level: wanted.level, force: wanted.force, threads }
+    CompressionOptions { threads, ..options.compression }
 }
 
 /// Whether a layer that was pulled will do as it is.
@@ -138,141 +134,32 @@ fn make(
     epoch: Option<i64>,
     cancel: &base::Cancel,
 ) -> Result<LayerRecord, Fault> {
-    let writer = store.content().writer(None, None).map_err(|e| store_fault("cannot write a layer", e))?;
-    let compressor = Compressor::new(Sink(writer), wanted).map_err(|e| image_fault("cannot write a layer", e))?;
-    let mut tar = tar::Writer::new(compressor);
-    write_changes(store, id, epoch, &mut tar, cancel)?;
-    let compressor = tar.finish().map_err(|e| image_fault("cannot write a layer", e))?;
-    let (compressed, sink) = compressor.finish().map_err(|e| image_fault("cannot write a layer", e))?;
-    let blob = sink.0.finish().map_err(|e| store_fault("cannot write a layer", e))?;
-    let record = LayerRecord {
-        digest: blob.digest,
-        size: blob.size,
-        diff_id: compressed.diff_id,
-        media_type: Flavor::Oci.layer(wanted.kind).to_owned(),
-        annotations: Default::default(),
-    };
-    let record = store.snapshots().set_layer(&id, variant, record);
-    let record = record.map_err(|e| store_fault("cannot remember a layer", e))?;
-    store.content().attach(&record.digest, &id).map_err(|e| store_fault("cannot remember a layer", e))?;
-    Ok(record)
+    let map = EntryMap::of(epoch);
+    store
+        .snapshots()
+        .make_blob_with(&id, variant, wanted, cancel, |entry| map.apply(entry))
+        .map_err(|e| store_fault("cannot write a layer", e))
 }
 
-/// A content writer as `Write`.
-struct Sink(store::Writer);
+/// What becomes of an entry on its way out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum EntryMap {
+    Keep,
+    /// No time is later: seconds since 1970.
+    Clamp(i64),
+}
 
-impl Write for Sink {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.0.append(buf).map(|()| buf.len()).map_err(io::Error::other)
+impl EntryMap {
+    pub(crate) fn of(epoch: Option<i64>) -> EntryMap {
+        epoch.map_or(EntryMap::Keep, EntryMap::Clamp)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-enum Failure {
-    Store(store::Error),
-    Image(image::Error),
-    Io(Vec<u8>, io::Error),
-    Cancelled,
-}
-
-impl From<store::Error> for Failure {
-    fn from(error: store::Error) -> Self {
-        Failure::Store(error)
-    }
-}
-
-impl Failure {
-    fn into_fault(self) -> Fault {
-        match self {
-            Failure::Store(error) => store_fault("cannot read a snapshot", error),
-            Failure::Image(error) => image_fault("cannot write a layer", error),
-            Failure::Io(path, error) => {
-                let path = String::from_utf8_lossy(&path).into_owned();
-                Fault::because(Kind::Environment, format!("cannot read `{path}` of a snapshot"), error)
-            }
-            Failure::Cancelled => Fault::cancelled(),
+    pub(crate) fn apply(self, entry: &mut Entry) {
+        if let EntryMap::Clamp(epoch) = self
+            && entry.mtime.secs >= epoch
+        {
+            entry.mtime = Time { secs: epoch, nanos: 0 };
         }
-    }
-}
-
-fn write_changes<W: Write>(
-    store: &Store,
-    id: SnapshotId,
-    epoch: Option<i64>,
-    tar: &mut tar::Writer<W>,
-    cancel: &base::Cancel,
-) -> Result<(), Fault> {
-    let visit = |change: &Change| append(change, epoch, tar, cancel);
-    store.snapshots().changes(&id, visit).map_err(Failure::into_fault)
-}
-
-/// Writes everything in a snapshot, as a tree of its own.
-pub(crate) fn write_tree<W: Write>(
-    store: &Store,
-    id: Option<SnapshotId>,
-    prefix: &[u8],
-    epoch: Option<i64>,
-    tar: &mut tar::Writer<W>,
-    cancel: &base::Cancel,
-) -> Result<(), Fault> {
-    let visit = |change: &Change| {
-        let mut change = change.clone();
-        change.path = [prefix, &change.path].concat();
-        change.hardlink = change.hardlink.map(|target| [prefix, &target].concat());
-        append(&change, epoch, tar, cancel)
-    };
-    store.snapshots().changes_between(None, id.as_ref(), visit).map_err(Failure::into_fault)
-}
-
-fn append<W: Write>(
-    change: &Change,
-    epoch: Option<i64>,
-    tar: &mut tar::Writer<W>,
-    cancel: &base::Cancel,
-) -> Result<(), Failure> {
-    cancel.check().map_err(|_| Failure::Cancelled)?;
-    let entry = entry(change, epoch);
-    let appended = match &entry.kind {
-        EntryKind::File { size } if *size > 0 => {
-            let file = change.open().map_err(|e| Failure::Io(change.path.clone(), e))?;
-            tar.append(&entry, file)
-        }
-        _ => tar.append(&entry, io::empty()),
-    };
-    appended.map_err(Failure::Image)
-}
-
-fn entry(change: &Change, epoch: Option<i64>) -> Entry {
-    let Some(metadata) = change.metadata.as_ref().filter(|_| change.kind != ChangeKind::Delete) else {
-        let mut entry = Entry::whiteout(&change.path);
-        clamp(&mut entry.mtime, epoch);
-        return entry;
-    };
-    let kind = match (&change.hardlink, &metadata.kind) {
-        (Some(target), _) => EntryKind::HardLink { target: target.clone() },
-        (None, FileKind::Regular) => EntryKind::File { size: metadata.size },
-        (None, FileKind::Directory) => EntryKind::Directory,
-        (None, FileKind::Symlink(target)) => EntryKind::Symlink { target: target.clone() },
-        (None, FileKind::CharDevice(major, minor)) => EntryKind::CharDevice { major: *major, minor: *minor },
-        (None, FileKind::BlockDevice(major, minor)) => EntryKind::BlockDevice { major: *major, minor: *minor },
-        (None, FileKind::Fifo) => EntryKind::Fifo,
-    };
-    let mut entry = Entry::new(change.path.clone(), kind, metadata.mode);
-    (entry.uid, entry.gid) = (metadata.uid, metadata.gid);
-    entry.mtime = Time { seconds: metadata.mtime.0, nanos: metadata.mtime.1 };
-    clamp(&mut entry.mtime, epoch);
-    // Layers hold capabilities and nothing else, as upstream's do.
-    let kept = metadata.xattrs.iter().filter(|(name, _)| name == b"security.capability");
-    entry.xattrs = kept.cloned().collect();
-    entry
-}
-
-fn clamp(time: &mut Time, epoch: Option<i64>) {
-    if let Some(epoch) = epoch.filter(|epoch| time.seconds >= *epoch) {
-        *time = Time { seconds: epoch, nanos: 0 };
     }
 }
 
@@ -292,10 +179,11 @@ mod tests {
 
     #[test]
     fn times_are_clamped_down_only() {
-        for (seconds, nanos, wanted) in [(5, 7, (5, 7)), (10, 7, (10, 0)), (11, 0, (10, 0))] {
-            let mut time = Time { seconds, nanos };
-            clamp(&mut time, Some(10));
-            assert_eq!((time.seconds, time.nanos), wanted);
+        for (secs, nanos, wanted) in [(5, 7, (5, 7)), (10, 7, (10, 0)), (11, 0, (10, 0))] {
+            let mut entry = Entry::new(*b"f", image::layer::EntryKind::Directory, 0o755);
+            entry.mtime = Time { secs, nanos };
+            EntryMap::Clamp(10).apply(&mut entry);
+            assert_eq!((entry.mtime.secs, entry.mtime.nanos), wanted);
         }
     }
 }

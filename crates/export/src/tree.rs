@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use base::report::Task;
 use base::{Fault, Kind};
 use files::untar;
-use image::layer::tar;
+use image::layer::{Entry, EntryKind, tar};
 use session::Output;
+use store::TarSource;
 
-use crate::layer::write_tree;
+use crate::layer::EntryMap;
 use crate::{BuildResult, Context, PlatformResult, blocking};
 
 pub(crate) async fn write(
@@ -41,11 +42,19 @@ pub(crate) async fn write(
         for (prefix, platform) in &platforms {
             if !prefix.is_empty() {
                 let path = prefix[..prefix.len() - 1].to_vec();
-                let entry = image::layer::Entry::new(path, image::layer::EntryKind::Directory, 0o755);
+                let entry = Entry::new(path, EntryKind::Directory, 0o755);
                 tar.append(&entry, io::empty()).map_err(io::Error::other)?;
             }
             let id = platform.tree.as_ref().map(|tree| tree.id());
-            write_tree(&store, id, prefix, epoch, &mut tar, &cancel).map_err(io::Error::other)?;
+            let map = |entry: &mut Entry| {
+                EntryMap::of(epoch).apply(entry);
+                entry.path.splice(0..0, prefix.iter().copied());
+                if let EntryKind::HardLink { target } = &mut entry.kind {
+                    target.splice(0..0, prefix.iter().copied());
+                }
+            };
+            let snapshots = store.snapshots();
+            snapshots.append_tree(id.as_ref(), &mut tar, &cancel, map).map_err(io::Error::other)?;
         }
         tar.finish().map(drop).map_err(io::Error::other)
     };
@@ -85,23 +94,11 @@ fn copy_out(dir: &Path, write_all: impl FnOnce(&mut dyn Write) -> io::Result<()>
 /// Unpacks a tar that we wrote ourselves into a directory of the user.
 pub(crate) fn unpack_into(dir: &Path, mut tar: impl Read) -> io::Result<()> {
     let root = untar::open_root(dir)?;
-    let mut source = OwnTar(tar::Reader::new(&mut tar));
-    // Files belong to whoever runs the build where the kernel refuses other owners, as with any copy.
-    let options = untar::Options::for_user_directory();
+    let mut source = TarSource(tar::Reader::new(&mut tar));
+    // Files belong to whoever runs the build, as BuildKit's clients write them: 0 is that user in every namespace.
+    let options = untar::Options { owner: Some((0, 0)), ..untar::Options::archive() };
     untar::unpack(&root, &mut source, &options).map_err(io::Error::other)?;
     io::copy(&mut tar, &mut io::sink()).map(drop)
-}
-
-struct OwnTar<R>(tar::Reader<R>);
-
-impl<R: Read> untar::Source for OwnTar<R> {
-    fn next(&mut self) -> io::Result<Option<untar::Entry>> {
-        Ok(self.0.next_entry().map_err(io::Error::other)?.map(untar::Entry::from))
-    }
-
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buf)
-    }
 }
 
 /// Where one stream goes.

@@ -10,6 +10,7 @@ use llb::pb;
 use sys::mount::FsView;
 
 use super::OpContext;
+use crate::cache_mount::CacheDir;
 use crate::core::active_view;
 use crate::tree::Tree;
 
@@ -114,7 +115,7 @@ struct Prepared {
     outputs: Vec<(i64, Output)>,
     /// Writable mounts that nobody reads afterwards, and cache mounts: kept until the step has ended.
     scratch: Vec<store::Active>,
-    caches: Vec<store::CacheMount>,
+    caches: Vec<CacheDir>,
     shm_size: Option<ByteSize>,
 }
 
@@ -150,7 +151,7 @@ impl Prepared {
             }
             pb::MountType::Cache => {
                 let cache = ctx.core.cache_mount(ctx, mount, &input).await?;
-                let view = cache.view()?;
+                let view = cache.view();
                 self.caches.push(cache);
                 MountSource::View { view, subpath: mount.selector.clone(), read_only: mount.readonly }
             }

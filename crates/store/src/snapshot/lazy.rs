@@ -136,20 +136,24 @@ impl Snapshots {
         tree::remove_tree(&dir).map_err(|e| Error::io("remove", &dir, e))?;
         std::fs::create_dir(&dir).map_err(|e| Error::io("create directory", &dir, e))?;
         rustix::fs::chmod(&dir, 0o755.into()).map_err(|e| Error::io("set the mode of", &dir, e))?;
+        let parent = inner.snapshots.with(id, |record| record.parent).flatten();
+        if let (Driver::Copy, Some(parent)) = (inner.driver.driver, parent) {
+            let below = tree::layer_dirs(inner, parent)?;
+            active::copy_tree(&below[0], &dir)?;
+        }
+        Ok(FillTarget { dir, options: self.layer_options() })
+    }
+
+    /// How the driver writes what a layer's tar says.
+    pub(crate) fn layer_options(&self) -> untar::Options {
+        let inner = &self.0.inner;
         let whiteouts = match inner.driver.driver {
-            Driver::Copy => {
-                let parent = inner.snapshots.with(id, |record| record.parent).flatten();
-                if let Some(parent) = parent {
-                    let below = tree::layer_dirs(inner, parent)?;
-                    active::copy_tree(&below[0], &dir)?;
-                }
-                Whiteouts::Delete
-            }
+            Driver::Copy => Whiteouts::Delete,
             _ => Whiteouts::Overlay { userxattr: inner.driver.userxattr },
         };
         let mut options = untar::Options::layer(whiteouts);
         options.shadow = inner.options.shadow;
-        Ok(FillTarget { dir, options })
+        options
     }
 
     fn add_sources(&self, known: &Hold, layer: &LazyLayer) -> Result<()> {
