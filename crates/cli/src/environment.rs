@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// The environment of the program.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
-    variables: BTreeMap<String, String>,
+    pub(crate) variables: BTreeMap<String, String>,
     /// Standard input is a terminal.
     pub stdin_is_terminal: bool,
     /// Standard output is a terminal.

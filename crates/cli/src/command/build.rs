@@ -14,7 +14,6 @@ use super::{Action, not_yet};
 use crate::daemonless::{BuildPlan, Scratch, run};
 use crate::display::Mode;
 use crate::environment::Environment;
-use crate::fault::print_warning;
 use crate::spec::cache::{Direction, caches};
 use crate::spec::context::{NamedContext, build_context, is_remote};
 use crate::spec::output::Export;
@@ -138,7 +137,7 @@ pub struct Build {
     check: bool,
 
     #[command(flatten)]
-    pub engine: EngineArgs,
+    engine: EngineArgs,
 }
 
 impl Build {

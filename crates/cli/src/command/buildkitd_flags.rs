@@ -106,7 +106,7 @@ pub struct BuildkitdFlags {
 /// Flags that are about a daemon's sockets, about containerd, or about devices and traces that a daemonless build
 /// does not have.
 #[derive(Clone, Debug, Default, clap::Args)]
-#[expect(clippy::struct_field_names, dead_code, reason = "parsed so that scripts go on working, and not used")]
+#[expect(dead_code, reason = "parsed so that scripts go on working, and not used")]
 struct NoEffect {
     #[arg(long)]
     addr: Vec<String>,
