@@ -22,7 +22,7 @@ use crate::spec::{allow, docker, invalid, output, secret};
 
 /// Build an image from a Dockerfile.
 ///
-/// Without --output, --push or --tag the result stays in the build cache.
+/// Without --output or --push the result stays in the build cache.
 #[derive(Clone, Debug, Default, Args)]
 #[command(visible_alias = "b")]
 pub struct Build {

@@ -106,7 +106,6 @@ pub struct BuildkitdFlags {
 /// Flags that are about a daemon's sockets, about containerd, or about devices and traces that a daemonless build
 /// does not have.
 #[derive(Clone, Debug, Default, clap::Args)]
-#[expect(dead_code, reason = "parsed so that scripts go on working, and not used")]
 struct NoEffect {
     #[arg(long)]
     addr: Vec<String>,
@@ -171,7 +170,7 @@ impl BuildkitdFlags {
             Ok(Action::Print(_) | Action::Simple(_) | Action::Engine(_)) => {
                 Fault::user("BUILDKITD_FLAGS asks for help instead of a daemon")
             }
-            Err(fault) => fault.context("BUILDKITD_FLAGS"),
+            Err(fault) => Fault::user(fault.cause()).context("BUILDKITD_FLAGS").hint("it takes the flags of buildkitd"),
         })
     }
 

@@ -314,7 +314,13 @@ fn tty_fits_small_terminals() {
     tty.refresh(at(200));
     let mut screen = Screen::new(40);
     screen.write(&out.text());
-    assert_snapshot!(screen.text(), @"");
+    assert_snapshot!(screen.text(), @r"
+    [+] Building 0.2s (3/5)
+     => [1/5] RUN a long command line  0.1s
+     => [2/5] RUN a long command line  0.1s
+     => [3/5] RUN a long command line  0.2s
+     => [4/5] RUN a long command line  0.2s
+    ");
     assert!(!out.text().contains("\x1b[34m"), "no colour with NO_COLOR");
 }
 

@@ -189,7 +189,8 @@ fn block(item: &Item, index: usize, now: Timestamp, width: usize) -> Block {
     for state in &item.statuses {
         let status = &state.status;
         let amount = amount(status.current, status.total).unwrap_or_default();
-        let end = status.completed.unwrap_or(now);
+        // What a step left open ended with it.
+        let end = status.completed.or(item.ended()).unwrap_or(now);
         let spent = status.started.map_or(0.0, |start| seconds(start, end));
         let color = if status.completed.is_some() { Paint::Done } else { Paint::Plain };
         lines.push(Line { text: row(&format!("=> {}", status.id), &amount, spent, width), color });

@@ -53,7 +53,7 @@ pub fn ulimits(values: &[String]) -> Result<String, Fault> {
 
 /// `--shm-size`, in bytes.
 pub fn shm_size(value: &str) -> Result<String, Fault> {
-    config::parse_bytes(value).map(|bytes| bytes.to_string()).map_err(|error| invalid("--shm-size", value, error))
+    config::parse_bytes(value).map(|bytes| bytes.to_string()).map_err(|error| invalid("--shm-size", value, format!("not {}", error.expected())))
 }
 
 /// `--platform`, repeated or with commas, normalised and in the order given.
