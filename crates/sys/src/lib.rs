@@ -7,9 +7,12 @@ mod error;
 mod raw;
 
 pub mod caps;
+pub mod cgroup;
 pub mod mount;
 pub mod ns;
+pub mod path;
 pub mod process;
 pub mod seccomp;
+pub mod userns;
 
 pub use error::Error;
