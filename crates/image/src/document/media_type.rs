@@ -99,7 +99,7 @@ impl Flavor {
     }
 
     /// A layer's type in this family; a type that has no twin stays.
-    pub fn convert_layer<'a>(self, media_type: &'a str) -> &'a str {
+    pub fn convert_layer(self, media_type: &str) -> &str {
         let pair = LAYER_PAIRS.iter().find(|(oci, docker)| media_type == *oci || media_type == *docker);
         match (pair, self) {
             (Some((oci, _)), Flavor::Oci) => oci,

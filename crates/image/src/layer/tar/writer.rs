@@ -91,7 +91,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    fn write_header(&mut self, header: &Header) -> Result<(), Error> {
+    pub(super) fn write_header(&mut self, header: &Header) -> Result<(), Error> {
         let refuse = |reason| Error::TarWrite { entry: String::from_utf8_lossy(&header.path).into_owned(), reason };
         let is_link_or_directory = matches!(header.flag, TypeFlag::HardLink | TypeFlag::Symlink | TypeFlag::Directory);
         if header.path.ends_with(b"/") && !is_link_or_directory {
