@@ -26,7 +26,8 @@ use program::Program;
 use sys::userns::Isolation;
 
 /// What `--version` prints after the name: package, version and revision, as upstream's programs do.
-pub const VERSION: &str = concat!("github.com/hullworks/hullworks v", env!("CARGO_PKG_VERSION"), " ", env!("HULLWORKS_REVISION"));
+pub const VERSION: &str =
+    concat!("github.com/hullworks/hullworks v", env!("CARGO_PKG_VERSION"), " ", env!("HULLWORKS_REVISION"));
 
 /// Runs the program and answers its exit code: 0 on success, 1 on any failure, as upstream.
 pub fn main() -> ExitCode {

@@ -220,7 +220,8 @@ impl Build {
             }
         };
         set("target", self.target.clone().unwrap_or_default());
-        let default_platform: Vec<String> = environment.get("DOCKER_DEFAULT_PLATFORM").map(str::to_owned).into_iter().collect();
+        let default_platform: Vec<String> =
+            environment.get("DOCKER_DEFAULT_PLATFORM").map(str::to_owned).into_iter().collect();
         set("platform", docker::platforms(if self.platform.is_empty() { &default_platform } else { &self.platform })?);
         set("add-hosts", docker::add_hosts(&self.add_host)?);
         set("ulimit", docker::ulimits(&self.ulimit)?);
@@ -259,7 +260,8 @@ impl Build {
             return Ok(());
         }
         if is_remote(&path) {
-            return Err(not_yet(&format!("a context from a URL or git (`{path}`)")).hint("fetch it first, then build the directory"));
+            return Err(not_yet(&format!("a context from a URL or git (`{path}`)"))
+                .hint("fetch it first, then build the directory"));
         }
         require_dir("PATH", &path, &self.path)?;
         plan.dirs.insert("context".to_owned(), self.path.clone());
@@ -377,7 +379,10 @@ fn dockerfile_of(bytes: &[u8]) -> Result<Scratch, Fault> {
         return Err(not_yet("a context as a tar on standard input").hint("unpack it, then build the directory"));
     }
     if bytes.len() as u64 > MAX_DOCKERFILE {
-        return Err(Fault::user(format!("the Dockerfile on standard input is larger than {} MiB", MAX_DOCKERFILE >> 20)));
+        return Err(Fault::user(format!(
+            "the Dockerfile on standard input is larger than {} MiB",
+            MAX_DOCKERFILE >> 20
+        )));
     }
     Scratch::new()?.with_file("Dockerfile", bytes)
 }

@@ -111,8 +111,10 @@ impl Globals {
             ("--tlsdir", &self.tlsdir),
         ];
         if let Some((flag, _)) = daemon.iter().find(|(_, value)| value.as_deref().is_some_and(|v| !v.is_empty())) {
-            return Err(Fault::user(format!("{flag} is about a daemon, and buildctl-daemonless.sh builds without one"))
-                .hint("the client of a daemon, `buildctl`, comes with a later release"));
+            return Err(Fault::user(format!(
+                "{flag} is about a daemon, and buildctl-daemonless.sh builds without one"
+            ))
+            .hint("the client of a daemon, `buildctl`, comes with a later release"));
         }
         match self.log_format.as_str() {
             "" | "text" | "json" => Ok(()),
@@ -126,7 +128,8 @@ pub fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Action, F
     let mut words = vec![OsString::from("buildctl-daemonless.sh")];
     words.extend(flags_of_program(environment, "BUILDCTL", "buildctl").into_iter().map(OsString::from));
     words.extend(args);
-    let Buildctl { globals, command } = match Buildctl::try_parse_from(goflags::normalize(&Buildctl::command(), words)) {
+    let Buildctl { globals, command } = match Buildctl::try_parse_from(goflags::normalize(&Buildctl::command(), words))
+    {
         Err(error) => return explain(&error),
         Ok(line) => line,
     };
@@ -196,7 +199,8 @@ mod tests {
 
     #[test]
     fn programs_are_built_in_but_their_flags_count() {
-        let flags = |value: &str| flags_of_program(&Environment::with(&[("BUILDKITD", value)]), "BUILDKITD", "buildkitd");
+        let flags =
+            |value: &str| flags_of_program(&Environment::with(&[("BUILDKITD", value)]), "BUILDKITD", "buildkitd");
         assert_eq!(flags("buildkitd"), [""; 0]);
         assert_eq!(flags("/usr/bin/buildkitd --debug --root=/x"), ["--debug", "--root=/x"]);
         assert_eq!(flags("hullworks buildkitd --debug"), ["--debug"]);

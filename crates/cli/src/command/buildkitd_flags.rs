@@ -197,7 +197,9 @@ impl BuildkitdFlags {
         }
         set(&mut config.proxy_network, self.proxy_network.as_ref());
         let oci = &mut config.worker.oci;
-        if let Some(text) = self.oci_worker.as_deref().filter(|text| !text.is_empty() && !text.eq_ignore_ascii_case("auto")) {
+        if let Some(text) =
+            self.oci_worker.as_deref().filter(|text| !text.is_empty() && !text.eq_ignore_ascii_case("auto"))
+        {
             let known = config::parse_bool(text);
             oci.enabled = Some(known.ok_or_else(|| invalid("--oci-worker", text, "known are true, false and auto"))?);
         }
@@ -227,8 +229,10 @@ impl BuildkitdFlags {
     fn refuse_what_is_not_there(&self, settings: &mut Settings) -> Result<(), Fault> {
         let oci = &settings.config.worker.oci;
         if oci.enabled == Some(false) {
-            return Err(Fault::user("the oci worker is switched off, and there is no other: containerd is not offered")
-                .hint("remove --oci-worker=false, or `enabled = false` under [worker.oci]"));
+            return Err(Fault::user(
+                "the oci worker is switched off, and there is no other: containerd is not offered",
+            )
+            .hint("remove --oci-worker=false, or `enabled = false` under [worker.oci]"));
         }
         if !oci.proxy_snapshotter_path.is_empty() {
             return Err(super::not_yet("a proxy snapshotter"));

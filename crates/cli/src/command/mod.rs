@@ -64,8 +64,10 @@ pub(crate) fn explain(error: &clap::Error) -> Result<Action, Fault> {
             let message = lines.next().unwrap_or_default();
             let message = message.strip_prefix("error: ").unwrap_or(message).trim_end_matches(['.', ':']);
             let rest: Vec<&str> = lines.collect();
-            let listed: Vec<&str> = rest.iter().copied().filter(|line| line.starts_with('-') || line.starts_with('<')).collect();
-            let message = if listed.is_empty() { message.to_owned() } else { format!("{message}: {}", listed.join(", ")) };
+            let listed: Vec<&str> =
+                rest.iter().copied().filter(|line| line.starts_with('-') || line.starts_with('<')).collect();
+            let message =
+                if listed.is_empty() { message.to_owned() } else { format!("{message}: {}", listed.join(", ")) };
             let similar = rest.iter().find_map(|line| line.strip_prefix("tip: a similar argument exists: "));
             let fault = Fault::user(message.replace('\'', "`"));
             Err(match (similar, error.kind()) {

@@ -138,7 +138,10 @@ fn complaints_of_buildctl() {
         "frobnicate",
         "",
     ] {
-        all.push_str(&format!("$ buildctl-daemonless.sh {line}\n{}\n\n", outcome(buildctl::parse(words(line), &pipe()))));
+        all.push_str(&format!(
+            "$ buildctl-daemonless.sh {line}\n{}\n\n",
+            outcome(buildctl::parse(words(line), &pipe()))
+        ));
     }
     assert_snapshot!(all);
 }
@@ -179,7 +182,8 @@ fn buildkitd_flags_change_the_configuration() {
                  --allow-insecure-entitlement network.host --allow-insecure-entitlement security.insecure \
                  --oci-worker-platform linux/arm64 --oci-worker-gc=false --trace";
     let flags = flags.split_whitespace().map(str::to_owned).collect();
-    let settings = buildkitd_flags::BuildkitdFlags::parse_words(flags).expect("parses").settings(&pipe()).expect("good");
+    let settings =
+        buildkitd_flags::BuildkitdFlags::parse_words(flags).expect("parses").settings(&pipe()).expect("good");
     assert_eq!(settings.root, std::path::Path::new("/x"));
     assert_eq!(settings.snapshotter, engine::SnapshotterChoice::Copy);
     assert_eq!(settings.log, Some(tracing::Level::TRACE));
@@ -198,7 +202,8 @@ fn buildkitd_flags_change_the_configuration() {
 /// Parses `hullworks build` and answers the plan.
 fn plan(line: &str, environment: &Environment) -> crate::daemonless::BuildPlan {
     let parsed = Command::new("build");
-    let parsed = <build::Build as clap::Args>::augment_args(parsed).no_binary_name(true).try_get_matches_from(words(line));
+    let parsed =
+        <build::Build as clap::Args>::augment_args(parsed).no_binary_name(true).try_get_matches_from(words(line));
     let build = <build::Build as clap::FromArgMatches>::from_arg_matches(&parsed.expect("parses")).expect("parses");
     build.plan(environment).expect("a plan")
 }
@@ -244,7 +249,8 @@ fn what_hullworks_build_means() {
     ");
     let dirs: Vec<String> = plan.dirs.iter().map(|(name, dir)| format!("{name}={}", dir.display())).collect();
     assert_eq!(dirs, ["context=/proc", "dockerfile=/proc", "src=/sys"]);
-    let exports: Vec<String> = plan.exports.iter().map(|e| format!("{} {:?}", e.request.kind, e.request.attrs)).collect();
+    let exports: Vec<String> =
+        plan.exports.iter().map(|e| format!("{} {:?}", e.request.kind, e.request.attrs)).collect();
     assert_eq!(
         exports,
         [
@@ -261,7 +267,8 @@ fn what_hullworks_build_means() {
 
 #[test]
 fn defaults_of_hullworks_build() {
-    let environment = Environment::with(&[("DOCKER_DEFAULT_PLATFORM", "linux/arm64"), ("BUILDKIT_PROGRESS", "rawjson")]);
+    let environment =
+        Environment::with(&[("DOCKER_DEFAULT_PLATFORM", "linux/arm64"), ("BUILDKIT_PROGRESS", "rawjson")]);
     let quiet = plan("-q --push -t a /proc", &environment);
     assert_eq!(options(&quiet), BTreeMap::from([("platform".to_owned(), "linux/arm64".to_owned())]));
     assert!(quiet.print_id && quiet.mode == crate::display::Mode::Quiet);

@@ -143,7 +143,8 @@ fn plain_warnings_groups_and_repeated_runs() {
         file: None,
         spans: Vec::new(),
     };
-    let cached = |name: &str, weak, run: i64| Vertex { cached: true, group: group(weak), ..vertex(name, Some(run), Some(run)) };
+    let cached =
+        |name: &str, weak, run: i64| Vertex { cached: true, group: group(weak), ..vertex(name, Some(run), Some(run)) };
     let events = [
         (0, Event::Vertex(vertex(LOAD, Some(0), None))),
         (10, Event::Warning(warning)),
@@ -185,7 +186,8 @@ fn long_names_are_cut_on_request() {
 fn raw_json_is_upstreams() {
     let out = Shared::default();
     let mut raw = rawjson::RawJson::new(Box::new(out.clone()));
-    let file = Arc::new(SourceFile { name: "Dockerfile".into(), data: b"FROM a\n".to_vec(), language: "Dockerfile".into() });
+    let file =
+        Arc::new(SourceFile { name: "Dockerfile".into(), data: b"FROM a\n".to_vec(), language: "Dockerfile".into() });
     let events = [
         Event::Vertex(Vertex { inputs: vec![Digest::of("i")], ..vertex("v", Some(0), None) }),
         status("v", "s", (0, 7), 5, 1, None),
@@ -254,7 +256,9 @@ impl Screen {
 
     fn control(&mut self, parameters: &str, end: char) {
         match (parameters, end) {
-            (count, 'A') => self.row = self.row.checked_sub(count.parse().expect("a number")).expect("not above the top"),
+            (count, 'A') => {
+                self.row = self.row.checked_sub(count.parse().expect("a number")).expect("not above the top")
+            }
             ("", 'K') => self.rows[self.row].truncate(self.column),
             ("", 'J') => {
                 self.rows[self.row].truncate(self.column);
@@ -306,7 +310,10 @@ fn tty_fits_small_terminals() {
     let mut tty = tty::Tty::new(Box::new(out.clone()), &Environment::with(&[("NO_COLOR", "1")])).with_size(size);
     for number in 0..5 {
         let done = (number < 3).then_some(100);
-        tty.update(&[Event::Vertex(vertex(&format!("[{number}/5] RUN a long command line {number}"), Some(0), done))], at(0));
+        tty.update(
+            &[Event::Vertex(vertex(&format!("[{number}/5] RUN a long command line {number}"), Some(0), done))],
+            at(0),
+        );
     }
     for number in 3..5 {
         tty.update(&[log(&format!("[{number}/5] RUN a long command line {number}"), 100, "x\ny\nz\n")], at(100));

@@ -152,7 +152,8 @@ struct Block {
 /// The lines of a frame. The last one shows everything; the others what fits.
 fn frame(trace: &Trace, now: Timestamp, size: Size, log_lines: usize, last: bool) -> Vec<Line> {
     let width = size.columns.saturating_sub(1).max(20);
-    let mut blocks: Vec<Block> = trace.visible.iter().map(|index| block(&trace.items[*index], *index, now, width)).collect();
+    let mut blocks: Vec<Block> =
+        trace.visible.iter().map(|index| block(&trace.items[*index], *index, now, width)).collect();
     if !last {
         let room = size.rows.saturating_sub(2);
         fit(&mut blocks, room);
@@ -239,7 +240,8 @@ fn add_output(trace: &Trace, blocks: &mut [Block], room: usize, log_lines: usize
     for block in talkers {
         let lines = trace.items[block.item].window.last(log_lines.min(free));
         free -= lines.len();
-        let output = lines.iter().map(|line| Line { text: cut(&format!(" => => # {line}"), width), color: Paint::Faint });
+        let output =
+            lines.iter().map(|line| Line { text: cut(&format!(" => => # {line}"), width), color: Paint::Faint });
         block.lines.extend(output);
     }
 }
