@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
+use sys::userns::Isolation;
+
 /// The environment of the program.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
-    variables: BTreeMap<String, String>,
+    pub(crate) variables: BTreeMap<String, String>,
     /// Standard input is a terminal.
     pub stdin_is_terminal: bool,
     /// Standard output is a terminal.
@@ -17,6 +19,8 @@ pub struct Environment {
     pub stderr_is_terminal: bool,
     /// The program was started by an ordinary user, or by root of a user namespace that acts for one.
     pub rootless: bool,
+    /// How steps can be kept apart, once that is known.
+    pub isolation: Option<Isolation>,
 }
 
 impl Environment {
@@ -31,6 +35,7 @@ impl Environment {
             stdout_is_terminal: std::io::stdout().is_terminal(),
             stderr_is_terminal: std::io::stderr().is_terminal(),
             rootless: false,
+            isolation: None,
         };
         environment.rootless = !rustix::process::geteuid().is_root() || environment.acts_for_a_user();
         environment

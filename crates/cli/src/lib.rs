@@ -23,12 +23,17 @@ use command::Action;
 use daemonless::run::Failure;
 use environment::Environment;
 use program::Program;
+use sys::userns::Isolation;
 
 /// What `--version` prints after the name: package, version and revision, as upstream's programs do.
-pub const VERSION: &str = concat!("github.com/hullworks/hullworks v", env!("CARGO_PKG_VERSION"), " ", env!("HULLWORKS_REVISION"));
+pub const VERSION: &str =
+    concat!("github.com/hullworks/hullworks v", env!("CARGO_PKG_VERSION"), " ", env!("HULLWORKS_REVISION"));
 
 /// Runs the program and answers its exit code: 0 on success, 1 on any failure, as upstream.
 pub fn main() -> ExitCode {
+    if executor::init::is_requested() {
+        executor::init::main();
+    }
     match run(std::env::args_os().collect()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { fault, steps }) => {
@@ -41,7 +46,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: Vec<OsString>) -> Result<(), Failure> {
-    let environment = Environment::of_process();
+    let mut environment = Environment::of_process();
     let (program, args) = Program::choose(args);
     let action = match program {
         Program::Hullworks => command::hullworks::parse(args, &environment)?,
@@ -52,7 +57,7 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Action::Print(text) => Ok(print(&text)?),
         Action::Simple(work) => Ok(work()?),
         Action::Engine(work) => {
-            isolate()?;
+            environment.isolation = Some(isolate()?);
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
             let runtime = runtime.map_err(|error| Fault::because(Kind::Environment, "cannot start threads", error))?;
             runtime.block_on(work(environment))
@@ -69,8 +74,8 @@ fn comes_later(program: Program) -> Fault {
 }
 
 /// Enters the best isolation that the machine grants. The one call, before any thread exists.
-fn isolate() -> Result<(), Fault> {
-    Ok(())
+fn isolate() -> Result<Isolation, Fault> {
+    sys::userns::enter().map_err(|error| Fault::because(Kind::Environment, "cannot set up isolation", error))
 }
 
 /// Writes to standard output. A reader that has gone away is no failure.

@@ -12,8 +12,10 @@ use serde_json::{Map, Value};
 /// The exporter's answers as the JSON that buildctl and buildx write: values that are a base64 JSON object (such
 /// as `containerimage.descriptor`) become that object.
 pub fn metadata_json(response: &BTreeMap<String, String>) -> String {
-    let fields: Map<String, Value> =
-        response.iter().map(|(key, text)| (key.clone(), decoded(text).unwrap_or_else(|| text.clone().into()))).collect();
+    let fields: Map<String, Value> = response
+        .iter()
+        .map(|(key, text)| (key.clone(), decoded(text).unwrap_or_else(|| text.clone().into())))
+        .collect();
     serde_json::to_string_pretty(&fields).expect("maps of strings are JSON")
 }
 
@@ -24,7 +26,10 @@ fn decoded(text: &str) -> Option<Value> {
 
 /// The image's id: the digest of its configuration where there is one image, else that of what was pushed.
 pub fn image_id(response: &BTreeMap<String, String>) -> Option<&str> {
-    ["containerimage.config.digest", "containerimage.digest"].iter().find_map(|key| response.get(*key)).map(String::as_str)
+    ["containerimage.config.digest", "containerimage.digest"]
+        .iter()
+        .find_map(|key| response.get(*key))
+        .map(String::as_str)
 }
 
 /// Writes a file so that nobody sees a half of it.

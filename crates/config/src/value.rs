@@ -67,6 +67,13 @@ pub struct ValueError {
     expected: &'static str,
 }
 
+impl ValueError {
+    /// What the text is not: `a size: expected ..`.
+    pub fn expected(&self) -> &'static str {
+        self.expected
+    }
+}
+
 impl std::str::FromStr for DiskSpace {
     type Err = ValueError;
 

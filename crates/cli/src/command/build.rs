@@ -14,7 +14,6 @@ use super::{Action, not_yet};
 use crate::daemonless::{BuildPlan, Scratch, run};
 use crate::display::Mode;
 use crate::environment::Environment;
-use crate::fault::print_warning;
 use crate::spec::cache::{Direction, caches};
 use crate::spec::context::{NamedContext, build_context, is_remote};
 use crate::spec::output::Export;
@@ -23,7 +22,7 @@ use crate::spec::{allow, docker, invalid, output, secret};
 
 /// Build an image from a Dockerfile.
 ///
-/// Without --output, --push or --tag the result stays in the build cache.
+/// Without --output or --push the result stays in the build cache.
 #[derive(Clone, Debug, Default, Args)]
 #[command(visible_alias = "b")]
 pub struct Build {
@@ -138,7 +137,7 @@ pub struct Build {
     check: bool,
 
     #[command(flatten)]
-    pub engine: EngineArgs,
+    engine: EngineArgs,
 }
 
 impl Build {
@@ -221,7 +220,8 @@ impl Build {
             }
         };
         set("target", self.target.clone().unwrap_or_default());
-        let default_platform: Vec<String> = environment.get("DOCKER_DEFAULT_PLATFORM").map(str::to_owned).into_iter().collect();
+        let default_platform: Vec<String> =
+            environment.get("DOCKER_DEFAULT_PLATFORM").map(str::to_owned).into_iter().collect();
         set("platform", docker::platforms(if self.platform.is_empty() { &default_platform } else { &self.platform })?);
         set("add-hosts", docker::add_hosts(&self.add_host)?);
         set("ulimit", docker::ulimits(&self.ulimit)?);
@@ -260,7 +260,8 @@ impl Build {
             return Ok(());
         }
         if is_remote(&path) {
-            return Err(not_yet(&format!("a context from a URL or git (`{path}`)")).hint("fetch it first, then build the directory"));
+            return Err(not_yet(&format!("a context from a URL or git (`{path}`)"))
+                .hint("fetch it first, then build the directory"));
         }
         require_dir("PATH", &path, &self.path)?;
         plan.dirs.insert("context".to_owned(), self.path.clone());
@@ -378,7 +379,10 @@ fn dockerfile_of(bytes: &[u8]) -> Result<Scratch, Fault> {
         return Err(not_yet("a context as a tar on standard input").hint("unpack it, then build the directory"));
     }
     if bytes.len() as u64 > MAX_DOCKERFILE {
-        return Err(Fault::user(format!("the Dockerfile on standard input is larger than {} MiB", MAX_DOCKERFILE >> 20)));
+        return Err(Fault::user(format!(
+            "the Dockerfile on standard input is larger than {} MiB",
+            MAX_DOCKERFILE >> 20
+        )));
     }
     Scratch::new()?.with_file("Dockerfile", bytes)
 }

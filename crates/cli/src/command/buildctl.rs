@@ -21,12 +21,7 @@ use crate::spec::{goflags, invalid};
     max_term_width = 100,
     disable_help_subcommand = true,
     arg_required_else_help = true,
-    after_help = "Environment:\n  BUILDKITD_FLAGS               flags that buildkitd would be started with, split at \
-                  spaces\n  BUILDCTL, BUILDKITD           words after the first are flags too; both programs are built \
-                  in\n  BUILDCTL_CONNECT_RETRIES_MAX  how often to try for a state directory that another process \
-                  holds [default: 10]\n  BUILDKIT_PROGRESS             what --progress=auto means\n  DOCKER_CONFIG     \
-                  directory of config.json with registry credentials [default: ~/.docker]\n\nExit codes: 0 on success, \
-                  1 on any failure."
+    after_help = ENVIRONMENT
 )]
 pub struct Buildctl {
     #[command(flatten)]
@@ -34,6 +29,18 @@ pub struct Buildctl {
     #[command(subcommand)]
     command: Command,
 }
+
+const ENVIRONMENT: &str = "\
+Environment:
+  BUILDKITD_FLAGS    flags that buildkitd would be started with, split at spaces
+  BUILDCTL           words after the first are flags; buildctl itself is built in
+  BUILDKITD          the same for buildkitd
+  BUILDCTL_CONNECT_RETRIES_MAX
+                     how often to try for a state directory that is in use [default: 10]
+  BUILDKIT_PROGRESS  what --progress=auto means
+  DOCKER_CONFIG      directory of docker's config.json [default: ~/.docker]
+
+Exit codes: 0 on success, 1 on any failure.";
 
 /// Flags before the command.
 #[derive(Clone, Debug, Default, Args)]
@@ -104,8 +111,10 @@ impl Globals {
             ("--tlsdir", &self.tlsdir),
         ];
         if let Some((flag, _)) = daemon.iter().find(|(_, value)| value.as_deref().is_some_and(|v| !v.is_empty())) {
-            return Err(Fault::user(format!("{flag} is about a daemon, and buildctl-daemonless.sh builds without one"))
-                .hint("the client of a daemon, `buildctl`, comes with a later release"));
+            return Err(Fault::user(format!(
+                "{flag} is about a daemon, and buildctl-daemonless.sh builds without one"
+            ))
+            .hint("the client of a daemon, `buildctl`, comes with a later release"));
         }
         match self.log_format.as_str() {
             "" | "text" | "json" => Ok(()),
@@ -119,7 +128,8 @@ pub fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Action, F
     let mut words = vec![OsString::from("buildctl-daemonless.sh")];
     words.extend(flags_of_program(environment, "BUILDCTL", "buildctl").into_iter().map(OsString::from));
     words.extend(args);
-    let Buildctl { globals, command } = match Buildctl::try_parse_from(goflags::normalize(&Buildctl::command(), words)) {
+    let Buildctl { globals, command } = match Buildctl::try_parse_from(goflags::normalize(&Buildctl::command(), words))
+    {
         Err(error) => return explain(&error),
         Ok(line) => line,
     };
@@ -129,7 +139,7 @@ pub fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Action, F
         Command::Debug(_) => Err(not_yet("`buildctl debug`")),
         Command::DialStdio(_) => Err(Fault::user("`buildctl dial-stdio` connects to a daemon, and there is none here")),
         Command::Build(build) => build.action(settings(&globals, environment)?, environment),
-        Command::Du(du) => Ok(du.action_with(settings(&globals, environment)?)),
+        Command::Du(du) => du.action_with(settings(&globals, environment)?),
         Command::Prune(prune) => prune.action_with(settings(&globals, environment)?),
     }
 }
@@ -189,7 +199,8 @@ mod tests {
 
     #[test]
     fn programs_are_built_in_but_their_flags_count() {
-        let flags = |value: &str| flags_of_program(&Environment::with(&[("BUILDKITD", value)]), "BUILDKITD", "buildkitd");
+        let flags =
+            |value: &str| flags_of_program(&Environment::with(&[("BUILDKITD", value)]), "BUILDKITD", "buildkitd");
         assert_eq!(flags("buildkitd"), [""; 0]);
         assert_eq!(flags("/usr/bin/buildkitd --debug --root=/x"), ["--debug", "--root=/x"]);
         assert_eq!(flags("hullworks buildkitd --debug"), ["--debug"]);

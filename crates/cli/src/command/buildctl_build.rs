@@ -112,7 +112,8 @@ impl BuildctlBuild {
         let secrets = self.secret.iter().map(|value| secret::secret(value, environment));
         plan.secrets = secrets.collect::<Result<_, _>>()?;
         plan.entitlements = allow::entitlements(&self.allow)?;
-        plan.exports = self.output.iter().map(|value| output::buildkit(value, environment)).collect::<Result<_, _>>()?;
+        plan.exports =
+            self.output.iter().map(|value| output::buildkit(value, environment)).collect::<Result<_, _>>()?;
         plan.cache_exports = caches("--export-cache", Direction::Export, &self.export_cache, environment)?;
         plan.cache_imports = caches("--import-cache", Direction::Import, &self.import_cache, environment)?;
         plan.dirs = locals(&self.local)?;
@@ -179,7 +180,9 @@ fn definition(bytes: Vec<u8>, no_cache: bool) -> Result<Vec<u8>, Fault> {
     let mut definition = proto::pb::Definition::decode(bytes.as_slice())
         .map_err(|error| Fault::because(Kind::User, "standard input is no LLB definition", error))?;
     if definition.def.is_empty() {
-        return Err(Fault::user("the LLB definition on standard input is empty").hint("give --frontend to build a Dockerfile"));
+        return Err(
+            Fault::user("the LLB definition on standard input is empty").hint("give --frontend to build a Dockerfile")
+        );
     }
     if !no_cache {
         return Ok(bytes);

@@ -106,7 +106,6 @@ pub struct BuildkitdFlags {
 /// Flags that are about a daemon's sockets, about containerd, or about devices and traces that a daemonless build
 /// does not have.
 #[derive(Clone, Debug, Default, clap::Args)]
-#[expect(clippy::struct_field_names, dead_code, reason = "parsed so that scripts go on working, and not used")]
 struct NoEffect {
     #[arg(long)]
     addr: Vec<String>,
@@ -171,7 +170,7 @@ impl BuildkitdFlags {
             Ok(Action::Print(_) | Action::Simple(_) | Action::Engine(_)) => {
                 Fault::user("BUILDKITD_FLAGS asks for help instead of a daemon")
             }
-            Err(fault) => fault.context("BUILDKITD_FLAGS"),
+            Err(fault) => Fault::user(fault.cause()).context("BUILDKITD_FLAGS").hint("it takes the flags of buildkitd"),
         })
     }
 
@@ -198,7 +197,9 @@ impl BuildkitdFlags {
         }
         set(&mut config.proxy_network, self.proxy_network.as_ref());
         let oci = &mut config.worker.oci;
-        if let Some(text) = self.oci_worker.as_deref().filter(|text| !text.is_empty() && !text.eq_ignore_ascii_case("auto")) {
+        if let Some(text) =
+            self.oci_worker.as_deref().filter(|text| !text.is_empty() && !text.eq_ignore_ascii_case("auto"))
+        {
             let known = config::parse_bool(text);
             oci.enabled = Some(known.ok_or_else(|| invalid("--oci-worker", text, "known are true, false and auto"))?);
         }
@@ -228,8 +229,10 @@ impl BuildkitdFlags {
     fn refuse_what_is_not_there(&self, settings: &mut Settings) -> Result<(), Fault> {
         let oci = &settings.config.worker.oci;
         if oci.enabled == Some(false) {
-            return Err(Fault::user("the oci worker is switched off, and there is no other: containerd is not offered")
-                .hint("remove --oci-worker=false, or `enabled = false` under [worker.oci]"));
+            return Err(Fault::user(
+                "the oci worker is switched off, and there is no other: containerd is not offered",
+            )
+            .hint("remove --oci-worker=false, or `enabled = false` under [worker.oci]"));
         }
         if !oci.proxy_snapshotter_path.is_empty() {
             return Err(super::not_yet("a proxy snapshotter"));

@@ -9,6 +9,7 @@ use super::hullworks::EngineArgs;
 use super::table::tabbed;
 use super::{Action, filter};
 use crate::daemonless::{Settings, run};
+use crate::environment::Environment;
 use crate::spec::invalid;
 
 /// Show what the cache holds.
@@ -28,7 +29,9 @@ pub struct Du {
     format: Option<String>,
 }
 
-/// `hullworks du`.
+/// Show what the cache holds.
+///
+/// A star after the id marks records that can still change, one after the size those that other records share.
 #[derive(Clone, Debug, Args)]
 #[command(name = "du")]
 pub struct DuCommand {
@@ -40,24 +43,21 @@ pub struct DuCommand {
 
 impl DuCommand {
     /// The work.
-    pub fn action(self) -> Action {
-        Action::engine(|environment| async move {
-            let settings = self.engine.settings(&environment)?;
-            self.du.run(settings, environment).await
-        })
+    pub fn action(self, environment: &Environment) -> Result<Action, Fault> {
+        self.du.action_with(self.engine.settings(environment)?)
     }
 }
 
 impl Du {
     /// The work, with settings that are known.
-    pub fn action_with(self, settings: Settings) -> Action {
-        Action::engine(|environment| self.run(settings, environment))
+    pub fn action_with(self, settings: Settings) -> Result<Action, Fault> {
+        // Mistakes show before the engine is opened.
+        let format = Format::parse(self.format.as_deref())?;
+        filter::select(Vec::new(), &self.filter)?;
+        Ok(Action::engine(move |environment| self.run(format, settings, environment)))
     }
 
-    async fn run(self, settings: Settings, environment: crate::environment::Environment) -> Result<(), run::Failure> {
-        let format = Format::parse(self.format.as_deref())?;
-        // A bad filter shows before the engine is opened.
-        filter::select(Vec::new(), &self.filter)?;
+    async fn run(self, format: Format, settings: Settings, environment: Environment) -> Result<(), run::Failure> {
         let cancel = run::cancelled_by_signals()?;
         let engine = run::open(&settings, &environment, &cancel).await?;
         let records = engine.disk_usage().await;

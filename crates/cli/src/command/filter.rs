@@ -49,7 +49,8 @@ fn parse(filter: &str) -> Result<Vec<Condition>, Fault> {
 }
 
 fn condition(filter: &str, part: &str) -> Result<Condition, Fault> {
-    let operators = [("==", Operator::Equal), ("!=", Operator::Differs), ("~=", Operator::Contains), ("=", Operator::Equal)];
+    let operators =
+        [("==", Operator::Equal), ("!=", Operator::Differs), ("~=", Operator::Contains), ("=", Operator::Equal)];
     let found = operators.iter().find_map(|(sign, op)| part.split_once(sign).map(|(name, value)| (name, *op, value)));
     let (name, operator, value) = found.unwrap_or((part, Operator::Present, ""));
     let field = match name {

@@ -82,8 +82,8 @@ pub fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Action, F
         Err(error) => explain(&error),
         Ok(Hullworks { command }) => match command {
             Command::Build(build) => build.action(environment),
-            Command::Du(du) => Ok(du.action()),
-            Command::Prune(prune) => Ok(prune.action()),
+            Command::Du(du) => du.action(environment),
+            Command::Prune(prune) => prune.action(environment),
             Command::Install(install) => Ok(install.action()),
         },
     }

@@ -49,7 +49,9 @@ impl Action {
 
 /// What clap says about a command line, as an action or a fault.
 pub(crate) fn explain(error: &clap::Error) -> Result<Action, Fault> {
-    use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
+    use clap::error::ErrorKind::{
+        DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion, InvalidSubcommand,
+    };
     let text = error.render().to_string();
     match error.kind() {
         DisplayHelp | DisplayVersion => Ok(Action::Print(text)),
@@ -62,13 +64,16 @@ pub(crate) fn explain(error: &clap::Error) -> Result<Action, Fault> {
             let message = lines.next().unwrap_or_default();
             let message = message.strip_prefix("error: ").unwrap_or(message).trim_end_matches(['.', ':']);
             let rest: Vec<&str> = lines.collect();
-            let listed: Vec<&str> = rest.iter().copied().filter(|line| line.starts_with('-') || line.starts_with('<')).collect();
-            let message = if listed.is_empty() { message.to_owned() } else { format!("{message}: {}", listed.join(", ")) };
-            let tip = rest.iter().find_map(|line| line.strip_prefix("tip: "));
+            let listed: Vec<&str> =
+                rest.iter().copied().filter(|line| line.starts_with('-') || line.starts_with('<')).collect();
+            let message =
+                if listed.is_empty() { message.to_owned() } else { format!("{message}: {}", listed.join(", ")) };
+            let similar = rest.iter().find_map(|line| line.strip_prefix("tip: a similar argument exists: "));
             let fault = Fault::user(message.replace('\'', "`"));
-            Err(match tip {
-                Some(tip) => fault.hint(tip.replace('\'', "`")),
-                None => fault.hint("--help lists the flags"),
+            Err(match (similar, error.kind()) {
+                (Some(flag), _) => fault.hint(format!("did you mean {}?", flag.replace('\'', "`"))),
+                (None, InvalidSubcommand) => fault.hint("--help lists the commands"),
+                (None, _) => fault.hint("--help lists the flags"),
             })
         }
     }

@@ -43,7 +43,7 @@ pub struct Prune {
     format: Option<String>,
 }
 
-/// `hullworks prune`.
+/// Remove what no build needs from the cache.
 #[derive(Clone, Debug, Args)]
 #[command(name = "prune")]
 pub struct PruneCommand {
@@ -55,12 +55,8 @@ pub struct PruneCommand {
 
 impl PruneCommand {
     /// The work.
-    pub fn action(self) -> Action {
-        Action::engine(|environment| async move {
-            let settings = self.engine.settings(&environment)?;
-            let (options, format) = self.prune.options()?;
-            prune(options, format, self.prune.verbose, settings, environment).await
-        })
+    pub fn action(self, environment: &Environment) -> Result<Action, Fault> {
+        self.prune.action_with(self.engine.settings(environment)?)
     }
 }
 
@@ -88,7 +84,7 @@ impl Prune {
 }
 
 fn duration(text: &str) -> Result<Duration, Fault> {
-    config::parse_duration(text).map_err(|error| invalid("--keep-duration", text, error))
+    config::parse_duration(text).map_err(|error| invalid("--keep-duration", text, format!("not {}", error.expected())))
 }
 
 fn megabytes(value: f64) -> Result<ByteSize, Fault> {

@@ -30,7 +30,10 @@ mod tests {
     #[test]
     fn columns_line_up_at_tab_stops() {
         let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
-        assert_eq!(tabbed(&[row(&["ID", "SIZE", "X"]), row(&["12345678", "1B", ""])]), "ID\t\tSIZE\tX\n12345678\t1B\t\n");
+        assert_eq!(
+            tabbed(&[row(&["ID", "SIZE", "X"]), row(&["12345678", "1B", ""])]),
+            "ID\t\tSIZE\tX\n12345678\t1B\t\n"
+        );
         assert_eq!(tabbed(&[row(&["Total:", "3B"])]), "Total:\t3B\n");
         assert_eq!(tabbed(&[]), "");
     }

@@ -38,10 +38,15 @@ pub async fn build(plan: BuildPlan, settings: &Settings, environment: &Environme
     let cancel = cancelled_by_signals()?;
     let engine = open(settings, environment, &cancel).await?;
     let solving = engine.clone();
-    let result = drive(plan, environment, Box::new(std::io::stderr()), cancel, |request| async move {
-        solving.solve(request).await
-    })
-    .await;
+    let result =
+        drive(
+            plan,
+            environment,
+            Box::new(std::io::stderr()),
+            cancel,
+            |request| async move { solving.solve(request).await },
+        )
+        .await;
     engine.close().await;
     result
 }
@@ -161,7 +166,8 @@ fn write_answers(plan: &BuildPlan, response: &SolveResponse) -> Result<(), Fault
 
 fn open_trace(path: &Path) -> Result<Box<dyn Write + Send>, Fault> {
     let file = File::options().append(true).create(true).open(path);
-    let file = file.map_err(|e| Fault::because(Kind::User, format!("cannot write the trace `{}`", path.display()), e))?;
+    let file =
+        file.map_err(|e| Fault::because(Kind::User, format!("cannot write the trace `{}`", path.display()), e))?;
     Ok(Box::new(file))
 }
 
@@ -177,3 +183,6 @@ fn reference() -> String {
     seed.update(random);
     seed.finish().as_bytes().iter().take(25).map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,7 +33,11 @@ pub const LOCK_WAIT: Duration = Duration::from_millis(2200);
 
 impl Settings {
     /// Reads the configuration files. `explicit` is `--config`, `root` is `--root`.
-    pub fn load(explicit: Option<PathBuf>, root: Option<PathBuf>, environment: &Environment) -> Result<Settings, Fault> {
+    pub fn load(
+        explicit: Option<PathBuf>,
+        root: Option<PathBuf>,
+        environment: &Environment,
+    ) -> Result<Settings, Fault> {
         let lookup = Lookup {
             explicit,
             rootless: environment.rootless,
@@ -41,8 +45,8 @@ impl Settings {
             home: environment.path("HOME"),
             system_dir: None,
         };
-        let loaded = config::load(&lookup)
-            .map_err(|error| Fault::because(Kind::User, "cannot use the configuration", error))?;
+        let loaded =
+            config::load(&lookup).map_err(|error| Fault::because(Kind::User, "cannot use the configuration", error))?;
         let root = root.or_else(|| loaded.config.root.clone()).unwrap_or_else(|| environment.default_root());
         let mut settings = Settings {
             config: loaded.config,
@@ -65,7 +69,8 @@ impl Settings {
             "overlay" | "overlayfs" => SnapshotterChoice::Overlay,
             "native" | "copy" => SnapshotterChoice::Copy,
             "fuse-overlayfs" | "stargz" => {
-                self.warnings.push(format!("{origin}: `{name}` is not built in, the best of overlayfs and native is used"));
+                self.warnings
+                    .push(format!("{origin}: `{name}` is not built in, the best of overlayfs and native is used"));
                 SnapshotterChoice::Auto
             }
             _ => return Err(crate::spec::invalid(origin, name, "known are auto, overlayfs and native")),

@@ -52,7 +52,9 @@ impl Mode {
             other => other,
         };
         match value {
-            "auto" | "tty" if environment.stderr_is_terminal && environment.get("TERM") != Some("dumb") => Ok(Mode::Tty),
+            "auto" | "tty" if environment.stderr_is_terminal && environment.get("TERM") != Some("dumb") => {
+                Ok(Mode::Tty)
+            }
             "auto" | "tty" | "plain" => Ok(Mode::Plain),
             "quiet" | "none" => Ok(Mode::Quiet),
             "rawjson" => Ok(Mode::RawJson),
@@ -100,7 +102,12 @@ const TICK: Duration = Duration::from_millis(150);
 
 impl Display {
     /// Starts the reader for `mode` on `out`, and one that writes JSON to `trace` (`--trace`).
-    pub fn start(mode: Mode, out: Box<dyn Write + Send>, trace: Option<Box<dyn Write + Send>>, env: &Environment) -> Display {
+    pub fn start(
+        mode: Mode,
+        out: Box<dyn Write + Send>,
+        trace: Option<Box<dyn Write + Send>>,
+        env: &Environment,
+    ) -> Display {
         let mut readers: Vec<Box<dyn Reader>> = Vec::new();
         match mode {
             Mode::Plain => readers.push(Box::new(plain::Plain::new(out, env))),

@@ -128,11 +128,7 @@ impl Printer {
         }
         item.changed = false;
         item.waiting_since = None;
-        let open = item.statuses.iter().any(|state| state.status.completed.is_none());
-        if item.is_completed() && !(open && item.error.is_none() && !item.cached) {
-            self.end(item, number)?;
-        }
-        Ok(())
+        if item.is_completed() { self.end(item, number) } else { Ok(()) }
     }
 
     fn number(&mut self, index: usize) -> usize {
@@ -162,8 +158,8 @@ impl Printer {
     }
 
     fn statuses(&mut self, item: &mut Item, number: usize) -> std::io::Result<()> {
-        for state in item.statuses.iter_mut().filter(|state| std::mem::take(&mut state.moved)) {
-            if is_worth_a_line(state) {
+        for state in &mut item.statuses {
+            if std::mem::take(&mut state.moved) && is_worth_a_line(state) {
                 self.end_line()?;
                 state.printed = Some((state.status.current, state.status.timestamp));
                 writeln!(self.out, "#{number} {}", status_line(state))?;

@@ -91,9 +91,9 @@ impl Item {
         self.is_started() && self.runs.values().all(Option::is_some)
     }
 
-    /// When the last run ended.
+    /// When the last run ended; none while one is open.
     pub fn ended(&self) -> Option<Timestamp> {
-        self.runs.values().copied().max().flatten()
+        self.runs.values().copied().collect::<Option<Vec<_>>>()?.into_iter().max()
     }
 
     /// Time spent, overlaps counted once; an open run lasts until `now`.

@@ -152,7 +152,8 @@ struct Block {
 /// The lines of a frame. The last one shows everything; the others what fits.
 fn frame(trace: &Trace, now: Timestamp, size: Size, log_lines: usize, last: bool) -> Vec<Line> {
     let width = size.columns.saturating_sub(1).max(20);
-    let mut blocks: Vec<Block> = trace.visible.iter().map(|index| block(&trace.items[*index], *index, now, width)).collect();
+    let mut blocks: Vec<Block> =
+        trace.visible.iter().map(|index| block(&trace.items[*index], *index, now, width)).collect();
     if !last {
         let room = size.rows.saturating_sub(2);
         fit(&mut blocks, room);
@@ -189,7 +190,8 @@ fn block(item: &Item, index: usize, now: Timestamp, width: usize) -> Block {
     for state in &item.statuses {
         let status = &state.status;
         let amount = amount(status.current, status.total).unwrap_or_default();
-        let end = status.completed.unwrap_or(now);
+        // What a step left open ended with it.
+        let end = status.completed.or(item.ended()).unwrap_or(now);
         let spent = status.started.map_or(0.0, |start| seconds(start, end));
         let color = if status.completed.is_some() { Paint::Done } else { Paint::Plain };
         lines.push(Line { text: row(&format!("=> {}", status.id), &amount, spent, width), color });
@@ -238,7 +240,8 @@ fn add_output(trace: &Trace, blocks: &mut [Block], room: usize, log_lines: usize
     for block in talkers {
         let lines = trace.items[block.item].window.last(log_lines.min(free));
         free -= lines.len();
-        let output = lines.iter().map(|line| Line { text: cut(&format!(" => => # {line}"), width), color: Paint::Faint });
+        let output =
+            lines.iter().map(|line| Line { text: cut(&format!(" => => # {line}"), width), color: Paint::Faint });
         block.lines.extend(output);
     }
 }

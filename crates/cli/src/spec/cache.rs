@@ -33,7 +33,8 @@ fn cache(flag: &str, direction: Direction, value: &str, environment: &Environmen
         false if value.is_empty() => return Err(invalid(flag, value, "it is empty")),
         false => BTreeMap::from([("type".to_owned(), "registry".to_owned()), ("ref".to_owned(), value.to_owned())]),
     };
-    let kind = attrs.remove("type").filter(|kind| !kind.is_empty()).ok_or_else(|| invalid(flag, value, "type= is missing"))?;
+    let kind =
+        attrs.remove("type").filter(|kind| !kind.is_empty()).ok_or_else(|| invalid(flag, value, "type= is missing"))?;
     if direction == Direction::Export {
         attrs.entry("mode".to_owned()).or_insert_with(|| "min".to_owned());
     }

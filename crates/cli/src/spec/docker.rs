@@ -18,7 +18,8 @@ pub fn add_hosts(values: &[String]) -> Result<String, Fault> {
         if ip == "host-gateway" {
             return Err(invalid(FLAG, value, "host-gateway needs docker's network: give an address"));
         }
-        let address: std::net::IpAddr = ip.parse().map_err(|_| invalid(FLAG, value, format!("`{ip}` is no address")))?;
+        let address: std::net::IpAddr =
+            ip.parse().map_err(|_| invalid(FLAG, value, format!("`{ip}` is no address")))?;
         out.push(format!("{host}={address}"));
     }
     Ok(out.join(","))
@@ -28,8 +29,21 @@ pub fn add_hosts(values: &[String]) -> Result<String, Fault> {
 pub fn ulimits(values: &[String]) -> Result<String, Fault> {
     const FLAG: &str = "--ulimit";
     const NAMES: [&str; 15] = [
-        "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
-        "rttime", "sigpending", "stack",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
     ];
     let mut out = Vec::new();
     for value in values {
@@ -53,7 +67,9 @@ pub fn ulimits(values: &[String]) -> Result<String, Fault> {
 
 /// `--shm-size`, in bytes.
 pub fn shm_size(value: &str) -> Result<String, Fault> {
-    config::parse_bytes(value).map(|bytes| bytes.to_string()).map_err(|error| invalid("--shm-size", value, error))
+    config::parse_bytes(value)
+        .map(|bytes| bytes.to_string())
+        .map_err(|error| invalid("--shm-size", value, format!("not {}", error.expected())))
 }
 
 /// `--platform`, repeated or with commas, normalised and in the order given.

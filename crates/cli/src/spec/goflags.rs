@@ -44,7 +44,9 @@ pub fn normalize(command: &Command, args: Vec<OsString>) -> Vec<OsString> {
         let takes_value = matches!(known.get_action(), ArgAction::Set | ArgAction::Append);
         let is_bool = known.get_num_args().is_some_and(|count| count.min_values() == 0);
         let value: Option<OsString> = match value {
-            Some(value) if is_bool => Some(config::parse_bool(value).map_or(value.to_owned(), |b| b.to_string()).into()),
+            Some(value) if is_bool => {
+                Some(config::parse_bool(value).map_or(value.to_owned(), |b| b.to_string()).into())
+            }
             Some(value) => Some(value.into()),
             None if is_bool || !takes_value => None,
             None => args.next(),

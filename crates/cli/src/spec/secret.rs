@@ -46,7 +46,11 @@ pub fn secret(value: &str, environment: &Environment) -> Result<(String, SecretS
         return Err(invalid(FLAG, value, format!("`{}` is a directory", path.display())));
     }
     if meta.len() > MAX_SECRET_BYTES {
-        return Err(invalid(FLAG, value, format!("`{}` is larger than {} KiB", path.display(), MAX_SECRET_BYTES / 1024)));
+        return Err(invalid(
+            FLAG,
+            value,
+            format!("`{}` is larger than {} KiB", path.display(), MAX_SECRET_BYTES / 1024),
+        ));
     }
     Ok((id, SecretSource::File(path)))
 }

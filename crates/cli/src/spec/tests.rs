@@ -76,7 +76,10 @@ fn outputs_of_buildkit() {
         ("type=local", "invalid value `type=local` for --output: type=local wants a directory: dest= is missing"),
         ("dest=x", "invalid value `dest=x` for --output: type= is missing"),
         ("out", "invalid value `out` for --output: `out` is no key=value pair"),
-        ("type=tar,output=x", "invalid value `type=tar,output=x` for --output: unknown key `output`, did you mean dest=x?"),
+        (
+            "type=tar,output=x",
+            "invalid value `type=tar,output=x` for --output: unknown key `output`, did you mean dest=x?",
+        ),
         (
             "type=image,dest=x",
             "invalid value `type=image,dest=x` for --output: type=image has no dest=, it stays in the store or is pushed",
