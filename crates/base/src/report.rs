@@ -18,7 +18,6 @@ impl Fanout {
     pub fn new(sinks: Vec<Arc<dyn Sink>>) -> Fanout {
         Fanout(sinks)
     }
-
 }
 
 impl Sink for Fanout {

@@ -29,11 +29,7 @@ pub(crate) struct Core {
 
 impl Core {
     /// Begins a tree on a snapshot that is filled, or an empty one.
-    pub(crate) async fn prepare(
-        &self,
-        base: Option<&Arc<store::Hold>>,
-        description: &str,
-    ) -> Result<Active, Fault> {
+    pub(crate) async fn prepare(&self, base: Option<&Arc<store::Hold>>, description: &str) -> Result<Active, Fault> {
         let snapshots = self.store.snapshots();
         let options = PrepareOptions { description: description.to_owned(), ..PrepareOptions::default() };
         let base = base.cloned();
@@ -53,7 +49,11 @@ impl Core {
     }
 
     /// A tree as a snapshot that can be read: lazy layers are unpacked, local directories copied.
-    pub(crate) async fn snapshot(self: &Arc<Self>, ctx: &OpContext, tree: &Tree) -> Result<Option<Arc<store::Hold>>, Fault> {
+    pub(crate) async fn snapshot(
+        self: &Arc<Self>,
+        ctx: &OpContext,
+        tree: &Tree,
+    ) -> Result<Option<Arc<store::Hold>>, Fault> {
         match tree {
             Tree::Empty => Ok(None),
             Tree::Snapshot(hold) => {

@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 use crate::core::Core;
 use crate::job::Job;
 use crate::ops::{self, Op, OpContext};
-use base::report::{Fanout, Label, Tasks};
 use crate::tree::Tree;
+use base::report::{Fanout, Label, Tasks};
 
 /// The name of the result of ops that make nothing.
 const EMPTY_RESULT: &str = "empty";
@@ -224,10 +224,8 @@ impl Owner {
                 }
             }
             Message::Solve { job, ticket, vertices, edge, reply } => {
-                let asked = self
-                    .solver
-                    .load(job, vertices)
-                    .and_then(|()| self.solver.request(job, edge.vertex, edge.output));
+                let asked =
+                    self.solver.load(job, vertices).and_then(|()| self.solver.request(job, edge.vertex, edge.output));
                 match asked {
                     Ok(request) => {
                         self.tickets.insert(ticket, request);

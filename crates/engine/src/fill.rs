@@ -7,8 +7,8 @@ use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base::{Digest, Fault, Kind};
-use futures_util::FutureExt as _;
 use files::untar::Limits;
+use futures_util::FutureExt as _;
 use futures_util::future::try_join_all;
 use image::{Descriptor, Reference};
 use registry::{BlobStart, BlockingBlob};
@@ -57,7 +57,8 @@ impl Core {
         let work = || {
             async move {
                 if let Some(mut blob) = Blob::open(&core, &job, &tasks, &layer).await? {
-                    let copied = blocking(move || io::copy(&mut blob.reader, &mut io::sink()).map(|_| blob.finish)).await;
+                    let copied =
+                        blocking(move || io::copy(&mut blob.reader, &mut io::sink()).map(|_| blob.finish)).await;
                     let finish = copied.map_err(|e| broken(&layer, e))?;
                     finish()?;
                 }
@@ -144,9 +145,8 @@ async fn fetch(core: &Core, job: &Arc<Job>, layer: &LazyLayer) -> Result<Blockin
     descriptor.annotations.clone_from(&layer.annotations);
     let mut last = None;
     for source in &layer.sources {
-        let reference: Reference = source
-            .parse()
-            .map_err(|e| Fault::because(Kind::Internal, format!("layer comes from `{source}`"), e))?;
+        let reference: Reference =
+            source.parse().map_err(|e| Fault::because(Kind::Internal, format!("layer comes from `{source}`"), e))?;
         let repository = core.images.repository(job, &reference)?;
         match repository.fetch_blob(&descriptor, BlobStart::Beginning).await {
             Ok(stream) => return Ok(stream.into_blocking()),

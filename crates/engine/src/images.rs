@@ -122,7 +122,8 @@ impl Images {
         if let Ok(Some(bytes)) = content.read(&descriptor.digest) {
             return Ok(bytes);
         }
-        let is_manifest = media_type::is_manifest(&descriptor.media_type) || media_type::is_index(&descriptor.media_type);
+        let is_manifest =
+            media_type::is_manifest(&descriptor.media_type) || media_type::is_index(&descriptor.media_type);
         let bytes = if is_manifest {
             repository.fetch_manifest(descriptor).await.map_err(registry_fault)?
         } else {

@@ -20,6 +20,6 @@ mod places;
 mod tree;
 
 pub use api::{
-    CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice, SolveRequest,
-    SolveResponse, UsageRecord,
+    CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,
+    SolveRequest, SolveResponse, UsageRecord,
 };

@@ -20,12 +20,8 @@ use crate::images::Images;
 const FOLDER: &str = "hullworks";
 
 pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
-    let entitlements = options
-        .config
-        .insecure_entitlements
-        .iter()
-        .map(|name| name.parse())
-        .collect::<Result<Vec<_>, Fault>>()?;
+    let entitlements =
+        options.config.insecure_entitlements.iter().map(|name| name.parse()).collect::<Result<Vec<_>, Fault>>()?;
     let platforms = platforms(&options)?;
     let dir = options.root.join(FOLDER);
     let open = OpenOptions {
@@ -51,7 +47,8 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
     let executor = executor::open(store.dir().join("steps"), &options.isolation);
     let executor = executor.map_err(|e| Fault::because(Kind::Environment, "cannot run steps here", e))?;
 
-    let settings = Settings { proxies: Proxies::from_vars(|name| options.proxy.get(name).cloned()), ..Settings::default() };
+    let settings =
+        Settings { proxies: Proxies::from_vars(|name| options.proxy.get(name).cloned()), ..Settings::default() };
     let client = registry::Client::new(Pools::new(settings), registries(&options.config), Limits::default());
     let parallelism = Some(options.config.worker.oci.max_parallelism as usize).filter(|count| *count > 0);
     let disk = config::DiskUse { total: disk_size(store.dir()) };

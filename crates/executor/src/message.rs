@@ -80,11 +80,25 @@ pub(crate) struct Mount {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Source {
-    View { view: View, subpath: String, read_only: bool },
-    Bind { path: PathBuf, read_only: bool },
-    Tmpfs { size: Option<u64> },
+    View {
+        view: View,
+        subpath: String,
+        read_only: bool,
+    },
+    Bind {
+        path: PathBuf,
+        read_only: bool,
+    },
+    Tmpfs {
+        size: Option<u64>,
+    },
     /// The n-th file of the message.
-    File { index: usize, uid: u32, gid: u32, mode: u32 },
+    File {
+        index: usize,
+        uid: u32,
+        gid: u32,
+        mode: u32,
+    },
 }
 
 /// [`FsView`] on its way.

@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 use crate::helper::Helper;
 use crate::message::{CgroupView, Failure, Mount, Report, Sandbox, Source, Start, Stub};
 use crate::{
-    DEFAULT_HOSTNAME, Error, Exit, MountSource, Network, OutOfMemory, Security, Step, StepIo, Usage, hosts, init, limits,
+    DEFAULT_HOSTNAME, Error, Exit, MountSource, Network, OutOfMemory, Security, Step, StepIo, Usage, hosts, init,
+    limits,
 };
 
 /// The size of /dev/shm where nobody says.
@@ -132,10 +133,8 @@ fn message(step: Step, surroundings: &Surroundings, group: Option<&Group>) -> Re
         return Err(Error::Invalid("a step needs a program to run".to_owned()));
     }
     let hostname = step.hostname.filter(|name| !name.is_empty()).unwrap_or_else(|| DEFAULT_HOSTNAME.to_owned());
-    let mut files = vec![
-        hosts::resolv_conf(step.network).into_bytes(),
-        hosts::hosts(&hostname, &step.extra_hosts).into_bytes(),
-    ];
+    let mut files =
+        vec![hosts::resolv_conf(step.network).into_bytes(), hosts::hosts(&hostname, &step.extra_hosts).into_bytes()];
     let system_file = |target: &str, index| Mount {
         target: target.to_owned(),
         source: Source::File { index, uid: 0, gid: 0, mode: 0o644 },
@@ -155,7 +154,8 @@ fn message(step: Step, surroundings: &Surroundings, group: Option<&Group>) -> Re
     }
     let procs = group.map(Group::procs).unwrap_or_default();
     let unified = group.and_then(Group::unified).map(|dir| dir.join("cgroup.procs"));
-    let (born, joined): (Vec<PathBuf>, Vec<PathBuf>) = procs.into_iter().partition(|file| Some(file) == unified.as_ref());
+    let (born, joined): (Vec<PathBuf>, Vec<PathBuf>) =
+        procs.into_iter().partition(|file| Some(file) == unified.as_ref());
     let sandbox = Sandbox {
         state: surroundings.state.clone(),
         rootfs: step.rootfs.into(),
@@ -230,8 +230,10 @@ impl Talk {
             }
         };
         // All writers are dead: what they wrote is in the pipes. A pipe that somebody else was given may stay open.
-        for (pipe, stream, open) in [(&self.stdout, Stream::Stdout, out_open), (&self.stderr, Stream::Stderr, err_open)] {
-            while open && let Ok(n) = pipe.try_read(&mut out_buffer)
+        for (pipe, stream, open) in [(&self.stdout, Stream::Stdout, out_open), (&self.stderr, Stream::Stderr, err_open)]
+        {
+            while open
+                && let Ok(n) = pipe.try_read(&mut out_buffer)
                 && n > 0
             {
                 (io.output)(stream, &out_buffer[..n]);

@@ -68,7 +68,8 @@ fn names(image: &ImageOptions) -> Result<Vec<Reference>, Fault> {
 
 fn open(store: &Store, blob: &Descriptor) -> Result<File, image::Error> {
     let found = store.content().get(&blob.digest).map_err(io::Error::other)?;
-    let found = found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("blob {} is gone", blob.digest)))?;
+    let found =
+        found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("blob {} is gone", blob.digest)))?;
     Ok(found.file)
 }
 

@@ -46,8 +46,13 @@ pub(crate) async fn assemble(
     let flavor = if options.oci_types.unwrap_or(true) { Flavor::Oci } else { Flavor::Docker };
     let indexed = result.multi || result.platforms.len() > 1;
     check_annotations(result, options, flavor, indexed)?;
-    let mut assembled =
-        Assembled { root: Descriptor::of("", b""), manifests: vec![], configs: vec![], layers: vec![], config_digest: None };
+    let mut assembled = Assembled {
+        root: Descriptor::of("", b""),
+        manifests: vec![],
+        configs: vec![],
+        layers: vec![],
+        config_digest: None,
+    };
     for platform in &result.platforms {
         let task = context.tasks.start("exporting layers", 0);
         let layers = platform_layers(context, platform, options).await?;
@@ -170,12 +175,7 @@ fn annotations(options: &ImageOptions, place: AnnotationPlace, platform: Option<
     chosen.map(|a| (a.key.clone(), a.value.clone())).collect()
 }
 
-fn check_annotations(
-    result: &BuildResult,
-    options: &ImageOptions,
-    flavor: Flavor,
-    indexed: bool,
-) -> Result<(), Fault> {
+fn check_annotations(result: &BuildResult, options: &ImageOptions, flavor: Flavor, indexed: bool) -> Result<(), Fault> {
     for annotation in &options.annotations {
         let key = &annotation.key;
         if let Some(platform) = &annotation.platform

@@ -114,7 +114,8 @@ impl Exporter {
             }),
             "" => return Err(Fault::user("output has no type")),
             other => {
-                let text = format!("output type `{other}` is not supported: there are image, oci, docker, tar and local");
+                let text =
+                    format!("output type `{other}` is not supported: there are image, oci, docker, tar and local");
                 return Err(Fault::user(text));
             }
         };

@@ -106,9 +106,7 @@ impl Attributes {
     pub fn finish(self) -> Result<(), Fault> {
         match self.rest.into_keys().next() {
             None => Ok(()),
-            Some(key) => {
-                Err(Fault::user(format!("output type={}: attribute `{key}` is not supported", self.exporter)))
-            }
+            Some(key) => Err(Fault::user(format!("output type={}: attribute `{key}` is not supported", self.exporter))),
         }
     }
 

@@ -29,7 +29,9 @@ pub(crate) async fn name_and_push(
     for name in &names {
         drop(context.tasks.start(format!("naming to {name}"), 0));
         if options.push {
-            push(context, &assembled, name, options).await.map_err(|fault| fault.context(format!("failed to push {name}")))?;
+            push(context, &assembled, name, options)
+                .await
+                .map_err(|fault| fault.context(format!("failed to push {name}")))?;
         }
     }
     let mut response = assembled.response();
@@ -62,12 +64,7 @@ fn names(image: &ImageOptions, options: &PushOptions, root: &Descriptor) -> Resu
     Ok(names)
 }
 
-async fn push(
-    context: &Context,
-    assembled: &Assembled,
-    name: &Reference,
-    options: &PushOptions,
-) -> Result<(), Fault> {
+async fn push(context: &Context, assembled: &Assembled, name: &Reference, options: &PushOptions) -> Result<(), Fault> {
     let client = match options.insecure {
         true => context.registry.with_registries(context.registry.registries().clone().with_insecure(name.domain())),
         false => context.registry.clone(),
@@ -148,7 +145,9 @@ async fn put(
 
 fn push_fault(error: registry::Error) -> Fault {
     let hint = match error.class() {
-        Class::Unauthorised | Class::Denied => Some("log in with `docker login`, or check the credentials' right to push"),
+        Class::Unauthorised | Class::Denied => {
+            Some("log in with `docker login`, or check the credentials' right to push")
+        }
         Class::TooLarge => Some("raise the body limit of the proxy in front of the registry"),
         _ => None,
     };

@@ -26,7 +26,9 @@ pub(crate) async fn write(
     let several = result.multi || result.platforms.len() > 1;
     let split = platform_split.unwrap_or(several);
     if !split && result.platforms.len() > 1 {
-        return Err(Fault::user("several platforms cannot share one directory").hint("leave out `platform-split=false`"));
+        return Err(
+            Fault::user("several platforms cannot share one directory").hint("leave out `platform-split=false`")
+        );
     }
     for tree in result.platforms.iter().filter_map(|p| p.tree.as_ref()) {
         context.lazy.fill(tree).await?;
@@ -112,9 +114,12 @@ impl Target {
         match output {
             Output::File(path) => Ok(Target::File(path)),
             Output::Stdout => Ok(Target::Stdout),
-            Output::Directory(dir) => Err(Fault::user(format!("`{}` is a directory, but {what} is written", dir.display()))),
+            Output::Directory(dir) => {
+                Err(Fault::user(format!("`{}` is a directory, but {what} is written", dir.display())))
+            }
             Output::None => {
-                Err(Fault::user(format!("nothing says where {what} goes")).hint("name a file with `dest=<file>`, or `-`"))
+                Err(Fault::user(format!("nothing says where {what} goes"))
+                    .hint("name a file with `dest=<file>`, or `-`"))
             }
         }
     }

@@ -9,8 +9,8 @@ use image::layer::compression::{Compression, CompressionOptions, Compressor, Unp
 use image::layer::{Entry, EntryKind, Time, tar};
 
 use crate::{
-    Change, ChangeKind, CommitOptions, Error, FileKind, FillTarget, Hold, LayerRecord, PrepareOptions, Result, SnapshotId,
-    Snapshots,
+    Change, ChangeKind, CommitOptions, Error, FileKind, FillTarget, Hold, LayerRecord, PrepareOptions, Result,
+    SnapshotId, Snapshots,
 };
 
 #[cfg(test)]
@@ -56,7 +56,13 @@ impl Snapshots {
     /// Unpacks the blob of a lazy layer into its snapshot, verifying digest, size and diff id on the way.
     ///
     /// Download, decompression, digests and writing overlap. `limits` bound what a hostile layer may ask for.
-    pub fn unpack(&self, id: &SnapshotId, blob: impl Read + Send + 'static, limits: &untar::Limits, cancel: &Cancel) -> Result<()> {
+    pub fn unpack(
+        &self,
+        id: &SnapshotId,
+        blob: impl Read + Send + 'static,
+        limits: &untar::Limits,
+        cancel: &Cancel,
+    ) -> Result<()> {
         let layer = self.lazy(id).ok_or(Error::Missing(*id))?;
         self.fill(id, |target| {
             let mut target = crate::FillTarget { dir: target.dir.clone(), options: target.options.clone() };
@@ -114,7 +120,13 @@ impl Snapshots {
     /// The snapshot's layer blob in this compression; made, stored and recorded if it is not there.
     ///
     /// `variant` names the compression and whatever else decides the bytes (kind, level).
-    pub fn make_blob(&self, id: &SnapshotId, variant: &str, options: &CompressionOptions, cancel: &Cancel) -> Result<LayerRecord> {
+    pub fn make_blob(
+        &self,
+        id: &SnapshotId,
+        variant: &str,
+        options: &CompressionOptions,
+        cancel: &Cancel,
+    ) -> Result<LayerRecord> {
         self.make_blob_with(id, variant, options, cancel, |_| {})
     }
 
@@ -166,7 +178,8 @@ impl Snapshots {
                 source.0.drain()?;
                 Ok(filled)
             });
-            let written = writing.join().unwrap_or_else(|_| Err(Error::io("read", &dir, io::Error::other("it stopped"))));
+            let written =
+                writing.join().unwrap_or_else(|_| Err(Error::io("read", &dir, io::Error::other("it stopped"))));
             // Where unpacking fails, the writer only sees a broken pipe.
             filled.and_then(|filled| written.map(|()| filled))
         })?;
@@ -244,4 +257,3 @@ fn display(path: &[u8]) -> std::path::PathBuf {
     use std::os::unix::ffi::OsStrExt;
     std::path::Path::new("/").join(std::ffi::OsStr::from_bytes(path))
 }
-

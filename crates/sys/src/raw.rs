@@ -297,10 +297,8 @@ pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, code: &[(u8, u8, i16
         kind: u32,
         flags: u32,
     }
-    let code: Vec<Insn> = code
-        .iter()
-        .map(|&(code, registers, offset, immediate)| Insn { code, registers, offset, immediate })
-        .collect();
+    let code: Vec<Insn> =
+        code.iter().map(|&(code, registers, offset, immediate)| Insn { code, registers, offset, immediate }).collect();
     let load = Load {
         kind: TYPE_CGROUP_DEVICE,
         count: code.len() as u32,

@@ -232,7 +232,9 @@ fn write_maps(pid: i32, uid: u32, gid: u32, caps: Caps) -> Result<(Ids, String),
     if caps.contains(Caps::SETUID | Caps::SETGID) {
         // A root of few capabilities: all ids that it has, as they are.
         match write_own_ids(pid) {
-            Ok(count) => return Ok((Ids::Range { count }, format!("user namespace with the {count} ids that we have"))),
+            Ok(count) => {
+                return Ok((Ids::Range { count }, format!("user namespace with the {count} ids that we have")));
+            }
             Err(error) => notes.push(describe(&error)),
         }
     }
@@ -259,8 +261,7 @@ fn write_own_ids(pid: i32) -> Result<u32, Error> {
     for name in ["gid_map", "uid_map"] {
         let map = identity_map(Path::new("/proc/self").join(name).as_path())?;
         count = count.min(map.iter().map(|range| range.start.saturating_add(range.count)).max().unwrap_or(0));
-        let text: String =
-            map.iter().map(|range| format!("{0} {0} {1}\n", range.start, range.count)).collect();
+        let text: String = map.iter().map(|range| format!("{0} {0} {1}\n", range.start, range.count)).collect();
         let path = format!("/proc/{pid}/{name}");
         std::fs::write(&path, text).map_err(|error| Error::path("write", path, error))?;
     }

@@ -86,6 +86,10 @@ impl Settings {
             snapshotter: self.snapshotter,
             lock_wait: self.lock_wait,
             proxy: environment.proxies(),
+            isolation: environment
+                .isolation
+                .clone()
+                .expect("`crate::run` isolates the process before it runs engine work"),
         }
     }
 

@@ -43,7 +43,8 @@ pub(crate) async fn build(
         Outcome::Built(built) => built,
         Outcome::Gateway(gateway) => {
             let text = format!("frontend image `{}` is not supported yet", gateway.image);
-            let fault = Fault::user(text).hint("remove the `# syntax` line: the built-in frontend knows the newest syntax");
+            let fault =
+                Fault::user(text).hint("remove the `# syntax` line: the built-in frontend knows the newest syntax");
             return Err(match &gateway.place {
                 Some((file, span)) => fault.at(file, &[*span]),
                 None => fault,
@@ -106,9 +107,10 @@ impl Asker {
         let job = &self.job.job;
         let running = Running::start(job.sink.clone(), &Label::phase(&request.log_name));
         let resolved = async {
-            let reference: Reference = request.reference.parse().map_err(|e| {
-                Fault::because(Kind::User, format!("bad image reference `{}`", request.reference), e)
-            })?;
+            let reference: Reference = request
+                .reference
+                .parse()
+                .map_err(|e| Fault::because(Kind::User, format!("bad image reference `{}`", request.reference), e))?;
             let mode = ResolveMode::from(request.mode);
             tokio::select! {
                 resolved = self.core.images.resolve(job, &reference, &request.platform, mode) => resolved,

@@ -127,13 +127,7 @@ enum Output {
 }
 
 impl Prepared {
-    async fn add(
-        &mut self,
-        ctx: &OpContext,
-        meta: &pb::Meta,
-        mount: &pb::Mount,
-        inputs: &[Tree],
-    ) -> Result<(), Fault> {
+    async fn add(&mut self, ctx: &OpContext, meta: &pb::Meta, mount: &pb::Mount, inputs: &[Tree]) -> Result<(), Fault> {
         let input = match usize::try_from(mount.input) {
             Ok(index) => inputs.get(index).cloned().ok_or_else(|| no_input(mount))?,
             Err(_) if mount.input == -1 => Tree::Empty,

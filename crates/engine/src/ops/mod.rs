@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::job::Job;
-use base::report::{Label, Tasks};
 use crate::tree::Tree;
+use base::report::{Label, Tasks};
 
 /// What definitions may ask of ops: BuildKit's capability ids.
 pub(crate) const CAPS: &[&str] = &[
@@ -134,10 +134,10 @@ impl Op {
     /// How the result of an op that is no source is remembered.
     pub(crate) fn stated_key(&self) -> Result<StatedKey, Fault> {
         let key = self.op_key()?;
-        let inputs = key.inputs.iter().map(|input| solver::CacheMapInput {
-            selector: input.selector,
-            by_content: input.content.is_some(),
-        });
+        let inputs = key
+            .inputs
+            .iter()
+            .map(|input| solver::CacheMapInput { selector: input.selector, by_content: input.content.is_some() });
         let inputs = inputs.collect();
         let _ = self.content.set(key.inputs.into_iter().map(|input| input.content).collect());
         Ok(StatedKey { digest: solver::KeyDigest::Stable(key.digest), inputs, last: solver::Last::Yes })

@@ -22,9 +22,7 @@ pub(super) fn become_program(args: &[String], env: &[String]) -> Failure {
         Err(failure) => return failure,
     };
     let strings = |strings: &[String]| strings.iter().map(|s| CString::new(s.as_str())).collect::<Result<Vec<_>, _>>();
-    let (Ok(c_args), Ok(c_env), Ok(c_program)) =
-        (strings(args), strings(env), CString::new(program.as_bytes()))
-    else {
+    let (Ok(c_args), Ok(c_env), Ok(c_program)) = (strings(args), strings(env), CString::new(program.as_bytes())) else {
         return Failure::Invalid("an argument or environment variable of the step holds a zero byte".to_owned());
     };
     let errno = sys::process::exec(&c_program, &c_args, &c_env);

@@ -17,8 +17,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
-    sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
 };
 use rustix::process::{DumpableBehavior, Pid, Signal, kill_process};
 use sys::process::{Side, clone, exit_now, reap};
@@ -72,7 +72,8 @@ fn serve() -> Result<(), sys::Error> {
             Err(errno) => return Err(error(errno)),
         }
         let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
-        let unwanted: Vec<i32> = listened.iter().zip(&ready[2..]).filter_map(|((pid, _), r)| r.then_some(*pid)).collect();
+        let unwanted: Vec<i32> =
+            listened.iter().zip(&ready[2..]).filter_map(|((pid, _), r)| r.then_some(*pid)).collect();
         for pid in unwanted {
             init.kill(pid);
         }

@@ -84,7 +84,8 @@ impl Builder<'_> {
             }
         };
         let result = (|| {
-            let root = Root::open(&tree).map_err(|error| setup(format_args!("cannot open `{}`", tree.display()), error))?;
+            let root =
+                Root::open(&tree).map_err(|error| setup(format_args!("cannot open `{}`", tree.display()), error))?;
             let path = if whole { "" } else { subpath };
             let source = root
                 .open_at(path, OFlags::PATH, Mode::empty(), Links::Follow)
@@ -119,8 +120,8 @@ impl Builder<'_> {
         if rustix::fs::fstatfs(&point).is_ok_and(|stat| stat.f_type == PROC) {
             return Err(Failure::Invalid(format!("`{target}` cannot be mounted because it is inside /proc")));
         }
-        let is_dir = rustix::fs::fstat(&point)
-            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+        let is_dir =
+            rustix::fs::fstat(&point).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
         if is_dir != (kind == Kind::Directory) {
             let (source, there) = if is_dir { ("a file", "a directory") } else { ("a directory", "a file") };
             return Err(Failure::Invalid(format!("cannot mount {source} at `{target}`, which is {there}")));
@@ -135,7 +136,9 @@ impl Builder<'_> {
         }
         let Ok(real) = self.root.resolve(target, Links::Follow) else { return };
         let keep = self.keep;
-        for path in self.directories.extract_if(.., |made| *made == real || keep == Keep::Nothing && real.starts_with(made)) {
+        for path in
+            self.directories.extract_if(.., |made| *made == real || keep == Keep::Nothing && real.starts_with(made))
+        {
             self.made.push(Stub { path });
         }
     }

@@ -35,7 +35,8 @@ fn resolve(spec: &str, passwd: &str, group: impl FnOnce() -> Result<String, Stri
         return Ok(User { uid, gid, groups: vec![gid], home: home_of(passwd, uid) });
     }
     let (name, group_name) = spec.split_once(':').unwrap_or((spec, ""));
-    let number = parse_number(name).map_err(|()| format!("unable to find user {name}: uids must be at most {}", i32::MAX))?;
+    let number =
+        parse_number(name).map_err(|()| format!("unable to find user {name}: uids must be at most {}", i32::MAX))?;
     let group_number = parse_number(group_name)
         .map_err(|()| format!("unable to find group {group_name}: gids must be at most {}", i32::MAX))?;
     let entry = passwd.lines().filter_map(Entry::parse).find(|entry| match number {
@@ -64,7 +65,12 @@ fn resolve(spec: &str, passwd: &str, group: impl FnOnce() -> Result<String, Stri
     } else if let Some(matched) = matched {
         let group = group()?;
         let member = |members: &str| members.split(',').any(|member| member == matched);
-        groups = group.lines().filter_map(group_entry).filter(|(.., members)| member(members)).map(|(_, id, _)| id).collect();
+        groups = group
+            .lines()
+            .filter_map(group_entry)
+            .filter(|(.., members)| member(members))
+            .map(|(_, id, _)| id)
+            .collect();
     }
     if !groups.contains(&gid) {
         groups.insert(0, gid);
@@ -133,7 +139,10 @@ fn read(root: &Root, path: &str) -> Result<String, String> {
         return Ok(String::new());
     }
     let mut bytes = Vec::new();
-    std::fs::File::from(fd).take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| format!("cannot read {path}: {error}"))?;
+    std::fs::File::from(fd)
+        .take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| format!("cannot read {path}: {error}"))?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(format!("{path} exceeds {MAX_FILE} bytes"));
     }
