@@ -98,7 +98,7 @@ impl Lowering<'_> {
         "/".clone_into(&mut mount.selector);
         mount.readonly = true;
         exec.mounts.push(mount);
-        vec![path::join(&[PIPES, &first.name])]
+        self.with_shell(index, &path::join(&[PIPES, &first.name]))
     }
 
     /// The command line of a shell form.
