@@ -1,1 +1,14 @@
-//! Under construction.
+//! A request becomes a result: jobs, frontends, ops.
+//!
+//! The one place where all rooms meet, and a library: the daemon is this plus gRPC, `hullworks build`
+//! and `buildctl-daemonless.sh` are this plus a session in the same process.
+
+pub mod api;
+mod flight;
+mod places;
+mod progress;
+
+pub use api::{
+    CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,
+    SolveRequest, SolveResponse, UsageRecord,
+};

@@ -6,7 +6,9 @@
 //! No I/O, no async.
 
 pub mod build;
+mod go_json;
 mod graph;
+pub mod key;
 pub mod path;
 pub mod text;
 

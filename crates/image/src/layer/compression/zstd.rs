@@ -1,0 +1,35 @@
+//! zstd frames out of blocks that are compressed on their own (RFC 8878).
+//!
+//! Frames follow each other; every decoder reads them as one stream. Each states its size; no frame has a checksum,
+//! for the blob's digest covers it.
+
+use zstd::bulk;
+use zstd::zstd_safe::CParameter;
+
+use crate::Error;
+
+/// Bytes in one frame. A promise: another size gives other blobs.
+pub(super) const BLOCK: usize = 2 << 20;
+/// The level where none is asked for.
+pub(super) const DEFAULT_LEVEL: i32 = 3;
+
+/// Compresses blocks; one per thread.
+pub(super) struct Encoder(bulk::Compressor<'static>);
+
+impl Encoder {
+    pub fn new(level: i32) -> Result<Encoder, Error> {
+        let mut compressor = bulk::Compressor::new(level)?;
+        compressor.set_parameter(CParameter::ChecksumFlag(false))?;
+        compressor.set_parameter(CParameter::ContentSizeFlag(true))?;
+        Ok(Encoder(compressor))
+    }
+
+    /// Appends one frame.
+    pub fn encode(&mut self, block: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+        let start = out.len();
+        out.resize(start + zstd::zstd_safe::compress_bound(block.len()), 0);
+        let n = self.0.compress_to_buffer(block, &mut out[start..])?;
+        out.truncate(start + n);
+        Ok(())
+    }
+}
