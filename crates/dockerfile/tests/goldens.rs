@@ -191,3 +191,25 @@ fn llb_and_configurations_equal_upstreams() {
     }
     assert!(failures.is_empty(), "{} failures\n\n{}", failures.len(), failures.join("\n\n"));
 }
+
+/// `mistakes.txt` holds bad Dockerfiles, each followed by what is said about it. `BLESS=1` renews what is said.
+#[test]
+fn mistakes_are_explained_and_their_lines_marked() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let scratch = tempfile::tempdir().expect("a directory");
+    let file = root.join("mistakes.txt");
+    let text = fs::read_to_string(&file).expect("mistakes");
+    let mut renewed = String::new();
+    for block in text.split("=== ").skip(1) {
+        let (name, rest) = block.split_once('\n').expect("a name");
+        let dockerfile = rest.split_once("---\n").map_or(rest, |(dockerfile, _)| dockerfile);
+        fs::write(scratch.path().join("Dockerfile"), dockerfile).expect("writable");
+        let (_, _, error) = outputs(&root, scratch.path());
+        let error = if error.is_empty() { "fine\n".to_owned() } else { error };
+        assert!(error.lines().all(|line| !line.ends_with('.')), "{name}: {error}");
+        write!(renewed, "=== {name}\n{dockerfile}---\n{error}").expect("memory");
+    }
+    let mut failures = Vec::new();
+    golden(&file, &renewed, &mut failures);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
