@@ -4,18 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use base::{Fault, Platform, SourceFile, SourceSpan};
+use image::{ImageConfig, Reference};
 use llb::build::{Builder, Constraints, Defaults, Local};
 use llb::{path, pb};
 
 use crate::ask::{Ask, LocalRead, ReadRequest};
-use crate::config::ImageConfig;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::lower::{self, Input};
 use crate::options::Options;
 use crate::parse::{self, Syntax};
-use crate::reference::Reference;
-use crate::{gotext, ignore, instruction};
+use crate::{ignore, instruction};
 
 /// What to build.
 #[derive(Clone, Debug)]
@@ -112,7 +111,7 @@ impl Built {
             platforms.push(serde_json::json!({ "ID": result.id, "Platform": result.platform }));
         }
         let platforms = serde_json::json!({ "Platforms": platforms });
-        out.insert("refs.platforms".to_owned(), gotext::json(&platforms));
+        out.insert("refs.platforms".to_owned(), platforms.to_string().into_bytes());
         out
     }
 }
@@ -170,7 +169,7 @@ fn find_dockerfile(request: &Request<'_>, options: &Options, context: &Context, 
     let (data, ignore) = (files.next().flatten(), files.next().flatten());
     let data = data.or_else(|| files.next().flatten()).ok_or_else(|| {
         Error::option("filename", format!("there is no `{filename}`"))
-            .hint("name the Dockerfile by --opt filename=.. (-f) and its directory by --local dockerfile=..")
+            .hint("name the Dockerfile by `filename` and its directory by the local `dockerfile`")
     })?;
     let file = SourceFile { name: filename.to_owned(), data, language: "Dockerfile".to_owned() };
     let info = pb::SourceInfo {

@@ -8,7 +8,6 @@
 //! Absent here: files, network, async, clocks. Solving is the engine's.
 
 mod ask;
-mod config;
 mod context;
 mod error;
 pub mod expand;
@@ -21,11 +20,9 @@ mod lower;
 mod options;
 pub mod parse;
 mod platform;
-mod reference;
 mod suggest;
 
 pub use ask::{Ask, ImageRequest, LayoutStore, LocalRead, ReadRequest, ResolvedImage};
-pub use config::{Empty, Healthcheck, History, ImageConfig, RootFs, RunConfig};
 pub use error::{Error, Mistake, Result};
 pub use frontend::{Built, Gateway, Outcome, PlatformResult, Request, Warning, build};
 pub use options::{NoCache, Options};

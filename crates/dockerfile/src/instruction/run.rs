@@ -37,6 +37,10 @@ pub(super) fn parse(line: &Line, flags: &mut Flags<'_>) -> Result<Kind> {
     }
     let mounts = flags.texts("mount")?;
     let mount_sources = mounts.iter().map(|mount| Mount::source_of(mount)).collect::<Result<_>>()?;
+    // What holds no variables can be checked before anything is resolved.
+    for mount in mounts.iter().filter(|mount| !mount.contains(['$', '\'', '"', '\\', '`'])) {
+        Mount::parse(mount, |value| Ok(value.to_owned()))?;
+    }
     let network = match flags.text("network")?.as_deref() {
         None | Some("default") => Network::Default,
         Some("none") => Network::None,

@@ -47,8 +47,11 @@ fn stage_name(typed: &str) -> Result<String> {
     Err(error.hint("a stage name starts with a letter and goes on with letters, digits, `-`, `_` and `.`"))
 }
 
-/// The arguments in front of the first stage with their lines, and the stages.
-pub fn stages(document: Document) -> Result<(Vec<(Vec<Arg>, SourceSpan)>, Vec<Stage>)> {
+/// One `ARG` in front of the first stage, and where it is.
+pub type GlobalArgs = (Vec<Arg>, SourceSpan);
+
+/// What stands in front of the first stage, and the stages.
+pub fn stages(document: Document) -> Result<(Vec<GlobalArgs>, Vec<Stage>)> {
     let mut globals = Vec::new();
     let mut stages: Vec<Stage> = Vec::new();
     for line in document.lines {

@@ -1,15 +1,14 @@
 //! Base images: what stages start from, resolved all at once.
 
 use base::{Fault, Platform};
+use image::{ImageConfig, Reference};
 use llb::build::{Constraints, Image, State};
 
 use super::Lowering;
 use super::named::Named;
 use super::stage::SCRATCH;
 use crate::ask::{ImageRequest, ResolvedImage};
-use crate::config::ImageConfig;
 use crate::error::{Error, Result};
-use crate::reference::Reference;
 
 /// Where a stage's files come from, once the answer is there.
 enum Origin {
@@ -108,8 +107,8 @@ impl Lowering<'_> {
             return Ok(Origin::Stage(context));
         }
         let typed = stage.base_name.clone();
-        let reference = Reference::parse(&typed).map_err(|what| {
-            let error = Error::new(format!("`{typed}` is neither a stage nor the name of an image: {what}"));
+        let reference = Reference::parse(&typed).map_err(|error| {
+            let error = Error::new(format!("`{typed}` is no stage, and no image: {}", cause(&error)));
             self.suggest_stage(error, &typed)
         })?;
         let reference = reference.or_latest();
@@ -154,8 +153,12 @@ impl Lowering<'_> {
             Origin::Image { typed, platform, .. } => {
                 let answer = answer.unwrap_or_else(|| Err(Fault::new(base::Kind::Internal, "nobody asked")));
                 let resolved = answer.map_err(|fault| {
-                    let error =
-                        Error::Ask { doing: typed.clone(), spans: Vec::new(), hint: None, fault: Box::new(fault) };
+                    let doing = if typed.contains(['/', ':', '@']) {
+                        format!("cannot resolve `{typed}`")
+                    } else {
+                        format!("no stage `{typed}`, and no image")
+                    };
+                    let error = Error::Ask { doing, spans: Vec::new(), hint: None, fault: Box::new(fault) };
                     self.suggest_stage(error, &typed)
                 })?;
                 self.start_from_image(index, &typed, platform, &resolved)
@@ -195,17 +198,17 @@ impl Lowering<'_> {
         resolved: &ResolvedImage,
     ) -> Result<()> {
         let wrong = |what: String| Error::new(format!("`{typed}`: {what}"));
-        let mut reference = Reference::parse(&resolved.reference).map_err(wrong)?;
+        let mut reference = Reference::parse(&resolved.reference).map_err(|error| wrong(cause(&error)))?;
         if let Some(digest) = resolved.digest {
-            reference.digest = Some(digest);
+            reference = reference.with_digest(digest);
         }
         let image = parse_config(&resolved.config).map_err(wrong)?;
         if self.stages[index].platform.is_none() && self.implicit {
             platform = self.runnable(&image, platform);
         }
-        let state = if image.has_layers() {
+        let state = if has_layers(&image) {
             // The variant that is asked for is part of the op; the prefix shows it too.
-            let name = self.from_name(index, &platform, &format!("FROM {reference}"));
+            let name = self.base_name(index, &platform, &format!("FROM {reference}"));
             let code = self.stages[index].code.clone();
             let mut constraints = Constraints::named(name).platform(&platform);
             constraints.description.insert(COMMAND.to_owned(), code);
@@ -225,7 +228,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn from_name(&mut self, index: usize, platform: &Platform, text: &str) -> String {
+    fn base_name(&mut self, index: usize, platform: &Platform, text: &str) -> String {
         let before = self.stages[index].platform.replace(platform.clone());
         let name = self.step_name(index, false, text);
         self.stages[index].platform = before;
@@ -247,5 +250,18 @@ pub(super) const COMMAND: &str = "com.docker.dockerfile.v1.command";
 
 /// Reads an image configuration; what is wrong with it otherwise.
 pub(super) fn parse_config(bytes: &[u8]) -> std::result::Result<ImageConfig, String> {
-    serde_json::from_slice(bytes).map_err(|e| format!("its configuration is malformed: {e}"))
+    ImageConfig::parse(bytes).map_err(|error| cause(&error))
+}
+
+/// Whether an image has files: images of the old schema name no layers, but have a history.
+fn has_layers(image: &ImageConfig) -> bool {
+    !image.rootfs.diff_ids.is_empty() || image.history.iter().any(|item| !item.empty_layer)
+}
+
+/// An error and its sources in one text.
+pub(super) fn cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", cause(source)),
+        None => error.to_string(),
+    }
 }

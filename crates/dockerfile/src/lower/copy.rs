@@ -96,7 +96,7 @@ impl Lowering<'_> {
             self.builder.file(&state, actions, named)
         };
         let history = history(copy);
-        let epoch = self.epoch_text();
+        let epoch = self.history_time();
         let stage = &mut self.stages[index];
         stage.state = state;
         stage.record(epoch, history, true);

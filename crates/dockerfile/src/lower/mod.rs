@@ -16,17 +16,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::OnceLock;
 
 use base::{Platform, SourceSpan};
+use image::{DateTime, ImageConfig};
 use jiff::Timestamp;
 use llb::build::{Builder, Constraints, Defaults, Env, Local, Output, SourceMap, State};
 use llb::pb;
 
 use crate::ask::{Ask, LocalRead, ReadRequest};
-use crate::config::ImageConfig;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::expand::{Lexer, Variables};
 use crate::ignore;
-use crate::instruction::{self, Arg};
+use crate::instruction;
 use crate::options::Options;
 use crate::platform;
 use stage::Stage;
@@ -34,7 +34,7 @@ use stage::Stage;
 /// What is lowered.
 pub(crate) struct Input<'a> {
     pub info: &'a pb::SourceInfo,
-    pub globals: &'a [(Vec<Arg>, SourceSpan)],
+    pub globals: &'a [instruction::GlobalArgs],
     pub stages: &'a [instruction::Stage],
     pub escape: char,
     pub options: &'a Options,
@@ -183,8 +183,9 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
-    fn epoch_text(&self) -> Option<String> {
-        self.epoch.map(|epoch| epoch.to_string())
+    /// The time of every line of history, if it is given.
+    fn history_time(&self) -> Option<DateTime> {
+        self.epoch.map(DateTime::from)
     }
 
     fn finish(mut self, target: usize) -> Result<Lowered> {
@@ -209,7 +210,8 @@ impl<'a> Lowering<'a> {
                 image.os_features.clone_from(&wanted.os_features);
             }
         }
-        image.set_platform(image.platform().normalize());
+        let normal = image.platform().normalize();
+        (image.os, image.architecture, image.variant) = (normal.os, normal.architecture, normal.variant);
         let defaults = Defaults { platform: self.target_platform.clone(), local_unique: self.input.session.to_owned() };
         let definition = self.builder.marshal(&stage.state, &defaults)?;
         let epoch = self.epoch.map(Timestamp::as_second);
@@ -339,3 +341,6 @@ fn uppercase_first(text: &str) -> String {
 fn display(lexer: Lexer, text: &str, variables: &dyn Variables) -> String {
     lexer.expand(text, variables).map_or_else(|_| text.to_owned(), |expanded| expanded.text)
 }
+
+#[cfg(test)]
+mod tests;

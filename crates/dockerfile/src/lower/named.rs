@@ -3,17 +3,16 @@
 use base::{Fault, Platform};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use image::{ImageConfig, Reference};
 use llb::build::{Constraints, Image, Local, OciLayout, Output, ResolveMode, State};
 use llb::path;
 
-use super::base_image::parse_config;
+use super::base_image::{cause, parse_config};
 use super::{IGNORE, Lowering, follow};
 use crate::ask::{ImageRequest, LayoutStore, ResolvedImage};
-use crate::config::ImageConfig;
 use crate::context;
 use crate::error::{Error, Result};
 use crate::git::Repository;
-use crate::reference::Reference;
 
 /// A named context that the options give.
 #[derive(Clone, Debug)]
@@ -200,15 +199,14 @@ impl Named {
     }
 
     fn reference(&self, typed: &str) -> Result<Reference> {
-        Reference::parse(typed).map_err(|what| self.wrong(&format!("`{typed}` is no image name: {what}")))
+        Reference::parse(typed).map_err(|error| self.wrong(&cause(&error)))
     }
 
     /// The reference that people see, which has the context's name, and the name of the store.
     fn layout(&self, typed: &str) -> Result<(String, String)> {
         let (store, digest) = typed.split_once('@').ok_or_else(|| self.wrong(&format!("`{typed}` has no digest")))?;
         let digest = digest.parse().map_err(|e: base::DigestParseError| self.wrong(&e.to_string()))?;
-        let mut shown = self.reference(&self.plain)?;
-        shown.digest = Some(digest);
+        let shown = self.reference(&self.plain)?.with_digest(digest);
         let last = store.rfind('/').map_or(0, |slash| slash + 1);
         let store = store[last..].find(':').map_or(store, |colon| &store[..last + colon]);
         Ok((shown.to_string(), store.to_owned()))

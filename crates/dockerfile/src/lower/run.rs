@@ -48,7 +48,7 @@ impl Lowering<'_> {
         constraints.description.insert(base_image::COMMAND.to_owned(), step.instruction.code.trim().to_owned());
         let history = format!("RUN {} # buildkit", with_arguments(&exec.args, &self.stages[index].args, state.env()));
         let after = self.builder.run(&state, exec, constraints);
-        let epoch = self.epoch_text();
+        let epoch = self.history_time();
         let stage = &mut self.stages[index];
         stage.state = after;
         stage.record(epoch, history, true);
@@ -98,7 +98,7 @@ impl Lowering<'_> {
         "/".clone_into(&mut mount.selector);
         mount.readonly = true;
         exec.mounts.push(mount);
-        vec![path::join(&[PIPES, &first.name])]
+        self.with_shell(index, &path::join(&[PIPES, &first.name]))
     }
 
     /// The command line of a shell form.

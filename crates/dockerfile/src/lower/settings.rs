@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use image::Healthcheck;
 use llb::build::{Env, FileAction, Owner};
 
 use super::stage::Step;
 use super::{Lowering, display, expose, uppercase_first};
-use crate::config::{Empty, Healthcheck};
 use crate::error::{Error, Result};
 use crate::expand::Lexer;
 use crate::gotext::{plain_list, quoted_list};
@@ -67,7 +67,7 @@ impl Lowering<'_> {
             Kind::From(_) => return Err(Error::new("FROM cannot be triggered")),
             Kind::Run(_) | Kind::Copy(_) | Kind::Workdir(_) | Kind::Arg(_) => return Ok(()),
         };
-        let epoch = self.epoch_text();
+        let epoch = self.history_time();
         self.stages[index].record(epoch, text, false);
         Ok(())
     }
@@ -148,7 +148,7 @@ impl Lowering<'_> {
             });
             stage.args.push(Arg { key: arg.key.clone(), value });
         }
-        let epoch = self.epoch_text();
+        let epoch = self.history_time();
         self.stages[index].record(epoch, format!("ARG {}", texts.join(" ")), false);
         Ok(())
     }
@@ -175,7 +175,7 @@ impl Lowering<'_> {
             constraints.platform.clone_from(&self.stages[index].platform);
             self.stages[index].state = self.builder.file(&state, vec![mkdir], constraints);
         }
-        let epoch = self.epoch_text();
+        let epoch = self.history_time();
         self.stages[index].record(epoch, format!("WORKDIR {dir}"), layer);
         Ok(())
     }
@@ -215,7 +215,7 @@ impl Lowering<'_> {
             }
         }
         let exposed = &mut self.stages[index].image.config.exposed_ports;
-        exposed.extend(all.iter().map(|port| (port.clone(), Empty {})));
+        exposed.extend(all.iter().cloned());
         Ok(format!("EXPOSE {}", plain_list(&all)))
     }
 
@@ -225,7 +225,7 @@ impl Lowering<'_> {
             return Err(Error::new("VOLUME has an empty path"));
         }
         let volumes = &mut self.stages[index].image.config.volumes;
-        volumes.extend(paths.iter().map(|path| (path.clone(), Empty {})));
+        volumes.extend(paths.iter().cloned());
         Ok(format!("VOLUME {}", plain_list(&paths)))
     }
 

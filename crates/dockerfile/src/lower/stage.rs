@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use base::{Platform, SourceSpan};
+use image::{DEFAULT_PATH, DateTime, History, ImageConfig};
 use llb::build::{Env, State};
 
 use super::Lowering;
 use super::named::Named;
-use crate::config::{DEFAULT_PATH, History, ImageConfig};
 use crate::error::{Error, Result};
 use crate::instruction::{Arg, Instruction, Kind};
 use crate::{parse, platform};
@@ -129,7 +129,9 @@ impl<'a> Lowering<'a> {
     fn suggest_argument(&self, error: Error, unmatched: &BTreeSet<String>) -> Error {
         let Some(name) = unmatched.first() else { return error };
         let error = error.suggest(name, self.globals.iter().map(|(key, _)| key));
-        error.hint(format!("declare `ARG {name}=..` in front of the first FROM, or give --build-arg {name}=.."))
+        error.hint(format!(
+            "declare `ARG {name}=<value>` in front of the first FROM, or give --build-arg {name}=<value>"
+        ))
     }
 
     pub(super) fn add_stage(&mut self, stage: Stage) -> usize {
@@ -395,7 +397,7 @@ impl<'a> Lowering<'a> {
 
 impl Stage {
     /// Adds a line to the image's history.
-    pub(super) fn record(&mut self, epoch: Option<String>, text: String, layer: bool) {
+    pub(super) fn record(&mut self, epoch: Option<DateTime>, text: String, layer: bool) {
         self.image.history.push(History {
             created: epoch,
             created_by: text,

@@ -154,7 +154,7 @@ impl Writer<'_> {
                 op.op = Some(pb::op::Op::Merge(merge));
             }
         }
-        let bytes = op.encode_to_vec();
+        let bytes = encode(op);
         Ok((Digest::of(&bytes), bytes, metadata(&node.constraints, &caps)))
     }
 
@@ -302,6 +302,16 @@ impl Infos<'_> {
             self.infos.len() as i32 - 1
         })
     }
+}
+
+/// Go's protobuf writes the fields of a `oneof` behind all others, prost in the order of their numbers.
+fn encode(mut op: pb::Op) -> Vec<u8> {
+    let kind = op.op.take();
+    let mut bytes = op.encode_to_vec();
+    if let Some(kind) = kind {
+        kind.encode(&mut bytes);
+    }
+    bytes
 }
 
 fn exec_caps(node: &ExecNode, caps: &mut BTreeSet<&'static str>) {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use base::{Digest, Platform};
 
 use super::{Builder, Constraints, Op, State, caps};
+use crate::go_json::{array, string};
 
 /// When to ask the registry for an image that is known already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -207,18 +208,7 @@ fn set(attrs: &mut BTreeMap<String, String>, key: &str, value: &str) {
     attrs.insert(key.to_owned(), value.to_owned());
 }
 
-/// A JSON array as Go writes it: `<`, `>` and `&` escaped. Nothing for an empty list.
+/// A JSON array; nothing for an empty list.
 fn json_list(list: &[String]) -> String {
-    if list.is_empty() {
-        return String::new();
-    }
-    let json = serde_json::to_string(list).expect("strings are always JSON");
-    let mut out = String::with_capacity(json.len());
-    for c in json.chars() {
-        match c {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => out.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c => out.push(c),
-        }
-    }
-    out
+    if list.is_empty() { String::new() } else { array(list, |text| string(text)) }
 }
