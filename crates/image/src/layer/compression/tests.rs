@@ -83,6 +83,19 @@ fn bytes_do_not_depend_on_threads_or_cuts() {
     }
 }
 
+/// Machine code: what shows an encoder that finds other matches in other states, as zlib-rs 0.6 does after a reset.
+#[test]
+fn machine_code_gives_the_same_bytes_too() {
+    let program = std::fs::read(std::env::current_exe().expect("a path")).expect("this program");
+    let content = &program[..program.len().min(8 * MIB)];
+    for kind in [Compression::Gzip, Compression::Zstd] {
+        let (expected, _) = compress(content, CompressionOptions::new(kind, 1), usize::MAX);
+        for threads in [2, 3, 8] {
+            assert_eq!(compress(content, CompressionOptions::new(kind, threads), MIB).0, expected, "{kind}, {threads}");
+        }
+    }
+}
+
 #[test]
 fn gzip_is_one_member_that_any_reader_takes() {
     let content = mixed(4, 3 * MIB);
