@@ -16,7 +16,8 @@ use rustix::net::{
     socketpair,
 };
 use sys::cgroup::Group;
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
 use tokio::net::unix::pipe::Receiver;
 use tokio_util::sync::CancellationToken;
 
@@ -91,7 +92,8 @@ async fn run_to_the_end(
 
 /// Our ends of a step that init has been asked to start.
 struct Talk {
-    socket: AsyncFd<OwnedFd>,
+    /// A sequenced one, in truth; this type receives from any.
+    socket: UnixDatagram,
     stdout: Receiver,
     stderr: Receiver,
 }
@@ -121,7 +123,7 @@ fn start(helper: &Helper, step: Step, surroundings: &Surroundings, group: Option
     fds.extend(cgroup.as_ref().map(AsFd::as_fd));
     helper.send(Start { namespaces }, &fds)?;
     Ok(Talk {
-        socket: AsyncFd::new(socket).map_err(Error::Helper)?,
+        socket: UnixDatagram::from_std(socket.into()).map_err(Error::Helper)?,
         stdout: Receiver::from_owned_fd(stdout).map_err(Error::Helper)?,
         stderr: Receiver::from_owned_fd(stderr).map_err(Error::Helper)?,
     })
@@ -230,10 +232,12 @@ impl Talk {
             }
         };
         // All writers are dead: what they wrote is in the pipes. A pipe that somebody else was given may stay open.
-        for (pipe, stream, open) in [(&self.stdout, Stream::Stdout, out_open), (&self.stderr, Stream::Stderr, err_open)]
+        for (pipe, stream, open) in
+            [(self.stdout.as_fd(), Stream::Stdout, out_open), (self.stderr.as_fd(), Stream::Stderr, err_open)]
         {
+            // The runtime may not have heard yet that there is something to read, so it is not asked.
             while open
-                && let Ok(n) = pipe.try_read(&mut out_buffer)
+                && let Ok(n) = rustix::io::read(pipe, &mut out_buffer)
                 && n > 0
             {
                 (io.output)(stream, &out_buffer[..n]);
@@ -257,22 +261,20 @@ impl Talk {
 }
 
 /// The next report and its descriptor; no report when init is gone.
-async fn receive(socket: &AsyncFd<OwnedFd>) -> std::io::Result<(Option<Report>, Option<OwnedFd>)> {
-    loop {
-        let mut guard = socket.readable().await?;
-        if let Ok(result) = guard.try_io(|socket| receive_now(socket.as_fd())) {
-            return result;
-        }
-    }
+async fn receive(socket: &UnixDatagram) -> std::io::Result<(Option<Report>, Option<OwnedFd>)> {
+    socket.async_io(Interest::READABLE, || receive_now(socket.as_fd())).await
 }
 
 fn receive_now(socket: BorrowedFd<'_>) -> std::io::Result<(Option<Report>, Option<OwnedFd>)> {
     let mut bytes = vec![0; 256 << 10];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-        Err(Errno::CONNRESET) => return Ok((None, None)),
-        result => result?,
+    let received = loop {
+        match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            // It closed its end without reading our wish to kill; what it said before that comes next.
+            Err(Errno::CONNRESET) => {}
+            result => break result?,
+        }
     };
     let mut fd = None;
     for message in ancillary.drain() {

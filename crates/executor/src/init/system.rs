@@ -225,6 +225,6 @@ pub(super) fn change_root(new_root: &Path) -> Result<(), Failure> {
 /// Opens /dev/null of the new root as standard input.
 pub(super) fn null_stdin() -> Result<(), Failure> {
     let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    null.and_then(|null| rustix::stdio::dup2_stdin(null))
+    null.and_then(rustix::stdio::dup2_stdin)
         .map_err(|errno| setup("cannot open /dev/null", std::io::Error::from(errno)))
 }
