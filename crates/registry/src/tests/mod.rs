@@ -1,6 +1,7 @@
 //! The client against the misbehaving registry of `testkit`, and against Debian's with other clients beside.
 
 mod auth;
+mod hosts;
 mod mirrors;
 mod pull;
 mod push;
