@@ -9,6 +9,8 @@ pub mod lexical;
 mod parallel;
 pub mod pattern;
 mod stat;
+#[cfg(test)]
+mod testtree;
 pub mod walk;
 mod xattr;
 
