@@ -83,8 +83,7 @@ impl Pattern {
             Kind::Exact => path == self.text,
             Kind::Prefix(len) => path.starts_with(&self.text[..*len]),
             Kind::Suffix(suffix) => {
-                path.ends_with(suffix.as_bytes())
-                    || suffix.strip_prefix('/').is_some_and(|rest| path == rest.as_bytes())
+                path.ends_with(suffix) || suffix.strip_prefix(b"/").is_some_and(|rest| path == rest)
             }
             Kind::Expression { regex, screen } => screen.lets_through(path) && regex.is_match(&as_runes(path)),
             Kind::Broken => return Err(PatternError::Syntax(self.shown.clone())),
