@@ -10,6 +10,8 @@ mod parallel;
 pub mod pattern;
 mod stat;
 pub mod untar;
+#[cfg(test)]
+mod testtree;
 pub mod walk;
 mod xattr;
 

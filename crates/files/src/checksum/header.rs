@@ -10,10 +10,10 @@
 
 use std::collections::BTreeMap;
 
-use base::Hasher;
+use base::{Digest, Hasher};
 
 use super::Flavor;
-use crate::stat::{Kind, Stat};
+use crate::stat::{Kind, Stat, Time};
 
 /// Extended attributes by name.
 pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -32,7 +32,7 @@ pub struct FileHeader<'a> {
 impl FileHeader<'_> {
     /// A digest that has taken in the header; the content of a regular file goes after it.
     pub fn hasher(&self, flavor: Flavor) -> Hasher {
-        let mut hasher = base::Digest::hasher();
+        let mut hasher = Digest::hasher();
         hasher.update(self.to_bytes(flavor));
         hasher
     }
@@ -60,6 +60,15 @@ impl FileHeader<'_> {
         }
         bytes
     }
+}
+
+/// The header of the root of an empty snapshot: a directory of root with mode 0755.
+pub(super) fn of_empty_root() -> Digest {
+    let time = Time::default();
+    let (uid, gid, size, nlink, dev, ino, rdev) = (0, 0, 0, 2, 0, 0, 0);
+    let (atime, mtime, ctime) = (time, time, time);
+    let stat = Stat { kind: Kind::Dir, mode: 0o755, uid, gid, size, atime, mtime, ctime, dev, ino, nlink, rdev };
+    FileHeader { stat: &stat, link: &[], xattrs: &Xattrs::new() }.hasher(Flavor::Snapshot).finish()
 }
 
 /// Sockets count as empty regular files.

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use sys::path::{Links, lstat_at};
 
 use super::hash::{self, Job};
+use super::header;
 use super::{Env, Flavor, Listed, Place};
 use crate::error::Error;
 use crate::lexical;
@@ -71,12 +72,19 @@ impl Nodes {
         Nodes(vec![Node::unlisted_dir(b"")])
     }
 
-    /// What a walk listed, complete. The root of a local source has a header of no bytes.
+    /// What a walk listed, complete.
+    ///
+    /// The root of a local source has a header of no bytes, unless nothing was sent at all: then it is hashed as the
+    /// root of an empty snapshot.
     pub(super) fn of_entries(entries: impl IntoIterator<Item = Entry>) -> Nodes {
         let listed = || What::Dir { children: Some(Vec::new()), contents: None };
         let mut root = Node::new(b"", listed());
         root.digest = Some(Digest::of(b""));
         let mut nodes = vec![root];
+        let mut entries = entries.into_iter().peekable();
+        if entries.peek().is_none() {
+            nodes[0].digest = Some(header::of_empty_root());
+        }
         // From the root down to where the last entry went.
         let mut open: Vec<(Vec<u8>, NodeId)> = vec![(Vec::new(), ROOT)];
         for entry in entries {

@@ -26,7 +26,9 @@ use crate::lexical;
 #[derive(Debug)]
 pub(super) struct Pattern {
     /// Without the `!`.
-    text: String,
+    text: Vec<u8>,
+    /// The same for people and for expressions.
+    shown: String,
     pub(super) exclusion: bool,
     kind: Kind,
 }
@@ -38,7 +40,7 @@ enum Kind {
     /// Ends in `**` and has no other wildcard: everything that begins with the text before.
     Prefix(usize),
     /// Begins with `**` and has no other wildcard: everything that ends in the text behind.
-    Suffix(String),
+    Suffix(Vec<u8>),
     /// Everything else.
     Expression { regex: Regex, screen: Screen },
     /// Malformed in a way that shows only in use.
@@ -56,36 +58,35 @@ struct Screen {
 
 impl Pattern {
     /// `text` is trimmed and not empty.
-    pub(super) fn new(text: &str) -> Result<Pattern, PatternError> {
-        let cleaned = lexical::clean(text.as_bytes());
-        let cleaned = String::from_utf8_lossy(&cleaned).into_owned();
-        let (exclusion, text) = match cleaned.strip_prefix('!') {
-            Some("") => return Err(PatternError::LoneBang),
-            Some(rest) => (true, rest.to_owned()),
+    pub(super) fn new(text: &[u8]) -> Result<Pattern, PatternError> {
+        let cleaned = lexical::clean(text);
+        let (exclusion, text) = match cleaned.strip_prefix(b"!") {
+            Some(b"") => return Err(PatternError::LoneBang),
+            Some(rest) => (true, rest.to_vec()),
             None => (false, cleaned),
         };
-        if glob_match_lazy(text.as_bytes(), b".").is_err() {
-            return Err(PatternError::Syntax(text));
+        let shown = as_runes(&text).into_owned();
+        if glob_match_lazy(&text, b".").is_err() {
+            return Err(PatternError::Syntax(shown));
         }
-        let kind = compile(&text);
-        Ok(Pattern { text, exclusion, kind })
+        let kind = compile(&text, &shown);
+        Ok(Pattern { text, shown, exclusion, kind })
     }
 
     pub(super) fn text(&self) -> &str {
-        &self.text
+        &self.shown
     }
 
     /// Whether the path matches, its parents aside.
     pub(super) fn matches(&self, path: &[u8]) -> Result<bool, PatternError> {
         Ok(match &self.kind {
-            Kind::Exact => path == self.text.as_bytes(),
-            Kind::Prefix(len) => path.starts_with(&self.text.as_bytes()[..*len]),
+            Kind::Exact => path == self.text,
+            Kind::Prefix(len) => path.starts_with(&self.text[..*len]),
             Kind::Suffix(suffix) => {
-                path.ends_with(suffix.as_bytes())
-                    || suffix.strip_prefix('/').is_some_and(|rest| path == rest.as_bytes())
+                path.ends_with(suffix) || suffix.strip_prefix(b"/").is_some_and(|rest| path == rest)
             }
             Kind::Expression { regex, screen } => screen.lets_through(path) && regex.is_match(&as_runes(path)),
-            Kind::Broken => return Err(PatternError::Syntax(self.text.clone())),
+            Kind::Broken => return Err(PatternError::Syntax(self.shown.clone())),
         })
     }
 
@@ -104,18 +105,18 @@ impl Pattern {
 
     /// No wildcards but for a trailing `/*` or `/**`: what it can match lies on one known way.
     pub(super) fn is_plain(&self) -> bool {
-        !self.without_trailing_glob().contains(['*', '[', ']', '?', '^', '\\', '{', '|'])
+        !self.without_trailing_glob().iter().any(|byte| br"*[]?^\{|".contains(byte))
     }
 
     /// Whether `dir` lies on the way to what a plain pattern matches.
     pub(super) fn leads_through(&self, dir: &[u8]) -> bool {
-        let target = self.without_trailing_glob().as_bytes();
+        let target = self.without_trailing_glob();
         dir.is_empty() || target == dir || (target.starts_with(dir) && target[dir.len()..].starts_with(b"/"))
     }
 
-    fn without_trailing_glob(&self) -> &str {
-        let text = self.text.strip_suffix("/**").unwrap_or(&self.text);
-        text.strip_suffix("/*").unwrap_or(text)
+    fn without_trailing_glob(&self) -> &[u8] {
+        let text = self.text.strip_suffix(b"/**").unwrap_or(&self.text);
+        text.strip_suffix(b"/*").unwrap_or(text)
     }
 }
 
@@ -143,7 +144,7 @@ impl Screen {
 }
 
 /// Which way a pattern goes, and its expression where it goes that way.
-fn compile(pattern: &str) -> Kind {
+fn compile(bytes: &[u8], pattern: &str) -> Kind {
     #[derive(PartialEq)]
     enum Way {
         Exact,
@@ -198,8 +199,8 @@ fn compile(pattern: &str) -> Kind {
     }
     match way {
         Way::Exact => Kind::Exact,
-        Way::Prefix => Kind::Prefix(pattern.len() - 2),
-        Way::Suffix => Kind::Suffix(pattern[2..].to_owned()),
+        Way::Prefix => Kind::Prefix(bytes.len() - 2),
+        Way::Suffix => Kind::Suffix(bytes[2..].to_vec()),
         Way::Expression => {
             expression.push('$');
             match translate(&expression).and_then(|text| Regex::new(&text).ok()) {

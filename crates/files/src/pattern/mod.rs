@@ -62,10 +62,11 @@ impl Matcher {
     /// Reads patterns; blank ones are skipped. Fails on those that are certainly malformed.
     ///
     /// Some malformed patterns only show when the list gets as far as trying them, as upstream: then the match fails.
-    pub fn new<S: AsRef<str>>(patterns: impl IntoIterator<Item = S>) -> Result<Matcher, PatternError> {
+    pub fn new<S: AsRef<[u8]>>(patterns: impl IntoIterator<Item = S>) -> Result<Matcher, PatternError> {
         let mut list = Vec::new();
         for text in patterns {
-            let text = text.as_ref().trim();
+            let text = text.as_ref();
+            let text = std::str::from_utf8(text).map_or_else(|_| text.trim_ascii(), |text| text.trim().as_bytes());
             if !text.is_empty() {
                 list.push(Pattern::new(text)?);
             }
@@ -75,7 +76,7 @@ impl Matcher {
     }
 
     /// None if the list holds no pattern at all: an absent filter, which is not one that matches nothing.
-    pub fn optional(patterns: &[String]) -> Result<Option<Matcher>, PatternError> {
+    pub fn optional<S: AsRef<[u8]>>(patterns: &[S]) -> Result<Option<Matcher>, PatternError> {
         if patterns.is_empty() { Ok(None) } else { Matcher::new(patterns).map(Some) }
     }
 

@@ -16,32 +16,34 @@ use crate::pattern::{glob_match, has_wildcards};
 use crate::stat::{Kind, Stat};
 
 /// The include list of a filter with its follow-paths resolved; empty if everything is included.
-pub(super) fn with_follow_paths(root: &Root, filter: &Filter) -> Result<Vec<String>, Error> {
+pub(super) fn with_follow_paths(root: &Root, filter: &Filter) -> Result<Vec<Vec<u8>>, Error> {
+    let include = || filter.include.iter().map(|pattern| pattern.clone().into_bytes());
     if filter.follow.is_empty() {
-        return Ok(filter.include.clone());
+        return Ok(include().collect());
     }
-    let Some(targets) = follow_links(root, &filter.follow)? else { return Ok(filter.include.clone()) };
-    Ok(dedupe(filter.include.iter().cloned().chain(targets)).unwrap_or_default())
+    let Some(targets) = follow_links(root, &filter.follow)? else { return Ok(include().collect()) };
+    Ok(dedupe(include().chain(targets)).unwrap_or_default())
 }
 
 /// The paths themselves and what their links lead to; none if that is the whole root.
-pub fn follow_links(root: &Root, paths: &[String]) -> Result<Option<Vec<String>>, Error> {
+fn follow_links(root: &Root, paths: &[String]) -> Result<Option<Vec<Vec<u8>>>, Error> {
     let mut follow = Follow { root, needed: BTreeSet::new(), seen: HashSet::new() };
     for path in paths {
         follow.add(path.as_bytes().to_vec())?;
     }
-    Ok(dedupe(follow.needed.into_iter().map(|path| String::from_utf8_lossy(&path).into_owned())))
+    Ok(dedupe(follow.needed.into_iter()))
 }
 
 struct Follow<'a> {
     root: &'a Root,
     needed: BTreeSet<Vec<u8>>,
-    /// Links met, and what was left of the path behind them.
-    seen: HashSet<(Vec<u8>, Vec<u8>)>,
+    /// Links met on the way of the current path; none is followed twice, for links may form loops.
+    seen: HashSet<Vec<u8>>,
 }
 
 impl Follow<'_> {
     fn add(&mut self, path: Vec<u8>) -> Result<(), Error> {
+        self.seen.clear();
         let mut todo = vec![path];
         while let Some(path) = todo.pop() {
             let path = lexical::relative(&path);
@@ -59,7 +61,7 @@ impl Follow<'_> {
                 }
                 let rest = names.collect::<Vec<_>>().join(&b'/');
                 self.needed.insert(current.clone());
-                if self.seen.insert((current, rest.clone())) {
+                if self.seen.insert(current) {
                     todo.extend(targets.iter().rev().map(|target| lexical::join(target, &rest)));
                 }
                 break;
@@ -110,14 +112,14 @@ fn existing<T>(answer: io::Result<T>, path: &[u8]) -> Result<Option<T>, Error> {
 }
 
 /// Drops what lies below the path before it; none if the root is among them. Sorted input gives the shortest list.
-fn dedupe(paths: impl Iterator<Item = String>) -> Option<Vec<String>> {
-    let mut kept: Vec<String> = Vec::new();
+fn dedupe(paths: impl Iterator<Item = Vec<u8>>) -> Option<Vec<Vec<u8>>> {
+    let mut kept: Vec<Vec<u8>> = Vec::new();
     for path in paths {
-        if path == "." {
+        if path == b"." {
             return None;
         }
-        let last = kept.last().map_or("", String::as_str);
-        if !path.strip_prefix(last).is_some_and(|rest| rest.starts_with('/')) {
+        let last = kept.last().map_or(&[][..], Vec::as_slice);
+        if !path.strip_prefix(last).is_some_and(|rest| rest.starts_with(b"/")) {
             kept.push(path);
         }
     }

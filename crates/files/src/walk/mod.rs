@@ -88,11 +88,10 @@ pub fn walk_each(
     visit: &mut dyn FnMut(Entry) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let include = follow::with_follow_paths(root, filter)?;
-    let matcher =
-        |list, patterns: &[String]| Matcher::optional(patterns).map_err(|source| Error::Pattern { list, source });
+    let failed = |list| move |source| Error::Pattern { list, source };
     let mut walk = Walk {
-        include: matcher("include", &include)?,
-        exclude: matcher("exclude", &filter.exclude)?,
+        include: Matcher::optional(&include).map_err(failed("include"))?,
+        exclude: Matcher::optional(&filter.exclude).map_err(failed("exclude"))?,
         map,
         visit,
         open: Vec::new(),
