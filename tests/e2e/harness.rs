@@ -73,21 +73,25 @@ fn as_user(command: &Command) -> Command {
 /// A directory and a state of one test. Both are gone with it.
 pub struct World {
     dir: TempDir,
+    program: PathBuf,
     user: bool,
 }
 
 impl World {
     /// Commands run as whoever runs the tests.
     pub fn new() -> World {
-        World { dir: tempfile::Builder::new().prefix("hullworks-e2e-").tempdir().unwrap(), user: false }
+        let dir = tempfile::Builder::new().prefix("hullworks-e2e-").tempdir().unwrap();
+        World { dir, program: binary(), user: false }
     }
 
     /// Commands run as an ordinary user, who owns everything here.
-    #[expect(dead_code, reason = "for the tests of ordinary users, which come with the executor's")]
     pub fn of_user() -> World {
-        let world = World { user: true, ..World::new() };
+        let mut world = World { user: true, ..World::new() };
         if is_root() {
             std::os::unix::fs::chown(world.dir.path(), Some(USER), Some(USER)).unwrap();
+            // Where the binary is built may be a place that only root can enter.
+            world.program = world.path("hullworks");
+            fs::copy(binary(), &world.program).unwrap();
         }
         world
     }
@@ -118,7 +122,7 @@ impl World {
 
     /// `hullworks` with these arguments.
     pub fn hullworks<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Invocation {
-        self.run(binary()).args(args)
+        self.run(&self.program).args(args)
     }
 
     /// Another program, such as a tool that judges what we wrote.

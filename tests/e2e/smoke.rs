@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::harness::World;
+use crate::needs;
 
 #[test]
 fn a_file_goes_through() {
@@ -14,6 +15,18 @@ fn a_file_goes_through() {
     assert_eq!(fs::read_to_string(out.join("b/a")).unwrap(), "content\n");
     // The second time nothing is done.
     world.build().arg("--output").arg(&out).arg(world.path("context")).succeeds().says("CACHED");
+}
+
+#[test]
+fn an_ordinary_user_builds_too() {
+    needs!(userns);
+    let world = World::of_user();
+    world.write("context/Dockerfile", "FROM scratch\nCOPY a /b/\n");
+    world.write("context/a", "content\n");
+    // State and output lie where users have them.
+    world.hullworks(["build", "--progress=plain", "--output", "out", "context"]).succeeds().says("[1/1] COPY a /b/");
+    assert_eq!(fs::read_to_string(world.path("out/b/a")).unwrap(), "content\n");
+    assert!(world.path(".local/share/buildkit").is_dir());
 }
 
 #[test]
