@@ -1,7 +1,5 @@
 //! Puts the revision into `--version`: `HULLWORKS_REVISION` when it is set, else git's, else `unknown`.
 
-#![expect(clippy::print_stdout, reason = "how a build script talks to cargo")]
-
 use std::process::Command;
 
 fn main() {

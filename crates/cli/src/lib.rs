@@ -60,7 +60,10 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
             environment.isolation = Some(isolate()?);
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
             let runtime = runtime.map_err(|error| Fault::because(Kind::Environment, "cannot start threads", error))?;
-            runtime.block_on(work(environment))
+            let result = runtime.block_on(work(environment));
+            // The engine is closed; a thread that is stuck in a system call must not keep us.
+            runtime.shutdown_background();
+            result
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::spec::cache::{Direction, caches};
 use crate::spec::context::{NamedContext, build_context, is_remote};
 use crate::spec::output::Export;
 use crate::spec::pairs::{build_args, errno_text, labels, require_dir};
-use crate::spec::{allow, docker, invalid, output, secret};
+use crate::spec::{allow, docker, invalid, output, proxies, secret};
 
 /// Build an image from a Dockerfile.
 ///
@@ -212,7 +212,8 @@ impl Build {
 
     /// The frontend's options, but for those about contexts.
     fn options(&self, environment: &Environment) -> Result<BTreeMap<String, String>, Fault> {
-        let mut options = build_args(&self.build_arg, environment)?;
+        let mut options = environment.docker_config_dir().map(|dir| proxies::build_args(&dir)).unwrap_or_default();
+        options.extend(build_args(&self.build_arg, environment)?);
         options.extend(labels(&self.label));
         let mut set = |key: &str, value: String| {
             if !value.is_empty() {

@@ -89,7 +89,7 @@ fn duration(text: &str) -> Result<Duration, Fault> {
 
 fn megabytes(value: f64) -> Result<ByteSize, Fault> {
     match value {
-        _ if value >= 0.0 && value < 1e12 => Ok(ByteSize((value * 1e6) as u64)),
+        _ if (0.0..1e12).contains(&value) => Ok(ByteSize((value * 1e6) as u64)),
         _ => Err(invalid("--keep-storage", &value.to_string(), "expected a number of MB from 0 up")),
     }
 }

@@ -11,6 +11,7 @@ pub mod docker;
 pub mod goflags;
 pub mod output;
 pub mod pairs;
+pub mod proxies;
 pub mod secret;
 
 #[cfg(test)]
