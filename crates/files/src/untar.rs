@@ -11,14 +11,16 @@
 //! The stream is any [`Source`]; this module knows neither headers nor compression.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 
 use base::{Cancel, Cancelled};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
+use sys::path::{Links, Root};
 use sys::shadow::{self, Shadow};
 use sys::xattr;
 
@@ -224,7 +226,8 @@ impl Error {
 /// Unpacks `source` into the directory `root`.
 pub fn unpack(root: impl AsFd, source: &mut impl Source, options: &Options) -> Result<Report, Error> {
     let root = rustix::io::fcntl_dupfd_cloexec(root, 3).map_err(|e| write_error("open", b"/", e))?;
-    let mut unpacker = Unpacker::new(root, options);
+    let again = rustix::io::fcntl_dupfd_cloexec(&root, 3).map_err(|e| write_error("open", b"/", e))?;
+    let mut unpacker = Unpacker::new(root, Root::from_fd(again, "/"), options);
     while let Some(entry) = source.next().map_err(Error::Read)? {
         options.cancel.check()?;
         unpacker.report.entries += 1;
@@ -260,6 +263,8 @@ struct Finish {
 struct Unpacker<'a> {
     options: &'a Options,
     root: Rc<OwnedFd>,
+    /// The same, for paths that may lead through links.
+    inside: Root,
     root_setgid: bool,
     /// Open directories from the root to the last entry's parent.
     steps: Vec<Step>,
@@ -280,11 +285,12 @@ struct Unpacker<'a> {
 }
 
 impl<'a> Unpacker<'a> {
-    fn new(root: OwnedFd, options: &'a Options) -> Unpacker<'a> {
+    fn new(root: OwnedFd, inside: Root, options: &'a Options) -> Unpacker<'a> {
         Unpacker {
             options,
             root_setgid: is_setgid(&root),
             root: Rc::new(root),
+            inside,
             steps: Vec::new(),
             aliased: false,
             dirs: Vec::new(),
@@ -427,12 +433,17 @@ impl<'a> Unpacker<'a> {
             return Err(refused(path, "an entry lies beneath it, yet it is no directory"));
         }
         self.aliased = true;
-        open_in_root(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(|e| match e {
+        self.open_inside(path, OFlags::RDONLY, Links::Follow).map_err(|e| match e {
             // containerd makes the target of a dangling link; nothing that writes images depends on it.
             Errno::NOENT | Errno::NOTDIR => refused(path, "an entry lies beneath a symlink that leads to no directory"),
             Errno::LOOP => refused(path, "an entry lies beneath a symlink that leads in a circle or out of the root"),
             e => write_error("open directory", path, e),
         })
+    }
+
+    fn open_inside(&self, path: &[u8], flags: OFlags, links: Links) -> Result<OwnedFd, Errno> {
+        let opened = self.inside.open_at(OsStr::from_bytes(path), flags | OFlags::DIRECTORY, Mode::empty(), links);
+        opened.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
     }
 
     /// Handles `.wh.` names; says whether it was one.
@@ -660,7 +671,7 @@ impl<'a> Unpacker<'a> {
         let from = if parent.is_empty() {
             Ok(None)
         } else {
-            open_in_root(&self.root, parent, OFlags::PATH | OFlags::DIRECTORY).map(Some)
+            self.open_inside(parent, OFlags::PATH, Links::Follow).map(Some)
         };
         let from = from.map_err(|e| match e {
             Errno::NOENT | Errno::NOTDIR | Errno::LOOP => refused(path, "it is a hard link to a file that the archive does not have"),
@@ -692,10 +703,18 @@ impl<'a> Unpacker<'a> {
                 .into_bytes(),
             _ => Vec::new(),
         };
-        // The header of the link is the last word on the file's metadata, as in other tools.
-        self.own_name(path, place, entry, &link_target, kind == FileType::RegularFile)?;
-        if kind != FileType::Symlink {
+        // The header of the link is the last word on the file's metadata, as in other tools. Mostly it says the same again,
+        // and then nothing may be touched: a change of owner, even to the same, takes away capabilities.
+        let owned = (stat.st_uid, stat.st_gid) == (entry.uid, entry.gid);
+        if !owned {
+            self.own_name(path, place, entry, &link_target, kind == FileType::RegularFile)?;
+        }
+        if kind != FileType::Symlink && (!owned || stat.st_mode & 0o7777 != entry.mode) {
             self.mode_name(path, place, entry.mode)?;
+        }
+        self.attributes_name(path, place, entry)?;
+        if (stat.st_mtime, stat.st_mtime_nsec as u32) == entry.mtime {
+            return Ok(());
         }
         self.time_name(path, place, entry)
     }
@@ -816,7 +835,7 @@ impl<'a> Unpacker<'a> {
         self.steps.clear();
         for path in self.dirs.iter().rev() {
             let Some(finish) = self.finish.get(path) else { continue };
-            let fd = match open_in_root(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW) {
+            let fd = match self.open_inside(path, OFlags::RDONLY, Links::FollowParents) {
                 Ok(fd) => fd,
                 // Replaced since, or removed by a whiteout.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
@@ -837,17 +856,6 @@ impl<'a> Unpacker<'a> {
 /// Attributes that belong to the builder's machinery.
 fn is_private(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") || name.starts_with(shadow::PREFIX)
-}
-
-fn open_in_root(root: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    loop {
-        match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-            // The kernel could not rule out a concurrent rename: it asks to try again.
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            other => return other,
-        }
-    }
 }
 
 /// Removes a name and all beneath it; one that is not there is removed already.

@@ -94,6 +94,17 @@ pub enum Error {
         /// Received.
         actual: u64,
     },
+    /// The layer is not the one that its image lists.
+    #[error("layer unpacks to diff id {actual}, but its image says {expected}")]
+    DiffId {
+        /// Of the image's configuration.
+        expected: Digest,
+        /// Of the tar.
+        actual: Digest,
+    },
+    /// A layer's tar or its compression is damaged, or cannot be written.
+    #[error(transparent)]
+    Layer(#[from] image::Error),
     /// A tar stream cannot be unpacked.
     #[error(transparent)]
     Unpack(#[from] files::untar::Error),
@@ -130,6 +141,7 @@ impl Error {
         match self {
             Error::NoSpace { .. } => true,
             Error::Unpack(e) => e.is_no_space(),
+            Error::Layer(image::Error::Io(e)) => matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
             Error::Database { source, .. } => source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
             _ => false,
         }

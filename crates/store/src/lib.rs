@@ -32,6 +32,7 @@ mod diff;
 mod error;
 mod keys;
 mod kv;
+mod layer_io;
 mod lock;
 mod maintenance;
 mod metadata;
@@ -47,6 +48,7 @@ pub use diff::{Change, ChangeKind, FileKind, Metadata};
 pub use error::Error;
 pub use keys::CacheKeys;
 pub use kv::Kv;
+pub use layer_io::{TarSource, layer_entry};
 pub use open::{Driver, DriverChoice, OpenOptions};
 pub use snapshot::{
     Active, CacheMount, CacheMountRequest, CommitOptions, FillTarget, Filled, Hold, LayerRecord, LazyLayer, PrepareOptions,

@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
+use sys::path::{Links, Root};
 use sys::shadow;
 
 use crate::snapshot::tree;
@@ -41,7 +42,7 @@ pub struct Change {
     /// The same file as this earlier entry: to be written as a hard link to it, without data.
     pub hardlink: Option<Vec<u8>>,
     /// The root of the directory that has it.
-    layer: Option<Arc<OwnedFd>>,
+    layer: Option<Arc<Root>>,
 }
 
 /// What happened to a path.
@@ -97,9 +98,8 @@ impl Change {
     /// Opens the data of a regular file.
     pub fn open(&self) -> io::Result<File> {
         let layer = self.layer.as_ref().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the path was deleted"))?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        Ok(File::from(rustix::fs::openat2(layer, &*self.path, flags, Mode::empty(), resolve)?))
+        let path = std::ffi::OsStr::from_bytes(&self.path);
+        Ok(File::from(layer.open_at(path, OFlags::RDONLY, Mode::empty(), Links::Refuse)?))
     }
 }
 
@@ -173,7 +173,6 @@ impl<E: From<Error>> Stop<E> {
         match self {
             Stop::Visitor(e) => e,
             Stop::Walk(path, source) => {
-                use std::os::unix::ffi::OsStrExt;
                 Error::io("read", top.join(std::ffi::OsStr::from_bytes(&path)), source).into()
             }
         }
