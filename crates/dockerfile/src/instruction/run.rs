@@ -33,8 +33,8 @@ pub enum Network {
 impl Run {
     /// Checks the mounts that hold no variables, so that nothing is downloaded for a step that cannot run.
     pub(crate) fn check_mounts(&self) -> Result<()> {
-        let plain = self.mounts.iter().filter(|mount| !mount.contains(['$', '\'', '"', '\\', '`']));
-        plain.map(|mount| Mount::parse(mount, |value| Ok(value.to_owned())).map(drop)).collect()
+        let mut plain = self.mounts.iter().filter(|mount| !mount.contains(['$', '\'', '"', '\\', '`']));
+        plain.try_for_each(|mount| Mount::parse(mount, |value| Ok(value.to_owned())).map(drop))
     }
 }
 
