@@ -63,7 +63,7 @@ impl<'a> Hosts<'a> {
 
 /// What HEAD tells about a tag.
 enum Head {
-    Found(Descriptor),
+    Found(Box<Descriptor>),
     /// GET may know more, or why not.
     Unclear,
     /// HEAD was tried with all patience: GET only fetches the words.
@@ -107,7 +107,7 @@ impl Repository {
         let mut patience = patience;
         if let Target::Tag(_) = target {
             match self.head(endpoint, target, subject, patience.clone()).await? {
-                Head::Found(descriptor) => return Ok(Resolved { descriptor, document: None }),
+                Head::Found(descriptor) => return Ok(Resolved { descriptor: *descriptor, document: None }),
                 Head::Unclear => {}
                 Head::Overloaded => patience = Retry::NEVER,
             }
@@ -156,7 +156,7 @@ impl Repository {
         {
             return Ok(Head::Unclear);
         }
-        Ok(Head::Found(Descriptor::new(media_type, digest, size)))
+        Ok(Head::Found(Box::new(Descriptor::new(media_type, digest, size))))
     }
 
     async fn get(
