@@ -10,6 +10,7 @@ use sys::mount::{FsView, Mounted};
 
 use crate::fill::Fills;
 use crate::images::Images;
+use crate::ops::OpContext;
 use crate::tree::Tree;
 
 /// Shared by all builds.
@@ -21,17 +22,14 @@ pub(crate) struct Core {
     pub(crate) cache_mounts: crate::cache_mount::CacheMounts,
     /// Where views are mounted for a moment.
     pub(crate) scratch: PathBuf,
-    /// The platform of ops that name none.
-    pub(crate) platform: Platform,
+    pub(crate) content_trees: crate::content::ContentTrees,
+    /// What this machine runs, the preferred one first; never empty.
+    pub(crate) platforms: Vec<Platform>,
 }
 
 impl Core {
     /// Begins a tree on a snapshot that is filled, or an empty one.
-    pub(crate) async fn prepare(
-        &self,
-        base: Option<&Arc<store::Hold>>,
-        description: &str,
-    ) -> Result<Active, Fault> {
+    pub(crate) async fn prepare(&self, base: Option<&Arc<store::Hold>>, description: &str) -> Result<Active, Fault> {
         let snapshots = self.store.snapshots();
         let options = PrepareOptions { description: description.to_owned(), ..PrepareOptions::default() };
         let base = base.cloned();
@@ -48,6 +46,22 @@ impl Core {
             .await
             .map(Tree::snapshot)
             .map_err(|e| store_fault("cannot commit a snapshot", e))
+    }
+
+    /// A tree as a snapshot that can be read: lazy layers are unpacked, local directories copied.
+    pub(crate) async fn snapshot(
+        self: &Arc<Self>,
+        ctx: &OpContext,
+        tree: &Tree,
+    ) -> Result<Option<Arc<store::Hold>>, Fault> {
+        match tree {
+            Tree::Empty => Ok(None),
+            Tree::Snapshot(hold) => {
+                self.fill(ctx.job(), &ctx.tasks, hold).await?;
+                Ok(Some(hold.clone()))
+            }
+            Tree::Local(local) => local.copied(self, ctx.blocking_cancel()).await.map(Some),
+        }
     }
 
     /// How to read a filled snapshot.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use base::{Digest, Fault, Kind, Platform};
 use image::Reference;
-use image::document::{Descriptor, ImageConfig, Index, Manifest, media_type};
+use image::{Descriptor, ImageConfig, Index, Manifest, media_type};
 use registry::{Class, Repository, Target};
 use store::{LazyLayer, PrepareOptions, Store};
 
@@ -122,7 +122,8 @@ impl Images {
         if let Ok(Some(bytes)) = content.read(&descriptor.digest) {
             return Ok(bytes);
         }
-        let is_manifest = media_type::is_manifest(&descriptor.media_type) || media_type::is_index(&descriptor.media_type);
+        let is_manifest =
+            media_type::is_manifest(&descriptor.media_type) || media_type::is_index(&descriptor.media_type);
         let bytes = if is_manifest {
             repository.fetch_manifest(descriptor).await.map_err(registry_fault)?
         } else {
@@ -133,7 +134,7 @@ impl Images {
     }
 
     async fn small_blob(&self, repository: &Repository, descriptor: &Descriptor) -> Result<bytes::Bytes, Fault> {
-        if descriptor.size > image::document::MAX_DOCUMENT as u64 {
+        if descriptor.size > image::MAX_DOCUMENT as u64 {
             let text = format!("config {} has {} bytes, more than is allowed", descriptor.digest, descriptor.size);
             return Err(Fault::new(Kind::Remote, text));
         }

@@ -1,6 +1,6 @@
 //! One build: its client, its progress, what it was allowed, where its vertices come from.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -15,6 +15,7 @@ use crate::api::Entitlement;
 use crate::images::ResolvedImage;
 use crate::ops::source::ResolveMode;
 use crate::places::Places;
+use base::report::Label;
 
 /// One build. Lives until its result is exported.
 pub(crate) struct Job {
@@ -23,6 +24,7 @@ pub(crate) struct Job {
     pub(crate) cancel: CancellationToken,
     entitlements: Vec<Entitlement>,
     places: Mutex<Places>,
+    labels: Mutex<HashMap<Digest, Arc<Label>>>,
     /// A name means one image for the whole build, however often it is asked for.
     images: Mutex<HashMap<ImageKey, ResolvedCell>>,
 }
@@ -37,7 +39,15 @@ impl Job {
         cancel: CancellationToken,
         entitlements: Vec<Entitlement>,
     ) -> Job {
-        Job { session, sink, cancel, entitlements, places: Mutex::default(), images: Mutex::default() }
+        Job {
+            session,
+            sink,
+            cancel,
+            entitlements,
+            places: Mutex::default(),
+            labels: Mutex::default(),
+            images: Mutex::default(),
+        }
     }
 
     pub(crate) fn add_places(&self, source: &llb::pb::Source) {
@@ -46,6 +56,16 @@ impl Job {
 
     pub(crate) fn locate(&self, fault: Fault, vertex: Digest) -> Fault {
         self.places.lock().unwrap_or_else(PoisonError::into_inner).locate(fault, vertex)
+    }
+
+    /// Notes what a vertex is called; whether it was new.
+    pub(crate) fn add_label(&self, label: Label) -> bool {
+        let mut labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
+        labels.insert(label.digest, Arc::new(label)).is_none()
+    }
+
+    pub(crate) fn label(&self, vertex: Digest) -> Option<Arc<Label>> {
+        self.labels.lock().unwrap_or_else(PoisonError::into_inner).get(&vertex).cloned()
     }
 
     /// The slot of an image's resolution in this build.
@@ -64,11 +84,12 @@ impl Job {
         ];
         for (needs, right, name) in needed {
             if needs && !self.entitlements.contains(&right) {
-                let fault = Fault::user(format!("the step needs the entitlement `{name}`, which is not allowed"))
-                    .hint(format!(
+                let fault = Fault::user(format!("the step needs the entitlement `{name}`, which is not allowed")).hint(
+                    format!(
                         "allow it with `--allow {name}`; the builder must allow it too, \
                          by `insecure-entitlements` or `--allow-insecure-entitlement {name}`"
-                    ));
+                    ),
+                );
                 return Err(self.locate(fault, vertex.digest));
             }
         }
@@ -105,8 +126,6 @@ pub(crate) struct Built {
     pub(crate) platforms: Vec<BuiltPlatform>,
     /// An index is wanted, even for one platform.
     pub(crate) multi: bool,
-    /// Other texts that the frontend answers with.
-    pub(crate) metadata: BTreeMap<String, Vec<u8>>,
 }
 
 /// The result for one platform.
@@ -119,4 +138,6 @@ pub(crate) struct BuiltPlatform {
     pub(crate) config: Option<Vec<u8>>,
     /// The config of the image that the result stands on.
     pub(crate) base_config: Option<Vec<u8>>,
+    /// `SOURCE_DATE_EPOCH` as the frontend knows it.
+    pub(crate) epoch: Option<i64>,
 }

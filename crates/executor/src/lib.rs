@@ -1,12 +1,25 @@
 //! Runs the steps of a build: one process each, in a sandbox of its own, with no runtime but ourselves.
 //!
-//! An [`Executor`] belongs to one isolation level. The process that sets a sandbox up is our own binary
-//! started again. This crate knows no snapshot, op or session: it is handed views of file
-//! systems and bytes.
+//! An [`Executor`] belongs to one isolation level. The process that sets sandboxes up is our own binary started
+//! again: a program that links this crate must call [`init::main`] first of all in its `main` where
+//! [`init::is_requested`] says so, and [`sys::userns::enter`] before its first thread where it is to run steps. This
+//! crate knows no snapshot, op or session: it is handed views of file systems and bytes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use sys::userns::{Isolation, Level};
 pub use tokio_util::sync::CancellationToken;
 
+mod helper;
+mod hosts;
+pub mod init;
+mod limits;
+mod message;
+mod privileged;
+mod rootless;
+mod run;
 mod step;
 
 pub use step::*;
@@ -39,14 +52,36 @@ pub enum Error {
     #[error("cancelled")]
     Cancelled,
     /// The helper process that starts steps is gone or cannot be started.
-    #[error("cannot start the sandbox helper")]
+    #[error("cannot use the sandbox helper")]
     Helper(#[source] std::io::Error),
     /// The executor's own directory cannot be used.
     #[error("cannot use `{path}`")]
     State {
         /// The directory.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
+    /// There is no way to run steps here.
+    #[error("cannot run steps here: {why}")]
+    Unprivileged {
+        /// What was tried, and what would help.
+        why: String,
+    },
+}
+
+/// Opens the executor of the isolation that [`sys::userns::enter`] got.
+///
+/// `state` is a directory of its own, made where missing.
+pub fn open(state: PathBuf, isolation: &Isolation) -> Result<Arc<dyn Executor>, Error> {
+    for dir in ["rootfs", "scratch", "aside", "files"] {
+        let path = state.join(dir);
+        std::fs::create_dir_all(&path).map_err(|source| Error::State { path, source })?;
+    }
+    let state = std::path::absolute(&state).map_err(|source| Error::State { path: state, source })?;
+    match isolation.level {
+        Level::Privileged => Ok(Arc::new(privileged::Privileged::open(state, isolation)?)),
+        Level::Rootless => Ok(Arc::new(rootless::Rootless::open(state, isolation)?)),
+        Level::Unprivileged => Err(Error::Unprivileged { why: isolation.why.clone() }),
+    }
 }

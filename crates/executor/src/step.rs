@@ -194,8 +194,11 @@ impl Resources {
 #[derive(Clone)]
 pub struct StepIo {
     /// Called with each piece, in order within a stream, from one task; must not block for long.
-    pub output: Arc<dyn Fn(Stream, &[u8]) + Send + Sync>,
+    pub output: Output,
 }
+
+/// Takes a piece of output.
+pub type Output = Arc<dyn Fn(Stream, &[u8]) + Send + Sync>;
 
 impl StepIo {
     /// Hands each piece of output to `output`.

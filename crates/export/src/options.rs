@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::Fault;
-use image::media_type::Compression;
+use image::{Compression, CompressionOptions};
 
 /// Attributes shared by the image exporters (`image`, `oci`, `docker`).
 #[derive(Clone, Debug)]
@@ -22,17 +22,6 @@ pub struct ImageOptions {
     pub prefer_nondist_layers: bool,
     /// Annotations by the place they go to.
     pub annotations: Vec<Annotation>,
-}
-
-/// How layers are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct CompressionOptions {
-    /// The format of layers that are made now.
-    pub kind: Compression,
-    /// Its level; unset: the format's default.
-    pub level: Option<i32>,
-    /// Also layers that exist in another format.
-    pub force: bool,
 }
 
 /// One annotation.
@@ -117,9 +106,7 @@ impl Attributes {
     pub fn finish(self) -> Result<(), Fault> {
         match self.rest.into_keys().next() {
             None => Ok(()),
-            Some(key) => {
-                Err(Fault::user(format!("output type={}: attribute `{key}` is not supported", self.exporter)))
-            }
+            Some(key) => Err(Fault::user(format!("output type={}: attribute `{key}` is not supported", self.exporter))),
         }
     }
 
@@ -192,7 +179,7 @@ impl Attributes {
                 Some(level.ok_or_else(|| self.bad("compression-level", &text, &format!("expected 0 to {most}")))?)
             }
         };
-        Ok(CompressionOptions { kind, level, force })
+        Ok(CompressionOptions { kind, level, force, threads: 1 })
     }
 
     /// `annotation[-place][\[platform\]].key=value`

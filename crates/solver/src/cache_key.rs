@@ -72,7 +72,7 @@ impl Link {
 }
 
 /// One way to know an input of a key.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Dep {
     /// A key of the input.
     pub key: Arc<CacheKey>,

@@ -7,9 +7,15 @@ mod error;
 mod raw;
 
 pub mod caps;
+pub mod cgroup;
+pub mod copy;
 pub mod mount;
 pub mod ns;
+pub mod path;
 pub mod process;
 pub mod seccomp;
+pub mod shadow;
+pub mod userns;
+pub mod xattr;
 
 pub use error::Error;

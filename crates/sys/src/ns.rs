@@ -19,3 +19,13 @@ pub fn private_mounts() -> Result<(), Error> {
 pub fn own_working_directory() -> Result<(), Errno> {
     crate::raw::unshare(UnshareFlags::FS)
 }
+
+/// Gives the caller a view of control groups that begins at its own.
+pub fn own_cgroup_view() -> Result<(), Error> {
+    crate::raw::unshare(UnshareFlags::NEWCGROUP).map_err(|errno| Error::call("create a cgroup namespace", errno))
+}
+
+/// Sets the loopback interface up, the only one of a new network namespace.
+pub fn loopback_up() -> Result<(), Error> {
+    crate::raw::loopback_up().map_err(|errno| Error::call("set the loopback interface up", errno))
+}

@@ -102,6 +102,11 @@ pub fn own_keyring() {
     let _ = crate::raw::join_session_keyring();
 }
 
+/// Sets one of `RLIMIT_*` for this process and what it starts.
+pub fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<(), Error> {
+    crate::raw::setrlimit(resource, soft, hard).map_err(|errno| Error::call("set a resource limit", errno))
+}
+
 /// Replaces this process by a program; returns only where that failed.
 pub fn exec(program: &CStr, args: &[std::ffi::CString], env: &[std::ffi::CString]) -> Errno {
     crate::raw::execve(program, args, env)

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 
+use crate::mount::Depth;
 use crate::process::{Ended, Side};
 
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
@@ -32,22 +33,41 @@ pub(crate) fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(flags) }
 }
 
-/// `mount_setattr(AT_RECURSIVE, MOUNT_ATTR_RDONLY)`.
-pub(crate) fn mount_setattr_read_only(target: &Path) -> Result<(), Errno> {
-    let path = c_path(target)?;
-    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+/// `mount_setattr`; an empty path is the descriptor itself.
+pub(crate) fn mount_setattr(dir: BorrowedFd<'_>, path: &Path, set: u64, depth: Depth) -> Result<(), Errno> {
+    let path = c_path(path)?;
+    let flags = libc::AT_EMPTY_PATH | if depth == Depth::Below { libc::AT_RECURSIVE } else { 0 };
+    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: `path` and `attr` outlive the call, and the size is that of the struct.
     check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
+            dir.as_raw_fd(),
             path.as_ptr(),
-            libc::AT_RECURSIVE,
+            flags,
             &raw const attr,
             size_of::<libc::mount_attr>(),
         )
     })
     .map(drop)
+}
+
+/// Sets the loopback interface of our network namespace up.
+pub(crate) fn loopback_up() -> Result<(), Errno> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: all zeroes is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an `ifreq`, which is live.
+    check_int(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) })
 }
 
 /// `clone(2)` without a stack of its own: like fork, plus namespaces.
@@ -198,4 +218,110 @@ pub(crate) fn seccomp_set_filter(code: &[(u16, u8, u8, u32)], flags: u32) -> Res
     // SAFETY: `program` and the instructions it points to outlive the call, which only reads them.
     check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
         .map(drop)
+}
+
+/// Blocks all signals and returns a descriptor that reads them instead.
+pub(crate) fn all_signals_fd() -> Result<OwnedFd, Errno> {
+    // SAFETY: all zeroes is a valid signal set, filled at once.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is live and ours.
+    check_int(unsafe { libc::sigfillset(&raw mut set) })?;
+    // SAFETY: `set` is live, and no old set is asked for.
+    check_int(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) })?;
+    // SAFETY: `set` is live; -1 asks for a new descriptor.
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) };
+    check_int(fd)?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The next signal of a signal descriptor, and whether the kernel (a terminal) sent it.
+pub(crate) fn read_signal(fd: &OwnedFd) -> Result<(i32, bool), Errno> {
+    let mut bytes = [0; size_of::<libc::signalfd_siginfo>()];
+    let read = rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut bytes))?;
+    if read != bytes.len() {
+        return Err(Errno::IO);
+    }
+    let word = |at: usize| i32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    const SI_KERNEL: i32 = 0x80;
+    Ok((
+        word(std::mem::offset_of!(libc::signalfd_siginfo, ssi_signo)),
+        word(std::mem::offset_of!(libc::signalfd_siginfo, ssi_code)) == SI_KERNEL,
+    ))
+}
+
+pub(crate) fn kill(pid: Pid, signal: i32) {
+    // SAFETY: no memory is involved; a wrong number is refused.
+    unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) };
+}
+
+pub(crate) fn raise(signal: i32) {
+    // SAFETY: handlers are the default ones by now.
+    unsafe { libc::kill(libc::getpid(), signal) };
+}
+
+/// Loads a device program and attaches it to a cgroup, in addition to those of groups above.
+pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, code: &[(u8, u8, i16, i32)]) -> Result<(), Errno> {
+    const PROG_LOAD: libc::c_int = 5;
+    const PROG_ATTACH: libc::c_int = 8;
+    const TYPE_CGROUP_DEVICE: u32 = 15;
+    const ATTACH_CGROUP_DEVICE: u32 = 6;
+    const ALLOW_MULTI: u32 = 2;
+    /// `struct bpf_insn`.
+    #[repr(C)]
+    struct Insn {
+        code: u8,
+        registers: u8,
+        offset: i16,
+        immediate: i32,
+    }
+    /// The beginning of `union bpf_attr` for BPF_PROG_LOAD.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Load {
+        kind: u32,
+        count: u32,
+        code: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+        version: u32,
+        flags: u32,
+    }
+    /// The beginning of `union bpf_attr` for BPF_PROG_ATTACH.
+    #[repr(C)]
+    struct Attach {
+        target: u32,
+        program: u32,
+        kind: u32,
+        flags: u32,
+    }
+    let code: Vec<Insn> =
+        code.iter().map(|&(code, registers, offset, immediate)| Insn { code, registers, offset, immediate }).collect();
+    let load = Load {
+        kind: TYPE_CGROUP_DEVICE,
+        count: code.len() as u32,
+        code: code.as_ptr() as u64,
+        license: c"Apache".as_ptr() as u64,
+        ..Load::default()
+    };
+    // SAFETY: `load` and what it points to outlive the call; the size is that of the struct.
+    let fd = check(unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    let program = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let attach = Attach {
+        target: cgroup.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        kind: ATTACH_CGROUP_DEVICE,
+        flags: ALLOW_MULTI,
+    };
+    // SAFETY: as above.
+    check(unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of::<Attach>()) }).map(drop)
+}
+
+pub(crate) fn setrlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
+    let limit = libc::rlimit { rlim_cur: soft as _, rlim_max: hard as _ };
+    // SAFETY: `limit` is live; an unknown resource is refused.
+    check_int(unsafe { libc::setrlimit(resource as _, &raw const limit) })
 }

@@ -10,6 +10,7 @@ use llb::pb;
 use sys::mount::FsView;
 
 use super::OpContext;
+use crate::cache_mount::CacheDir;
 use crate::core::active_view;
 use crate::tree::Tree;
 
@@ -77,7 +78,10 @@ fn run_fault(ctx: &OpContext, meta: &pb::Meta, error: executor::Error) -> Fault 
 }
 
 fn executor_kind(error: &executor::Error) -> Kind {
-    if error.is_users_mistake() { Kind::User } else { Kind::Environment }
+    match error {
+        executor::Error::Invalid(_) => Kind::User,
+        _ => Kind::Environment,
+    }
 }
 
 fn exit_fault(meta: &pb::Meta, exit: &Exit) -> Fault {
@@ -111,7 +115,7 @@ struct Prepared {
     outputs: Vec<(i64, Output)>,
     /// Writable mounts that nobody reads afterwards, and cache mounts: kept until the step has ended.
     scratch: Vec<store::Active>,
-    caches: Vec<store::CacheMount>,
+    caches: Vec<CacheDir>,
     shm_size: Option<ByteSize>,
 }
 
@@ -123,13 +127,7 @@ enum Output {
 }
 
 impl Prepared {
-    async fn add(
-        &mut self,
-        ctx: &OpContext,
-        meta: &pb::Meta,
-        mount: &pb::Mount,
-        inputs: &[Tree],
-    ) -> Result<(), Fault> {
+    async fn add(&mut self, ctx: &OpContext, meta: &pb::Meta, mount: &pb::Mount, inputs: &[Tree]) -> Result<(), Fault> {
         let input = match usize::try_from(mount.input) {
             Ok(index) => inputs.get(index).cloned().ok_or_else(|| no_input(mount))?,
             Err(_) if mount.input == -1 => Tree::Empty,
@@ -147,7 +145,7 @@ impl Prepared {
             }
             pb::MountType::Cache => {
                 let cache = ctx.core.cache_mount(ctx, mount, &input).await?;
-                let view = cache.view()?;
+                let view = cache.view();
                 self.caches.push(cache);
                 MountSource::View { view, subpath: mount.selector.clone(), read_only: mount.readonly }
             }

@@ -14,8 +14,58 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::job::Job;
-use crate::progress::{Label, Tasks};
 use crate::tree::Tree;
+use base::report::{Label, Tasks};
+
+/// What definitions may ask of ops: BuildKit's capability ids.
+pub(crate) const CAPS: &[&str] = &[
+    "source.image",
+    "source.image.resolvemode",
+    "source.image.layerlimit",
+    "source.image.checksum",
+    "source.local",
+    "source.local.unique",
+    "source.local.sessionid",
+    "source.local.includepatterns",
+    "source.local.followpaths",
+    "source.local.excludepatterns",
+    "source.local.sharedkeyhint",
+    "source.local.differ",
+    "exec.meta.base",
+    "exec.meta.cgroup.parent",
+    "exec.meta.network",
+    "exec.meta.proxyenv",
+    "exec.meta.security",
+    "exec.meta.setsdefaultpath",
+    "exec.meta.ulimit",
+    "exec.meta.removemountstubs.recursive",
+    "exec.mount.bind",
+    "exec.mount.bind.readwrite-nooutput",
+    "exec.mount.cache",
+    "exec.mount.cache.sharing",
+    "exec.mount.cache.content",
+    "exec.mount.selector",
+    "exec.mount.tmpfs",
+    "exec.mount.tmpfs.size",
+    "exec.mount.secret",
+    "exec.cgroup",
+    "exec.secretenv",
+    "exec.validexitcode",
+    "file.base",
+    "file.rm.wildcard",
+    "file.rm.nofollowsymlink",
+    "file.copy.includeexcludepatterns",
+    "file.copy.requiredpaths",
+    "file.copy.alwaysreplaceexistingdestpaths",
+    "file.copy.modestring",
+    "file.symlink.create",
+    "constraints",
+    "platform",
+    "meta.ignorecache",
+    "meta.description",
+    "meta.exportcache",
+    "mergeop",
+];
 
 /// An op of a graph with what was read out of it.
 #[derive(Debug)]
@@ -35,11 +85,18 @@ pub(crate) struct OpContext {
     pub(crate) op: Arc<Op>,
     pub(crate) tasks: Tasks,
     pub(crate) cancel: CancellationToken,
+    /// The same for code that blocks.
+    pub(crate) flag: base::Cancel,
 }
 
 impl OpContext {
     pub(crate) fn job(&self) -> &Arc<Job> {
         &self.jobs[0]
+    }
+
+    /// A flag for blocking code, set when the op is cancelled.
+    pub(crate) fn blocking_cancel(&self) -> base::Cancel {
+        self.flag.clone()
     }
 
     /// The secret of the first client that has it.
@@ -70,6 +127,22 @@ impl Op {
         self.vertex.op.op.as_ref().ok_or_else(|| Fault::user("vertex without an op"))
     }
 
+    pub(crate) fn is_source(&self) -> bool {
+        matches!(self.vertex.op.op, Some(pb::op::Op::Source(_)))
+    }
+
+    /// How the result of an op that is no source is remembered.
+    pub(crate) fn stated_key(&self) -> Result<StatedKey, Fault> {
+        let key = self.op_key()?;
+        let inputs = key
+            .inputs
+            .iter()
+            .map(|input| solver::CacheMapInput { selector: input.selector, by_content: input.content.is_some() });
+        let inputs = inputs.collect();
+        let _ = self.content.set(key.inputs.into_iter().map(|input| input.content).collect());
+        Ok(StatedKey { digest: solver::KeyDigest::Stable(key.digest), inputs, last: solver::Last::Yes })
+    }
+
     fn op_key(&self) -> Result<OpKey, Fault> {
         let inputs = self.vertex.inputs.len();
         let key = match self.kind()? {
@@ -86,17 +159,10 @@ impl Op {
 
 /// How the op's result is remembered.
 pub(crate) async fn key(ctx: &OpContext, index: u32) -> Result<StatedKey, Fault> {
-    if let pb::op::Op::Source(op) = ctx.op.kind()? {
-        return source::key(ctx, op, index).await;
+    match ctx.op.kind()? {
+        pb::op::Op::Source(op) => source::key(ctx, op, index).await,
+        _ => ctx.op.stated_key(),
     }
-    let key = ctx.op.op_key()?;
-    let inputs = key.inputs.iter().map(|input| solver::CacheMapInput {
-        selector: input.selector,
-        by_content: input.content.is_some(),
-    });
-    let inputs = inputs.collect();
-    let _ = ctx.op.content.set(key.inputs.into_iter().map(|input| input.content).collect());
-    Ok(StatedKey { digest: solver::KeyDigest::Stable(key.digest), inputs, last: solver::Last::Yes })
 }
 
 /// Digests what the op reads of an input.
@@ -126,4 +192,8 @@ pub(crate) fn platform(platform: &pb::Platform) -> Platform {
     own.os_version.clone_from(&platform.os_version);
     own.os_features.clone_from(&platform.os_features);
     own
+}
+
+pub(crate) fn copy_everything(_: &crate::local::LocalTree, _: &std::path::Path, _: &base::Cancel) -> Result<(), Fault> {
+    Err(Fault::user("under construction"))
 }

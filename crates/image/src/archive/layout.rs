@@ -7,9 +7,9 @@ use base::Digest;
 use serde::Deserialize;
 
 use super::{INDEX, LAYOUT};
-use crate::layer::EntryKind;
 use crate::layer::compression::VerifyingReader;
 use crate::layer::tar;
+use crate::layer::{Entry, EntryKind};
 use crate::{Descriptor, Error, Index, MAX_DOCUMENT, annotation, document, media_type};
 
 /// Gives the files of a layout by their path in it: `index.json`, `blobs/sha256/<hex>`.
@@ -148,7 +148,8 @@ impl<T: Read + Seek> TarFiles<T> {
         let mut places = HashMap::new();
         tar.rewind()?;
         let mut reader = tar::Reader::new(&mut tar);
-        while let Some(entry) = reader.next_entry()? {
+        while let Some(header) = reader.next_by_seek()? {
+            let entry = Entry::from_header(header);
             if let (EntryKind::File { size }, Ok(path)) = (&entry.kind, String::from_utf8(entry.path)) {
                 let path = path.strip_prefix("./").unwrap_or(&path);
                 places.insert(path.to_owned(), (reader.offset(), *size));

@@ -221,7 +221,7 @@ pub struct ConfigPatch<'a> {
 ///
 /// The result has the bytes that BuildKit's exporter writes: top-level keys sorted, values as they were but for space.
 pub fn patch_config(config: &[u8], patch: ConfigPatch<'_>) -> Result<Vec<u8>, Error> {
-    let parsed = ImageConfig::parse(config)?;
+    let parsed: Head = json::parse(WHAT, config)?;
     let mut object: RawObject = json::parse(WHAT, config)?;
     for (field, value) in [("os", &parsed.os), ("architecture", &parsed.architecture)] {
         if value.is_empty() {
@@ -253,7 +253,9 @@ pub fn patch_config(config: &[u8], patch: ConfigPatch<'_>) -> Result<Vec<u8>, Er
     if let Some(created) = created {
         object.insert("created".to_owned(), json::raw(&created));
     }
-    let history = if history.is_empty() { json::raw(&()) } else { json::raw(&history) };
+    // Go keeps a list that was empty apart from one that was absent.
+    let had_history = object.get("history").is_some_and(|history| history.get() != "null");
+    let history = if history.is_empty() && !had_history { json::raw(&()) } else { json::raw(&history) };
     object.insert("history".to_owned(), history);
     if let Some(cache) = patch.inline_cache {
         use base64::Engine as _;
@@ -261,6 +263,16 @@ pub fn patch_config(config: &[u8], patch: ConfigPatch<'_>) -> Result<Vec<u8>, Er
         object.insert("moby.buildkit.cache.v0".to_owned(), json::raw(&text));
     }
     Ok(json::compact(&object))
+}
+
+/// What a patch looks at; the rest of a config may be anything.
+#[derive(Deserialize)]
+struct Head {
+    #[serde(default, deserialize_with = "null_default")]
+    architecture: String,
+    #[serde(default, deserialize_with = "null_default")]
+    os: String,
+    created: Option<DateTime>,
 }
 
 fn clamp_history(history: &mut [History], base: &[History], epoch: Timestamp) {

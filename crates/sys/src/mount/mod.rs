@@ -1,10 +1,12 @@
 //! File system views: what a snapshot looks like before somebody mounts it, and how it is mounted.
 
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{Mode, StatVfsMountFlags};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::fs::{CWD, Mode, StatVfsMountFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::Error;
 
@@ -89,34 +91,123 @@ pub fn bind(source: &Path, target: &Path, access: Access) -> Result<(), Error> {
     rustix::mount::mount_bind_recursive(source, target).map_err(|errno| Error::path("bind", source, errno))?;
     match access {
         Access::ReadWrite => Ok(()),
-        Access::ReadOnly => make_read_only(target),
+        Access::ReadOnly => restrict(target, Restrict::READ_ONLY, Depth::Below),
     }
 }
 
-/// Makes the mount at `target` read-only, and where the kernel can (5.12), the mounts below it too.
-pub fn make_read_only(target: &Path) -> Result<(), Error> {
-    match crate::raw::mount_setattr_read_only(target) {
+bitflags::bitflags! {
+    /// What is not allowed on a mount.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Restrict: u64 {
+        /// Writing.
+        const READ_ONLY = libc::MOUNT_ATTR_RDONLY;
+        /// Set-uid bits and file capabilities.
+        const NO_SETUID = libc::MOUNT_ATTR_NOSUID;
+        /// Opening device nodes.
+        const NO_DEVICES = libc::MOUNT_ATTR_NODEV;
+        /// Running programs.
+        const NO_EXEC = libc::MOUNT_ATTR_NOEXEC;
+    }
+}
+
+/// Which mounts a restriction is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// The one named.
+    Top,
+    /// The ones mounted below it too, where the kernel can (5.12).
+    Below,
+}
+
+/// Restricts the mount at `target`.
+pub fn restrict(target: &Path, restrict: Restrict, depth: Depth) -> Result<(), Error> {
+    match crate::raw::mount_setattr(CWD, target, restrict.bits(), depth) {
         Ok(()) => return Ok(()),
-        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM | rustix::io::Errno::INVAL) => {}
-        Err(errno) => return Err(Error::path("make read-only", target, errno)),
+        Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => {}
+        Err(errno) => return Err(Error::path("restrict the mount at", target, errno)),
     }
     // A user namespace may not drop flags that its owner set, so they are all repeated.
-    let error = |errno| Error::path("make read-only", target, errno);
+    let error = |errno| Error::path("restrict the mount at", target, errno);
     let now = rustix::fs::statvfs(target).map_err(error)?.f_flag;
-    let mut flags = MountFlags::BIND | MountFlags::RDONLY;
-    for (have, flag) in [
-        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
-        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
-        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
-        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
-        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
-        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+    let mut flags = MountFlags::BIND;
+    for (have, want, flag) in [
+        (StatVfsMountFlags::RDONLY, Restrict::READ_ONLY, MountFlags::RDONLY),
+        (StatVfsMountFlags::NOSUID, Restrict::NO_SETUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, Restrict::NO_DEVICES, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, Restrict::NO_EXEC, MountFlags::NOEXEC),
+        (StatVfsMountFlags::NOATIME, Restrict::empty(), MountFlags::NOATIME),
+        (StatVfsMountFlags::NODIRATIME, Restrict::empty(), MountFlags::NODIRATIME),
+        (StatVfsMountFlags::RELATIME, Restrict::empty(), MountFlags::RELATIME),
     ] {
-        if now.contains(have) {
+        if now.contains(have) || !want.is_empty() && restrict.contains(want) {
             flags |= flag;
         }
     }
     rustix::mount::mount_remount(target, flags, c"").map_err(error)
+}
+
+/// Binds `source`, and what is mounted below it, to an open directory or file, already restricted when it appears.
+///
+/// Nobody can lead it astray by links, because the target is open. `scratch` is an empty directory that only older
+/// kernels need, for a moment.
+pub fn attach(source: &Path, target: BorrowedFd<'_>, restrict: Restrict, scratch: &Path) -> Result<(), Error> {
+    let error = |errno| Error::path("bind", source, errno);
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    match rustix::mount::open_tree(CWD, source, clone) {
+        Ok(tree) => {
+            let restricted = match restrict.is_empty() {
+                true => Ok(()),
+                false => crate::raw::mount_setattr(tree.as_fd(), Path::new(""), restrict.bits(), Depth::Below),
+            };
+            match restricted {
+                Ok(()) => {
+                    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+                    return rustix::mount::move_mount(&tree, c"", target, c"", flags).map_err(error);
+                }
+                Err(Errno::NOSYS) => {}
+                Err(errno) => return Err(error(errno)),
+            }
+        }
+        Err(Errno::NOSYS | Errno::PERM) => {}
+        Err(errno) => return Err(error(errno)),
+    }
+    // A mount keeps its flags when it moves, so the scratch directory is where it gets them. A file needs a file.
+    let is_dir = rustix::fs::stat(source).map_err(error)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
+    let place = if is_dir { scratch.to_owned() } else { scratch.with_extension("file") };
+    if !is_dir {
+        std::fs::File::create(&place).map_err(|error| Error::path("create", &place, error))?;
+    }
+    rustix::mount::mount_bind_recursive(source, &place).map_err(error)?;
+    if !restrict.is_empty() {
+        self::restrict(&place, restrict, Depth::Below)?;
+    }
+    let moved = rustix::mount::mount_move(&place, fd_path(target));
+    if moved.is_err() {
+        let _ = rustix::mount::unmount(&place, UnmountFlags::DETACH);
+    }
+    moved.map_err(error)
+}
+
+/// Our own program, opened such that nobody who gets hold of it through /proc can write to it (CVE-2019-5736).
+///
+/// Fails where the kernel has no detached mounts, or the program's file is not where it was.
+pub fn read_only_program() -> Result<OwnedFd, Error> {
+    let link = Path::new("/proc/self/exe");
+    let path = std::fs::read_link(link).map_err(|error| Error::path("read", link, error))?;
+    let error = |errno| Error::path("open", &path, errno);
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(CWD, &path, clone).map_err(error)?;
+    let (ours, found) = (rustix::fs::stat(link).map_err(error)?, rustix::fs::fstat(&tree).map_err(error)?);
+    if (ours.st_dev, ours.st_ino) != (found.st_dev, found.st_ino) {
+        return Err(error(Errno::STALE));
+    }
+    crate::raw::mount_setattr(tree.as_fd(), Path::new(""), Restrict::READ_ONLY.bits(), Depth::Top).map_err(error)?;
+    Ok(tree)
+}
+
+/// A path that leads to what a descriptor has open, while it is open.
+pub fn fd_path(fd: BorrowedFd<'_>) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
 /// A view that can be read (and, where it allows, written) at a path, for as long as this lives.

@@ -98,7 +98,9 @@ impl Overlay {
         self.configure(fs.as_fd(), &opened.names, volatile)?;
         let attrs = if self.upper.is_none() { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
         let mount: OwnedFd = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attrs)?;
-        Ok(move_mount(&mount, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+        // As mount(2): a link, `/proc/self/fd/7` for one, stands for what it leads to.
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+        Ok(move_mount(&mount, c"", CWD, target, flags)?)
     }
 
     fn configure(&self, fs: BorrowedFd<'_>, names: &Names, volatile: bool) -> Result<(), Errno> {

@@ -44,7 +44,7 @@ pub(super) fn select(cases: &[(u32, Vec<Insn>)], other: Insn, last: u32, beyond:
         }
     };
     let mut next = 0;
-    let mut gap = |from: u32, until: u32, push: &mut dyn FnMut(u32, &[Insn])| {
+    let gap = |from: u32, until: u32, push: &mut dyn FnMut(u32, &[Insn])| {
         if from <= last && from < until {
             push(from, &[other]);
         }

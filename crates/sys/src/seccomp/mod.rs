@@ -16,8 +16,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use assemble::{Insn, ge, jump, load, ret, select};
 pub use assemble::Insn as Instruction;
+use assemble::{Insn, ge, jump, load, ret, select};
 
 /// When a call is let through.
 #[derive(Clone, Copy, Debug)]

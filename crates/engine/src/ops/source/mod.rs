@@ -52,15 +52,13 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::SourceOp) -> Result<Tree, Faul
     }
 }
 
-async fn resolve(
-    ctx: &OpContext,
-    source: &ImageSource,
-) -> Result<std::sync::Arc<crate::images::ResolvedImage>, Fault> {
+async fn resolve(ctx: &OpContext, source: &ImageSource) -> Result<std::sync::Arc<crate::images::ResolvedImage>, Fault> {
     let images = &ctx.core.images;
     let image = images.resolve(ctx.job(), &source.reference, &ctx.op.platform, source.mode).await?;
     match source.checksum {
         Some(wanted) if wanted != image.root.digest => {
-            let text = format!("image digest {} of {} does not match checksum {wanted}", image.root.digest, image.reference);
+            let text =
+                format!("image digest {} of {} does not match checksum {wanted}", image.root.digest, image.reference);
             Err(Fault::user(text))
         }
         _ => Ok(image),

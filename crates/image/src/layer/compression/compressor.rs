@@ -298,7 +298,7 @@ impl Codec {
 /// Compresses single blocks.
 enum BlockEncoder {
     Store,
-    Gzip(Box<gzip::Deflater>),
+    Gzip(gzip::Deflater),
     Zstd(zstd::Encoder),
 }
 
@@ -306,7 +306,7 @@ impl BlockEncoder {
     fn new(codec: Codec) -> Result<BlockEncoder, Error> {
         Ok(match codec {
             Codec::Store => BlockEncoder::Store,
-            Codec::Gzip(level) => BlockEncoder::Gzip(Box::new(gzip::Deflater::new(level))),
+            Codec::Gzip(level) => BlockEncoder::Gzip(gzip::Deflater::new(level)),
             Codec::Zstd(level) => BlockEncoder::Zstd(zstd::Encoder::new(level)?),
         })
     }

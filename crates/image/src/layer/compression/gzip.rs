@@ -23,16 +23,15 @@ const END: [u8; 2] = [0x03, 0x00];
 /// Deflates blocks; one per thread.
 pub(super) struct Deflater {
     level: u32,
-    compress: Compress,
 }
 
 impl Deflater {
     pub fn new(level: u32) -> Deflater {
-        Deflater { level, compress: Compress::new(flate2::Compression::new(level), false) }
+        Deflater { level }
     }
 
     /// Appends one block, byte-aligned; `before` is what precedes it.
-    pub fn encode(&mut self, before: &[u8], block: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    pub fn encode(&self, before: &[u8], block: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         out.reserve(block.len() + (block.len() >> 3) + 4096);
         let mut start = 0;
         while start < block.len() {
@@ -58,18 +57,20 @@ impl Deflater {
         self.level == 0 || looks_random(&rest[..rest.len().min(SEGMENT)])
     }
 
-    fn deflate(&mut self, before: &[u8], run: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    fn deflate(&self, before: &[u8], run: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         let failed = |reason: String| Error::Compressed { kind: "gzip", reason };
-        self.compress.reset();
+        // A fresh state each time: one that was reset still finds matches by what it held before (zlib-rs 0.6), and the
+        // bytes would depend on which thread took which block.
+        let mut compress = Compress::new(flate2::Compression::new(self.level), false);
         let window = &before[before.len().saturating_sub(WINDOW)..];
         if !window.is_empty() {
-            self.compress.set_dictionary(window).map_err(|error| failed(error.to_string()))?;
+            compress.set_dictionary(window).map_err(|error| failed(error.to_string()))?;
         }
         // Room for the worst case, so that one call does it: a second flush would add another empty block.
         out.reserve(run.len() + (run.len() >> 3) + 1024);
-        let status = self.compress.compress_vec(run, out, FlushCompress::Sync).map_err(|e| failed(e.to_string()))?;
+        let status = compress.compress_vec(run, out, FlushCompress::Sync).map_err(|e| failed(e.to_string()))?;
         match status {
-            Status::Ok if self.compress.total_in() == run.len() as u64 && out.len() < out.capacity() => Ok(()),
+            Status::Ok if compress.total_in() == run.len() as u64 && out.len() < out.capacity() => Ok(()),
             _ => Err(failed("the encoder did not take a whole block".to_owned())),
         }
     }

@@ -9,7 +9,7 @@ use zstd::zstd_safe::CParameter;
 use crate::Error;
 
 /// Bytes in one frame. A promise: another size gives other blobs.
-pub(super) const BLOCK: usize = 2 << 20;
+pub(super) const BLOCK: usize = 1 << 20;
 /// The level where none is asked for.
 pub(super) const DEFAULT_LEVEL: i32 = 3;
 

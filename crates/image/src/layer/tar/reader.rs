@@ -4,7 +4,7 @@
 //! and the offset of its first header. What Go's reader refuses is refused too, or a layer would mean one thing here
 //! and another in the cluster.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use super::block::{self, Block, MAGIC_GNU, MAGIC_USTAR, until_nul};
 use super::header::{Format, Header, Time, TypeFlag};
@@ -488,6 +488,18 @@ impl<R: Read> Reader<R> {
                 Ok(n)
             }
         }
+    }
+}
+
+impl<R: Read + Seek> Reader<R> {
+    /// As [`next`](Reader::next), but passes over the content that was not read without reading it. An entry that the
+    /// stream's end cuts short is not noticed.
+    pub fn next_by_seek(&mut self) -> Result<Option<Header>, Error> {
+        let left = self.stored + self.padding as u64;
+        self.inner.seek(SeekFrom::Current(i64::try_from(left).map_err(|_| self.bad("size is out of range"))?))?;
+        self.offset += left;
+        (self.stored, self.padding) = (0, 0);
+        self.next()
     }
 }
 

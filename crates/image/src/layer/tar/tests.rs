@@ -6,6 +6,7 @@ use base::Digest;
 use proptest::prelude::*;
 
 use super::*;
+use crate::layer::compression::Decompressor;
 use crate::layer::{Entry, EntryKind};
 
 /// format type path link mode uid gid uname gname size mtime atime ctime major,minor records expected; texts in hex
@@ -432,4 +433,51 @@ fn times_are_clamped() {
     let clamped = clamp_times(bytes.as_slice(), Vec::new(), 1_000_000).expect("our own archive");
     late.mtime = Time::from_secs(1_000_000);
     assert_eq!(clamped, archive(&[(late, vec![1]), (early, vec![2])]));
+}
+
+/// The archives were made by GNU tar and Python's tarfile, the digests by BuildKit's tarconverter.
+#[test]
+fn clamped_archives_have_the_bytes_of_buildkit() {
+    for (name, gzipped, size, digest) in [
+        (
+            "gnu",
+            &include_bytes!("golden/gnu.tar.gz")[..],
+            12288,
+            "c34651ca12816954b2b8765dbc6295faaf8ba75e6ab425ba6e63d0768d4402fa",
+        ),
+        (
+            "pax",
+            &include_bytes!("golden/pax.tar.gz")[..],
+            20480,
+            "ca08e3133866e8a8e771a8202cf448583d695fd08ddc3d2d1d97658a5d546183",
+        ),
+        (
+            "paxglobal",
+            &include_bytes!("golden/paxglobal.tar.gz")[..],
+            21504,
+            "057c8479dc2cde3fa9dbfd2d209a022a60ac5434cfde98a8cdd8da274b22fb0d",
+        ),
+        (
+            "pypax",
+            &include_bytes!("golden/pypax.tar.gz")[..],
+            6144,
+            "24aafca2084fa0aa5aedd2ce4d8a64c3b959241d2899b18beda7a98711fd3224",
+        ),
+        (
+            "ustar",
+            &include_bytes!("golden/ustar.tar.gz")[..],
+            9728,
+            "53ccb61d7894d573875a5354ee2fb000d3747196f29336dbce138258b6777aa9",
+        ),
+        (
+            "v7",
+            &include_bytes!("golden/v7.tar.gz")[..],
+            8704,
+            "3c6bfe87f78c77c874ce16e89f089a477c78876a293d26c154e51dc0deed2681",
+        ),
+    ] {
+        let source = Decompressor::new(gzipped, 1 << 20).expect("an archive");
+        let clamped = clamp_times(source, Vec::new(), 1_700_000_000).expect("an archive");
+        assert_eq!((clamped.len(), Digest::of(&clamped).hex().as_str()), (size, digest), "{name}");
+    }
 }
