@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use sys::path::Root;
 use sys::{shadow, xattr};
 
 use super::node::{self, Node};
@@ -28,7 +29,7 @@ pub(crate) struct Merged {
 
 #[derive(Clone)]
 struct Layer {
-    root: Arc<OwnedFd>,
+    root: Arc<Root>,
     dir: Rc<OwnedFd>,
 }
 
@@ -43,7 +44,8 @@ impl Merged {
         let mut layers = Vec::with_capacity(dirs.len());
         for dir in dirs {
             let root = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-            layers.push(Layer { dir: Rc::new(rustix::io::fcntl_dupfd_cloexec(&root, 3)?), root: Arc::new(root) });
+            let again = rustix::io::fcntl_dupfd_cloexec(&root, 3)?;
+            layers.push(Layer { dir: Rc::new(root), root: Arc::new(Root::from_fd(again, dir)) });
         }
         Ok(Merged { layers, shadow, path: Vec::new() })
     }

@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
+use sys::path::{Links, Root};
 use sys::shadow;
 
 use crate::snapshot::tree;
@@ -41,7 +42,7 @@ pub struct Change {
     /// The same file as this earlier entry: to be written as a hard link to it, without data.
     pub hardlink: Option<Vec<u8>>,
     /// The root of the directory that has it.
-    layer: Option<Arc<OwnedFd>>,
+    layer: Option<Arc<Root>>,
 }
 
 /// What happened to a path.
@@ -96,11 +97,9 @@ pub enum FileKind {
 impl Change {
     /// Opens the data of a regular file.
     pub fn open(&self) -> io::Result<File> {
-        let layer =
-            self.layer.as_ref().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the path was deleted"))?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        Ok(File::from(rustix::fs::openat2(layer, &*self.path, flags, Mode::empty(), resolve)?))
+        let layer = self.layer.as_ref().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the path was deleted"))?;
+        let path = std::ffi::OsStr::from_bytes(&self.path);
+        Ok(File::from(layer.open_at(path, OFlags::RDONLY, Mode::empty(), Links::Refuse)?))
     }
 }
 
@@ -108,11 +107,7 @@ impl Snapshots {
     /// Visits what the snapshot changes on its parent, in the order of a layer's tar entries.
     ///
     /// The caller holds the snapshot. A visitor's error ends the walk.
-    pub fn changes<E: From<Error>>(
-        &self,
-        id: &SnapshotId,
-        mut visit: impl FnMut(&Change) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub fn changes<E: From<Error>>(&self, id: &SnapshotId, mut visit: impl FnMut(&Change) -> Result<(), E>) -> Result<(), E> {
         let inner = &self.0.inner;
         let (parent, opaque, empty) = inner
             .snapshots
@@ -131,8 +126,7 @@ impl Snapshots {
         };
         let stacked = inner.driver.driver == Driver::Overlay;
         let links = if stacked { tree::read_links(inner, *id)? } else { self.link_owners(id)? };
-        let view =
-            Merged::open(std::slice::from_ref(&top), shadowed(inner, links)).map_err(|e| Error::io("open", &top, e))?;
+        let view = Merged::open(std::slice::from_ref(&top), shadowed(inner, links)).map_err(|e| Error::io("open", &top, e))?;
         run(&view, &mut visit, |sequence| match stacked && !opaque {
             true => overlay::walk(&view, &below, sequence),
             false => trees::walk(&below, &view, sequence),
@@ -179,7 +173,6 @@ impl<E: From<Error>> Stop<E> {
         match self {
             Stop::Visitor(e) => e,
             Stop::Walk(path, source) => {
-                use std::os::unix::ffi::OsStrExt;
                 Error::io("read", top.join(std::ffi::OsStr::from_bytes(&path)), source).into()
             }
         }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Stat};
+use sys::path::Root;
 use sys::shadow::{self, Shadow};
 use sys::xattr;
 
@@ -21,7 +22,7 @@ pub(super) struct Node {
     pub(super) dir: Rc<OwnedFd>,
     pub(super) name: CString,
     /// The root of that layer.
-    pub(super) layer: Arc<OwnedFd>,
+    pub(super) layer: Arc<Root>,
     /// What it is, corrected.
     pub(super) stat: Stat,
     shadowed: bool,
@@ -36,7 +37,7 @@ impl Node {
     /// Looks at `name`, whose path in the tree is `path`; none if it is not there. A whiteout is a node too.
     pub(super) fn look(
         dir: &Rc<OwnedFd>,
-        layer: &Arc<OwnedFd>,
+        layer: &Arc<Root>,
         name: &CStr,
         path: &[u8],
         shadow: Option<&shadow::Table>,
