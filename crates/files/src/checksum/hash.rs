@@ -47,6 +47,7 @@ pub(super) struct Done {
     pub(super) id: NodeId,
     pub(super) digest: Digest,
     pub(super) stat: Stat,
+    pub(super) settled: bool,
 }
 
 impl Job {
@@ -103,7 +104,7 @@ impl Reader<'_> {
         for job in jobs {
             let known = job.stat.filter(|stat| stat.kind == Kind::File && job.kind == Kind::File);
             match known.and_then(|stat| Some((stat, memo.get(&MemoKey::of(&stat))?))) {
-                Some((stat, digest)) => done.push(Done { id: job.id, digest, stat }),
+                Some((stat, digest)) => done.push(Done { id: job.id, digest, stat, settled: true }),
                 None => left.push(job),
             }
         }
@@ -184,13 +185,14 @@ impl Reader<'_> {
             }
         }
         let digest = hasher.finish();
+        let settled = settled_by(&raw, opened_at);
         if let Some(memo) = self.memo()
             && raw.kind == Kind::File
-            && settled_by(&raw, opened_at)
+            && settled
         {
             memo.put(&MemoKey::of(&raw), &digest);
         }
-        Ok(Some(Done { id: job.id, digest, stat }))
+        Ok(Some(Done { id: job.id, digest, stat, settled }))
     }
 
     /// Hashes what has no content: links, devices, pipes, sockets.
@@ -199,7 +201,7 @@ impl Reader<'_> {
         let mut xattrs = xattr::of_entry(dir, &job.name)?;
         let stat = self.seen(job, raw, &mut xattrs)?;
         let digest = FileHeader { stat: &stat, link: &job.link, xattrs: &xattrs }.hasher(self.flavor).finish();
-        Ok(Done { id: job.id, digest, stat })
+        Ok(Done { id: job.id, digest, stat, settled: false })
     }
 
     /// The metadata that counts: with owners reset in local sources, and with what was recorded in snapshots.

@@ -88,11 +88,12 @@ pub struct Tree {
 #[derive(Clone, Debug)]
 pub(crate) struct Listed {
     pub(crate) name: Vec<u8>,
-    pub(crate) is_dir: bool,
     /// What the walk or the checksum saw.
     pub(crate) stat: Option<Stat>,
     /// The checksum, if it was asked for.
     pub(crate) digest: Option<Digest>,
+    /// Whether unchanged times mean an unchanged file since then.
+    pub(crate) settled: bool,
 }
 
 impl Tree {

@@ -31,6 +31,8 @@ pub(super) struct Node {
     pub(super) digest: Option<Digest>,
     /// Of local sources: what the walk saw, then what the checksum saw.
     pub(super) stat: Option<Box<Stat>>,
+    /// When it was hashed, its last change lay back so far that another one cannot go unseen; see [`super::memo`].
+    pub(super) settled: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -54,7 +56,7 @@ pub(super) struct Nodes(pub(super) Vec<Node>);
 
 impl Node {
     pub(super) fn new(name: &[u8], what: What) -> Node {
-        Node { name: name.into(), what, digest: None, stat: None }
+        Node { name: name.into(), what, digest: None, stat: None, settled: false }
     }
 
     pub(super) fn unlisted_dir(name: &[u8]) -> Node {
@@ -157,7 +159,7 @@ impl Nodes {
         let listed = |id: &NodeId| {
             let node = self.node(*id);
             let stat = node.stat.as_deref().copied();
-            Listed { name: node.name.to_vec(), is_dir: node.is_dir(), stat, digest: node.digest }
+            Listed { name: node.name.to_vec(), stat, digest: node.digest, settled: node.settled }
         };
         Some(self.children(dir).iter().map(listed).collect())
     }
@@ -335,6 +337,7 @@ impl Work<'_> {
         for done in hash::run(&reader, jobs)? {
             let node = self.nodes.node_mut(done.id);
             node.digest = Some(done.digest);
+            node.settled = done.settled;
             if self.flavor == Flavor::Context {
                 node.stat = Some(Box::new(done.stat));
             }
