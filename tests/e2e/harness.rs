@@ -2,9 +2,12 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -187,6 +190,11 @@ impl Invocation {
 
     /// Runs it.
     pub fn ends(self) -> Ended {
+        self.starts().ends()
+    }
+
+    /// Starts it and goes on.
+    pub fn starts(self) -> Running {
         let line = format!("{:?}", self.command);
         let mut command = self.command;
         if self.user {
@@ -204,13 +212,72 @@ impl Invocation {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {line}: {error}"));
         let mut stdin = child.stdin.take().unwrap();
         let bytes = self.stdin;
-        let writer = std::thread::spawn(move || {
-            // It may end without reading.
-            let _ = stdin.write_all(&bytes);
-        });
-        let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
-        writer.join().unwrap();
-        Ended { line, code: status.code(), stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() }
+        // It may end without reading.
+        let writer = std::thread::spawn(move || drop(stdin.write_all(&bytes)));
+        let stdout = collect(child.stdout.take().unwrap());
+        let stderr = collect(child.stderr.take().unwrap());
+        Running { line, child, writer, stdout, stderr }
+    }
+}
+
+/// What a pipe held so far, read by a thread until its end.
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    thread: JoinHandle<()>,
+}
+
+fn collect(mut pipe: impl Read + Send + 'static) -> Collected {
+    let bytes = Arc::new(Mutex::new(Vec::new()));
+    let shared = bytes.clone();
+    let thread = std::thread::spawn(move || {
+        let mut buffer = [0; 8192];
+        while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+            shared.lock().unwrap().extend_from_slice(&buffer[..count]);
+        }
+    });
+    Collected { bytes, thread }
+}
+
+impl Collected {
+    fn end(self) -> Vec<u8> {
+        self.thread.join().unwrap();
+        std::mem::take(&mut *self.bytes.lock().unwrap())
+    }
+}
+
+/// A program that runs.
+pub struct Running {
+    line: String,
+    child: Child,
+    writer: JoinHandle<()>,
+    stdout: Collected,
+    stderr: Collected,
+}
+
+impl Running {
+    /// Waits until a line of standard error ends in this text.
+    #[track_caller]
+    pub fn waits_for(&self, end: &str) {
+        let began = Instant::now();
+        let said = || String::from_utf8_lossy(&self.stderr.bytes.lock().unwrap()).into_owned();
+        while !said().lines().any(|line| line.ends_with(&format!(" {end}"))) {
+            assert!(began.elapsed() < Duration::from_secs(120), "`{end}` was never said: {}", said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Sends a signal, by its name without SIG.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub fn ends(mut self) -> Ended {
+        let status = self.child.wait().unwrap();
+        self.writer.join().unwrap();
+        let stderr = String::from_utf8_lossy(&self.stderr.end()).into_owned();
+        Ended { line: self.line, code: status.code(), stdout: self.stdout.end(), stderr }
     }
 }
 

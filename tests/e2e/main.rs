@@ -10,3 +10,4 @@ mod harness;
 mod own_image;
 mod program;
 mod smoke;
+mod steps;

@@ -35,7 +35,9 @@ pub fn print(out: &mut dyn Write, fault: &Fault, steps: &[FailedStep]) -> io::Re
         .get_vertex()
         .filter(|_| steps.is_empty() && !fault.get_log_tail().is_empty())
         .map(|(_, name)| FailedStep { name: name.to_owned(), tail: fault.get_log_tail().to_vec() });
-    for step in steps.iter().chain(&own) {
+    // A step that said nothing is named by the excerpt, where there is one.
+    let silent = |step: &&FailedStep| !fault.places().is_empty() && step.tail.is_empty();
+    for step in steps.iter().chain(&own).filter(|step| !silent(step)) {
         print_step(out, step)?;
     }
     if let Some((file, spans)) = fault.places().first() {
