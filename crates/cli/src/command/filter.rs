@@ -1,0 +1,97 @@
+//! `--filter` of `du`: containerd's filter language over the fields of a record.
+//!
+//! Filters of several flags are alternatives; conditions with commas inside one flag must all hold.
+
+use base::Fault;
+use engine::UsageRecord;
+
+use crate::spec::invalid;
+
+/// Records that any of the filters matches; all of them when there is none.
+pub fn select(records: Vec<UsageRecord>, filters: &[String]) -> Result<Vec<UsageRecord>, Fault> {
+    if filters.is_empty() {
+        return Ok(records);
+    }
+    let parsed = filters.iter().map(|filter| parse(filter)).collect::<Result<Vec<_>, _>>()?;
+    let matches = |record: &UsageRecord| parsed.iter().any(|filter| filter.iter().all(|c| c.holds(record)));
+    Ok(records.into_iter().filter(matches).collect())
+}
+
+struct Condition {
+    field: Field,
+    operator: Operator,
+    value: String,
+}
+
+#[derive(Clone, Copy)]
+enum Field {
+    Id,
+    Type,
+    Description,
+    Mutable,
+    Immutable,
+    InUse,
+    Shared,
+    Private,
+    Parents,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Operator {
+    Present,
+    Equal,
+    Differs,
+    Contains,
+}
+
+fn parse(filter: &str) -> Result<Vec<Condition>, Fault> {
+    filter.split(',').filter(|part| !part.is_empty()).map(|part| condition(filter, part)).collect()
+}
+
+fn condition(filter: &str, part: &str) -> Result<Condition, Fault> {
+    let operators =
+        [("==", Operator::Equal), ("!=", Operator::Differs), ("~=", Operator::Contains), ("=", Operator::Equal)];
+    let found = operators.iter().find_map(|(sign, op)| part.split_once(sign).map(|(name, value)| (name, *op, value)));
+    let (name, operator, value) = found.unwrap_or((part, Operator::Present, ""));
+    let field = match name {
+        "id" => Field::Id,
+        "type" => Field::Type,
+        "description" => Field::Description,
+        "mutable" => Field::Mutable,
+        "immutable" => Field::Immutable,
+        "inuse" => Field::InUse,
+        "shared" => Field::Shared,
+        "private" => Field::Private,
+        "parent" | "parents" => Field::Parents,
+        _ => {
+            let known = "id, type, description, mutable, immutable, inuse, shared, private and parents";
+            return Err(invalid("--filter", filter, format!("unknown field `{name}`: known are {known}")));
+        }
+    };
+    Ok(Condition { field, operator, value: value.trim_matches('"').to_owned() })
+}
+
+impl Condition {
+    fn holds(&self, record: &UsageRecord) -> bool {
+        let flag = |set: bool| if set { "true".to_owned() } else { String::new() };
+        let content = match self.field {
+            Field::Id => record.id.clone(),
+            Field::Type => record.record_type.clone(),
+            Field::Description => record.description.clone(),
+            Field::Mutable => flag(record.mutable),
+            Field::Immutable => flag(!record.mutable),
+            Field::InUse => flag(record.in_use),
+            Field::Shared => flag(record.shared),
+            Field::Private => flag(!record.shared),
+            Field::Parents => record.parents.join(";"),
+        };
+        match self.operator {
+            Operator::Present => !content.is_empty(),
+            // A flag that is not set has no value; people still write `mutable==false`.
+            Operator::Equal if self.value == "false" => content.is_empty() || content == "false",
+            Operator::Equal => content == self.value,
+            Operator::Differs => content != self.value,
+            Operator::Contains => content.contains(&self.value),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Real steps on a root made of busybox, as root and as an ordinary user.
+//!
+//! The program is its own harness: the executor starts it again as init, and user namespaces are entered before the
+//! first thread. As root it runs the tests named `privileged_` here, and those named `rootless_` in copies of itself
+//! that run as user 1000, with and without a range of subordinate ids. A skip prints its reason.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test harness")]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Command, ExitCode};
+
+mod bed;
+mod cases;
+mod limits;
+mod mounts;
+
+use bed::Bed;
+
+/// What a test says when it cannot run here.
+pub struct Skip(pub String);
+
+/// How a test ends that does not fail.
+pub type Outcome = Result<(), Skip>;
+type Test = fn(&Bed) -> Outcome;
+
+/// Where a copy finds what it is to be.
+const ROLE: &str = "HULLWORKS_TEST_ROLE";
+
+fn main() -> ExitCode {
+    if executor::init::is_requested() {
+        executor::init::main();
+    }
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let filters: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !arg.starts_with('-')).collect();
+    let tests: Vec<(&str, Test)> = cases::ALL.iter().chain(mounts::ALL).chain(limits::ALL).copied().collect();
+    if args.iter().any(|arg| arg == "--list") {
+        for (name, _) in &tests {
+            println!("{name}: test");
+        }
+        return ExitCode::SUCCESS;
+    }
+    let role = std::env::var(ROLE).ok();
+    let root = rustix::process::geteuid().is_root();
+    let mut failed = 0;
+    if root {
+        // Before our own namespaces, so that the copies start outside of them.
+        for range in [true, false] {
+            failed += as_user(range, &filters);
+        }
+    }
+    let isolation = sys::userns::enter().unwrap();
+    let label = role.unwrap_or_else(|| if root { "root".to_owned() } else { "user".to_owned() });
+    println!("running as {label}: {:?}, {:?}: {}", isolation.level, isolation.ids, isolation.why);
+    let level = match isolation.level {
+        sys::userns::Level::Privileged => "privileged_",
+        sys::userns::Level::Rootless => "rootless_",
+        sys::userns::Level::Unprivileged => {
+            println!("skipped: no isolation: {}", isolation.why);
+            return ExitCode::from(u8::from(failed > 0));
+        }
+    };
+    let bed = Bed::new(isolation);
+    for (name, test) in tests {
+        // A test without a level is for all of them.
+        let fits = name.starts_with(level) || !["privileged_", "rootless_"].iter().any(|level| name.starts_with(level));
+        if !fits || !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter)) {
+            continue;
+        }
+        match catch_unwind(AssertUnwindSafe(|| {
+            let outcome = test(&bed);
+            bed.assert_nothing_left();
+            outcome
+        })) {
+            Ok(Ok(())) => println!("test {label}::{name} ... ok"),
+            Ok(Err(Skip(why))) => println!("test {label}::{name} ... skipped: {why}"),
+            Err(_) => {
+                println!("test {label}::{name} ... FAILED");
+                failed += 1;
+            }
+        }
+    }
+    drop(bed);
+    ExitCode::from(u8::from(failed > 0))
+}
+
+/// Runs the tests in a copy of this program as user 1000; answers with the number of failures.
+fn as_user(range: bool, filters: &[&str]) -> usize {
+    let role = if range { "user with a range" } else { "user with a single id" };
+    // The copy must be able to read itself, wherever the target directory lies.
+    let dir = std::env::temp_dir().join(format!("hw-exec-copy-{}-{range}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let program = dir.join("sandbox");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    for path in [&dir, &program] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    // In a mount namespace whose subuid files say what this run is about.
+    let script = format!(
+        "mount --make-rprivate / && printf '%s' '{}' > {dir}/ids && chmod 644 {dir}/ids && \
+         for f in /etc/subuid /etc/subgid; do [ -e $f ] || touch $f; mount --bind {dir}/ids $f; done && \
+         exec setpriv --reuid 1000 --regid 1000 --clear-groups {} \"$@\"",
+        if range { "1000:100000:65536\n" } else { "" },
+        program.display(),
+        dir = dir.display(),
+    );
+    let status = Command::new("unshare")
+        .args(["-m", "sh", "-c", &script, "sandbox"])
+        .args(filters)
+        .env(ROLE, role)
+        .env("HOME", "/")
+        .current_dir("/")
+        .status();
+    std::fs::remove_dir_all(&dir).unwrap();
+    match status {
+        Ok(status) => usize::from(!status.success()),
+        Err(error) => {
+            println!("skipped as {role}: {error}");
+            0
+        }
+    }
+}
