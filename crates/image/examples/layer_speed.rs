@@ -48,8 +48,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         report(&format!("{name} in"), size, started, cpu);
         std::fs::remove_file(&blob)?;
     }
-    small_entries()?;
     println!("peak memory {} kB", status_field("VmHWM:"));
+    small_entries()?;
     io::stdout().flush()?;
     Ok(())
 }
