@@ -24,7 +24,7 @@ mod sequence;
 mod trees;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use merged::Merged;
 

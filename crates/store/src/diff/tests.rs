@@ -200,3 +200,93 @@ proptest! {
         round_trip(seed);
     }
 }
+
+/// What `changes` says, in short: `A path`, `M path`, `D path`, `(path)` for implied directories, `path => first` for links.
+fn spell(store: &Store, hold: &Hold) -> Vec<String> {
+    let mut lines = Vec::new();
+    let visit = |change: &Change| {
+        let path = String::from_utf8_lossy(&change.path).into_owned();
+        lines.push(match (change.kind, change.implied, &change.hardlink) {
+            (_, true, _) => format!("({path})"),
+            (_, _, Some(first)) => format!("{path} => {}", String::from_utf8_lossy(first)),
+            (ChangeKind::Add, ..) => format!("A {path}"),
+            (ChangeKind::Modify, ..) => format!("M {path}"),
+            (ChangeKind::Delete, ..) => format!("D {path}"),
+        });
+        Ok::<(), Error>(())
+    };
+    store.snapshots().changes(&hold.id(), visit).expect("changes");
+    lines
+}
+
+/// A step's edits, and what its layer says then.
+type Case = (&'static str, fn(&Path), &'static [&'static str]);
+
+#[test]
+fn privileged_layers_say_what_upstreams_say() {
+    let write = |path: PathBuf, text: &str| fs::write(path, text).expect("written");
+    let cases: &[Case] = &[
+        ("nothing", |_| (), &[]),
+        ("a new file brings its directory", |root| fs::write(root.join("d/s/new"), "x").expect("written"), &["(d)", "(d/s)", "A d/s/new"]),
+        ("a changed mode of a directory", |root| fs::set_permissions(root.join("d"), PermissionsExt::from_mode(0o700)).expect("set"), &["M d"]),
+        ("a removed file", |root| fs::remove_file(root.join("d/f")).expect("removed"), &["(d)", "D d/f"]),
+        ("a removed directory is one whiteout", |root| fs::remove_dir_all(root.join("d")).expect("removed"), &["D d"]),
+        ("a file in place of a directory", |root| {
+            fs::remove_dir_all(root.join("d")).expect("removed");
+            fs::write(root.join("d"), "x").expect("written");
+        }, &["M d"]),
+        ("a directory made anew deletes one by one", |root| {
+            fs::remove_dir_all(root.join("d")).expect("removed");
+            fs::create_dir(root.join("d")).expect("made");
+            fs::write(root.join("d/f"), "other").expect("written");
+        }, &["(d)", "M d/f", "D d/s"]),
+        ("names with a dash sort behind what is in the directory", |root| {
+            fs::write(root.join("d-x"), "x").expect("written");
+            fs::write(root.join("d/z"), "x").expect("written");
+        }, &["(d)", "A d/z", "A d-x"]),
+        ("the second name of a file is a link to the first", |root| {
+            fs::write(root.join("n1"), "x").expect("written");
+            fs::hard_link(root.join("n1"), root.join("n2")).expect("linked");
+        }, &["A n1", "n2 => n1"]),
+        ("made and removed again", |root| {
+            fs::write(root.join("t"), "x").expect("written");
+            fs::remove_file(root.join("t")).expect("removed");
+        }, &[]),
+    ];
+    each_driver(|scratch, store| {
+        let base = step(&store, scratch, None, |root| {
+            fs::create_dir_all(root.join("d/s")).expect("made");
+            write(root.join("d/f"), "f");
+            write(root.join("d/s/g"), "g");
+            write(root.join("top"), "t");
+        });
+        assert_eq!(spell(&store, &base), ["A d", "A d/f", "A d/s", "A d/s/g", "A top"]);
+        for (what, work, expected) in cases {
+            let hold = step(&store, scratch, Some(&base), work);
+            assert_eq!(spell(&store, &hold), *expected, "{what}, {:?}", store.driver().driver);
+        }
+    });
+}
+
+#[test]
+fn privileged_changes_between_any_two_snapshots() {
+    each_driver(|scratch, store| {
+        let a = step(&store, scratch, None, |root| fs::write(root.join("a"), "1").expect("written"));
+        let b = step(&store, scratch, Some(&a), |root| fs::write(root.join("b"), "2").expect("written"));
+        let c = step(&store, scratch, Some(&b), |root| fs::remove_file(root.join("a")).expect("removed"));
+        let paths = |lower: Option<&Hold>, upper: Option<&Hold>| {
+            let mut seen = Vec::new();
+            let (lower, upper) = (lower.map(Hold::id), upper.map(Hold::id));
+            let visit = |change: &Change| {
+                seen.push(format!("{:?} {}", change.kind, String::from_utf8_lossy(&change.path)));
+                Ok::<(), Error>(())
+            };
+            store.snapshots().changes_between(lower.as_ref(), upper.as_ref(), visit).expect("changes");
+            seen
+        };
+        assert_eq!(paths(Some(&a), Some(&c)), ["Delete a", "Add b"]);
+        assert_eq!(paths(None, Some(&b)), ["Add a", "Add b"]);
+        assert_eq!(paths(Some(&b), None), ["Delete a", "Delete b"]);
+        assert_eq!(paths(Some(&c), Some(&c)), [""; 0]);
+    });
+}
