@@ -573,6 +573,9 @@ impl<'a> Unpacker<'a> {
         if hides {
             self.mark_opaque(&fd, &path)?;
         }
+        if existed && self.options.whiteouts == Whiteouts::Delete {
+            self.clear_attributes(&path, &fd, entry)?;
+        }
         self.own_fd(&path, &fd, entry, existed)?;
         self.attributes_fd(&path, &fd, entry)?;
         self.implied.remove(&path);
@@ -795,6 +798,18 @@ impl<'a> Unpacker<'a> {
     fn attributes_fd(&self, path: &[u8], fd: &OwnedFd, entry: &Entry) -> Result<(), Error> {
         for (name, value) in &entry.xattrs {
             self.attribute(path, name, value, &|key, value| xattr::set_fd(fd, key, value))?;
+        }
+        Ok(())
+    }
+
+    /// A layer describes a directory whole: what it had in the layer below and is not listed here is gone.
+    fn clear_attributes(&self, path: &[u8], fd: &OwnedFd, entry: &Entry) -> Result<(), Error> {
+        let failed = |e| io_error("clear an attribute of", path, e);
+        for name in xattr::list_fd(fd).map_err(failed)? {
+            let listed = entry.xattrs.iter().any(|(listed, _)| *listed == name);
+            if name.starts_with(b"user.") && !listed {
+                xattr::c_name(&name).and_then(|key| xattr::remove_fd(fd, &key)).map_err(failed)?;
+            }
         }
         Ok(())
     }

@@ -279,6 +279,17 @@ fn metadata_is_what_the_headers_say() {
 }
 
 #[test]
+fn a_layer_describes_a_directory_whole_an_archive_adds() {
+    for (whiteouts, expected) in [(Whiteouts::Delete, 0), (Whiteouts::Literal, 1)] {
+        let (_dir, root) = scratch();
+        fs::create_dir(root.join("d")).expect("a directory");
+        xattr::set(&root.join("d"), c"user.old", b"1").expect("set");
+        run_lines(&root, &["d/"], &Options::layer(whiteouts)).expect("unpacked");
+        assert_eq!(xattr::list(&root.join("d")).expect("readable").len(), expected, "{whiteouts:?}");
+    }
+}
+
+#[test]
 fn bombs_are_stopped() {
     let (_dir, root) = scratch();
     let mut options = Options::archive();
