@@ -39,8 +39,9 @@ impl CacheStore for CacheKeys {
 
     fn results(&self, keys: &[KeyId]) -> Result<Vec<Vec<CacheResult>>, StoreError> {
         let rows = self.read(|db| {
-            let mut query =
-                db.prepare_cached("SELECT result, snapshot, created FROM result WHERE key = ?1 ORDER BY created DESC, result")?;
+            let mut query = db.prepare_cached(
+                "SELECT result, snapshot, created FROM result WHERE key = ?1 ORDER BY created DESC, result",
+            )?;
             let mut answers = Vec::with_capacity(keys.len());
             for key in keys {
                 let rows = query.query_map([encode(key.as_str())], |row| {
@@ -108,7 +109,8 @@ impl CacheStore for CacheKeys {
                     }
                     Change::Release(result) => {
                         let mut delete = db.prepare_cached("DELETE FROM result WHERE result = ?1 RETURNING key")?;
-                        let touched = delete.query_map([result.as_str()], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+                        let touched =
+                            delete.query_map([result.as_str()], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
                         forget_empty(db, touched)?;
                     }
                 }
@@ -120,7 +122,8 @@ impl CacheStore for CacheKeys {
 
     fn backlinks(&self, keys: &[KeyId]) -> Result<Vec<Vec<Backlink>>, StoreError> {
         self.read(|db| {
-            let mut query = db.prepare_cached("SELECT source, input, output, digest, selector FROM link WHERE target = ?1")?;
+            let mut query =
+                db.prepare_cached("SELECT source, input, output, digest, selector FROM link WHERE target = ?1")?;
             let mut answers = Vec::with_capacity(keys.len());
             for key in keys {
                 let rows = query.query_map([encode(key.as_str())], backlink)?;
@@ -145,7 +148,8 @@ impl CacheStore for CacheKeys {
     }
 }
 
-const EXISTS: &str = "SELECT EXISTS (SELECT 1 FROM result WHERE key = ?1) OR EXISTS (SELECT 1 FROM link WHERE source = ?1)";
+const EXISTS: &str =
+    "SELECT EXISTS (SELECT 1 FROM result WHERE key = ?1) OR EXISTS (SELECT 1 FROM link WHERE source = ?1)";
 
 /// Forgets all results that are this snapshot, and the keys that lead nowhere then.
 pub(crate) fn release_snapshot(db: &Connection, snapshot: i64) -> rusqlite::Result<()> {

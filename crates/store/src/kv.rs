@@ -49,7 +49,8 @@ impl Kv {
     pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let prefix = prefix.as_ref();
         self.store.inner.db.read("read", |db| {
-            let mut query = db.prepare_cached("SELECT key, value FROM kv WHERE namespace = ?1 AND key >= ?2 ORDER BY key")?;
+            let mut query =
+                db.prepare_cached("SELECT key, value FROM kv WHERE namespace = ?1 AND key >= ?2 ORDER BY key")?;
             let mut rows = query.query((&self.namespace, prefix))?;
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {
@@ -65,8 +66,9 @@ impl Kv {
 
     fn set(&self, key: &[u8], value: &[u8], snapshot: Option<i64>) -> Result<()> {
         self.store.inner.db.write("write to", |db| {
-            let mut statement =
-                db.prepare_cached("INSERT OR REPLACE INTO kv (namespace, key, value, snapshot) VALUES (?1, ?2, ?3, ?4)")?;
+            let mut statement = db.prepare_cached(
+                "INSERT OR REPLACE INTO kv (namespace, key, value, snapshot) VALUES (?1, ?2, ?3, ?4)",
+            )?;
             statement.execute((&self.namespace, key, value, snapshot)).map(drop)
         })
     }

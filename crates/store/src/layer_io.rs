@@ -53,7 +53,13 @@ impl Snapshots {
     /// Unpacks the blob of a lazy layer into its snapshot, verifying digest, size and diff id on the way.
     ///
     /// Download, decompression, digests and writing overlap. `limits` bound what a hostile layer may ask for.
-    pub fn unpack(&self, id: &SnapshotId, blob: impl Read + Send + 'static, limits: &untar::Limits, cancel: &Cancel) -> Result<()> {
+    pub fn unpack(
+        &self,
+        id: &SnapshotId,
+        blob: impl Read + Send + 'static,
+        limits: &untar::Limits,
+        cancel: &Cancel,
+    ) -> Result<()> {
         let layer = self.lazy(id).ok_or(Error::Missing(*id))?;
         self.fill(id, |target| {
             let mut target = crate::FillTarget { dir: target.dir.clone(), options: target.options.clone() };
@@ -86,7 +92,13 @@ impl Snapshots {
     /// The snapshot's layer blob in this compression; made, stored and recorded if it is not there.
     ///
     /// `variant` names the compression and whatever else decides the bytes (kind, level).
-    pub fn make_blob(&self, id: &SnapshotId, variant: &str, options: &CompressionOptions, cancel: &Cancel) -> Result<LayerRecord> {
+    pub fn make_blob(
+        &self,
+        id: &SnapshotId,
+        variant: &str,
+        options: &CompressionOptions,
+        cancel: &Cancel,
+    ) -> Result<LayerRecord> {
         let content = self.0.content();
         self.make_layer(id, variant, || {
             let compressor = Compressor::new(content.trusted_writer()?, options)?;
@@ -120,7 +132,9 @@ fn media_type(kind: Compression) -> &'static str {
 fn append<W: Write>(writer: &mut tar::Writer<W>, change: &Change) -> Result<()> {
     let Some(entry) = layer_entry(change) else { return Ok(()) };
     let mut header = entry.to_header();
-    if let Some(FileKind::CharDevice(major, minor) | FileKind::BlockDevice(major, minor)) = change.metadata.as_ref().map(|m| &m.kind) {
+    if let Some(FileKind::CharDevice(major, minor) | FileKind::BlockDevice(major, minor)) =
+        change.metadata.as_ref().map(|m| &m.kind)
+    {
         // Also on a hard link to a device, since upstream's layers have them there.
         header.device = (*major, *minor);
     }
@@ -164,4 +178,3 @@ fn display(path: &[u8]) -> std::path::PathBuf {
     use std::os::unix::ffi::OsStrExt;
     std::path::Path::new("/").join(std::ffi::OsStr::from_bytes(path))
 }
-

@@ -51,8 +51,8 @@ pub use kv::Kv;
 pub use layer_io::{TarSource, layer_entry};
 pub use open::{Driver, DriverChoice, OpenOptions};
 pub use snapshot::{
-    Active, CacheMount, CacheMountRequest, CommitOptions, FillTarget, Filled, Hold, LayerRecord, LazyLayer, PrepareOptions,
-    RecordKind, Sharing, SnapshotId, SnapshotInfo, Snapshots,
+    Active, CacheMount, CacheMountRequest, CommitOptions, FillTarget, Filled, Hold, LayerRecord, LazyLayer,
+    PrepareOptions, RecordKind, Sharing, SnapshotId, SnapshotInfo, Snapshots,
 };
 pub use usage::{PruneOptions, UsageFilter, UsageRecord};
 
@@ -117,7 +117,10 @@ impl Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("dir", &self.inner.dir).field("driver", &self.inner.driver.driver).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("dir", &self.inner.dir)
+            .field("driver", &self.inner.driver.driver)
+            .finish_non_exhaustive()
     }
 }
 

@@ -30,7 +30,9 @@ pub(crate) fn take(dir: &Path, wait: Duration) -> Result<Lock> {
     loop {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => break,
-            Err(Errno::WOULDBLOCK | Errno::INTR) if begun.elapsed() < wait => std::thread::sleep(Duration::from_millis(20)),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if begun.elapsed() < wait => {
+                std::thread::sleep(Duration::from_millis(20))
+            }
             Err(Errno::WOULDBLOCK | Errno::INTR) => {
                 return Err(Error::InUse { dir: dir.to_owned(), holder: holder(&mut file), waited: begun.elapsed() });
             }

@@ -71,7 +71,10 @@ pub(crate) fn start(inner: Arc<Inner>) -> Result<Guard> {
     let receiver = locked(&inner.work.receiver).take();
     let Some(receiver) = receiver else { return Ok(Guard { inner, thread: None }) };
     let shared = Arc::clone(&inner);
-    let thread = std::thread::Builder::new().name("store".to_owned()).stack_size(256 << 10).spawn(move || run(&shared, &receiver));
+    let thread = std::thread::Builder::new()
+        .name("store".to_owned())
+        .stack_size(256 << 10)
+        .spawn(move || run(&shared, &receiver));
     let thread = thread.map_err(|e| Error::io("start a thread for", &inner.dir, e))?;
     Ok(Guard { inner, thread: Some(thread) })
 }
@@ -95,7 +98,8 @@ fn run(inner: &Inner, jobs: &Receiver<Job>) {
 }
 
 fn tick(inner: &Inner) -> Result<()> {
-    let due = locked(&inner.work.changed).is_some_and(|(first, last)| last.elapsed() >= IDLE || first.elapsed() >= LATEST);
+    let due =
+        locked(&inner.work.changed).is_some_and(|(first, last)| last.elapsed() >= IDLE || first.elapsed() >= LATEST);
     if due {
         return sync(inner);
     }
@@ -161,7 +165,9 @@ pub(crate) fn sync(inner: &Inner) -> Result<()> {
     rustix::fs::syncfs(&dir).map_err(|e| restore(Error::io("sync", &inner.dir, e)))?;
     inner
         .db
-        .write("write to", |db| db.execute("INSERT OR REPLACE INTO state (name, value) VALUES ('synced', ?1)", [seq]).map(drop))
+        .write("write to", |db| {
+            db.execute("INSERT OR REPLACE INTO state (name, value) VALUES ('synced', ?1)", [seq]).map(drop)
+        })
         .and_then(|()| inner.db.checkpoint())
         .map_err(restore)?;
     inner.work.synced.store(seq, Ordering::Release);
@@ -211,7 +217,8 @@ pub(crate) fn remove_orphan_blobs(inner: &Inner, unused_since: i64) -> Result<u6
                AND NOT EXISTS (SELECT 1 FROM blob_ref WHERE digest = b.digest)
                AND NOT EXISTS (SELECT 1 FROM snapshot WHERE instr(lazy, lower(hex(b.digest))) > 0)",
         )?;
-        let rows = query.query_map([unused_since], |row| Ok((base::Digest::from_bytes(row.get(0)?), row.get::<_, i64>(1)?)))?;
+        let rows = query
+            .query_map([unused_since], |row| Ok((base::Digest::from_bytes(row.get(0)?), row.get::<_, i64>(1)?)))?;
         rows.collect::<rusqlite::Result<Vec<_>>>()
     })?;
     let mut freed = 0;

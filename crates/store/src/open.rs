@@ -212,9 +212,9 @@ fn probe(dir: &Path, userxattr: bool) -> std::result::Result<bool, String> {
     let _ = tree::remove_tree(&scratch);
     let tried = try_overlay(&scratch, userxattr, true).map(|()| true).or_else(|first| {
         let _ = tree::remove_tree(&scratch);
-        try_overlay(&scratch, userxattr, false).map(|()| false).map_err(|second| {
-            if first == second { first } else { format!("{second} (volatile: {first})") }
-        })
+        try_overlay(&scratch, userxattr, false)
+            .map(|()| false)
+            .map_err(|second| if first == second { first } else { format!("{second} (volatile: {first})") })
     });
     let _ = tree::remove_tree(&scratch);
     tried
@@ -238,7 +238,8 @@ fn try_overlay(scratch: &Path, userxattr: bool, volatile: bool) -> std::result::
         .and_then(|()| std::fs::create_dir(mounted.path().join("dir")));
     mounted.unmount().map_err(|e| e.to_string())?;
     wrote.map_err(text("write to an overlay"))?;
-    let stat = rustix::fs::statat(CWD, part("upper/file"), AtFlags::SYMLINK_NOFOLLOW).map_err(|e| text("find a whiteout")(e.into()))?;
+    let stat = rustix::fs::statat(CWD, part("upper/file"), AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|e| text("find a whiteout")(e.into()))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != 0 {
         return Err("a removed file is not kept as a whiteout".to_owned());
     }

@@ -21,7 +21,8 @@ pub(crate) fn copy_store() -> (tempfile::TempDir, Store) {
 }
 
 pub(crate) fn open_with(dir: &Path, driver: Driver) -> Store {
-    let options = OpenOptions { driver, lock_wait: Duration::from_secs(5), sync_on_close: false, ..OpenOptions::default() };
+    let options =
+        OpenOptions { driver, lock_wait: Duration::from_secs(5), sync_on_close: false, ..OpenOptions::default() };
     Store::open(dir, options).expect("the store opens")
 }
 
@@ -142,7 +143,11 @@ fn a_damaged_database_is_a_miss() {
     let store = open_with(dir.path(), Driver::Copy);
     assert!(store.snapshots().hold(&id).is_none());
     assert!(!dir.path().join("snapshots/1").join(id.to_string()).exists(), "its tree has no record any more");
-    assert_eq!(store.content().read(&digest).expect("readable").as_deref(), Some(&b"blob"[..]), "blobs prove themselves");
+    assert_eq!(
+        store.content().read(&digest).expect("readable").as_deref(),
+        Some(&b"blob"[..]),
+        "blobs prove themselves"
+    );
     step(&store, dir.path(), None, |root| write(root.join("a"), "x"));
 }
 
@@ -237,7 +242,13 @@ fn killed_child() {
             write(root.join("digest"), &Digest::of(&text).to_string());
             write(root.join("name"), &format!("f{}", n % 7));
         });
-        let layer = LayerRecord { digest, size: text.len() as u64, diff_id: digest, media_type: "x".into(), annotations: Default::default() };
+        let layer = LayerRecord {
+            digest,
+            size: text.len() as u64,
+            diff_id: digest,
+            media_type: "x".into(),
+            annotations: Default::default(),
+        };
         store.snapshots().set_layer(&hold.id(), "raw", layer).expect("recorded");
         let result = CacheResult { id: ResultId::from(hold.id().to_string()), created_at: n };
         keys.write(&[Change::Result { key: KeyId::from(digest), result }]).expect("written");
@@ -255,7 +266,9 @@ fn check_all(store: &Store) {
         for result in keys.results(std::slice::from_ref(&key)).expect("readable").remove(0) {
             let id: SnapshotId = result.id.as_str().parse().expect("an id");
             let hold = store.snapshots().hold(&id).expect("what a key leads to is there");
-            let FsView::Dir { path, .. } = store.snapshots().view(&hold.id()).expect("a view") else { panic!("copy driver") };
+            let FsView::Dir { path, .. } = store.snapshots().view(&hold.id()).expect("a view") else {
+                panic!("copy driver")
+            };
             let name = std::fs::read_to_string(path.join("name")).expect("whole");
             let data = std::fs::read(path.join(name)).expect("whole");
             assert_eq!(std::fs::read_to_string(path.join("digest")).expect("whole"), Digest::of(&data).to_string());
@@ -300,7 +313,8 @@ fn a_kill_at_any_moment_leaves_only_usable_records() {
 #[test]
 fn privileged_a_full_disk_is_said_to_be_full() {
     let dir = tempfile::tempdir().expect("a scratch directory");
-    let mounted = rustix::mount::mount("tmpfs", dir.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=4m"));
+    let mounted =
+        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=4m"));
     if let Err(error) = mounted {
         eprintln!("skipped: cannot mount a small tmpfs: {error}");
         return;

@@ -110,7 +110,8 @@ pub fn tree(from: &Path, to: &Path, keep: &dyn Fn(&[u8]) -> bool, cancel: &Cance
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let source = rustix::fs::open(from, flags, Mode::empty()).map_err(|e| at(e, from))?;
     let target = rustix::fs::open(to, flags, Mode::empty()).map_err(|e| at(e, to))?;
-    let mut copier = Copier { keep, cancel, links: HashMap::new(), top: &target, copied: TreeCopied::default(), path: Vec::new() };
+    let mut copier =
+        Copier { keep, cancel, links: HashMap::new(), top: &target, copied: TreeCopied::default(), path: Vec::new() };
     copier.directory(&source, &target).map_err(|e| {
         let inside = String::from_utf8_lossy(&copier.path).into_owned();
         io::Error::new(e.kind(), format!("copying `{}`: {e}", from.join(inside.trim_start_matches('/')).display()))
@@ -175,7 +176,12 @@ impl Copier<'_> {
                 self.directory(&from, &to)?;
             }
             FileType::RegularFile => {
-                let from = rustix::fs::openat(source, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+                let from = rustix::fs::openat(
+                    source,
+                    name,
+                    OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?;
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let to = rustix::fs::openat(target, name, flags, Mode::RUSR | Mode::WUSR)?;
                 if data(&from, &to, stat.st_size as u64)? == Copied::Shared {
@@ -217,9 +223,22 @@ impl Copier<'_> {
         Ok(())
     }
 
-    fn named_metadata(&self, source: &OwnedFd, target: &OwnedFd, name: &CStr, stat: &Stat, mode: bool) -> io::Result<()> {
+    fn named_metadata(
+        &self,
+        source: &OwnedFd,
+        target: &OwnedFd,
+        name: &CStr,
+        stat: &Stat,
+        mode: bool,
+    ) -> io::Result<()> {
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::chownat(target, name, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)), nofollow)?;
+        rustix::fs::chownat(
+            target,
+            name,
+            Some(Uid::from_raw(stat.st_uid)),
+            Some(Gid::from_raw(stat.st_gid)),
+            nofollow,
+        )?;
         let (from, to) = (xattr::proc_path(source, name.to_bytes()), xattr::proc_path(target, name.to_bytes()));
         for (key, value) in xattr::all(&from, self.keep)? {
             xattr::set(&to, &xattr::c_name(&key)?, &value)?;

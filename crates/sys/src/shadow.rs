@@ -157,7 +157,9 @@ mod tests {
 
     #[test]
     fn records_round_trip_and_nonsense_is_no_record() {
-        for shadow in [Shadow::owner(0, 0), Shadow::owner(1000, 42), Shadow { uid: 1, gid: 2, device: Some((0o20644, 1, 3)) }] {
+        for shadow in
+            [Shadow::owner(0, 0), Shadow::owner(1000, 42), Shadow { uid: 1, gid: 2, device: Some((0o20644, 1, 3)) }]
+        {
             assert_eq!(Shadow::decode(&shadow.encode()), Some(shadow));
         }
         for bad in [&b""[..], b"1", b"a:b", b"1:2:9:1:1", b"1:2:644", b"1:2:644:1:1:1", b"\xff"] {

@@ -87,7 +87,8 @@ pub fn all(path: &Path, wanted: impl Fn(&[u8]) -> bool) -> io::Result<Vec<Xattr>
 
 /// The attribute name as C text.
 pub fn c_name(name: &[u8]) -> io::Result<std::ffi::CString> {
-    std::ffi::CString::new(name).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "attribute name holds a NUL byte"))
+    std::ffi::CString::new(name)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "attribute name holds a NUL byte"))
 }
 
 fn read_value(mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>) -> io::Result<Option<Vec<u8>>> {
@@ -111,7 +112,8 @@ fn read_names(mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>) -> i
     loop {
         match call(&mut buf) {
             Ok(n) => {
-                let mut names: Vec<_> = buf[..n].split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect();
+                let mut names: Vec<_> =
+                    buf[..n].split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect();
                 names.sort();
                 return Ok(names);
             }

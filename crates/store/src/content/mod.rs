@@ -91,7 +91,8 @@ impl Content {
     pub fn read(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
         let Some(mut blob) = self.get(digest)? else { return Ok(None) };
         let mut bytes = Vec::with_capacity(blob.size as usize);
-        std::io::Read::read_to_end(&mut blob.file, &mut bytes).map_err(|e| Error::io("read blob", self.path(digest), e))?;
+        std::io::Read::read_to_end(&mut blob.file, &mut bytes)
+            .map_err(|e| Error::io("read blob", self.path(digest), e))?;
         Ok(Some(bytes))
     }
 
@@ -100,7 +101,9 @@ impl Content {
         let Ok(file) = std::fs::metadata(self.path(digest)) else { return Ok(None) };
         let row = self.0.inner.db.read("read", |db| {
             let mut query = db.prepare_cached("SELECT created, last_used, labels FROM blob WHERE digest = ?1")?;
-            query.query_row([digest.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?))).optional()
+            query
+                .query_row([digest.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)))
+                .optional()
         })?;
         let made = i64::try_from(i128::from(file.mtime()) * 1_000_000_000).unwrap_or(0);
         let (created, last_used, labels) = row.unwrap_or((made, made, String::new()));
@@ -182,7 +185,9 @@ impl Content {
             let mut labels = parse_labels(&text);
             labels.insert(name.to_owned(), value.to_owned());
             let text = serde_json::to_string(&labels).unwrap_or_default();
-            db.prepare_cached("UPDATE blob SET labels = ?2 WHERE digest = ?1")?.execute((digest.as_bytes(), text)).map(drop)
+            db.prepare_cached("UPDATE blob SET labels = ?2 WHERE digest = ?1")?
+                .execute((digest.as_bytes(), text))
+                .map(drop)
         })
     }
 
@@ -194,7 +199,8 @@ impl Content {
     /// Ties the blob to a snapshot: it goes when the last snapshot that it is tied to goes.
     pub fn attach(&self, digest: &Digest, snapshot: &crate::SnapshotId) -> Result<()> {
         self.0.inner.db.write("write to", |db| {
-            let mut statement = db.prepare_cached("INSERT OR IGNORE INTO blob_ref (snapshot, digest) VALUES (?1, ?2)")?;
+            let mut statement =
+                db.prepare_cached("INSERT OR IGNORE INTO blob_ref (snapshot, digest) VALUES (?1, ?2)")?;
             statement.execute((snapshot.0, digest.as_bytes())).map(drop)
         })
     }

@@ -36,7 +36,12 @@ impl std::fmt::Debug for HasherBox {
 impl Writer {
     pub(super) fn fresh(content: Content, expected: Option<Digest>, size: Option<u64>) -> Result<Writer> {
         let path = content.temp_path();
-        let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(|e| Error::io("create", &path, e))?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(|e| Error::io("create", &path, e))?;
         Ok(Writer {
             content,
             file,

@@ -134,7 +134,11 @@ impl Merged {
 
     /// Only the topmost directory.
     pub(super) fn topmost(&self) -> Merged {
-        Merged { layers: self.layers.first().cloned().into_iter().collect(), shadow: self.shadow.clone(), path: self.path.clone() }
+        Merged {
+            layers: self.layers.first().cloned().into_iter().collect(),
+            shadow: self.shadow.clone(),
+            path: self.path.clone(),
+        }
     }
 
     /// All names that show, in the order of their bytes.

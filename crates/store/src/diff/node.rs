@@ -47,8 +47,13 @@ impl Node {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        let mut node =
-            Node { dir: Rc::clone(dir), name: name.to_owned(), layer: Arc::clone(layer), stat, shadowed: shadow.is_some() };
+        let mut node = Node {
+            dir: Rc::clone(dir),
+            name: name.to_owned(),
+            layer: Arc::clone(layer),
+            stat,
+            shadowed: shadow.is_some(),
+        };
         if let Some(links) = shadow.filter(|_| !is_whiteout(&stat)) {
             node.correct(path, links)?;
         }
@@ -127,7 +132,9 @@ impl Node {
     pub(super) fn xattrs(&self) -> io::Result<Vec<xattr::Xattr>> {
         let path = self.proc_path();
         let mut found = xattr::all(&path, is_portable)?;
-        if self.shadowed && let Some(capability) = xattr::get(&path, shadow::CAPABILITY)? {
+        if self.shadowed
+            && let Some(capability) = xattr::get(&path, shadow::CAPABILITY)?
+        {
             found.retain(|(name, _)| name != CAPABILITY);
             found.insert(0, (CAPABILITY.to_vec(), capability));
         }

@@ -41,7 +41,14 @@ impl<'a, E> Sequence<'a, E> {
             Some(node) => self.there(kind, path, node, false),
             None => {
                 self.parents(&path)?;
-                self.hand_on(Change { path, kind: ChangeKind::Delete, implied: false, metadata: None, hardlink: None, layer: None })
+                self.hand_on(Change {
+                    path,
+                    kind: ChangeKind::Delete,
+                    implied: false,
+                    metadata: None,
+                    hardlink: None,
+                    layer: None,
+                })
             }
         }
     }
@@ -104,4 +111,3 @@ impl<'a, E> Sequence<'a, E> {
         (self.visit)(&change).map_err(Stop::Visitor)
     }
 }
-

@@ -20,7 +20,7 @@ fn link(n: u8) -> Link {
     Link {
         input: u32::from(n % 2),
         output: i32::from(n % 3) - 1,
-        digest: if n % 5 == 0 { KeyDigest::Random(digest) } else { KeyDigest::Stable(digest) },
+        digest: if n.is_multiple_of(5) { KeyDigest::Random(digest) } else { KeyDigest::Stable(digest) },
         selector: (n % 7 < 3).then(|| Digest::of([n % 2, 9])),
     }
 }
@@ -28,9 +28,15 @@ fn link(n: u8) -> Link {
 fn change() -> impl Strategy<Value = Change> {
     let result = |n: u8| ResultId::from(format!("r{}", n % 5));
     prop_oneof![
-        (0..12u8, any::<u8>(), 0..3i64)
-            .prop_map(move |(k, r, created_at)| Change::Result { key: key(k), result: CacheResult { id: result(r), created_at } }),
-        (0..12u8, any::<u8>(), 0..12u8).prop_map(|(from, l, to)| Change::Link(LinkRow { from: key(from), link: link(l), to: key(to) })),
+        (0..12u8, any::<u8>(), 0..3i64).prop_map(move |(k, r, created_at)| Change::Result {
+            key: key(k),
+            result: CacheResult { id: result(r), created_at }
+        }),
+        (0..12u8, any::<u8>(), 0..12u8).prop_map(|(from, l, to)| Change::Link(LinkRow {
+            from: key(from),
+            link: link(l),
+            to: key(to)
+        })),
         any::<u8>().prop_map(move |r| Change::Release(result(r))),
     ]
 }

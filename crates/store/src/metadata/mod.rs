@@ -44,7 +44,8 @@ impl Db {
                 for suffix in ["", "-wal", "-shm"] {
                     let from = dir.join(format!("metadata.db{suffix}"));
                     if suffix.is_empty() {
-                        std::fs::rename(&from, dir.join("metadata.damaged")).map_err(|e| Error::io("put aside", &from, e))?;
+                        std::fs::rename(&from, dir.join("metadata.damaged"))
+                            .map_err(|e| Error::io("put aside", &from, e))?;
                     } else {
                         let _ = std::fs::remove_file(&from);
                     }
@@ -59,7 +60,8 @@ impl Db {
         let open = |doing| move |e| Error::database(doing, e);
         let mut writer = connect(path).map_err(open("open"))?;
         if check {
-            let verdict: String = writer.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(open("check"))?;
+            let verdict: String =
+                writer.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(open("check"))?;
             if verdict != "ok" {
                 let damage = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
                 return Err(Error::database("check", rusqlite::Error::SqliteFailure(damage, Some(verdict))));
@@ -70,7 +72,11 @@ impl Db {
     }
 
     /// Runs `work` in one transaction; it is committed if `work` succeeds.
-    pub(crate) fn write<T>(&self, doing: &'static str, work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T> {
+    pub(crate) fn write<T>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T> {
         let mut writer = locked(&self.writer);
         let run = || {
             let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -82,7 +88,11 @@ impl Db {
     }
 
     /// Runs `work` on one consistent view of what is committed, beside any writer.
-    pub(crate) fn read<T>(&self, doing: &'static str, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+    pub(crate) fn read<T>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T> {
         self.try_read(work).map_err(|e| Error::database(doing, e))
     }
 
@@ -129,6 +139,10 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
-        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::SchemaChanged)
+        Some(
+            rusqlite::ErrorCode::DatabaseCorrupt
+                | rusqlite::ErrorCode::NotADatabase
+                | rusqlite::ErrorCode::SchemaChanged
+        )
     )
 }

@@ -74,7 +74,15 @@ pub(super) fn prepare(store: &Store, parent: Option<SnapshotId>, options: Prepar
     };
     let below = parent.as_ref().map(Hold::id);
     let id = inner.snapshots.next_id();
-    let mut active = Active { store: store.clone(), id, parent, options, links: shadow::Table::default(), top: (0, 0, 0), finished: false };
+    let mut active = Active {
+        store: store.clone(),
+        id,
+        parent,
+        options,
+        links: shadow::Table::default(),
+        top: (0, 0, 0),
+        finished: false,
+    };
     let path = tree::make(inner, id, below)?;
     match below {
         None => {}

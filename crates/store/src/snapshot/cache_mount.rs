@@ -127,7 +127,11 @@ impl Drop for CacheMount {
 impl Snapshots {
     /// Takes a cache mount, or none if it is locked by somebody else: then `wake` is called once as soon as it makes
     /// sense to ask again. For async callers; blocking ones use [`cache_mount_wait`](Snapshots::cache_mount_wait).
-    pub fn cache_mount(&self, request: &CacheMountRequest, wake: impl FnOnce() + Send + 'static) -> Result<Option<CacheMount>> {
+    pub fn cache_mount(
+        &self,
+        request: &CacheMountRequest,
+        wake: impl FnOnce() + Send + 'static,
+    ) -> Result<Option<CacheMount>> {
         let inner = &self.0.inner;
         let key = request.key();
         let mut instances = locked(&inner.snapshots.instances);
@@ -149,7 +153,13 @@ impl Snapshots {
         };
         let entry = instances.in_use.entry(hold.id());
         match request.sharing {
-            Sharing::Shared => entry.and_modify(|used| if let Use::Shared(n) = used { *n += 1 }).or_insert(Use::Shared(1)),
+            Sharing::Shared => entry
+                .and_modify(|used| {
+                    if let Use::Shared(n) = used {
+                        *n += 1
+                    }
+                })
+                .or_insert(Use::Shared(1)),
             Sharing::Private | Sharing::Locked => entry.or_insert(Use::Alone),
         };
         Ok(Some(CacheMount { store: self.0.clone(), hold, key }))

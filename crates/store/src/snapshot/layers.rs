@@ -53,7 +53,8 @@ impl Snapshots {
     /// Once all snapshots below have a chain id, so has this one, and it is found by it.
     pub fn set_layer(&self, id: &SnapshotId, variant: &str, layer: LayerRecord) -> Result<LayerRecord> {
         let inner = &self.0.inner;
-        let (parent, chain) = inner.snapshots.with(*id, |record| (record.parent, record.chain)).ok_or(Error::Missing(*id))?;
+        let (parent, chain) =
+            inner.snapshots.with(*id, |record| (record.parent, record.chain)).ok_or(Error::Missing(*id))?;
         let below = match parent {
             Some(parent) => inner.snapshots.with(parent, |record| record.chain).flatten().map(Some),
             None => Some(None),

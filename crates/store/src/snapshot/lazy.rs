@@ -57,7 +57,12 @@ pub type Filled = untar::Report;
 
 impl Snapshots {
     /// Records a layer without its data. If a snapshot with this chain id is known, it is that one.
-    pub fn register_lazy(&self, parent: Option<&SnapshotId>, layer: LazyLayer, options: PrepareOptions) -> Result<Hold> {
+    pub fn register_lazy(
+        &self,
+        parent: Option<&SnapshotId>,
+        layer: LazyLayer,
+        options: PrepareOptions,
+    ) -> Result<Hold> {
         let inner = &self.0.inner;
         if let Some(known) = self.by_chain_id(&layer.chain_id) {
             self.add_sources(&known, &layer)?;
@@ -113,7 +118,11 @@ impl Snapshots {
     ///
     /// `work` fills the directory it is given; only when it succeeds does the snapshot get its tree, all at once.
     /// The copy driver needs the parent filled before.
-    pub fn fill<E: From<Error>>(&self, id: &SnapshotId, work: impl FnOnce(&FillTarget) -> Result<Filled, E>) -> Result<(), E> {
+    pub fn fill<E: From<Error>>(
+        &self,
+        id: &SnapshotId,
+        work: impl FnOnce(&FillTarget) -> Result<Filled, E>,
+    ) -> Result<(), E> {
         let hold = self.hold_quietly(id).ok_or(Error::Missing(*id))?;
         let inner = &self.0.inner;
         let _turn = layers::turn(inner, *id, FILL);
@@ -192,8 +201,9 @@ fn finish_fill(inner: &Inner, id: SnapshotId, filled: Filled) -> Result<()> {
     let implied = if overlay { filled.implied } else { Vec::new() };
     let seq = inner.snapshots.next_seq();
     inner.db.write("write to", |db| {
-        let mut statement =
-            db.prepare_cached("UPDATE snapshot SET filled = 1, opaque = ?2, implied = ?3, size = NULL, seq = ?4 WHERE id = ?1")?;
+        let mut statement = db.prepare_cached(
+            "UPDATE snapshot SET filled = 1, opaque = ?2, implied = ?3, size = NULL, seq = ?4 WHERE id = ?1",
+        )?;
         statement.execute((id.0, overlay && filled.opaque_root, layers::encode_paths(&implied), seq)).map(drop)
     })?;
     inner.snapshots.with_mut(id, |record| {
@@ -214,7 +224,12 @@ fn finish_fill(inner: &Inner, id: SnapshotId, filled: Filled) -> Result<()> {
 fn settle_implied(inner: &Inner, id: SnapshotId) -> Result<()> {
     let waiting: Vec<SnapshotId> = {
         let table = inner.snapshots.table();
-        table.records.range(id..).filter(|(_, record)| record.filled && !record.implied.is_empty()).map(|(id, _)| *id).collect()
+        table
+            .records
+            .range(id..)
+            .filter(|(_, record)| record.filled && !record.implied.is_empty())
+            .map(|(id, _)| *id)
+            .collect()
     };
     for id in waiting {
         let (parent, implied) = match inner.snapshots.with(id, |record| (record.parent, record.implied.clone())) {

@@ -16,7 +16,12 @@ const RESERVED: i64 = 1 << 20;
 
 /// Reads the records of `identity`, whose trees are in `dir`. With `synced` (after a machine crash) records whose data
 /// may not have reached the disk are dropped. Returns the state and what is to be thrown away of `dir`.
-pub(crate) fn load(db: &Db, identity: i64, dir: &Path, synced: Option<i64>) -> Result<(State, Vec<std::path::PathBuf>)> {
+pub(crate) fn load(
+    db: &Db,
+    identity: i64,
+    dir: &Path,
+    synced: Option<i64>,
+) -> Result<(State, Vec<std::path::PathBuf>)> {
     let rows = read_rows(db, identity)?;
     let mut found = HashSet::new();
     let mut stray = Vec::new();
@@ -66,7 +71,11 @@ pub(crate) fn load(db: &Db, identity: i64, dir: &Path, synced: Option<i64>) -> R
 }
 
 /// Keeps the records that can be used: the tree is there and safe on disk, and so is all they stand on.
-fn judge(rows: Vec<(SnapshotId, Record, i64)>, found: &HashSet<SnapshotId>, synced: Option<i64>) -> (Table, Vec<SnapshotId>) {
+fn judge(
+    rows: Vec<(SnapshotId, Record, i64)>,
+    found: &HashSet<SnapshotId>,
+    synced: Option<i64>,
+) -> (Table, Vec<SnapshotId>) {
     let mut table = Table::default();
     let mut dropped = Vec::new();
     for (id, mut record, seq) in rows {

@@ -16,8 +16,8 @@ use crate::{Error, Result, Store, time};
 
 mod active;
 mod cache_mount;
-mod lazy;
 mod layers;
+mod lazy;
 mod load;
 mod remove;
 mod table;
@@ -28,8 +28,8 @@ mod tests;
 
 pub use active::Active;
 pub use cache_mount::{CacheMount, CacheMountRequest, Sharing};
-pub use lazy::{FillTarget, Filled, LazyLayer};
 pub use layers::LayerRecord;
+pub use lazy::{FillTarget, Filled, LazyLayer};
 pub(crate) use load::load;
 pub(crate) use remove::remove_all;
 pub(crate) use table::{Record, State};

@@ -20,7 +20,9 @@ pub(crate) fn remove_all(inner: &Inner, doomed: Vec<SnapshotId>) -> Result<u64> 
         Ok(orphans)
     })?;
     for id in doomed {
-        for path in [tree::dir(inner, id), tree::work_dir(inner, id), tree::links_file(inner, id), tree::fill_dir(inner, id)] {
+        for path in
+            [tree::dir(inner, id), tree::work_dir(inner, id), tree::links_file(inner, id), tree::fill_dir(inner, id)]
+        {
             maintenance::discard(inner, &path);
         }
     }

@@ -84,7 +84,12 @@ impl Table {
 
 impl State {
     pub(super) fn new(table: Table, next_id: i64, seq: i64) -> State {
-        State { table: Mutex::new(table), next_id: AtomicI64::new(next_id), seq: AtomicI64::new(seq), ..State::default() }
+        State {
+            table: Mutex::new(table),
+            next_id: AtomicI64::new(next_id),
+            seq: AtomicI64::new(seq),
+            ..State::default()
+        }
     }
 
     pub(crate) fn table(&self) -> MutexGuard<'_, Table> {

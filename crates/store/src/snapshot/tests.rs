@@ -50,7 +50,10 @@ fn unpack(store: &Store, hold: &Hold, tar: Vec<u8>) -> Result<()> {
 }
 
 fn names(root: &Path) -> Vec<String> {
-    crate::diff::tests::picture(root, false).into_iter().map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect()
+    crate::diff::tests::picture(root, false)
+        .into_iter()
+        .map(|line| line.split(' ').next().unwrap_or_default().to_owned())
+        .collect()
 }
 
 #[test]
@@ -61,15 +64,24 @@ fn privileged_pulled_layers_are_unpacked_in_any_order_and_found_again() {
         let second = lazy_layer(&tars[1], Some(first.chain_id));
         let snapshots = store.snapshots();
         let bottom = snapshots.register_lazy(None, first.clone(), PrepareOptions::default()).expect("registered");
-        let top = snapshots.register_lazy(Some(&bottom.id()), second.clone(), PrepareOptions::default()).expect("registered");
+        let top =
+            snapshots.register_lazy(Some(&bottom.id()), second.clone(), PrepareOptions::default()).expect("registered");
         assert!(matches!(snapshots.view(&top.id()), Err(Error::NotFilled(_))));
-        assert!(snapshots.prepare(Some(&top.id()), PrepareOptions::default()).and_then(|active| active.view().map(drop)).is_err());
+        assert!(
+            snapshots
+                .prepare(Some(&top.id()), PrepareOptions::default())
+                .and_then(|active| active.view().map(drop))
+                .is_err()
+        );
         assert_eq!(snapshots.unfilled(&top.id()).expect("known"), [bottom.id(), top.id()]);
         if store.driver().driver == Driver::Overlay {
             unpack(&store, &top, tars[1].clone()).expect("the upper one first");
             unpack(&store, &bottom, tars[0].clone()).expect("then the lower one");
         } else {
-            assert!(matches!(unpack(&store, &top, tars[1].clone()), Err(Error::NotFilled(_))), "a copy needs its parent");
+            assert!(
+                matches!(unpack(&store, &top, tars[1].clone()), Err(Error::NotFilled(_))),
+                "a copy needs its parent"
+            );
             unpack(&store, &bottom, tars[0].clone()).expect("unpacked");
             unpack(&store, &top, tars[1].clone()).expect("unpacked");
         }
@@ -78,12 +90,20 @@ fn privileged_pulled_layers_are_unpacked_in_any_order_and_found_again() {
             inside(&store.snapshots().view(&id).expect("a view"), scratch, |root| {
                 assert_eq!(names(root), ["etc", "etc/a", "etc/b", "new", "new/dir", "new/dir/c"]);
                 let etc = std::fs::metadata(root.join("etc")).expect("etc");
-                assert_eq!(etc.permissions().mode() & 0o7777, 0o2750, "a directory that a layer implies looks as below");
+                assert_eq!(
+                    etc.permissions().mode() & 0o7777,
+                    0o2750,
+                    "a directory that a layer implies looks as below"
+                );
                 assert_eq!(std::fs::metadata(root.join("new")).expect("new").permissions().mode() & 0o7777, 0o755);
             });
         };
         check(&store, top.id());
-        let again = snapshots.register_lazy(Some(&bottom.id()), LazyLayer { sources: vec!["mirror.example/a".into()], ..second.clone() }, PrepareOptions::default());
+        let again = snapshots.register_lazy(
+            Some(&bottom.id()),
+            LazyLayer { sources: vec!["mirror.example/a".into()], ..second.clone() },
+            PrepareOptions::default(),
+        );
         assert_eq!(again.expect("registered").id(), top.id(), "one chain, one snapshot");
         assert_eq!(snapshots.lazy(&top.id()).expect("pulled").sources, ["registry.example/a", "mirror.example/a"]);
         let (dir, driver, id) = (store.dir().to_owned(), store.driver().driver, top.id());
@@ -104,7 +124,11 @@ fn layers_that_are_not_what_they_should_be_leave_nothing() {
         (LazyLayer { digest: Digest::of("x"), chain_id: Digest::of("1"), ..good.clone() }, tar.clone(), "digest"),
         (LazyLayer { diff_id: Digest::of("x"), chain_id: Digest::of("2"), ..good.clone() }, tar.clone(), "diff id"),
         (LazyLayer { chain_id: Digest::of("3"), ..good.clone() }, tar[..700].to_vec(), ""),
-        (LazyLayer { chain_id: Digest::of("4"), ..lazy_layer(&layer_tar(&["h=x", ".wh.="]), None) }, layer_tar(&["h=x", ".wh.="]), "whiteout"),
+        (
+            LazyLayer { chain_id: Digest::of("4"), ..lazy_layer(&layer_tar(&["h=x", ".wh.="]), None) },
+            layer_tar(&["h=x", ".wh.="]),
+            "whiteout",
+        ),
     ];
     for (layer, bytes, word) in cases {
         let hold = store.snapshots().register_lazy(None, layer, PrepareOptions::default()).expect("registered");
@@ -123,7 +147,8 @@ fn layers_that_are_not_what_they_should_be_leave_nothing() {
 fn a_layer_is_filled_once() {
     let (_dir, store) = copy_store();
     let tar = layer_tar(&["a=1"]);
-    let hold = store.snapshots().register_lazy(None, lazy_layer(&tar, None), PrepareOptions::default()).expect("registered");
+    let hold =
+        store.snapshots().register_lazy(None, lazy_layer(&tar, None), PrepareOptions::default()).expect("registered");
     let count = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..6 {
@@ -229,7 +254,9 @@ fn cache_mounts_are_shared_by_the_rules() {
     assert!(snapshots.cache_mount(&request("m", Sharing::Locked), wake).expect("asked").is_none());
     let waiter = {
         let store = store.clone();
-        std::thread::spawn(move || store.snapshots().cache_mount_wait(&request("m", Sharing::Locked), &Cancel::new()).expect("taken").id())
+        std::thread::spawn(move || {
+            store.snapshots().cache_mount_wait(&request("m", Sharing::Locked), &Cancel::new()).expect("taken").id()
+        })
     };
     assert_eq!(woken.load(Ordering::SeqCst), 0);
     let FsView::Dir { path, read_only: false } = locked.view().expect("a view") else { panic!("a plain directory") };
@@ -243,12 +270,19 @@ fn cache_mounts_are_shared_by_the_rules() {
     drop((second, third, snapshots));
     drop(store);
     let store = open_with(dir.path(), Driver::Copy);
-    let mounts: Vec<_> = (0..3).map(|_| store.snapshots().cache_mount_wait(&request("m", Sharing::Locked), &Cancel::new()).expect("free")).collect();
-    let kept = mounts.iter().filter(|mount| matches!(mount.view(), Ok(FsView::Dir { path, .. }) if path.join("kept").exists()));
+    let mounts: Vec<_> = (0..3)
+        .map(|_| store.snapshots().cache_mount_wait(&request("m", Sharing::Locked), &Cancel::new()).expect("free"))
+        .collect();
+    let kept = mounts
+        .iter()
+        .filter(|mount| matches!(mount.view(), Ok(FsView::Dir { path, .. }) if path.join("kept").exists()));
     assert_eq!(kept.count(), 1, "they live on in the next process");
     let cancel = Cancel::new();
     cancel.cancel();
-    assert!(matches!(store.snapshots().cache_mount_wait(&request("m", Sharing::Locked), &cancel), Err(Error::Cancelled(_))));
+    assert!(matches!(
+        store.snapshots().cache_mount_wait(&request("m", Sharing::Locked), &cancel),
+        Err(Error::Cancelled(_))
+    ));
 }
 
 #[test]

@@ -67,7 +67,13 @@ pub(super) fn copy_looks(from: &Path, to: &Path) -> std::io::Result<()> {
     let stat = rustix::fs::lstat(from)?;
     let mine = std::fs::symlink_metadata(to)?;
     if (mine.uid(), mine.gid()) != (stat.st_uid, stat.st_gid) {
-        rustix::fs::chownat(CWD, to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)), AtFlags::SYMLINK_NOFOLLOW)?;
+        rustix::fs::chownat(
+            CWD,
+            to,
+            Some(Uid::from_raw(stat.st_uid)),
+            Some(Gid::from_raw(stat.st_gid)),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
     }
     for (name, value) in sys::xattr::all(from, crate::diff::is_inheritable)? {
         sys::xattr::set(to, &sys::xattr::c_name(&name)?, &value)?;

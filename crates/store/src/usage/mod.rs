@@ -150,7 +150,13 @@ impl Store {
         Ok(removed)
     }
 
-    fn may_go(&self, record: &UsageRecord, options: &PruneOptions, cut_off: Option<SystemTime>, filters: &[UsageFilter]) -> bool {
+    fn may_go(
+        &self,
+        record: &UsageRecord,
+        options: &PruneOptions,
+        cut_off: Option<SystemTime>,
+        filters: &[UsageFilter],
+    ) -> bool {
         if !options.all && matches!(record.record_type, RecordKind::Internal | RecordKind::Frontend) {
             return false;
         }
@@ -162,7 +168,9 @@ impl Store {
             return false;
         }
         match record.id.parse::<SnapshotId>() {
-            Ok(id) => self.inner.snapshots.with(id, |record| record.holds == 0 && record.children == 0).unwrap_or(false),
+            Ok(id) => {
+                self.inner.snapshots.with(id, |record| record.holds == 0 && record.children == 0).unwrap_or(false)
+            }
             Err(_) => !record.in_use,
         }
     }
@@ -200,7 +208,8 @@ impl Store {
         inner.db.write("write to", |db| {
             let mine = inner.driver.identity;
             for table in ["layer", "blob_ref", "kv", "result"] {
-                let sql = format!("DELETE FROM {table} WHERE snapshot IN (SELECT id FROM snapshot WHERE identity <> ?1)");
+                let sql =
+                    format!("DELETE FROM {table} WHERE snapshot IN (SELECT id FROM snapshot WHERE identity <> ?1)");
                 db.execute(&sql, [mine])?;
             }
             db.execute("DELETE FROM snapshot WHERE identity <> ?1", [mine])?;
@@ -249,7 +258,8 @@ impl Store {
     fn blob_sizes(&self) -> Result<BlobSizes> {
         let lazy: HashMap<Digest, SnapshotId> = {
             let table = self.inner.snapshots.table();
-            let layers = table.records.iter().rev().filter_map(|(id, record)| Some((record.lazy.as_ref()?.digest, *id)));
+            let layers =
+                table.records.iter().rev().filter_map(|(id, record)| Some((record.lazy.as_ref()?.digest, *id)));
             layers.collect()
         };
         let rows = self.inner.db.read("read", |db| {
@@ -262,7 +272,13 @@ impl Store {
             let rows = query.query_map([], |row| {
                 let size: i64 = row.get(1)?;
                 let owner: Option<i64> = row.get(4)?;
-                Ok((Digest::from_bytes(row.get(0)?), size.unsigned_abs(), row.get(2)?, row.get(3)?, owner.map(SnapshotId)))
+                Ok((
+                    Digest::from_bytes(row.get(0)?),
+                    size.unsigned_abs(),
+                    row.get(2)?,
+                    row.get(3)?,
+                    owner.map(SnapshotId),
+                ))
             })?;
             rows.collect::<rusqlite::Result<Vec<_>>>()
         })?;
@@ -285,7 +301,8 @@ impl Store {
         }
         let mut keep = (max_used_space != 0).then_some(max_used_space);
         if min_free_space != 0 {
-            let disk = rustix::fs::statvfs(&self.inner.dir).map_err(|e| Error::io("ask for free space of", &self.inner.dir, e))?;
+            let disk = rustix::fs::statvfs(&self.inner.dir)
+                .map_err(|e| Error::io("ask for free space of", &self.inner.dir, e))?;
             let excess = min_free_space.saturating_sub(disk.f_bavail * disk.f_frsize);
             let allowed = total.saturating_sub(excess);
             keep = match keep {
@@ -321,4 +338,3 @@ fn usage_record(id: SnapshotId, record: &Record, in_use: bool, size: u64) -> Usa
         shared: false,
     }
 }
-

@@ -12,7 +12,9 @@ pub(super) fn sort(records: &mut [&UsageRecord]) {
     let mut scored: Vec<(f64, &UsageRecord)> = by_time.into_iter().zip(records.iter().copied()).collect();
     scored.sort_by_key(|(_, record)| record.usage_count);
     let counted: Vec<&UsageRecord> = scored.iter().map(|(_, record)| *record).collect();
-    for ((score, _), rank) in scored.iter_mut().zip(ranks(&counted, |record| Some(record.usage_count).filter(|n| *n > 0))) {
+    for ((score, _), rank) in
+        scored.iter_mut().zip(ranks(&counted, |record| Some(record.usage_count).filter(|n| *n > 0)))
+    {
         *score += rank;
     }
     scored.sort_by(|(a, _), (b, _)| a.total_cmp(b));

@@ -24,7 +24,8 @@ fn usage_counts_blocks_blobs_and_users() {
     let base = sized(&store, None, 100);
     let top = sized(&store, Some(&base), 10);
     let digest = store.content().put(vec![7; 5000]).expect("stored");
-    let layer = LayerRecord { digest, size: 5000, diff_id: digest, media_type: "x".into(), annotations: Default::default() };
+    let layer =
+        LayerRecord { digest, size: 5000, diff_id: digest, media_type: "x".into(), annotations: Default::default() };
     store.snapshots().set_layer(&base.id(), "gzip", layer).expect("recorded");
     let loose = store.content().put("a manifest").expect("stored");
     let (base_id, top_id) = (base.id().to_string(), top.id().to_string());
@@ -46,11 +47,15 @@ fn prune_takes_what_nobody_uses_and_its_blobs() {
     let top = sized(&store, Some(&base), 1);
     let other = sized(&store, None, 1);
     let digest = store.content().put("layer").expect("stored");
-    let layer = LayerRecord { digest, size: 5, diff_id: digest, media_type: "x".into(), annotations: Default::default() };
+    let layer =
+        LayerRecord { digest, size: 5, diff_id: digest, media_type: "x".into(), annotations: Default::default() };
     store.snapshots().set_layer(&top.id(), "gzip", layer.clone()).expect("recorded");
     let shared = store.content().put("shared").expect("stored");
     for hold in [&top, &other] {
-        store.snapshots().set_layer(&hold.id(), "zstd", LayerRecord { digest: shared, ..layer.clone() }).expect("recorded");
+        store
+            .snapshots()
+            .set_layer(&hold.id(), "zstd", LayerRecord { digest: shared, ..layer.clone() })
+            .expect("recorded");
     }
     let (base_id, top_id) = (base.id(), top.id());
     drop((base, top));
@@ -60,7 +65,11 @@ fn prune_takes_what_nobody_uses_and_its_blobs() {
     assert!(!store.content().has(&digest));
     assert!(store.content().has(&shared), "another snapshot has it");
     assert!(!store.dir().join("snapshots/1").join(base_id.to_string()).exists());
-    assert_eq!(std::fs::read_dir(store.dir().join("snapshots/1/trash")).expect("trash").count(), 0, "space is free on return");
+    assert_eq!(
+        std::fs::read_dir(store.dir().join("snapshots/1/trash")).expect("trash").count(),
+        0,
+        "space is free on return"
+    );
 }
 
 #[test]
@@ -74,12 +83,23 @@ fn kinds_ages_and_filters_decide() {
     let regular = make(RecordKind::Regular, "[1/2] RUN make");
     let internal = make(RecordKind::Internal, "mount");
     let local = make(RecordKind::LocalSource, "local source for context");
-    let request = CacheMountRequest { id: "/root/.cache".into(), from: None, sharing: Sharing::Shared, description: "cached mount".into() };
+    let request = CacheMountRequest {
+        id: "/root/.cache".into(),
+        from: None,
+        sharing: Sharing::Shared,
+        description: "cached mount".into(),
+    };
     let mount = store.snapshots().cache_mount(&request, || ()).expect("asked").expect("free").id().to_string();
     let prune = |options: PruneOptions| ids(&store.prune(&options).expect("pruned"));
-    let filter = |filters: &[&str]| PruneOptions { filters: filters.iter().map(|f| (*f).to_owned()).collect(), ..PruneOptions::default() };
+    let filter = |filters: &[&str]| PruneOptions {
+        filters: filters.iter().map(|f| (*f).to_owned()).collect(),
+        ..PruneOptions::default()
+    };
     assert_eq!(prune(filter(&["id==nothing"])), [""; 0]);
-    assert_eq!(prune(PruneOptions { keep_duration: Duration::from_secs(3600), ..filter(&["type==exec.cachemount"]) }), [""; 0]);
+    assert_eq!(
+        prune(PruneOptions { keep_duration: Duration::from_secs(3600), ..filter(&["type==exec.cachemount"]) }),
+        [""; 0]
+    );
     assert_eq!(prune(filter(&["type==exec.cachemount,mutable"])), [mount]);
     assert_eq!(prune(filter(&["description~=^local", "type==frontend"])), [local]);
     assert_eq!(prune(PruneOptions::default()), [regular]);
@@ -140,11 +160,20 @@ fn filters_are_read_as_containerd_reads_them() {
         assert_eq!(parsed.matches(&record), matches, "{filter}");
     }
     for (filter, why) in [
-        ("", "expected a field (one of id, parents, description, inuse, mutable, immutable, type, shared, private) at ``"),
-        ("size>1", "there is no field `size`, but id, parents, description, inuse, mutable, immutable, type, shared, private"),
+        (
+            "",
+            "expected a field (one of id, parents, description, inuse, mutable, immutable, type, shared, private) at ``",
+        ),
+        (
+            "size>1",
+            "there is no field `size`, but id, parents, description, inuse, mutable, immutable, type, shared, private",
+        ),
         ("id=1", "expected `,` before `=1`"),
         ("id==\"x", "the closing `\"` is missing"),
-        ("mutable,", "expected a field (one of id, parents, description, inuse, mutable, immutable, type, shared, private) at ``"),
+        (
+            "mutable,",
+            "expected a field (one of id, parents, description, inuse, mutable, immutable, type, shared, private) at ``",
+        ),
     ] {
         let error = filter.parse::<UsageFilter>().expect_err(filter);
         assert_eq!(error.to_string(), format!("`{filter}` is not a filter: {why}"));
