@@ -20,6 +20,8 @@ pub(crate) struct Core {
     pub(crate) images: Images,
     pub(crate) fills: Fills,
     pub(crate) cache_mounts: crate::cache_mount::CacheMounts,
+    /// A single id is mapped: what the kernel refuses is recorded beside the files.
+    pub(crate) shadow: bool,
     /// Where views are mounted for a moment.
     pub(crate) scratch: PathBuf,
     pub(crate) content_trees: crate::content::ContentTrees,

@@ -17,6 +17,7 @@ mod local;
 mod open;
 mod ops;
 mod places;
+mod shadow;
 mod tree;
 
 pub use api::{

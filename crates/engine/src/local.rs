@@ -25,6 +25,8 @@ pub(crate) struct LocalTree {
     pub(crate) root: Arc<Root>,
     /// Its files and what is known of their content.
     pub(crate) tree: checksum::Tree,
+    /// What `.dockerignore` and the like leave out.
+    exclude: Vec<String>,
     /// A copy of it, for those who cannot read it in place.
     copy: OnceCell<Arc<Hold>>,
 }
@@ -44,7 +46,15 @@ impl LocalTree {
         })
         .await
         .map_err(|e| Fault::because(Kind::User, format!("cannot read the files of `{}`", source.name), e))?;
-        Ok(Tree::Local(Arc::new(LocalTree { root: listed, tree, copy: OnceCell::new() })))
+        let exclude = source.exclude.clone().unwrap_or_default();
+        Ok(Tree::Local(Arc::new(LocalTree { root: listed, tree, exclude, copy: OnceCell::new() })))
+    }
+
+    /// Whether the path is there, but excluded: worth a hint where it is missed.
+    pub(crate) fn is_excluded(&self, path: &str) -> bool {
+        let path = path.trim_start_matches('/');
+        let matches = files::pattern::Matcher::new(&self.exclude).and_then(|matcher| matcher.matches(path));
+        matches.unwrap_or(false) && self.root.stat(path, sys::path::Links::FollowParents).is_ok()
     }
 
     /// The directory as a snapshot, made when first asked for.
@@ -52,7 +62,7 @@ impl LocalTree {
         let copy = self.copy.get_or_try_init(|| async {
             let active = core.prepare(None, "local source").await?;
             let (tree, dir) = (self.clone(), active.dir());
-            blocking(move || crate::ops::copy_everything(&tree, &dir, &cancel)).await?;
+            blocking(move || crate::ops::file::copy_everything(&tree, &dir, &cancel)).await?;
             match core.commit(active).await? {
                 Tree::Snapshot(hold) => Ok(hold),
                 _ => Err(Fault::new(Kind::Internal, "a commit made no snapshot")),

@@ -60,6 +60,7 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         fills: Fills::default(),
         cache_mounts: CacheMounts::default(),
         content_trees: ContentTrees::default(),
+        shadow: options.isolation.ids == Ids::Single,
         scratch,
         platforms,
     });

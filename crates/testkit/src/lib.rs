@@ -8,6 +8,8 @@ pub mod image;
 pub mod need;
 pub mod registry;
 mod scratch;
+#[cfg(test)]
+mod tests;
 
 pub use debian::{DockerRegistry, LOGIN};
 pub use registry::{Auth, Fault, Registry};

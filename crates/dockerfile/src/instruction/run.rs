@@ -30,17 +30,22 @@ pub enum Network {
     Host,
 }
 
+impl Run {
+    /// Checks the mounts that hold no variables, so that nothing is downloaded for a step that cannot run.
+    pub(crate) fn check_mounts(&self) -> Result<()> {
+        let mut plain = self.mounts.iter().filter(|mount| !mount.contains(['$', '\'', '"', '\\', '`']));
+        plain.try_for_each(|mount| Mount::parse(mount, |value| Ok(value.to_owned())).map(drop))
+    }
+}
+
 pub(super) fn parse(line: &Line, flags: &mut Flags<'_>) -> Result<Kind> {
     let command = command_line(line);
-    if command.args.iter().all(|arg| command.shell && arg.is_empty()) {
+    // An empty shell form is an empty script: such a line is often what is left of one that was commented out.
+    if !command.shell && command.args.is_empty() {
         return Err(Error::new("RUN has no command"));
     }
     let mounts = flags.texts("mount")?;
     let mount_sources = mounts.iter().map(|mount| Mount::source_of(mount)).collect::<Result<_>>()?;
-    // What holds no variables can be checked before anything is resolved.
-    for mount in mounts.iter().filter(|mount| !mount.contains(['$', '\'', '"', '\\', '`'])) {
-        Mount::parse(mount, |value| Ok(value.to_owned()))?;
-    }
     let network = match flags.text("network")?.as_deref() {
         None | Some("default") => Network::Default,
         Some("none") => Network::None,

@@ -9,6 +9,7 @@ use super::named::Named;
 use super::stage::SCRATCH;
 use crate::ask::{ImageRequest, ResolvedImage};
 use crate::error::{Error, Result};
+use crate::instruction::Kind;
 
 /// Where a stage's files come from, once the answer is there.
 enum Origin {
@@ -23,6 +24,7 @@ enum Origin {
 impl Lowering<'_> {
     /// Resolves what the target needs, until triggers of base images need nothing more.
     pub(super) fn resolve(&mut self, target: usize) -> Result<()> {
+        self.check_mounts(target)?;
         loop {
             self.resolve_round(target)?;
             let mut more = false;
@@ -36,6 +38,17 @@ impl Lowering<'_> {
                 return Ok(());
             }
         }
+    }
+
+    fn check_mounts(&self, target: usize) -> Result<()> {
+        let reachable = self.reachable(target);
+        let needed = self.stages.iter().zip(reachable).filter(|(stage, needed)| *needed && stage.replaced_by.is_none());
+        for step in needed.flat_map(|(stage, _)| &stage.steps) {
+            if let Kind::Run(run) = &step.instruction.kind {
+                run.check_mounts().map_err(|e| e.at(step.instruction.span))?;
+            }
+        }
+        Ok(())
     }
 
     /// Stages that are made from others have no triggers of an image of their own.

@@ -1,7 +1,7 @@
 //! Ops: for each, first how its result is remembered, then how it is made. One file per op.
 
 mod exec;
-mod file;
+pub(crate) mod file;
 mod merge;
 pub(crate) mod source;
 
@@ -192,8 +192,4 @@ pub(crate) fn platform(platform: &pb::Platform) -> Platform {
     own.os_version.clone_from(&platform.os_version);
     own.os_features.clone_from(&platform.os_features);
     own
-}
-
-pub(crate) fn copy_everything(_: &crate::local::LocalTree, _: &std::path::Path, _: &base::Cancel) -> Result<(), Fault> {
-    Err(Fault::user("under construction"))
 }

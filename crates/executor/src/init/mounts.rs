@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, FsWord, Mode, OFlags};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::MountFlags;
 use sys::mount::{FsView, Restrict, attach, fd_path};
 use sys::path::{Links, Root};
 
@@ -73,34 +73,25 @@ impl Builder<'_> {
         let failed = |error: sys::Error| setup(format_args!("cannot mount at `{target}`"), error);
         let scratch = self.state.join("scratch");
         let read_only = read_only || view.is_read_only();
-        let (tree, mounted) = match &view {
-            FsView::Dir { path, .. } => (path.clone(), false),
-            FsView::Overlay(overlay) if overlay.upper.is_none() && overlay.lower.len() == 1 => {
-                (overlay.lower[0].clone(), false)
-            }
+        let tree = match &view {
+            FsView::Dir { path, .. } => path.clone(),
+            FsView::Overlay(overlay) if overlay.upper.is_none() && overlay.lower.len() == 1 => overlay.lower[0].clone(),
             FsView::Overlay(_) => {
+                // One on top of the other: unmounting costs milliseconds, and they all go with the old root.
                 view.mount_at(&scratch).map_err(failed)?;
-                (scratch.clone(), true)
+                scratch
             }
         };
-        let result = (|| {
-            let root =
-                Root::open(&tree).map_err(|error| setup(format_args!("cannot open `{}`", tree.display()), error))?;
-            let path = if whole { "" } else { subpath };
-            let source = root
-                .open_at(path, OFlags::PATH, Mode::empty(), Links::Follow)
-                .map_err(|error| missing(subpath, error))?;
-            let kind = match rustix::fs::fstat(&source).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
-                Ok(FileType::Directory) => Kind::Directory,
-                _ => Kind::File,
-            };
-            let point = self.open_target(target, kind)?;
-            self.attach(&fd_path(source.as_fd()), &point, target, read_only)
-        })();
-        if mounted {
-            let _ = rustix::mount::unmount(&scratch, UnmountFlags::DETACH);
-        }
-        result
+        let root = Root::open(&tree).map_err(|error| setup(format_args!("cannot open `{}`", tree.display()), error))?;
+        let source = root
+            .open_at(if whole { "" } else { subpath }, OFlags::PATH, Mode::empty(), Links::Follow)
+            .map_err(|error| missing(subpath, error))?;
+        let kind = match rustix::fs::fstat(&source).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+            Ok(FileType::Directory) => Kind::Directory,
+            _ => Kind::File,
+        };
+        let point = self.open_target(target, kind)?;
+        self.attach(&fd_path(source.as_fd()), &point, target, read_only)
     }
 
     fn attach(&self, source: &Path, point: &OwnedFd, target: &str, read_only: bool) -> Result<(), Failure> {
@@ -178,11 +169,6 @@ impl Builder<'_> {
             write().map_err(|error| setup(format_args!("cannot write the file of `{}`", mount.target), error))?;
         }
         Ok(())
-    }
-
-    /// From here on the files are reachable through what was bound to them alone.
-    pub(super) fn hide_files(&self) {
-        let _ = rustix::mount::unmount(self.state.join("files"), UnmountFlags::DETACH);
     }
 }
 

@@ -163,7 +163,7 @@ fn build_root(sandbox: &mut Sandbox, files: &[&[u8]], inherited: &Inherited) -> 
         // What is mounted inside decides for itself.
         restrict(&place, Restrict::READ_ONLY, Depth::Top).map_err(failed)?;
     }
-    system::change_root(&place)?;
+    system::change_root(&sandbox.state)?;
     Ok(user)
 }
 
@@ -172,7 +172,6 @@ fn fill_root(builder: &mut Builder<'_>, sandbox: &mut Sandbox) -> Result<(), Fai
     builder.write_files(&mounts)?;
     builder.mount_system(sandbox)?;
     mounts.into_iter().try_for_each(|mount| builder.mount(mount))?;
-    builder.hide_files();
     if sandbox.insecure { Ok(()) } else { builder.mask() }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::MountFlags;
+use rustix::mount::{MountFlags, UnmountFlags};
 use sys::mount::{Restrict, attach, fd_path};
 use sys::path::Links;
 
@@ -205,16 +205,21 @@ fn in_dev(name: &str, errno: Errno) -> Failure {
     setup(format_args!("cannot make `/dev/{name}`"), std::io::Error::from(errno))
 }
 
-/// Makes `new_root`, a mount point, the root of this process and takes everything else away.
-pub(super) fn change_root(new_root: &Path) -> Result<(), Failure> {
+/// Makes `rootfs` in `state`, a mount point, the root of this process and takes everything else away.
+pub(super) fn change_root(state: &Path) -> Result<(), Failure> {
     let failed = |errno: Errno| setup("cannot change the root", std::io::Error::from(errno));
-    rustix::process::chdir(new_root).map_err(failed)?;
+    let new_root = state.join("rootfs");
+    rustix::process::chdir(&new_root).map_err(failed)?;
     match rustix::process::pivot_root(".", ".") {
         // The old root now lies on top of the new one.
-        Ok(()) => rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).map_err(failed)?,
+        Ok(()) => rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed)?,
         // Default seccomp profiles of pods refuse pivot_root even to who may mount.
         Err(Errno::PERM | Errno::NOSYS) => {
-            rustix::mount::mount_move(new_root, "/").map_err(failed)?;
+            // What lies below the new root cannot be reached; what belongs to this step alone goes all the same.
+            for dir in ["files", "scratch"] {
+                while rustix::mount::unmount(state.join(dir), UnmountFlags::DETACH).is_ok() {}
+            }
+            rustix::mount::mount_move(&new_root, "/").map_err(failed)?;
             rustix::process::chroot(".").map_err(failed)?;
         }
         Err(errno) => return Err(failed(errno)),

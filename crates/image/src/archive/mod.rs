@@ -13,9 +13,12 @@ mod tests;
 mod write;
 
 pub use layout::{Layout, LayoutFiles, TarFiles};
-pub use write::{ArchiveKind, name_manifests, write_archive};
+pub use write::{ArchiveKind, index_json, list_blobs, name_manifests, write_archive};
 
-const INDEX: &str = "index.json";
-const LAYOUT: &str = "oci-layout";
-const LAYOUT_CONTENT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+/// Path of the index in a layout.
+pub const INDEX: &str = "index.json";
+/// Path of the file that says what a layout is.
+pub const LAYOUT: &str = "oci-layout";
+/// Its content.
+pub const LAYOUT_CONTENT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const DOCKER_MANIFEST: &str = "manifest.json";

@@ -65,6 +65,17 @@ fn archives_have_the_bytes_of_containerd() {
 }
 
 #[test]
+fn blobs_are_listed_once() {
+    let mut blobs = Blobs::default();
+    let roots = [blobs.image("amd"), blobs.image("arm")];
+    let listed = list_blobs(&roots, |descriptor| Ok(blobs.0[&descriptor.digest].as_slice())).expect("all are there");
+    let mut expected: Vec<Digest> = blobs.0.keys().copied().collect();
+    expected.sort();
+    assert_eq!(listed.iter().map(|descriptor| descriptor.digest).collect::<Vec<_>>(), expected);
+    assert_eq!(listed.len(), 7);
+}
+
+#[test]
 fn names_become_annotations() {
     let digest = Digest::of(b"");
     let named = |name: &str| {

@@ -46,6 +46,21 @@ pub fn name_manifests(manifest: &Descriptor, names: &[Reference], created: &str)
         .collect()
 }
 
+/// The bytes of `index.json`.
+pub fn index_json(roots: &[Descriptor]) -> Vec<u8> {
+    Index::new(Flavor::Oci, roots.to_vec()).to_compact_json()
+}
+
+/// All blobs that `roots` consist of, themselves included, by digest. `open` is asked for manifests and indexes only.
+pub fn list_blobs<R: Read>(
+    roots: &[Descriptor],
+    mut open: impl FnMut(&Descriptor) -> Result<R, Error>,
+) -> Result<Vec<Descriptor>, Error> {
+    let mut plan = Plan::default();
+    roots.iter().try_for_each(|root| plan.add(root, 0, &mut open))?;
+    Ok(plan.blobs.into_values().collect())
+}
+
 /// Writes the images that `roots` name, with all that they refer to, as a tar.
 ///
 /// `open` gives a blob's bytes; it is asked once for every layer, twice for manifests and indexes. Digest and size of
@@ -66,8 +81,7 @@ pub fn write_archive<W: Write, R: Read>(
         }
         plan.add(root, 0, &mut open)?;
     }
-    let index = Index { manifests: roots.to_vec(), ..Index::new(Flavor::Oci, Vec::new()) };
-    let mut files = vec![(LAYOUT, 0o444, LAYOUT_CONTENT.as_bytes().to_vec()), (INDEX, 0o644, index.to_compact_json())];
+    let mut files = vec![(LAYOUT, 0o444, LAYOUT_CONTENT.as_bytes().to_vec()), (INDEX, 0o644, index_json(roots))];
     if kind == ArchiveKind::Docker {
         files.push((DOCKER_MANIFEST, 0o644, docker_manifest(roots, &plan.documents)?));
     }

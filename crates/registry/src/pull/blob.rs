@@ -47,7 +47,9 @@ pub struct BlobStream {
     /// Hosts not given up yet, the current one first.
     places: Vec<Place>,
     connection: Option<Connection>,
+    /// None once the end was reached, for good or bad.
     hasher: Option<Hasher>,
+    verified: bool,
     received: u64,
     /// Broken connections since the last good run, and where that run began.
     failures: u32,
@@ -91,6 +93,7 @@ impl Repository {
             descriptor: descriptor.clone(),
             connection: None,
             hasher: Some(hasher),
+            verified: false,
             received,
             failures: 0,
             run_start: received,
@@ -181,6 +184,7 @@ impl BlobStream {
     fn take(&mut self, bytes: &Bytes) -> Result<(), Error> {
         let received = self.received + bytes.len() as u64;
         if received > self.descriptor.size {
+            self.hasher = None;
             return Err(self.bad_size(received));
         }
         if let Some(hasher) = &mut self.hasher {
@@ -194,16 +198,32 @@ impl BlobStream {
         Ok(())
     }
 
-    /// Verifies, once.
+    /// Verifies, once. Asking again after an error never gives an end.
     fn finish(&mut self) -> Result<(), Error> {
-        let Some(hasher) = self.hasher.take() else { return Ok(()) };
-        let found = hasher.finish();
-        if found == self.descriptor.digest {
+        if self.verified {
             return Ok(());
         }
         let host = self.host();
-        self.repository.shared.spoil(&host, self.descriptor.digest);
-        Err(Error::BadDigest { subject: self.subject.clone(), host, found })
+        let Some(hasher) = self.hasher.take().filter(|_| self.received == self.descriptor.size) else {
+            return Err(self.truncated("an earlier failure".to_owned()));
+        };
+        let found = hasher.finish();
+        if found != self.descriptor.digest {
+            self.repository.shared.spoil(&host, self.descriptor.digest);
+            return Err(Error::BadDigest { subject: self.subject.clone(), host, found });
+        }
+        self.verified = true;
+        Ok(())
+    }
+
+    fn truncated(&self, cause: String) -> Error {
+        Error::Truncated {
+            subject: self.subject.clone(),
+            host: self.host(),
+            received: self.received,
+            expected: self.descriptor.size,
+            cause,
+        }
     }
 
     /// Connects again after a break.
@@ -212,13 +232,7 @@ impl BlobStream {
         self.failures += 1;
         let retry = self.repository.shared.pools.settings().retry.clone();
         if self.failures >= retry.attempts {
-            return Err(Error::Truncated {
-                subject: self.subject.clone(),
-                host: self.host(),
-                received: self.received,
-                expected: self.descriptor.size,
-                cause,
-            });
+            return Err(self.truncated(cause));
         }
         let delay = retry.delay(self.failures);
         let retrying = Retrying { attempt: self.failures, attempts: retry.attempts, delay, cause };

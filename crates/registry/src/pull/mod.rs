@@ -61,6 +61,15 @@ impl<'a> Hosts<'a> {
     }
 }
 
+/// What HEAD tells about a tag.
+enum Head {
+    Found(Box<Descriptor>),
+    /// GET may know more, or why not.
+    Unclear,
+    /// HEAD was tried with all patience: GET only fetches the words.
+    Overloaded,
+}
+
 impl Repository {
     /// Finds what a tag or digest points to: HEAD for a tag (registries count GETs), GET where that does not suffice.
     pub async fn resolve(&self, target: &Target) -> Result<Resolved, Error> {
@@ -95,10 +104,13 @@ impl Repository {
         subject: &str,
         patience: Retry,
     ) -> Result<Resolved, Error> {
-        if let Target::Tag(_) = target
-            && let Some(descriptor) = self.head(endpoint, target, subject, patience.clone()).await?
-        {
-            return Ok(Resolved { descriptor, document: None });
+        let mut patience = patience;
+        if let Target::Tag(_) = target {
+            match self.head(endpoint, target, subject, patience.clone()).await? {
+                Head::Found(descriptor) => return Ok(Resolved { descriptor: *descriptor, document: None }),
+                Head::Unclear => {}
+                Head::Overloaded => patience = Retry::NEVER,
+            }
         }
         let accept = accept(&media_type::ACCEPT_MANIFESTS);
         let (descriptor, document) = self.get(endpoint, target, &accept, subject, patience).await?;
@@ -126,30 +138,25 @@ impl Repository {
         Ok(document)
     }
 
-    /// What HEAD tells. None: ask with GET, which also tells why not.
-    async fn head(
-        &self,
-        endpoint: &Endpoint,
-        target: &Target,
-        subject: &str,
-        patience: Retry,
-    ) -> Result<Option<Descriptor>, Error> {
+    /// What HEAD tells.
+    async fn head(&self, endpoint: &Endpoint, target: &Target, subject: &str, patience: Retry) -> Result<Head, Error> {
         let accept = accept(&media_type::ACCEPT_MANIFESTS);
         let response = self.ask(Method::HEAD, endpoint, target, &accept, subject, patience).await?;
         if !response.status().is_success() {
-            return Ok(None);
+            let overloaded = response.status().as_u16() == 429 || response.status().is_server_error();
+            return Ok(if overloaded { Head::Overloaded } else { Head::Unclear });
         }
         let digest = response.header("docker-content-digest").and_then(|text| text.parse().ok());
         let media_type = content_type(&response);
-        let (Some(digest), Some(size)) = (digest, response.content_length()) else { return Ok(None) };
+        let (Some(digest), Some(size)) = (digest, response.content_length()) else { return Ok(Head::Unclear) };
         // Zero is what servers say that do not know the length.
         if size == 0
             || size > DOCUMENT_LIMIT
             || !(media_type::is_manifest(&media_type) || media_type::is_index(&media_type))
         {
-            return Ok(None);
+            return Ok(Head::Unclear);
         }
-        Ok(Some(Descriptor::new(media_type, digest, size)))
+        Ok(Head::Found(Box::new(Descriptor::new(media_type, digest, size))))
     }
 
     async fn get(

@@ -64,7 +64,8 @@ async fn client_certificates_are_shown() {
     let config = RegistryConfig { ca, ..RegistryConfig::default() };
     let error = resolve(&registry, config).await.expect_err("a certificate is required");
     assert_eq!(error.class(), Class::Unavailable, "{}", chain(&error));
-    assert!(chain(&error).contains("certificate"), "{}", chain(&error));
+    assert!(chain(&error).contains("cannot connect to"), "{}", chain(&error));
+    assert!(chain(&error).ends_with("received fatal alert: CertificateRequired"), "{}", chain(&error));
 }
 
 #[tokio::test]

@@ -141,6 +141,15 @@ async fn passing_troubles_are_outlasted_and_told() {
 }
 
 #[tokio::test]
+async fn an_overloaded_registry_is_not_asked_twice_as_often() {
+    let registry = Registry::start();
+    registry.fault(Fault::anywhere("/manifests/", Action::status(503)));
+    let error = open(&registry.host(), REPO).resolve(&tag("v1")).await.expect_err("overloaded");
+    assert!(chain(&error).contains("503 (unknown: something went wrong)"), "{}", chain(&error));
+    assert_eq!((registry.count(&Method::HEAD, "/"), registry.count(&Method::GET, "/")), (4, 1));
+}
+
+#[tokio::test]
 async fn retry_after_is_obeyed_up_to_a_point() {
     let registry = Registry::start();
     let image = image();
@@ -243,8 +252,15 @@ async fn blobs_that_are_wrong_are_errors_and_never_an_end() {
         let registry = Registry::start();
         registry.put_blob(REPO, bytes.clone());
         registry.fault(Fault::on(Method::GET, "/blobs/", action.clone()));
-        let error = read(&open(&registry.host(), REPO), &layer(&bytes)).await.expect_err("wrong");
+        let repository = open(&registry.host(), REPO);
+        let error = read(&repository, &layer(&bytes)).await.expect_err("wrong");
         assert_eq!(error.class(), class, "{action:?}: {error}");
+        if let Ok(mut stream) = repository.fetch_blob(&layer(&bytes), BlobStart::Beginning).await {
+            while stream.chunk().await.is_ok_and(|chunk| chunk.is_some()) {}
+            for _ in 0..3 {
+                assert!(stream.chunk().await.is_err(), "{action:?}: an error is no end, however often one asks");
+            }
+        }
         assert!(chain(&error).contains(words), "{action:?}: {}", chain(&error));
         assert!(chain(&error).contains(&Digest::of(&bytes).to_string()), "{error}");
     }

@@ -104,18 +104,6 @@ impl Node {
         Ok(rustix::fs::readlinkat(&*self.dir, &*self.name, Vec::new())?.into_bytes())
     }
 
-    /// The file's capabilities.
-    pub(super) fn capability(&self) -> io::Result<Option<Vec<u8>>> {
-        let path = self.proc_path();
-        if self.shadowed
-            && matches!(self.file_type(), FileType::RegularFile | FileType::Directory)
-            && let Some(recorded) = xattr::get(&path, shadow::CAPABILITY)?
-        {
-            return Ok(Some(recorded));
-        }
-        xattr::get(&path, c"security.capability")
-    }
-
     /// What a layer says about it; none for a socket.
     pub(super) fn metadata(&self) -> io::Result<Option<Metadata>> {
         let numbers = || (rustix::fs::major(self.stat.st_rdev), rustix::fs::minor(self.stat.st_rdev));
@@ -140,7 +128,8 @@ impl Node {
         }))
     }
 
-    fn xattrs(&self) -> io::Result<Vec<xattr::Xattr>> {
+    /// Its attributes that layers carry.
+    pub(super) fn xattrs(&self) -> io::Result<Vec<xattr::Xattr>> {
         let path = self.proc_path();
         let mut found = xattr::all(&path, is_portable)?;
         if self.shadowed

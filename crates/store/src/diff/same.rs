@@ -1,4 +1,5 @@
-//! Whether two files are the same to a layer: containerd's rule (continuity `fs/path.go`).
+//! Whether two files are the same to a layer: containerd's rule (continuity `fs/path.go`), and all attributes that layers
+//! carry, where containerd knows capabilities only.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -7,8 +8,8 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use super::node::Node;
 
-/// Compares type, mode, owner, numbers and capabilities; of files also size and time. A time without nanoseconds on both
-/// sides may have been cut by a tar, so then the data decides. Directory times and other attributes do not count.
+/// Compares type, mode, owner, numbers and attributes; of files also size and time. A time without nanoseconds on both
+/// sides may have been cut by a tar, so then the data decides. Directory times do not count.
 pub(super) fn same(a: &Node, b: &Node) -> io::Result<bool> {
     let (sa, sb) = (&a.stat, &b.stat);
     if (sa.st_dev, sa.st_ino) == (sb.st_dev, sb.st_ino) {
@@ -20,7 +21,7 @@ pub(super) fn same(a: &Node, b: &Node) -> io::Result<bool> {
     if !a.is_dir() && (sa.st_size != sb.st_size || sa.st_mtime != sb.st_mtime || sa.st_mtime_nsec != sb.st_mtime_nsec) {
         return Ok(false);
     }
-    if a.capability()?.unwrap_or_default() != b.capability()?.unwrap_or_default() {
+    if a.xattrs()? != b.xattrs()? {
         return Ok(false);
     }
     if a.is_dir() || sa.st_mtime_nsec != 0 {

@@ -74,7 +74,7 @@ impl Fault {
     }
 
     /// Counts a request; the action if it is its turn.
-    pub(super) fn strike(&mut self, method: &Method, path: &str) -> Option<Action> {
+    pub(crate) fn strike(&mut self, method: &Method, path: &str) -> Option<Action> {
         let fits = self.method.as_ref().is_none_or(|wanted| wanted == method) && path.contains(&self.path);
         if !fits || self.times == 0 {
             return None;

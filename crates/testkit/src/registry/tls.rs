@@ -13,7 +13,9 @@ use rustls::{RootCertStore, ServerConfig};
 pub(super) fn make(dir: &Path, client_certificates: bool) -> Arc<ServerConfig> {
     let ca_key = KeyPair::generate().expect("ring makes keys");
     let mut ca = CertificateParams::new(Vec::new()).expect("no names to refuse");
-    ca.distinguished_name.push(DnType::CommonName, "hullworks test CA");
+    // Each its own name: clients with several certificates choose by it.
+    let unique = dir.file_name().unwrap_or_default().to_string_lossy();
+    ca.distinguished_name.push(DnType::CommonName, format!("hullworks test CA {unique}"));
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca_certificate = ca.self_signed(&ca_key).expect("a CA signs itself");
     let issuer = Issuer::new(ca, ca_key);

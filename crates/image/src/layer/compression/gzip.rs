@@ -11,8 +11,9 @@ use crate::Error;
 pub(super) const BLOCK: usize = 512 << 10;
 /// What Go writes: no name, no time, an unknown system.
 pub(super) const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
-/// The level where none is asked for.
-pub(super) const DEFAULT_LEVEL: i32 = 6;
+/// The level where none is asked for: zlib-rs's 5 gives the size of Go's default (within 0.1 % on machine code) for a
+/// sixth less time than its 6.
+pub(super) const DEFAULT_LEVEL: i32 = 5;
 
 const WINDOW: usize = 32 << 10;
 /// The unit of the choice between deflate and stored.

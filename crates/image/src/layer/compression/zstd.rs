@@ -24,12 +24,11 @@ impl Encoder {
         Ok(Encoder(compressor))
     }
 
-    /// Appends one frame.
+    /// Replaces `out` by one frame.
     pub fn encode(&mut self, block: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
-        let start = out.len();
-        out.resize(start + zstd::zstd_safe::compress_bound(block.len()), 0);
-        let n = self.0.compress_to_buffer(block, &mut out[start..])?;
-        out.truncate(start + n);
+        out.clear();
+        out.reserve(zstd::zstd_safe::compress_bound(block.len()));
+        self.0.compress_to_buffer(block, out)?;
         Ok(())
     }
 }
