@@ -17,6 +17,17 @@ pub fn select(records: Vec<UsageRecord>, filters: &[String]) -> Result<Vec<Usage
     Ok(records.into_iter().filter(matches).collect())
 }
 
+/// docker's `type=regular` as containerd's `type==regular`.
+pub fn with_double_equals(filter: &str) -> String {
+    let part = |part: &str| match part.split_once('=') {
+        Some((name, value)) if !name.ends_with(['!', '~', '=']) && !value.starts_with('=') => {
+            format!("{name}=={value}")
+        }
+        _ => part.to_owned(),
+    };
+    filter.split(',').map(part).collect::<Vec<_>>().join(",")
+}
+
 struct Condition {
     field: Field,
     operator: Operator,
