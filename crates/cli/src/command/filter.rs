@@ -4,6 +4,7 @@
 
 use base::Fault;
 use engine::UsageRecord;
+use regex::Regex;
 
 use crate::spec::invalid;
 
@@ -30,8 +31,7 @@ pub fn with_double_equals(filter: &str) -> String {
 
 struct Condition {
     field: Field,
-    operator: Operator,
-    value: String,
+    test: Test,
 }
 
 #[derive(Clone, Copy)]
@@ -47,12 +47,11 @@ enum Field {
     Parents,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Operator {
+enum Test {
     Present,
-    Equal,
-    Differs,
-    Contains,
+    Equal(String),
+    Differs(String),
+    Matches(Regex),
 }
 
 fn parse(filter: &str) -> Result<Vec<Condition>, Fault> {
