@@ -4,6 +4,7 @@
 
 use base::Fault;
 use engine::UsageRecord;
+use regex::Regex;
 
 use crate::spec::invalid;
 
@@ -17,10 +18,20 @@ pub fn select(records: Vec<UsageRecord>, filters: &[String]) -> Result<Vec<Usage
     Ok(records.into_iter().filter(matches).collect())
 }
 
+/// docker's `type=regular` as containerd's `type==regular`.
+pub fn with_double_equals(filter: &str) -> String {
+    let part = |part: &str| match part.split_once('=') {
+        Some((name, value)) if !name.ends_with(['!', '~', '=']) && !value.starts_with('=') => {
+            format!("{name}=={value}")
+        }
+        _ => part.to_owned(),
+    };
+    filter.split(',').map(part).collect::<Vec<_>>().join(",")
+}
+
 struct Condition {
     field: Field,
-    operator: Operator,
-    value: String,
+    test: Test,
 }
 
 #[derive(Clone, Copy)]
@@ -36,12 +47,11 @@ enum Field {
     Parents,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Operator {
+enum Test {
     Present,
-    Equal,
-    Differs,
-    Contains,
+    Equal(String),
+    Differs(String),
+    Matches(Regex),
 }
 
 fn parse(filter: &str) -> Result<Vec<Condition>, Fault> {
