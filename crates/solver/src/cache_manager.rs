@@ -202,16 +202,13 @@ fn meetings(source: SourceId, store: &dyn CacheStore, lookups: &[&Lookup]) -> Re
     let mut meetings = Vec::with_capacity(lookups.len());
     let mut rows = Vec::new();
     for lookup in lookups {
-        let mut meeting = match lookup.question {
+        let meeting = match lookup.question {
             Question::Root => {
                 let known = roots.next().filter(|(_, exists)| *exists);
                 Meeting { matched: Vec::new(), keys: known.map(|(id, _)| id).into_iter().collect() }
             }
             Question::Input(_) | Question::Inputs(_) => met.next().unwrap_or_default(),
         };
-        if let Question::Input(_) = lookup.question {
-            meeting.keys.clear();
-        }
         rows.extend(lookup.rows_to(source, &meeting.keys));
         meetings.push(meeting);
     }
@@ -250,7 +247,8 @@ impl Lookup {
     /// The links to follow.
     fn links(&self, source: SourceId) -> Inputs {
         let link = |input: &InputKeys, dep: &Dep| (id_of(&dep.key, source), self.link(input.index, dep));
-        self.inputs().iter().map(|input| input.keys.iter().map(|dep| link(input, dep)).collect()).collect()
+        let links = self.inputs().iter().map(|input| input.keys.iter().map(|dep| link(input, dep)).collect());
+        Inputs { links: links.collect(), only_matched: matches!(self.question, Question::Input(_)) }
     }
 
     /// The links that should lead to `keys`, where some could be missing.
@@ -311,20 +309,11 @@ fn resolve<'k>(
 
 /// The key that every input leads to, by any of its keys.
 fn id_by_inputs(source: SourceId, store: &dyn CacheStore, key: &CacheKey) -> Result<KeyId, StoreError> {
-    let mut from = Vec::new();
-    for (input, deps) in key.deps().iter().enumerate() {
-        from.extend(deps.iter().map(|dep| (id_of(&dep.key, source), key.link(input, dep.selector))));
-    }
-    let mut targets = store.targets(&from)?.into_iter();
-    let mut common: Option<Vec<KeyId>> = None;
-    for deps in key.deps() {
-        let reached: HashSet<KeyId> = targets.by_ref().take(deps.len()).flatten().collect();
-        common = Some(match common {
-            None => reached.into_iter().collect(),
-            Some(ids) => ids.into_iter().filter(|id| reached.contains(id)).collect(),
-        });
-    }
-    Ok(common.into_iter().flatten().min().unwrap_or_else(random_id))
+    let link = |input, dep: &Dep| (id_of(&dep.key, source), key.link(input, dep.selector));
+    let links = key.deps().iter().enumerate();
+    let links = links.map(|(input, deps)| deps.iter().map(|dep| link(input, dep)).collect()).collect();
+    let met = store.meet(&[Inputs { links, only_matched: false }])?;
+    Ok(met.into_iter().flat_map(|meeting| meeting.keys).min().unwrap_or_else(random_id))
 }
 
 fn id_of(key: &CacheKey, source: SourceId) -> KeyId {

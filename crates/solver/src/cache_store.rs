@@ -84,15 +84,21 @@ pub enum Change {
     Release(ResultId),
 }
 
-/// Keys of each input of an op, and the links from them to keys of the op.
-pub type Inputs = Vec<Vec<(KeyId, Link)>>;
+/// What is known of the inputs of an op.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inputs {
+    /// Keys of each input, and the links from them to keys of the op.
+    pub links: Vec<Vec<(KeyId, Link)>>,
+    /// Only [`Meeting::matched`] is asked for.
+    pub only_matched: bool,
+}
 
 /// What the inputs of an op have in common.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meeting {
     /// For each input, whether any of its keys leads anywhere.
     pub matched: Vec<bool>,
-    /// The keys that all inputs lead to, each by any of its keys.
+    /// The keys that all inputs lead to, each by any of its keys. Empty if only `matched` was asked for.
     pub keys: Vec<KeyId>,
 }
 
@@ -118,11 +124,11 @@ pub trait CacheStore: Send + Sync {
     /// which the other inputs share one or none: a store had better start from the input that leads to
     /// fewest. This default is right for any store, but reads all.
     fn meet(&self, ops: &[Inputs]) -> Result<Vec<Meeting>, StoreError> {
-        let from: Vec<(KeyId, Link)> = ops.iter().flatten().flatten().cloned().collect();
+        let links = ops.iter().flat_map(|op| &op.links);
+        let from: Vec<(KeyId, Link)> = links.flatten().cloned().collect();
         let mut targets = self.targets(&from)?.into_iter();
-        let reached = |keys: &Vec<(KeyId, Link)>| targets.by_ref().take(keys.len()).flatten().collect();
-        let mut reached = reached;
-        Ok(ops.iter().map(|inputs| meeting(inputs.iter().map(&mut reached).collect())).collect())
+        let mut reached = |keys: &Vec<(KeyId, Link)>| targets.by_ref().take(keys.len()).flatten().collect();
+        Ok(ops.iter().map(|op| op.meeting(op.links.iter().map(&mut reached).collect())).collect())
     }
 
     /// For each row whether it is there. Asked before saving, to write only what is new.
@@ -141,16 +147,21 @@ pub trait CacheStore: Send + Sync {
     fn keys(&self) -> Result<Vec<KeyId>, StoreError>;
 }
 
-/// What sets of keys, one for each input, have in common.
-fn meeting(mut reached: Vec<BTreeSet<KeyId>>) -> Meeting {
-    let matched = reached.iter().map(|keys| !keys.is_empty()).collect();
-    reached.sort_by_key(BTreeSet::len);
-    let mut reached = reached.into_iter();
-    let mut keys: Vec<KeyId> = reached.next().into_iter().flatten().collect();
-    for others in reached {
-        keys.retain(|key| others.contains(key));
+impl Inputs {
+    /// What the keys that inputs lead to have in common.
+    fn meeting(&self, mut reached: Vec<BTreeSet<KeyId>>) -> Meeting {
+        let matched = reached.iter().map(|keys| !keys.is_empty()).collect();
+        if self.only_matched {
+            return Meeting { matched, keys: Vec::new() };
+        }
+        reached.sort_by_key(BTreeSet::len);
+        let mut reached = reached.into_iter();
+        let mut keys: Vec<KeyId> = reached.next().into_iter().flatten().collect();
+        for others in reached {
+            keys.retain(|key| others.contains(key));
+        }
+        Meeting { matched, keys }
     }
-    Meeting { matched, keys }
 }
 
 /// A store that is gone with the process: tests, and caches imported from a remote.
@@ -244,8 +255,11 @@ impl Tables {
     fn meet(&self, inputs: &Inputs) -> Meeting {
         let reached = |(key, link): &(KeyId, Link)| self.links.get(key)?.get(link);
         let mut sets: Vec<Vec<&BTreeSet<KeyId>>> =
-            inputs.iter().map(|keys| keys.iter().filter_map(reached).collect()).collect();
+            inputs.links.iter().map(|keys| keys.iter().filter_map(reached).collect()).collect();
         let matched = sets.iter().map(|sets| !sets.is_empty()).collect();
+        if inputs.only_matched {
+            return Meeting { matched, keys: Vec::new() };
+        }
         sets.sort_by_key(|sets| sets.iter().map(|set| set.len()).sum::<usize>());
         let Some((fewest, others)) = sets.split_first() else { return Meeting::default() };
         let fewest: BTreeSet<&KeyId> = fewest.iter().copied().flatten().collect();

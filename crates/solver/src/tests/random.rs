@@ -65,12 +65,17 @@ fn steps(specs: &[Spec], salt: &str) -> (Vec<Step>, HashMap<(String, u32), Optio
             _ => spec.inputs.iter().map(|(at, output)| (at.get(&steps).name.clone(), *output)).collect(),
         };
         // Sources have an alias of their own, and a key of their content.
-        let seed = if inputs.is_empty() { format!("content{}", spec.seed % 3) } else { format!("op{}", spec.seed) };
+        let seed = if inputs.is_empty() {
+            format!("content{}", spec.seed % 3)
+        } else {
+            format!("op{}/{}", spec.seed, inputs.len())
+        };
         let seeds = if inputs.is_empty() { vec![format!("alias{}", spec.seed), seed] } else { vec![seed] };
         let fails = !inputs.is_empty() && spec.seed == 5;
         let made: Option<Vec<Made>> = inputs.iter().map(|input| values[input].clone()).collect();
         for output in 0..2 {
-            let value = made.as_ref().filter(|_| !fails).map(|made| mix(seeds.last().unwrap(), output, made));
+            let value = made.as_ref().filter(|_| !fails);
+            let value = value.map(|made| mix(seeds.last().unwrap(), made, spec.random, output));
             values.insert((name.clone(), output), value.map(Arc::new));
         }
         steps.push(Step {

@@ -384,7 +384,9 @@ impl World {
             Make::Text(text) => vec![text.clone()],
             Make::Sum(add) => vec![(numbers().sum::<i64>() + add).to_string()],
             Make::Add(add) => numbers().map(|number| (number + add).to_string()).collect(),
-            Make::Mix => (0..2).map(|output| mix(step.seeds.last().expect("a seed"), output, inputs)).collect(),
+            Make::Mix => {
+                (0..2).map(|output| mix(step.seeds.last().expect("a seed"), inputs, step.random, output)).collect()
+            }
             Make::Fail(text) => return Some(Err(Stopped::Failed(Oops(text.clone())))),
             Make::FailMap(_) | Make::FailContent(_) => vec![String::new()],
             Make::Nested(steps) => {
@@ -429,8 +431,9 @@ pub fn describe(action: &ToyAction) -> String {
     }
 }
 
-/// What [`Make::Mix`] makes.
-pub fn mix(seed: &str, output: u32, inputs: &[Made]) -> String {
+/// What [`Make::Mix`] makes. BuildKit's random root keys do not tell outputs apart, so such outputs are equal.
+pub fn mix(seed: &str, inputs: &[Made], random: bool, output: u32) -> String {
+    let output = if random && inputs.is_empty() { 0 } else { output };
     Digest::of(format!("{seed}.{output}({inputs:?})")).short()
 }
 
