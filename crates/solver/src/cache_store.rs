@@ -84,6 +84,18 @@ pub enum Change {
     Release(ResultId),
 }
 
+/// Keys of each input of an op, and the links from them to keys of the op.
+pub type Inputs = Vec<Vec<(KeyId, Link)>>;
+
+/// What the inputs of an op have in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meeting {
+    /// For each input, whether any of its keys leads anywhere.
+    pub matched: Vec<bool>,
+    /// The keys that all inputs lead to, each by any of its keys.
+    pub keys: Vec<KeyId>,
+}
+
 /// Where cache keys are kept.
 ///
 /// The cache manager has the logic; nothing else calls this. An imported (remote) cache implements it too
@@ -94,12 +106,24 @@ pub trait CacheStore: Send + Sync {
     fn exist(&self, keys: &[KeyId]) -> Result<Vec<bool>, StoreError>;
 
     /// For each key its results, newest first, without those whose data is known to be gone. That is a belief,
-    /// not a promise: loading may still fail, which is a miss. Asked right after
-    /// [`targets`](CacheStore::targets) for the keys found.
+    /// not a promise: loading may still fail, which is a miss. Asked for the keys that were found.
     fn results(&self, keys: &[KeyId]) -> Result<Vec<Vec<CacheResult>>, StoreError>;
 
-    /// For each key and link the keys it leads to. The hot path: asked for every vertex with inputs.
+    /// For each key and link the keys it leads to.
     fn targets(&self, from: &[(KeyId, Link)]) -> Result<Vec<Vec<KeyId>>, StoreError>;
+
+    /// For each op what its inputs have in common. The hot path: asked for every vertex with inputs.
+    ///
+    /// One input may lead to thousands of keys (every `COPY . .` that was ever done onto one base), of
+    /// which the other inputs share one or none: a store had better start from the input that leads to
+    /// fewest. This default is right for any store, but reads all.
+    fn meet(&self, ops: &[Inputs]) -> Result<Vec<Meeting>, StoreError> {
+        let from: Vec<(KeyId, Link)> = ops.iter().flatten().flatten().cloned().collect();
+        let mut targets = self.targets(&from)?.into_iter();
+        let reached = |keys: &Vec<(KeyId, Link)>| targets.by_ref().take(keys.len()).flatten().collect();
+        let mut reached = reached;
+        Ok(ops.iter().map(|inputs| meeting(inputs.iter().map(&mut reached).collect())).collect())
+    }
 
     /// For each row whether it is there. Asked before saving, to write only what is new.
     fn has_links(&self, rows: &[LinkRow]) -> Result<Vec<bool>, StoreError>;
@@ -115,6 +139,18 @@ pub trait CacheStore: Send + Sync {
 
     /// All keys that exist. Asked by maintenance only.
     fn keys(&self) -> Result<Vec<KeyId>, StoreError>;
+}
+
+/// What sets of keys, one for each input, have in common.
+fn meeting(mut reached: Vec<BTreeSet<KeyId>>) -> Meeting {
+    let matched = reached.iter().map(|keys| !keys.is_empty()).collect();
+    reached.sort_by_key(BTreeSet::len);
+    let mut reached = reached.into_iter();
+    let mut keys: Vec<KeyId> = reached.next().into_iter().flatten().collect();
+    for others in reached {
+        keys.retain(|key| others.contains(key));
+    }
+    Meeting { matched, keys }
 }
 
 /// A store that is gone with the process: tests, and caches imported from a remote.
@@ -159,6 +195,11 @@ impl CacheStore for MemoryStore {
         Ok(from.iter().map(|(key, link)| targets(key, link).cloned().collect()).collect())
     }
 
+    fn meet(&self, ops: &[Inputs]) -> Result<Vec<Meeting>, StoreError> {
+        let tables = self.read();
+        Ok(ops.iter().map(|inputs| tables.meet(inputs)).collect())
+    }
+
     fn has_links(&self, rows: &[LinkRow]) -> Result<Vec<bool>, StoreError> {
         let tables = self.read();
         let has = |row: &LinkRow| Some(tables.links.get(&row.from)?.get(&row.link)?.contains(&row.to));
@@ -198,6 +239,18 @@ impl Tables {
             results.map(|(id, created_at)| CacheResult { id: id.clone(), created_at: *created_at }).collect();
         results.sort_by_key(|result| std::cmp::Reverse(result.created_at));
         results
+    }
+
+    fn meet(&self, inputs: &Inputs) -> Meeting {
+        let reached = |(key, link): &(KeyId, Link)| self.links.get(key)?.get(link);
+        let mut sets: Vec<Vec<&BTreeSet<KeyId>>> =
+            inputs.iter().map(|keys| keys.iter().filter_map(reached).collect()).collect();
+        let matched = sets.iter().map(|sets| !sets.is_empty()).collect();
+        sets.sort_by_key(|sets| sets.iter().map(|set| set.len()).sum::<usize>());
+        let Some((fewest, others)) = sets.split_first() else { return Meeting::default() };
+        let fewest: BTreeSet<&KeyId> = fewest.iter().copied().flatten().collect();
+        let common = |key: &&KeyId| others.iter().all(|sets| sets.iter().any(|set| set.contains(*key)));
+        Meeting { matched, keys: fewest.into_iter().filter(common).cloned().collect() }
     }
 
     fn backlinks_of(&self, key: &KeyId) -> Vec<Backlink> {
