@@ -4,9 +4,21 @@
 //! and `buildctl-daemonless.sh` are this plus a session in the same process.
 
 pub mod api;
+mod cache_mount;
+mod content;
+mod core;
+mod driver;
+mod fill;
 mod flight;
+mod frontend;
+mod images;
+mod job;
+mod local;
+mod open;
+mod ops;
 mod places;
-mod progress;
+mod shadow;
+mod tree;
 
 pub use api::{
     CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,

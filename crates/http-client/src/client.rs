@@ -63,11 +63,7 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Timeouts {
-            connect: Duration::from_secs(30),
-            idle: Duration::from_secs(60),
-            commit: Duration::from_secs(600),
-        }
+        Timeouts { connect: Duration::from_secs(30), idle: Duration::from_secs(60), commit: Duration::from_secs(600) }
     }
 }
 
@@ -144,6 +140,11 @@ impl Client {
         };
         let inner = builder.build().map_err(|error| Error::Setup(error.to_string()))?;
         Ok(Client { inner, timeouts: settings.timeouts, retry: settings.retry.clone() })
+    }
+
+    /// How often idempotent requests are tried.
+    pub fn retry_policy(&self) -> &Retry {
+        &self.retry
     }
 
     /// Sends a request, again where that is allowed and promising, and follows redirects.

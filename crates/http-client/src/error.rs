@@ -122,8 +122,9 @@ impl Error {
     pub(crate) fn from_reqwest(error: &reqwest::Error, url: &url::Url) -> Error {
         let shown = base::redact_url(url.as_str());
         let cause = root_cause(error);
-        if error.is_connect() {
-            let failure = connect_failure(error, &cause);
+        let failure = connect_failure(error, &cause);
+        // With TLS 1.3 a server refuses our certificate when the handshake is over for us.
+        if error.is_connect() || failure == ConnectFailure::Certificate {
             return Error::Connect { host: authority(url), failure, cause };
         }
         Error::Interrupted { url: shown, cause }

@@ -125,6 +125,7 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     }
     let parse = |text: &str| jiff::fmt::rfc2822::parse(text).ok().map(|zoned| zoned.timestamp());
     let until = parse(text)?;
-    let now = headers.get(header::DATE).and_then(|date| parse(date.to_str().ok()?)).unwrap_or_else(jiff::Timestamp::now);
+    let now =
+        headers.get(header::DATE).and_then(|date| parse(date.to_str().ok()?)).unwrap_or_else(jiff::Timestamp::now);
     Some(Duration::try_from(until.duration_since(now)).unwrap_or(Duration::ZERO))
 }

@@ -8,11 +8,14 @@ mod raw;
 
 pub mod caps;
 pub mod cgroup;
+pub mod copy;
 pub mod mount;
 pub mod ns;
 pub mod path;
 pub mod process;
 pub mod seccomp;
+pub mod shadow;
 pub mod userns;
+pub mod xattr;
 
 pub use error::Error;

@@ -10,6 +10,8 @@ use llb::pb;
 use sys::mount::FsView;
 
 use super::OpContext;
+use crate::cache_mount::CacheDir;
+use crate::core::active_view;
 use crate::tree::Tree;
 
 /// How much of a failed step's output its error carries.
@@ -76,7 +78,10 @@ fn run_fault(ctx: &OpContext, meta: &pb::Meta, error: executor::Error) -> Fault 
 }
 
 fn executor_kind(error: &executor::Error) -> Kind {
-    if error.is_users_mistake() { Kind::User } else { Kind::Environment }
+    match error {
+        executor::Error::Invalid(_) => Kind::User,
+        _ => Kind::Environment,
+    }
 }
 
 fn exit_fault(meta: &pb::Meta, exit: &Exit) -> Fault {
@@ -110,7 +115,7 @@ struct Prepared {
     outputs: Vec<(i64, Output)>,
     /// Writable mounts that nobody reads afterwards, and cache mounts: kept until the step has ended.
     scratch: Vec<store::Active>,
-    caches: Vec<store::CacheMount>,
+    caches: Vec<((pb::CacheOpt, i64), CacheDir)>,
     shm_size: Option<ByteSize>,
 }
 
@@ -122,13 +127,7 @@ enum Output {
 }
 
 impl Prepared {
-    async fn add(
-        &mut self,
-        ctx: &OpContext,
-        meta: &pb::Meta,
-        mount: &pb::Mount,
-        inputs: &[Tree],
-    ) -> Result<(), Fault> {
+    async fn add(&mut self, ctx: &OpContext, meta: &pb::Meta, mount: &pb::Mount, inputs: &[Tree]) -> Result<(), Fault> {
         let input = match usize::try_from(mount.input) {
             Ok(index) => inputs.get(index).cloned().ok_or_else(|| no_input(mount))?,
             Err(_) if mount.input == -1 => Tree::Empty,
@@ -145,9 +144,14 @@ impl Prepared {
                 MountSource::View { view, subpath: mount.selector.clone(), read_only: mount.readonly }
             }
             pb::MountType::Cache => {
-                let cache = ctx.core.cache_mount(ctx, mount, &input).await?;
+                // A step that names one cache twice gets one directory: locked, it would wait for itself.
+                let key = (mount.cache_opt.clone().unwrap_or_default(), mount.input);
+                let cache = match self.caches.iter().find(|(known, _)| *known == key) {
+                    Some((_, cache)) => cache.clone(),
+                    None => ctx.core.cache_mount(ctx, mount, &input).await?,
+                };
                 let view = cache.view();
-                self.caches.push(cache);
+                self.caches.push((key, cache));
                 MountSource::View { view, subpath: mount.selector.clone(), read_only: mount.readonly }
             }
             pb::MountType::Tmpfs => {
@@ -191,16 +195,16 @@ impl Prepared {
                 Some(base) => ctx.core.view(base),
                 // Nothing to see, but a place to be.
                 None => {
-                    let empty = ctx.core.prepare(None, "empty mount")?;
-                    let view = empty.view();
+                    let empty = ctx.core.prepare(None, "empty mount").await?;
+                    let view = active_view(&empty)?;
                     self.scratch.push(empty);
                     Ok(view)
                 }
             };
         }
         let description = format!("mount {} from exec {}", mount.dest, meta.args.join(" "));
-        let active = ctx.core.prepare(base.as_ref(), &description)?;
-        let view = active.view();
+        let active = ctx.core.prepare(base.as_ref(), &description).await?;
+        let view = active_view(&active)?;
         if mount.output == -1 {
             self.scratch.push(active);
         } else {
@@ -218,7 +222,7 @@ impl Prepared {
             }
             trees.push(match output {
                 Output::Same(tree) => tree,
-                Output::Written(active) => ctx.core.commit(active, ctx.label())?,
+                Output::Written(active) => ctx.core.commit(active).await?,
             });
         }
         Ok(trees)
@@ -284,11 +288,6 @@ fn extra_host(host: &pb::HostIp) -> Result<ExtraHost, Fault> {
 
 fn ulimit(limit: &pb::Ulimit) -> Ulimit {
     Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard }
-}
-
-/// The key that the op states.
-pub(super) fn key(op: &pb::ExecOp, platform: &base::Platform, inputs: usize) -> Result<llb::key::OpKey, Fault> {
-    llb::key::exec(op, platform, inputs).map_err(|e| Fault::because(Kind::User, "malformed exec op", e))
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! A session in the same process: directories are read in place, secrets come from files and the
 //! environment, credentials from docker's `config.json`.
 
+pub mod docker_config;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

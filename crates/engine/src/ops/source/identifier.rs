@@ -35,6 +35,16 @@ pub(crate) enum ResolveMode {
     PreferLocal,
 }
 
+impl From<llb::build::ResolveMode> for ResolveMode {
+    fn from(mode: llb::build::ResolveMode) -> Self {
+        match mode {
+            llb::build::ResolveMode::Default => ResolveMode::Default,
+            llb::build::ResolveMode::ForcePull => ResolveMode::ForcePull,
+            llb::build::ResolveMode::PreferLocal => ResolveMode::PreferLocal,
+        }
+    }
+}
+
 /// `local://`: a directory of the client, seen through filters. Filters are `None` where the client
 /// sent none, which the cache key tells apart from an empty list.
 #[derive(Clone, Debug)]
