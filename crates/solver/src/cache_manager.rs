@@ -135,6 +135,9 @@ pub fn save(store: &dyn CacheStore, saves: &[Save]) -> Result<(), StoreError> {
     while !level.is_empty() {
         let (links, inputs) = links_to(source, &level);
         level.clear();
+        if links.is_empty() {
+            break;
+        }
         for ((row, input), known) in links.iter().zip(inputs).zip(store.has_links(&links)?) {
             if known {
                 continue;
