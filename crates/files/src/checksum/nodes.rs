@@ -151,6 +151,13 @@ impl Nodes {
         Some((node.stat.as_deref().copied(), link))
     }
 
+    #[cfg(test)]
+    pub(super) fn set_stat(&mut self, path: &[u8], stat: Stat) {
+        if let Some(id) = self.find_known(path) {
+            self.node_mut(id).stat = Some(Box::new(stat));
+        }
+    }
+
     pub(super) fn list(&self, path: &[u8]) -> Option<Vec<Listed>> {
         let dir = self.find_known(path)?;
         if !self.node(dir).is_dir() {

@@ -2,15 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-use std::collections::HashMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::memo::MemoKey;
 use super::*;
-use crate::stat::{Kind, Time};
 use crate::testtree::{TestTree, decode, decode_list, is_root};
 use crate::walk::Verdict;
 
