@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use base::{Fault, Platform, SourceFile, SourceSpan};
-use image::{ImageConfig, Reference};
+use image::Reference;
 use llb::build::{Builder, Constraints, Defaults, Local};
 use llb::{path, pb};
 
@@ -257,7 +257,7 @@ fn platform_result(input: &Input<'_>, platform: Option<&Platform>) -> Result<Pla
         platform,
         definition: lowered.definition,
         config: lowered.image.to_json(),
-        base_config: lowered.base_image.as_ref().map(ImageConfig::to_json),
+        base_config: lowered.base_image.as_ref().map(|image| image.to_json()),
         epoch: lowered.epoch,
     })
 }

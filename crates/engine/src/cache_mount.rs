@@ -31,10 +31,6 @@ impl CacheDir {
             None => self.0.view.clone(),
         }
     }
-
-    pub(crate) fn is(&self, id: SnapshotId) -> bool {
-        self.0._mount.id() == id
-    }
 }
 
 /// The overlays that are mounted for sharing.
@@ -65,7 +61,7 @@ impl Core {
         let snapshots = self.store.snapshots();
         let taken = loop {
             let (wake, woken) = tokio::sync::oneshot::channel();
-            let taken = snapshots.cache_mount(&request, move || drop(wake.send(())));
+            let taken = snapshots.cache_mount(&request, move || wake.send(()).unwrap_or(()));
             match taken.map_err(|e| store_fault("cannot open a cache mount", e))? {
                 Some(mount) => break mount,
                 None => {

@@ -209,7 +209,7 @@ impl Owner {
                 actions.into_iter().for_each(|action| self.carry_out(action));
             }
             if self.solver.is_idle() {
-                self.idle.drain(..).for_each(|reply| drop(reply.send(())));
+                self.idle.drain(..).for_each(|reply| reply.send(()).unwrap_or(()));
             }
         }
     }
@@ -260,7 +260,9 @@ impl Owner {
     fn carry_out(&mut self, action: Action<Arc<Op>, Tree, Fault>) {
         match action {
             Action::CacheMap { id, vertex, index } => {
-                let ctx = self.context(id, &vertex);
+                let Some(ctx) = self.context(id, &vertex) else {
+                    return self.solver.handle(Event::CacheMap(id, Err(Stopped::Cancelled)));
+                };
                 // Only sources need to look anywhere; all others are read off the op, which is quicker than a task.
                 if ctx.op.is_source() {
                     self.spawn(ctx, move |ctx| async move {
@@ -273,14 +275,18 @@ impl Owner {
                 }
             }
             Action::Content { id, vertex, input, result } => {
-                let ctx = self.context(id, &vertex);
+                let Some(ctx) = self.context(id, &vertex) else {
+                    return self.solver.handle(Event::Content(id, Err(Stopped::Cancelled)));
+                };
                 self.spawn(ctx, move |ctx| async move {
                     let digest = ops::content(&ctx, input, &result).await;
                     Event::Content(id, ctx.outcome(digest))
                 });
             }
             Action::Exec { id, vertex, inputs } => {
-                let ctx = self.context(id, &vertex);
+                let Some(ctx) = self.context(id, &vertex) else {
+                    return self.solver.handle(Event::Exec(id, Err(Stopped::Cancelled)));
+                };
                 self.spawn(ctx, move |ctx| async move {
                     let trees = ops::run(&ctx, &inputs).await;
                     let outputs = trees.map(|trees| trees.into_iter().map(|tree| output(&ctx.core, tree)).collect());
@@ -329,14 +335,18 @@ impl Owner {
         }
     }
 
-    fn context(&mut self, id: ActionId, vertex: &Vertex<Arc<Op>>) -> OpContext {
+    /// None if the builds that wanted the action have ended meanwhile.
+    fn context(&mut self, id: ActionId, vertex: &Vertex<Arc<Op>>) -> Option<OpContext> {
         let ids = self.solver.jobs_of(id);
         let jobs: Vec<Arc<Job>> = ids.iter().filter_map(|id| self.jobs.get(id)).cloned().collect();
+        if jobs.is_empty() {
+            return None;
+        }
         let (cancel, flag) = (CancellationToken::new(), base::Cancel::new());
         self.running.insert(id, (cancel.clone(), flag.clone()));
         let sink = Fanout::new(jobs.iter().map(|job| job.sink.clone()).collect());
         let tasks = Tasks::new(Arc::new(sink), vertex.digest);
-        OpContext { core: self.core.clone(), jobs, op: vertex.op.clone(), tasks, cancel, flag }
+        Some(OpContext { core: self.core.clone(), jobs, op: vertex.op.clone(), tasks, cancel, flag })
     }
 
     fn spawn<F>(&self, ctx: OpContext, work: impl FnOnce(OpContext) -> F)

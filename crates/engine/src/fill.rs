@@ -18,7 +18,7 @@ use crate::core::{Core, blocking, store_fault};
 use crate::flight::Flights;
 use crate::images::registry_fault;
 use crate::job::Job;
-use base::report::{Task, Tasks};
+use base::report::{Running, Task, Tasks};
 
 /// Layers and blobs on their way in.
 #[derive(Default)]
@@ -32,6 +32,23 @@ impl Core {
     pub(crate) async fn fill(self: &Arc<Self>, job: &Arc<Job>, tasks: &Tasks, top: &Hold) -> Result<(), Fault> {
         let snapshots = self.store.snapshots();
         let missing = snapshots.unfilled(&top.id()).map_err(|e| store_fault("cannot read a snapshot", e))?;
+        let Some(first) = missing.first() else { return Ok(()) };
+        // People look for a download at the image, not at the step that happens to need it first.
+        let image = job.pull(*first).map(|label| Running::start(job.sink.clone(), &label));
+        let tasks = image.as_ref().map_or_else(|| tasks.clone(), Running::tasks);
+        let filled = self.fill_all(job, &tasks, missing).await;
+        match image {
+            Some(image) => image.end(filled),
+            None => filled,
+        }
+    }
+
+    async fn fill_all(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        tasks: &Tasks,
+        missing: Vec<SnapshotId>,
+    ) -> Result<(), Fault> {
         let start = |id: SnapshotId| {
             let (core, job, tasks) = (self.clone(), job.clone(), tasks.clone());
             self.fills.layers.join(id, || fill_one(core, job, tasks, id).boxed())
@@ -71,18 +88,37 @@ impl Core {
 }
 
 async fn fill_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, id: SnapshotId) -> Result<(), Fault> {
-    let snapshots = core.store.snapshots();
-    let Some(layer) = snapshots.lazy(&id) else {
+    let Some(layer) = core.store.snapshots().lazy(&id) else {
         return Err(Fault::new(Kind::Internal, format!("snapshot {id} has neither a tree nor a layer")));
     };
-    let source = match Blob::open(&core, &job, &tasks, &layer).await? {
-        Some(blob) => blob,
-        None => Blob::stored(&core, &layer)?,
-    };
-    let mut extracting = tasks.start(format!("extracting {}", layer.digest), 0);
-    extracting.at(0);
+    let mut tries = 2;
+    loop {
+        tries -= 1;
+        let (source, downloaded) = match Blob::open(&core, &job, &tasks, &layer).await? {
+            Some(blob) => (blob, true),
+            None => (Blob::stored(&core, &layer)?, false),
+        };
+        let unpacked = unpack(core.clone(), tasks.clone(), id, layer.clone(), source).await;
+        match unpacked {
+            // Wrong bytes show at the end of a download; the registry client then asks another host.
+            Err(fault) if downloaded && tries > 0 && fault.kind() == Kind::Remote => {
+                tracing::warn!(%fault, layer = %layer.digest, "downloading a layer again");
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn unpack(
+    core: Arc<Core>,
+    tasks: Tasks,
+    id: SnapshotId,
+    layer: Arc<LazyLayer>,
+    source: Blob,
+) -> Result<(), Fault> {
     blocking(move || {
-        let filled = snapshots.unpack(&id, source.reader, &Limits::default(), &base::Cancel::new());
+        let extracting = tasks.start(format!("extracting {}", layer.digest), 0);
+        let filled = core.store.snapshots().unpack(&id, source.reader, &Limits::default(), &base::Cancel::new());
         drop(extracting);
         match filled {
             Ok(()) => (source.finish)(),
@@ -117,7 +153,7 @@ impl Blob {
         let content = core.store.content();
         let guard = loop {
             let (wake, woken) = tokio::sync::oneshot::channel();
-            match content.claim(&layer.digest, move || drop(wake.send(()))) {
+            match content.claim(&layer.digest, move || wake.send(()).unwrap_or(())) {
                 Claim::Present(_) => return Ok(None),
                 Claim::Mine(guard) => break guard,
                 // Closed or sent, either way it is time to look again.

@@ -25,6 +25,8 @@ pub(crate) struct Job {
     entitlements: Vec<Entitlement>,
     places: Mutex<Places>,
     labels: Mutex<HashMap<Digest, Arc<Label>>>,
+    /// The vertices that layers came with: where people look for the progress of a download.
+    pulls: Mutex<HashMap<store::SnapshotId, Digest>>,
     /// A name means one image for the whole build, however often it is asked for.
     images: Mutex<HashMap<ImageKey, ResolvedCell>>,
 }
@@ -46,6 +48,7 @@ impl Job {
             entitlements,
             places: Mutex::default(),
             labels: Mutex::default(),
+            pulls: Mutex::default(),
             images: Mutex::default(),
         }
     }
@@ -66,6 +69,18 @@ impl Job {
 
     pub(crate) fn label(&self, vertex: Digest) -> Option<Arc<Label>> {
         self.labels.lock().unwrap_or_else(PoisonError::into_inner).get(&vertex).cloned()
+    }
+
+    /// Notes that a layer came with a vertex.
+    pub(crate) fn add_pull(&self, layers: impl IntoIterator<Item = store::SnapshotId>, vertex: Digest) {
+        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        pulls.extend(layers.into_iter().map(|layer| (layer, vertex)));
+    }
+
+    /// The vertex that a layer came with, in this build.
+    pub(crate) fn pull(&self, layer: store::SnapshotId) -> Option<Arc<Label>> {
+        let vertex = self.pulls.lock().unwrap_or_else(PoisonError::into_inner).get(&layer).copied()?;
+        self.label(vertex)
     }
 
     /// The slot of an image's resolution in this build.

@@ -78,6 +78,9 @@ pub fn open(state: PathBuf, isolation: &Isolation) -> Result<Arc<dyn Executor>, 
         let path = state.join(dir);
         std::fs::create_dir_all(&path).map_err(|source| Error::State { path, source })?;
     }
+    // Files need a file to be mounted on, for a moment, by older kernels.
+    let path = state.join("aside.file");
+    std::fs::File::create(&path).map_err(|source| Error::State { path, source })?;
     let state = std::path::absolute(&state).map_err(|source| Error::State { path: state, source })?;
     match isolation.level {
         Level::Privileged => Ok(Arc::new(privileged::Privileged::open(state, isolation)?)),

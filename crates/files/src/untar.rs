@@ -326,8 +326,12 @@ impl<'a> Unpacker<'a> {
             EntryKind::CharDevice(0, 0) if matches!(self.options.whiteouts, Whiteouts::Overlay { .. }) => {
                 return Err(refused(&path, "a character device 0/0 would be taken for a whiteout"));
             }
-            EntryKind::CharDevice(major, minor) => self.node(&path, &place, &entry, FileType::CharacterDevice, (*major, *minor))?,
-            EntryKind::BlockDevice(major, minor) => self.node(&path, &place, &entry, FileType::BlockDevice, (*major, *minor))?,
+            EntryKind::CharDevice(major, minor) => {
+                self.node(&path, &place, &entry, FileType::CharacterDevice, (*major, *minor))?
+            }
+            EntryKind::BlockDevice(major, minor) => {
+                self.node(&path, &place, &entry, FileType::BlockDevice, (*major, *minor))?
+            }
             EntryKind::Fifo => self.node(&path, &place, &entry, FileType::Fifo, (0, 0))?,
         }
         if self.options.whiteouts == Whiteouts::Delete {
@@ -393,10 +397,13 @@ impl<'a> Unpacker<'a> {
     fn open_dir(&mut self, name: &[u8], path: &[u8]) -> Result<OwnedFd, Error> {
         let dir = self.here();
         let name = CString::new(name).map_err(|_| refused(path, "its name holds a NUL byte"))?;
-        let open = |flags| rustix::fs::openat(&*dir, &*name, OFlags::DIRECTORY | OFlags::CLOEXEC | flags, Mode::empty());
+        let open =
+            |flags| rustix::fs::openat(&*dir, &*name, OFlags::DIRECTORY | OFlags::CLOEXEC | flags, Mode::empty());
         match open(OFlags::RDONLY | OFlags::NOFOLLOW) {
             Ok(fd) => Ok(fd),
-            Err(Errno::ACCESS) => open(OFlags::PATH | OFlags::NOFOLLOW).map_err(|e| write_error("open directory", path, e)),
+            Err(Errno::ACCESS) => {
+                open(OFlags::PATH | OFlags::NOFOLLOW).map_err(|e| write_error("open directory", path, e))
+            }
             Err(Errno::NOENT) => {
                 let fd = self.make_implied(&dir, &name, path)?;
                 Ok(fd)
@@ -409,7 +416,8 @@ impl<'a> Unpacker<'a> {
     fn make_implied(&mut self, dir: &OwnedFd, name: &CStr, path: &[u8]) -> Result<OwnedFd, Error> {
         rustix::fs::mkdirat(dir, name, Mode::RWXU).map_err(|e| write_error("create directory", path, e))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(|e| write_error("open directory", path, e))?;
+        let fd =
+            rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(|e| write_error("open directory", path, e))?;
         self.implied.insert(path.to_vec());
         self.set_finish(path, Finish { mode: Some(0o755), mtime: None, atime: None });
         if self.options.whiteouts == Whiteouts::Delete {
@@ -420,7 +428,8 @@ impl<'a> Unpacker<'a> {
 
     /// The component is a symlink (or no directory): its target is looked up with our root as `/`.
     fn open_through_link(&mut self, dir: &OwnedFd, name: &CStr, path: &[u8]) -> Result<OwnedFd, Error> {
-        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| write_error("look at", path, e))?;
+        let stat =
+            rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| write_error("look at", path, e))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::CharacterDevice && stat.st_rdev == 0 && self.whiteouts.remove(path) {
             // A whiteout of this stream, and now something lies beneath: a new directory that hides the old one.
@@ -528,7 +537,13 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Makes a new thing under a name, removing what stands there.
-    fn replace(&mut self, path: &[u8], place: &Place, doing: &'static str, make: impl Fn() -> Result<(), Errno>) -> Result<(), Error> {
+    fn replace(
+        &mut self,
+        path: &[u8],
+        place: &Place,
+        doing: &'static str,
+        make: impl Fn() -> Result<(), Errno>,
+    ) -> Result<(), Error> {
         match make() {
             Err(Errno::EXIST) => {}
             other => return other.map_err(|e| write_error(doing, path, e)),
@@ -560,7 +575,8 @@ impl<'a> Unpacker<'a> {
                 existed = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
                 if !existed {
                     hides = self.whiteouts.remove(&path);
-                    rustix::fs::unlinkat(&*place.dir, &*place.name, AtFlags::empty()).map_err(|e| write_error("replace", &path, e))?;
+                    rustix::fs::unlinkat(&*place.dir, &*place.name, AtFlags::empty())
+                        .map_err(|e| write_error("replace", &path, e))?;
                     self.forget_aliases();
                     rustix::fs::mkdirat(&*place.dir, &*place.name, Mode::RWXU)
                         .map_err(|e| write_error("create directory", &path, e))?;
@@ -569,9 +585,13 @@ impl<'a> Unpacker<'a> {
             Err(e) => return Err(write_error("create directory", &path, e)),
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&*place.dir, &*place.name, flags, Mode::empty()).map_err(|e| write_error("open", &path, e))?;
+        let fd = rustix::fs::openat(&*place.dir, &*place.name, flags, Mode::empty())
+            .map_err(|e| write_error("open", &path, e))?;
         if hides {
             self.mark_opaque(&fd, &path)?;
+        }
+        if existed && self.options.whiteouts == Whiteouts::Delete {
+            self.clear_attributes(&path, &fd, entry)?;
         }
         self.own_fd(&path, &fd, entry, existed)?;
         self.attributes_fd(&path, &fd, entry)?;
@@ -592,7 +612,14 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    fn regular(&mut self, path: &[u8], place: &Place, entry: &Entry, size: u64, source: &mut impl Source) -> Result<(), Error> {
+    fn regular(
+        &mut self,
+        path: &[u8],
+        place: &Place,
+        entry: &Entry,
+        size: u64,
+        source: &mut impl Source,
+    ) -> Result<(), Error> {
         self.report.bytes = self.report.bytes.saturating_add(size);
         if self.report.bytes > self.options.limits.bytes {
             return Err(Error::TooLarge { limit: self.options.limits.bytes, unit: "bytes" });
@@ -602,7 +629,8 @@ impl<'a> Unpacker<'a> {
         let changed_owner = self.own_fd(path, &fd, entry, false)?;
         self.attributes_fd(path, &fd, entry)?;
         if entry.mode & (self.umask | 0o7000) != 0 || changed_owner && entry.mode & 0o6000 != 0 {
-            rustix::fs::fchmod(&fd, Mode::from_raw_mode(entry.mode)).map_err(|e| write_error("set the mode of", path, e))?;
+            rustix::fs::fchmod(&fd, Mode::from_raw_mode(entry.mode))
+                .map_err(|e| write_error("set the mode of", path, e))?;
         }
         rustix::fs::futimens(&fd, &times(entry.mtime, entry.atime)).map_err(|e| write_error("set the time of", path, e))
     }
@@ -668,13 +696,12 @@ impl<'a> Unpacker<'a> {
         }
         let (parent, name) = split(&target);
         let name = CString::new(name).map_err(|_| refused(path, "its link target holds a NUL byte"))?;
-        let from = if parent.is_empty() {
-            Ok(None)
-        } else {
-            self.open_inside(parent, OFlags::PATH, Links::Follow).map(Some)
-        };
+        let from =
+            if parent.is_empty() { Ok(None) } else { self.open_inside(parent, OFlags::PATH, Links::Follow).map(Some) };
         let from = from.map_err(|e| match e {
-            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => refused(path, "it is a hard link to a file that the archive does not have"),
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
+                refused(path, "it is a hard link to a file that the archive does not have")
+            }
             e => write_error("link", path, e),
         })?;
         let from = from.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
@@ -685,17 +712,22 @@ impl<'a> Unpacker<'a> {
                 return Err(refused(path, "it is a hard link to a directory"));
             }
             Ok(_) => {}
-            Err(Errno::NOENT) => return Err(refused(path, "it is a hard link to a file that the archive does not have")),
+            Err(Errno::NOENT) => {
+                return Err(refused(path, "it is a hard link to a file that the archive does not have"));
+            }
             Err(e) => return Err(write_error("link", path, e)),
         }
-        self.replace(path, place, "link", || rustix::fs::linkat(&from, &*name, &*place.dir, &*place.name, AtFlags::empty()))
-            .map_err(|e| match e {
-                Error::Write { source, .. } if source.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {
-                    refused(path, "it is a hard link to a file that the archive does not have")
-                }
-                e => e,
-            })?;
-        let stat = rustix::fs::statat(&*place.dir, &*place.name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| write_error("look at", path, e))?;
+        self.replace(path, place, "link", || {
+            rustix::fs::linkat(&from, &*name, &*place.dir, &*place.name, AtFlags::empty())
+        })
+        .map_err(|e| match e {
+            Error::Write { source, .. } if source.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {
+                refused(path, "it is a hard link to a file that the archive does not have")
+            }
+            e => e,
+        })?;
+        let stat = rustix::fs::statat(&*place.dir, &*place.name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| write_error("look at", path, e))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         let link_target = match kind {
             FileType::Symlink => rustix::fs::readlinkat(&*place.dir, &*place.name, Vec::new())
@@ -719,21 +751,32 @@ impl<'a> Unpacker<'a> {
         self.time_name(path, place, entry)
     }
 
-    fn node(&mut self, path: &[u8], place: &Place, entry: &Entry, kind: FileType, (major, minor): (u32, u32)) -> Result<(), Error> {
+    fn node(
+        &mut self,
+        path: &[u8],
+        place: &Place,
+        entry: &Entry,
+        kind: FileType,
+        (major, minor): (u32, u32),
+    ) -> Result<(), Error> {
         if kind != FileType::Fifo && self.options.devices == Devices::Skip {
             return Ok(());
         }
         let mode = Mode::from_raw_mode(entry.mode);
         let dev = rustix::fs::makedev(major, minor);
-        let made = self.replace(path, place, "create device", || rustix::fs::mknodat(&*place.dir, &*place.name, kind, mode, dev));
+        let made = self
+            .replace(path, place, "create device", || rustix::fs::mknodat(&*place.dir, &*place.name, kind, mode, dev));
         match made {
             Ok(()) => {}
-            Err(Error::Write { source, .. }) if self.options.shadow && source.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
+            Err(Error::Write { source, .. })
+                if self.options.shadow && source.raw_os_error() == Some(Errno::PERM.raw_os_error()) =>
+            {
                 let fd = self.create(path, place, 0o600)?;
                 let device = Some((kind.as_raw_mode() | entry.mode, major, minor));
                 let shadow = Shadow { uid: entry.uid, gid: entry.gid, device };
                 shadow.write_fd(&fd).map_err(|e| io_error("record the device", path, e))?;
-                return rustix::fs::futimens(&fd, &times(entry.mtime, entry.atime)).map_err(|e| write_error("set the time of", path, e));
+                return rustix::fs::futimens(&fd, &times(entry.mtime, entry.atime))
+                    .map_err(|e| write_error("set the time of", path, e));
             }
             Err(e) => return Err(e),
         }
@@ -770,7 +813,9 @@ impl<'a> Unpacker<'a> {
                 // A hard link to a recorded device keeps its record.
                 match Shadow::read(&file).map_err(|e| io_error("read the record of", path, e))? {
                     Some(Shadow { device: Some(_), .. }) => Ok(()),
-                    _ => Shadow::owner(entry.uid, entry.gid).write(&file).map_err(|e| io_error("record the owner of", path, e)),
+                    _ => Shadow::owner(entry.uid, entry.gid)
+                        .write(&file)
+                        .map_err(|e| io_error("record the owner of", path, e)),
                 }
             }
             Err(Errno::PERM | Errno::INVAL) if self.options.shadow => {
@@ -799,6 +844,18 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
+    /// A layer describes a directory whole: what it had in the layer below and is not listed here is gone.
+    fn clear_attributes(&self, path: &[u8], fd: &OwnedFd, entry: &Entry) -> Result<(), Error> {
+        let failed = |e| io_error("clear an attribute of", path, e);
+        for name in xattr::list_fd(fd).map_err(failed)? {
+            let listed = entry.xattrs.iter().any(|(listed, _)| *listed == name);
+            if name.starts_with(b"user.") && !listed {
+                xattr::c_name(&name).and_then(|key| xattr::remove_fd(fd, &key)).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     fn attributes_name(&self, path: &[u8], place: &Place, entry: &Entry) -> Result<(), Error> {
         if entry.xattrs.is_empty() {
             return Ok(());
@@ -810,7 +867,13 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn attribute(&self, path: &[u8], name: &[u8], value: &[u8], set: &dyn Fn(&CStr, &[u8]) -> io::Result<()>) -> Result<(), Error> {
+    fn attribute(
+        &self,
+        path: &[u8],
+        name: &[u8],
+        value: &[u8],
+        set: &dyn Fn(&CStr, &[u8]) -> io::Result<()>,
+    ) -> Result<(), Error> {
         if is_private(name) {
             return Ok(()); // An archive must not speak in overlayfs's name, nor in ours.
         }
@@ -842,10 +905,12 @@ impl<'a> Unpacker<'a> {
                 Err(e) => return Err(write_error("open directory", path, e)),
             };
             if let Some(mode) = finish.mode {
-                rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(|e| write_error("set the mode of", path, e))?;
+                rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))
+                    .map_err(|e| write_error("set the mode of", path, e))?;
             }
             if let Some(mtime) = finish.mtime {
-                rustix::fs::futimens(&fd, &times(mtime, finish.atime)).map_err(|e| write_error("set the time of", path, e))?;
+                rustix::fs::futimens(&fd, &times(mtime, finish.atime))
+                    .map_err(|e| write_error("set the time of", path, e))?;
             }
         }
         self.report.implied = std::mem::take(&mut self.implied).into_iter().collect();
@@ -925,7 +990,8 @@ fn umask() -> u32 {
 
 /// Times before 1970 or past what nanoseconds in 64 bits can say become 1970, as containerd and Docker have it.
 fn times(mtime: (i64, u32), atime: Option<(i64, u32)>) -> Timestamps {
-    let bound = |(sec, nsec): (i64, u32)| if (0..=i64::MAX / 1_000_000_000).contains(&sec) { (sec, nsec) } else { (0, 0) };
+    let bound =
+        |(sec, nsec): (i64, u32)| if (0..=i64::MAX / 1_000_000_000).contains(&sec) { (sec, nsec) } else { (0, 0) };
     let spec = |(tv_sec, nsec): (i64, u32)| Timespec { tv_sec, tv_nsec: nsec.into() };
     let latest = atime.map_or(mtime, |atime| atime.max(mtime));
     Timestamps { last_access: spec(bound(latest)), last_modification: spec(bound(mtime)) }
@@ -958,7 +1024,10 @@ fn owner_error(path: &[u8], entry: &Entry, errno: Errno) -> Error {
     let source = match errno {
         Errno::INVAL => io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("owner {}:{} is not mapped in this user namespace: more subordinate ids are needed", entry.uid, entry.gid),
+            format!(
+                "owner {}:{} is not mapped in this user namespace: more subordinate ids are needed",
+                entry.uid, entry.gid
+            ),
         ),
         errno => errno.into(),
     };
@@ -970,4 +1039,3 @@ pub fn open_root(path: &std::path::Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
-

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use base::Digest;
 
-use crate::cache_manager::{Found, Lookup, Record, Save};
+use crate::cache_manager::{Answer, Lookup, Record, Save};
 use crate::op::{CacheMap, Output, SolveError, Solved, Stopped, Vertex};
 
 /// Ties an event to the action that it answers.
@@ -139,8 +139,8 @@ pub enum Event<R, E> {
     Exec(ActionId, Result<Vec<Output<R>>, Stopped<E>>),
     /// Answers [`Action::Load`]; none if the record could not be loaded (or was cancelled).
     Load(ActionId, Option<Output<R>>),
-    /// Answers [`Action::Lookup`], one list for each question.
-    Lookup(ActionId, Vec<Vec<Found>>),
+    /// Answers [`Action::Lookup`], one for each question, in their order.
+    Lookup(ActionId, Vec<Answer>),
     /// Answers [`Action::Save`], in success or not.
     Saved(ActionId),
 }

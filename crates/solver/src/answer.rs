@@ -7,8 +7,8 @@ use base::Digest;
 use crate::Solver;
 use crate::action::{ActionId, Event, Last, Status};
 use crate::cache_key::{CacheKey, SourceId};
-use crate::cache_manager::{Found, Save};
-use crate::edge::{EdgeId, Known, Level, Match};
+use crate::cache_manager::{Answer, Found, Save};
+use crate::edge::{EdgeId, Known, Level};
 use crate::graph::{ContentState, Exec, VertexId};
 use crate::op::{CacheMap, Cause, Output, Phase, SolveError, Solved, Stopped};
 use crate::solver::{Asked, Kind, Pending};
@@ -33,7 +33,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
                 self.executed(vertex, answer, cancelled);
             }
             (Kind::Load(edge), Event::Load(_, answer)) => self.loaded(id, edge, answer, cancelled),
-            (Kind::Lookup(asked), Event::Lookup(_, found)) => self.looked_up(asked, found),
+            (Kind::Lookup(asked), Event::Lookup(_, answers)) => self.looked_up(asked, answers),
             (Kind::Save(vertices), Event::Saved(_)) => vertices.into_iter().for_each(|vertex| self.landed(vertex, id)),
             (kind, _) => {
                 self.pending.insert(id, Pending { kind, cancelled, closing });
@@ -175,46 +175,39 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         }
     }
 
-    fn looked_up(&mut self, asked: Vec<Asked>, found: Vec<Vec<Found>>) {
-        let mut found = found.into_iter();
-        for (edge, input) in asked {
-            let found = found.next().unwrap_or_default();
+    fn looked_up(&mut self, asked: Vec<Asked>, answers: Vec<Answer>) {
+        let mut answers = answers.into_iter();
+        for Asked { edge, new, meeting } in asked {
+            let answer = answers.next().unwrap_or_default();
             let Some(state) = self.edges.get_mut(edge) else { continue };
             state.pending -= 1;
-            if let Some(dep) = input.and_then(|input| state.deps.as_mut()?.get_mut(input as usize)) {
-                dep.pending -= 1;
+            state.meetings -= usize::from(meeting);
+            for input in &new {
+                // A question about all inputs has an answer for each, one about one input has one.
+                let matched = answer.matched.get(if meeting { *input as usize } else { 0 });
+                if let Some(dep) = state.deps.as_mut().and_then(|deps| deps.get_mut(*input as usize)) {
+                    dep.pending -= 1;
+                    dep.matched |= matched.copied().unwrap_or_default();
+                }
             }
-            for one in found {
-                self.found(edge, input, one);
+            for found in answer.found {
+                self.found(edge, found);
             }
-            match input {
-                Some(input) => self.touch(edge, input),
-                None => self.enqueue(edge),
-            }
+            new.into_iter().for_each(|input| self.touch(edge, input));
+            self.enqueue(edge);
         }
     }
 
-    fn found(&mut self, edge: EdgeId, input: Option<u32>, found: Found) {
-        let state = &mut self.edges[edge];
-        let inputs = state.deps().len();
-        let Some(input) = input else { return self.add_key(edge, found) };
-        let dep = state.deps.as_mut().and_then(|deps| deps.get_mut(input as usize));
-        let new = dep.is_some_and(|dep| dep.found.insert(found.id.clone()));
-        let candidate = state.matches.entry(found.id.clone()).or_insert_with(Match::default);
-        candidate.inputs += usize::from(new);
-        for source in found.sources {
-            if !candidate.sources.contains(&source) {
-                candidate.sources.push(source);
-            }
+    fn found(&mut self, id: EdgeId, found: Found) {
+        let edge = &mut self.edges[id];
+        if edge.found.insert(found.id.clone()) {
+            return self.add_key(id, found);
         }
-        for record in found.records {
-            if !candidate.records.contains(&record) {
-                candidate.records.push(record);
-            }
-        }
-        if new && candidate.inputs == inputs {
-            let (sources, records) = (candidate.sources.clone(), candidate.records.clone());
-            self.add_key(edge, Found { id: found.id, sources, records });
+        // Known, but there may be more to load by now.
+        let sources = self.nodes[edge.vertex].sources.clone();
+        let key = edge.keys.iter().find(|known| known.id.as_ref() == Some(&found.id)).map(|known| known.key.clone());
+        if let Some(key) = key {
+            edge.add_records(&key, &found.records, &sources);
         }
     }
 
@@ -236,7 +229,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         let sources = node.sources.clone();
         let edge = &mut self.edges[id];
         edge.add_records(&key, &found.records, &sources);
-        edge.keys.push(Known { key, records: found.records });
+        edge.keys.push(Known { key, records: found.records, id: Some(found.id) });
         if edge.demand() > Level::Initial {
             self.enqueue(id);
         }

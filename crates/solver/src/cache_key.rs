@@ -17,7 +17,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher as _, RandomState};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use base::{Digest, DigestParseError};
 
@@ -87,6 +87,7 @@ pub struct CacheKey {
     vertex: Option<Digest>,
     /// For each input all keys it is known by; empty for root keys.
     deps: Vec<Vec<Dep>>,
+    root_id: OnceLock<KeyId>,
     /// The id in each store that knows or was asked about this key.
     ids: Mutex<Vec<(SourceId, KeyId)>>,
 }
@@ -104,7 +105,7 @@ impl CacheKey {
 
     /// The key of an op that reads inputs.
     pub fn with_deps(digest: KeyDigest, output: i32, deps: Vec<Vec<Dep>>) -> CacheKey {
-        CacheKey { digest, output, vertex: None, deps, ids: Mutex::default() }
+        CacheKey { digest, output, vertex: None, deps, root_id: OnceLock::new(), ids: Mutex::default() }
     }
 
     /// Notes the vertex that the key was made for; remote caches name it beside results.
@@ -147,7 +148,7 @@ impl CacheKey {
     /// The id of this key without its inputs: the whole id for root keys, and what remote caches
     /// carry as the record's digest for all.
     pub fn root_id(&self) -> KeyId {
-        root_key(self.digest, self.output)
+        self.root_id.get_or_init(|| root_key(self.digest, self.output)).clone()
     }
 
     /// The id in one store, if it was asked about this key before or needs no asking.

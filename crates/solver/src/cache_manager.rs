@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use crate::cache_store::{CacheResult, CacheStore, Change, LinkRow, StoreError};
+use crate::cache_store::{CacheResult, CacheStore, Change, Inputs, LinkRow, Meeting, StoreError};
 use crate::{CacheKey, Dep, KeyDigest, KeyId, Link, SourceId, random_id, root_key};
 
 /// The caches that a lookup may name. The engine owns the list; an unknown source finds nothing.
@@ -23,7 +23,7 @@ impl Sources for [(SourceId, Arc<dyn CacheStore>)] {
     }
 }
 
-/// "Under which keys may this output be stored, as far as these keys of one input tell?"
+/// A question about an output of an op.
 #[derive(Clone, Debug)]
 pub struct Lookup {
     /// Where to look, most preferred first.
@@ -32,18 +32,40 @@ pub struct Lookup {
     pub digest: KeyDigest,
     /// The op's output.
     pub output: u32,
-    /// What is known about one input; none asks for the op's root key.
-    pub input: Option<LookupInput>,
+    /// What is asked.
+    pub question: Question,
 }
 
-/// One input of an op, as far as it is known.
+/// What is asked about an output.
 #[derive(Clone, Debug)]
-pub struct LookupInput {
+pub enum Question {
+    /// Whether an op without inputs is known.
+    Root,
+    /// Whether one input of several leads to any key of the op. The answer says nothing about which.
+    Input(InputKeys),
+    /// Which keys of the op all its inputs lead to.
+    Inputs(Vec<InputKeys>),
+}
+
+/// What one input of an op is known by.
+#[derive(Clone, Debug)]
+pub struct InputKeys {
     /// Which input.
     pub index: u32,
-    /// Keys of the input that stand for the same content: what is found from one of them is linked
-    /// to all others.
+    /// Keys that stand for the same content: any of them may lead to a key of the op, which all others are
+    /// then linked to.
     pub keys: Vec<Dep>,
+    /// Keys to link only, not to search by.
+    pub also: Vec<Dep>,
+}
+
+/// The answer to a [`Lookup`]; the default one is "nothing".
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// For each input that the question named, whether it leads to any key of the op.
+    pub matched: Vec<bool>,
+    /// The keys that the output may be stored under.
+    pub found: Vec<Found>,
 }
 
 /// A key that an output may be stored under.
@@ -77,8 +99,8 @@ pub struct Save {
 
 /// Answers lookups, in their order. A source that fails finds nothing; its first error is returned
 /// beside the answers, for the log.
-pub fn lookup<S: Sources + ?Sized>(sources: &S, lookups: &[Lookup]) -> (Vec<Vec<Found>>, Option<StoreError>) {
-    let mut answers = vec![Vec::new(); lookups.len()];
+pub fn lookup<S: Sources + ?Sized>(sources: &S, lookups: &[Lookup]) -> (Vec<Answer>, Option<StoreError>) {
+    let mut answers = vec![Answer::default(); lookups.len()];
     let mut failure = None;
     let mut by_source: BTreeMap<SourceId, Vec<usize>> = BTreeMap::new();
     for (at, lookup) in lookups.iter().enumerate() {
@@ -88,14 +110,15 @@ pub fn lookup<S: Sources + ?Sized>(sources: &S, lookups: &[Lookup]) -> (Vec<Vec<
     }
     for (source, asked) in by_source {
         let Some(store) = sources.store(source) else { continue };
-        match lookup_in(source, store, lookups, &asked) {
-            Ok(found) => asked.iter().zip(found).for_each(|(at, found)| merge(&mut answers[*at], found)),
+        let asked_here: Vec<&Lookup> = asked.iter().map(|at| &lookups[*at]).collect();
+        match lookup_in(source, store, &asked_here) {
+            Ok(found) => asked.iter().zip(found).for_each(|(at, answer)| answers[*at].merge(answer)),
             Err(error) => failure = failure.or(Some(error)),
         }
     }
-    for (lookup, found) in lookups.iter().zip(&mut answers) {
+    for (lookup, answer) in lookups.iter().zip(&mut answers) {
         let rank = |record: &Record| lookup.sources.iter().position(|source| *source == record.source);
-        found.iter_mut().for_each(|found| found.records.sort_by_key(rank));
+        answer.found.iter_mut().for_each(|found| found.records.sort_by_key(rank));
     }
     (answers, failure)
 }
@@ -149,89 +172,111 @@ fn links_to(source: SourceId, keys: &[Arc<CacheKey>]) -> (Vec<LinkRow>, Vec<Arc<
     (rows, inputs)
 }
 
-fn lookup_in(
-    source: SourceId,
-    store: &dyn CacheStore,
-    lookups: &[Lookup],
-    asked: &[usize],
-) -> Result<Vec<Vec<Found>>, StoreError> {
-    let keys = asked.iter().filter_map(|at| lookups[*at].input.as_ref()).flat_map(|input| &input.keys);
-    resolve(source, store, keys.map(|dep| &dep.key))?;
-    let ids = candidates(source, store, lookups, asked)?;
-    let flat: Vec<KeyId> = ids.iter().flatten().cloned().collect();
-    let mut results = store.results(&flat)?.into_iter();
-    let found = |id: KeyId| {
+fn lookup_in(source: SourceId, store: &dyn CacheStore, lookups: &[&Lookup]) -> Result<Vec<Answer>, StoreError> {
+    let inputs = lookups.iter().flat_map(|lookup| lookup.inputs());
+    resolve(source, store, inputs.flat_map(|input| input.keys.iter().chain(&input.also)).map(|dep| &dep.key))?;
+    let meetings = meetings(source, store, lookups)?;
+    let keys: Vec<KeyId> = meetings.iter().flat_map(|meeting| &meeting.keys).cloned().collect();
+    let mut results = if keys.is_empty() { Vec::new() } else { store.results(&keys)? }.into_iter();
+    let mut found = |id: KeyId| {
         let records = results.next().unwrap_or_default().into_iter().map(|result| Record { source, result });
         Found { id, sources: vec![source], records: records.collect() }
     };
-    let mut found = found;
-    Ok(ids.into_iter().map(|ids| ids.into_iter().map(&mut found).collect()).collect())
+    let answer = |meeting: Meeting| Answer {
+        matched: meeting.matched,
+        found: meeting.keys.into_iter().map(&mut found).collect(),
+    };
+    Ok(meetings.into_iter().map(answer).collect())
 }
 
-/// The keys that each lookup finds. What one key of an input leads to, its other keys lead to from now on.
-fn candidates(
-    source: SourceId,
-    store: &dyn CacheStore,
-    lookups: &[Lookup],
-    asked: &[usize],
-) -> Result<Vec<Vec<KeyId>>, StoreError> {
-    let root = |at: &usize| root_key(lookups[*at].digest, output(&lookups[*at]));
-    let roots: Vec<KeyId> = asked.iter().filter(|at| lookups[**at].input.is_none()).map(root).collect();
+/// What each lookup finds. What one key of an input leads to, its other keys lead to from now on.
+fn meetings(source: SourceId, store: &dyn CacheStore, lookups: &[&Lookup]) -> Result<Vec<Meeting>, StoreError> {
+    let root = |lookup: &&Lookup| root_key(lookup.digest, lookup.number());
+    let roots: Vec<KeyId> = lookups.iter().filter(|lookup| lookup.is_root()).map(|lookup| root(lookup)).collect();
+    let ops: Vec<Inputs> =
+        lookups.iter().filter(|lookup| !lookup.is_root()).map(|lookup| lookup.links(source)).collect();
     let exist = if roots.is_empty() { Vec::new() } else { store.exist(&roots)? };
+    let met = if ops.is_empty() { Vec::new() } else { store.meet(&ops)? };
     let mut roots = roots.into_iter().zip(exist);
-
-    let from: Vec<(KeyId, Link)> = asked.iter().flat_map(|at| questions(source, &lookups[*at])).collect();
-    let targets = if from.is_empty() { Vec::new() } else { store.targets(&from)? };
-    let mut answered = from.into_iter().zip(targets);
-
-    let mut links = Vec::new();
-    let mut found = Vec::with_capacity(asked.len());
-    for at in asked {
-        let Some(input) = &lookups[*at].input else {
-            found.push(roots.next().filter(|(_, exists)| *exists).map(|(id, _)| id).into_iter().collect());
-            continue;
-        };
-        let answers: Vec<_> = answered.by_ref().take(input.keys.len()).collect();
-        found.push(union(&answers));
-        missing_links(&answers, &mut links);
-    }
-    if source == SourceId::LOCAL && !links.is_empty() {
-        store.write(&links)?;
-    }
-    Ok(found)
-}
-
-fn questions(source: SourceId, lookup: &Lookup) -> Vec<(KeyId, Link)> {
-    let Some(input) = &lookup.input else { return Vec::new() };
-    let link = |selector| Link { input: input.index, output: output(lookup), digest: lookup.digest, selector };
-    input.keys.iter().map(|dep| (id_of(&dep.key, source), link(dep.selector))).collect()
-}
-
-fn union(answers: &[((KeyId, Link), Vec<KeyId>)]) -> Vec<KeyId> {
-    let mut seen = HashSet::new();
-    answers.iter().flat_map(|(_, targets)| targets).filter(|id| seen.insert(*id)).cloned().collect()
-}
-
-fn missing_links(answers: &[((KeyId, Link), Vec<KeyId>)], changes: &mut Vec<Change>) {
-    if answers.len() < 2 {
-        return;
-    }
-    for to in union(answers) {
-        for ((from, link), targets) in answers {
-            if !targets.contains(&to) {
-                changes.push(Change::Link(LinkRow { from: from.clone(), link: *link, to: to.clone() }));
+    let mut met = met.into_iter();
+    let mut meetings = Vec::with_capacity(lookups.len());
+    let mut rows = Vec::new();
+    for lookup in lookups {
+        let meeting = match lookup.question {
+            Question::Root => {
+                let known = roots.next().filter(|(_, exists)| *exists);
+                Meeting { matched: Vec::new(), keys: known.map(|(id, _)| id).into_iter().collect() }
             }
+            Question::Input(_) | Question::Inputs(_) => met.next().unwrap_or_default(),
+        };
+        rows.extend(lookup.rows_to(source, &meeting.keys));
+        meetings.push(meeting);
+    }
+    if source == SourceId::LOCAL && !rows.is_empty() {
+        let known = store.has_links(&rows)?;
+        let missing = rows.into_iter().zip(known).filter(|(_, known)| !known);
+        let missing: Vec<Change> = missing.map(|(row, _)| Change::Link(row)).collect();
+        if !missing.is_empty() {
+            store.write(&missing)?;
         }
     }
+    Ok(meetings)
 }
 
-fn merge(into: &mut Vec<Found>, found: Vec<Found>) {
-    for one in found {
-        match into.iter_mut().find(|known| known.id == one.id) {
-            None => into.push(one),
-            Some(known) => {
-                known.sources.extend(one.sources);
-                known.records.extend(one.records);
+impl Lookup {
+    fn is_root(&self) -> bool {
+        matches!(self.question, Question::Root)
+    }
+
+    fn number(&self) -> i32 {
+        i32::try_from(self.output).expect("output indexes are small")
+    }
+
+    fn inputs(&self) -> &[InputKeys] {
+        match &self.question {
+            Question::Root => &[],
+            Question::Input(input) => std::slice::from_ref(input),
+            Question::Inputs(inputs) => inputs,
+        }
+    }
+
+    fn link(&self, input: u32, dep: &Dep) -> Link {
+        Link { input, output: self.number(), digest: self.digest, selector: dep.selector }
+    }
+
+    /// The links to follow.
+    fn links(&self, source: SourceId) -> Inputs {
+        let link = |input: &InputKeys, dep: &Dep| (id_of(&dep.key, source), self.link(input.index, dep));
+        let links = self.inputs().iter().map(|input| input.keys.iter().map(|dep| link(input, dep)).collect());
+        Inputs { links: links.collect(), only_matched: matches!(self.question, Question::Input(_)) }
+    }
+
+    /// The links that should lead to `keys`, where some could be missing.
+    fn rows_to(&self, source: SourceId, keys: &[KeyId]) -> Vec<LinkRow> {
+        let mut rows = Vec::new();
+        for input in self.inputs().iter().filter(|input| input.keys.len() + input.also.len() > 1) {
+            for dep in input.keys.iter().chain(&input.also) {
+                let from = id_of(&dep.key, source);
+                let link = self.link(input.index, dep);
+                rows.extend(keys.iter().map(|to| LinkRow { from: from.clone(), link, to: to.clone() }));
+            }
+        }
+        rows
+    }
+}
+
+impl Answer {
+    /// Adds what another source says.
+    fn merge(&mut self, other: Answer) {
+        self.matched.resize(self.matched.len().max(other.matched.len()), false);
+        self.matched.iter_mut().zip(other.matched).for_each(|(here, there)| *here |= there);
+        for one in other.found {
+            match self.found.iter_mut().find(|known| known.id == one.id) {
+                None => self.found.push(one),
+                Some(known) => {
+                    known.sources.extend(one.sources);
+                    known.records.extend(one.records);
+                }
             }
         }
     }
@@ -264,28 +309,15 @@ fn resolve<'k>(
 
 /// The key that every input leads to, by any of its keys.
 fn id_by_inputs(source: SourceId, store: &dyn CacheStore, key: &CacheKey) -> Result<KeyId, StoreError> {
-    let mut from = Vec::new();
-    for (input, deps) in key.deps().iter().enumerate() {
-        from.extend(deps.iter().map(|dep| (id_of(&dep.key, source), key.link(input, dep.selector))));
-    }
-    let mut targets = store.targets(&from)?.into_iter();
-    let mut common: Option<Vec<KeyId>> = None;
-    for deps in key.deps() {
-        let reached: HashSet<KeyId> = targets.by_ref().take(deps.len()).flatten().collect();
-        common = Some(match common {
-            None => reached.into_iter().collect(),
-            Some(ids) => ids.into_iter().filter(|id| reached.contains(id)).collect(),
-        });
-    }
-    Ok(common.into_iter().flatten().min().unwrap_or_else(random_id))
+    let link = |input, dep: &Dep| (id_of(&dep.key, source), key.link(input, dep.selector));
+    let links = key.deps().iter().enumerate();
+    let links = links.map(|(input, deps)| deps.iter().map(|dep| link(input, dep)).collect()).collect();
+    let met = store.meet(&[Inputs { links, only_matched: false }])?;
+    Ok(met.into_iter().flat_map(|meeting| meeting.keys).min().unwrap_or_else(random_id))
 }
 
 fn id_of(key: &CacheKey, source: SourceId) -> KeyId {
     key.id_in(source).expect("`resolve` gave the key an id in this source")
-}
-
-fn output(lookup: &Lookup) -> i32 {
-    i32::try_from(lookup.output).expect("output indexes are small")
 }
 
 #[cfg(test)]

@@ -84,6 +84,24 @@ pub enum Change {
     Release(ResultId),
 }
 
+/// What is known of the inputs of an op.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inputs {
+    /// Keys of each input, and the links from them to keys of the op.
+    pub links: Vec<Vec<(KeyId, Link)>>,
+    /// Only [`Meeting::matched`] is asked for.
+    pub only_matched: bool,
+}
+
+/// What the inputs of an op have in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meeting {
+    /// For each input, whether any of its keys leads anywhere.
+    pub matched: Vec<bool>,
+    /// The keys that all inputs lead to, each by any of its keys. Empty if only `matched` was asked for.
+    pub keys: Vec<KeyId>,
+}
+
 /// Where cache keys are kept.
 ///
 /// The cache manager has the logic; nothing else calls this. An imported (remote) cache implements it too
@@ -94,12 +112,24 @@ pub trait CacheStore: Send + Sync {
     fn exist(&self, keys: &[KeyId]) -> Result<Vec<bool>, StoreError>;
 
     /// For each key its results, newest first, without those whose data is known to be gone. That is a belief,
-    /// not a promise: loading may still fail, which is a miss. Asked right after
-    /// [`targets`](CacheStore::targets) for the keys found.
+    /// not a promise: loading may still fail, which is a miss. Asked for the keys that were found.
     fn results(&self, keys: &[KeyId]) -> Result<Vec<Vec<CacheResult>>, StoreError>;
 
-    /// For each key and link the keys it leads to. The hot path: asked for every vertex with inputs.
+    /// For each key and link the keys it leads to.
     fn targets(&self, from: &[(KeyId, Link)]) -> Result<Vec<Vec<KeyId>>, StoreError>;
+
+    /// For each op what its inputs have in common. The hot path: asked for every vertex with inputs.
+    ///
+    /// One input may lead to thousands of keys (every `COPY . .` that was ever done onto one base), of
+    /// which the other inputs share one or none: a store had better start from the input that leads to
+    /// fewest. This default is right for any store, but reads all.
+    fn meet(&self, ops: &[Inputs]) -> Result<Vec<Meeting>, StoreError> {
+        let links = ops.iter().flat_map(|op| &op.links);
+        let from: Vec<(KeyId, Link)> = links.flatten().cloned().collect();
+        let mut targets = self.targets(&from)?.into_iter();
+        let mut reached = |keys: &Vec<(KeyId, Link)>| targets.by_ref().take(keys.len()).flatten().collect();
+        Ok(ops.iter().map(|op| op.meeting(op.links.iter().map(&mut reached).collect())).collect())
+    }
 
     /// For each row whether it is there. Asked before saving, to write only what is new.
     fn has_links(&self, rows: &[LinkRow]) -> Result<Vec<bool>, StoreError>;
@@ -115,6 +145,23 @@ pub trait CacheStore: Send + Sync {
 
     /// All keys that exist. Asked by maintenance only.
     fn keys(&self) -> Result<Vec<KeyId>, StoreError>;
+}
+
+impl Inputs {
+    /// What the keys that inputs lead to have in common.
+    fn meeting(&self, mut reached: Vec<BTreeSet<KeyId>>) -> Meeting {
+        let matched = reached.iter().map(|keys| !keys.is_empty()).collect();
+        if self.only_matched {
+            return Meeting { matched, keys: Vec::new() };
+        }
+        reached.sort_by_key(BTreeSet::len);
+        let mut reached = reached.into_iter();
+        let mut keys: Vec<KeyId> = reached.next().into_iter().flatten().collect();
+        for others in reached {
+            keys.retain(|key| others.contains(key));
+        }
+        Meeting { matched, keys }
+    }
 }
 
 /// A store that is gone with the process: tests, and caches imported from a remote.
@@ -159,6 +206,11 @@ impl CacheStore for MemoryStore {
         Ok(from.iter().map(|(key, link)| targets(key, link).cloned().collect()).collect())
     }
 
+    fn meet(&self, ops: &[Inputs]) -> Result<Vec<Meeting>, StoreError> {
+        let tables = self.read();
+        Ok(ops.iter().map(|inputs| tables.meet(inputs)).collect())
+    }
+
     fn has_links(&self, rows: &[LinkRow]) -> Result<Vec<bool>, StoreError> {
         let tables = self.read();
         let has = |row: &LinkRow| Some(tables.links.get(&row.from)?.get(&row.link)?.contains(&row.to));
@@ -198,6 +250,21 @@ impl Tables {
             results.map(|(id, created_at)| CacheResult { id: id.clone(), created_at: *created_at }).collect();
         results.sort_by_key(|result| std::cmp::Reverse(result.created_at));
         results
+    }
+
+    fn meet(&self, inputs: &Inputs) -> Meeting {
+        let reached = |(key, link): &(KeyId, Link)| self.links.get(key)?.get(link);
+        let mut sets: Vec<Vec<&BTreeSet<KeyId>>> =
+            inputs.links.iter().map(|keys| keys.iter().filter_map(reached).collect()).collect();
+        let matched = sets.iter().map(|sets| !sets.is_empty()).collect();
+        if inputs.only_matched {
+            return Meeting { matched, keys: Vec::new() };
+        }
+        sets.sort_by_key(|sets| sets.iter().map(|set| set.len()).sum::<usize>());
+        let Some((fewest, others)) = sets.split_first() else { return Meeting::default() };
+        let fewest: BTreeSet<&KeyId> = fewest.iter().copied().flatten().collect();
+        let common = |key: &&KeyId| others.iter().all(|sets| sets.iter().any(|set| set.contains(*key)));
+        Meeting { matched, keys: fewest.into_iter().filter(common).cloned().collect() }
     }
 
     fn backlinks_of(&self, key: &KeyId) -> Vec<Backlink> {

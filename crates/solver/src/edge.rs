@@ -6,7 +6,7 @@
 //! gone there ([`Dep::searched`])? All decisions follow from the sums of these ([`Tally`]), so that one
 //! changed input costs one step, however many inputs there are.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use base::Digest;
@@ -56,7 +56,7 @@ pub(crate) struct Edge<R, E> {
     wants: [usize; 4],
     pub requests: Vec<RequestId>,
     /// The inputs of other edges that read this one, whether they want something now or not.
-    pub dependents: HashSet<(EdgeId, u32)>,
+    pub dependents: BTreeSet<(EdgeId, u32)>,
     pub queued: bool,
 
     pub level: Level,
@@ -67,8 +67,12 @@ pub(crate) struct Edge<R, E> {
     pub maps_seen: usize,
     /// Lookups under way.
     pub pending: usize,
-    /// Candidate keys, and how many inputs lead to them.
-    pub matches: HashMap<KeyId, Match>,
+    /// Those of them that are about all inputs.
+    pub meetings: usize,
+    /// The ids of `keys` that were found.
+    pub found: HashSet<KeyId>,
+    /// Inputs have keys that were not looked up together with those of the others.
+    pub meet_due: bool,
     /// What can be loaded, best first.
     pub records: Vec<Candidate>,
     pub tried: HashSet<(SourceId, ResultId)>,
@@ -96,6 +100,8 @@ pub(crate) struct Edge<R, E> {
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub key: Arc<CacheKey>,
+    /// What it was found by; none for keys that a run made.
+    pub id: Option<KeyId>,
     pub records: Vec<Record>,
 }
 
@@ -108,13 +114,6 @@ pub(crate) struct Candidate {
     pub rank: usize,
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct Match {
-    pub inputs: usize,
-    pub sources: Vec<SourceId>,
-    pub records: Vec<Record>,
-}
-
 /// An input of an edge.
 pub(crate) struct Dep {
     pub child: EdgeId,
@@ -124,8 +123,10 @@ pub(crate) struct Dep {
     pub seen: usize,
     /// Lookups of this input under way.
     pub pending: usize,
-    /// The keys of ours that this input leads to.
-    pub found: HashSet<KeyId>,
+    /// It has keys that were not asked about yet.
+    pub unasked: bool,
+    /// This input leads to some key of ours.
+    pub matched: bool,
     pub selector: Option<Digest>,
     pub by_content: bool,
     pub content: Content,
@@ -176,6 +177,8 @@ pub(crate) struct Goal {
     /// The edge has come as far as it is wanted to.
     pub satisfied: bool,
     pub has_map: bool,
+    /// The cache is being asked for a key that all inputs lead to.
+    pub meeting: bool,
     pub no_match: bool,
     pub has_records: bool,
     /// Some input has not matched, but may.
@@ -193,14 +196,16 @@ impl<R, E> Edge<R, E> {
             merged_from: Vec::new(),
             wants: [0; 4],
             requests: Vec::new(),
-            dependents: HashSet::new(),
+            dependents: BTreeSet::new(),
             queued: false,
             level: Level::Initial,
             keys: Vec::new(),
             produced: Vec::new(),
             maps_seen: 0,
             pending: 0,
-            matches: HashMap::new(),
+            meetings: 0,
+            found: HashSet::new(),
+            meet_due: false,
             records: Vec::new(),
             tried: HashSet::new(),
             loading: None,
@@ -276,7 +281,8 @@ impl Dep {
             want: Level::Initial,
             seen: 0,
             pending: 0,
-            found: HashSet::new(),
+            unasked: false,
+            matched: false,
             selector: None,
             by_content: false,
             content: Content::Unknown,
@@ -289,14 +295,14 @@ impl Dep {
     pub fn look(&self, child: Level, failed: bool) -> View {
         let digested = !self.by_content || matches!(self.content, Content::Known(_));
         let searched = match child {
-            _ if self.pending > 0 => Level::Initial,
+            _ if self.pending > 0 || self.unasked => Level::Initial,
             Level::Initial => Level::Initial,
             Level::Fast => Level::Fast,
             Level::Slow | Level::Complete if self.by_content && !digested => Level::Fast,
             Level::Slow | Level::Complete => Level::Slow,
         };
         let ready = child == Level::Complete && digested && !failed;
-        View { searched, matched: !self.found.is_empty(), child, ready, failed }
+        View { searched, matched: self.matched, child, ready, failed }
     }
 
     /// How far this input should come.
@@ -309,7 +315,7 @@ impl Dep {
             Goal { demand: Level::Complete, has_records: true, .. } => Level::Initial,
             Goal { demand: Level::Complete, no_match: true, .. } => Level::Complete,
             Goal { has_map: false, .. } | Goal { demand: Level::Fast, .. } => Level::Fast,
-            _ if self.view.searched == Level::Initial => hold,
+            _ if goal.meeting || self.view.searched == Level::Initial => hold,
             // Inputs that matched wait until the others have: their content may never be needed.
             Goal { open: true, .. } if self.view.matched => hold,
             _ if self.view.child < Level::Slow => Level::Slow,
@@ -365,6 +371,10 @@ impl Tally {
 
     pub fn no_match(&self) -> bool {
         self.unmatched_slow > 0
+    }
+
+    pub fn matched(&self) -> usize {
+        self.matched
     }
 
     pub fn open(&self, inputs: usize) -> bool {

@@ -21,8 +21,8 @@ pub use action::{Action, ActionId, Event, JobId, Last, Notice, RequestId, Status
 pub use cache_key::{
     CONTENT_OUTPUT, CacheKey, Dep, KeyDigest, KeyId, Link, ResultId, SourceId, random_id, root_key, walk_inputs_first,
 };
-pub use cache_manager::{Found, Lookup, LookupInput, Record, Save};
-pub use cache_store::{Backlink, CacheResult, CacheStore, Change, LinkRow, MemoryStore, StoreError};
+pub use cache_manager::{Answer, Found, InputKeys, Lookup, Question, Record, Save};
+pub use cache_store::{Backlink, CacheResult, CacheStore, Change, Inputs, LinkRow, Meeting, MemoryStore, StoreError};
 pub use graph::Error;
 pub use op::{CacheMap, CacheMapInput, Cause, Input, Output, Phase, SolveError, Solved, Stopped, Vertex};
 pub use solver::Solver;

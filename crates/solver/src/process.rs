@@ -5,11 +5,11 @@ use std::sync::Arc;
 use crate::Solver;
 use crate::action::{Action, Status};
 use crate::cache_key::{CacheKey, Dep as KeyDep};
-use crate::cache_manager::{Lookup, LookupInput, Record};
+use crate::cache_manager::{InputKeys, Lookup, Question, Record};
 use crate::edge::{Content, Dep, EdgeId, Goal, Known, Level};
 use crate::graph::{ContentState, Exec, VertexId};
 use crate::op::{Cause, Phase, SolveError, Solved};
-use crate::solver::Kind;
+use crate::solver::{Asked, Kind};
 
 impl<V, R: Clone, E: Clone> Solver<V, R, E> {
     pub(crate) fn process(&mut self, id: EdgeId) {
@@ -57,6 +57,10 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             return self.start_load(id);
         }
         self.ask_map(id);
+        let edge = &self.edges[id];
+        if edge.wants_exec && matches!(self.nodes[edge.vertex].exec, Exec::Queued | Exec::Running { .. }) {
+            return;
+        }
         if demand == Level::Complete && self.can_exec(id) && !self.try_merge(id) {
             self.want_exec(id);
         }
@@ -103,12 +107,13 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
                     sources: node.sources.clone(),
                     digest: map.digest,
                     output: edge.output,
-                    input: None,
+                    question: Question::Root,
                 })
                 .collect();
             if !edge.ignore_cache {
                 edge.pending += new.len();
-                self.lookups.extend(new.into_iter().map(|lookup| ((id, None), lookup)));
+                let asked = || Asked { edge: id, new: Vec::new(), meeting: false };
+                self.lookups.extend(new.into_iter().map(|lookup| (asked(), lookup)));
             }
             return;
         }
@@ -126,19 +131,20 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         let touched = std::mem::take(&mut self.edges[id].touched);
         for input in &touched {
             self.steps += 1;
-            self.refresh_input(id, *input);
+            self.dep_mut(id, *input).in_touched = false;
+            self.learn_keys(id, *input);
+            self.learn_content(id, *input);
+            self.take_view(id, *input);
         }
         let edge = &mut self.edges[id];
         edge.no_match |= edge.tally.no_match();
         // An op that runs for another output is not worth a search.
         edge.no_match |= matches!(self.nodes[edge.vertex].exec, Exec::Running { .. } | Exec::Done(_));
+        self.ask(id, &touched);
         touched
     }
 
-    fn refresh_input(&mut self, id: EdgeId, input: u32) {
-        self.edges[id].deps.as_mut().expect("`open` came first")[input as usize].in_touched = false;
-        self.look_up_new_keys(id, input);
-        self.learn_content(id, input);
+    fn take_view(&mut self, id: EdgeId, input: u32) {
         let edge = &self.edges[id];
         let dep = &edge.deps()[input as usize];
         let child = &self.edges[dep.child];
@@ -147,42 +153,21 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             view.searched = Level::Initial;
             view.ready = false;
         }
-        let edge = &mut self.edges[id];
-        let dep = &mut edge.deps.as_mut().expect("`open` came first")[input as usize];
-        edge.tally.remove(dep.view);
-        edge.tally.add(view);
-        dep.view = view;
+        let old = std::mem::replace(&mut self.dep_mut(id, input).view, view);
+        let tally = &mut self.edges[id].tally;
+        tally.remove(old);
+        tally.add(view);
     }
 
-    fn look_up_new_keys(&mut self, id: EdgeId, input: u32) {
+    fn learn_keys(&mut self, id: EdgeId, input: u32) {
         let edge = &self.edges[id];
-        if edge.maps_seen == 0 || edge.no_match {
-            return;
-        }
         let dep = &edge.deps()[input as usize];
-        let keys = &self.edges[dep.child].keys;
-        if dep.seen == keys.len() {
-            return;
+        let keys = self.edges[dep.child].keys.len();
+        if edge.maps_seen > 0 && !edge.no_match && dep.seen < keys {
+            let dep = self.dep_mut(id, input);
+            dep.seen = keys;
+            dep.unasked = true;
         }
-        let seen = keys.len();
-        // The old ones too: all keys of an input stand for the same, and are linked to what one of them finds.
-        let keys = keys.iter().map(|known| KeyDep { key: known.key.clone(), selector: dep.selector }).collect();
-        self.look_up(id, input, keys);
-        self.edges[id].deps.as_mut().expect("`open` came first")[input as usize].seen = seen;
-    }
-
-    fn look_up(&mut self, id: EdgeId, input: u32, keys: Vec<KeyDep>) {
-        let edge = &mut self.edges[id];
-        let node = &self.nodes[edge.vertex];
-        let lookup = Lookup {
-            sources: node.sources.clone(),
-            digest: node.maps[0].digest,
-            output: edge.output,
-            input: Some(LookupInput { index: input, keys }),
-        };
-        edge.pending += 1;
-        edge.deps.as_mut().expect("`open` came first")[input as usize].pending += 1;
-        self.lookups.push(((id, Some(input)), lookup));
     }
 
     /// Takes in the digest of an input's content, or asks for it if it is wanted by now.
@@ -201,18 +186,77 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             }
             _ => return,
         };
-        let key = digest.map(|digest| Arc::new(CacheKey::content(digest)));
-        let by_definition = |key: &Arc<CacheKey>| KeyDep { key: key.clone(), selector: dep.selector };
-        let mut keys: Vec<KeyDep> = solved.keys.iter().map(by_definition).collect();
+        let search = !edge.no_match && digest.is_some();
         let narrow = edge.is_narrow();
-        let search = !edge.no_match && key.is_some();
-        keys.extend(key.clone().map(|key| KeyDep { key, selector: None }));
-        let edge = &mut self.edges[id];
-        edge.recheck |= narrow;
-        edge.deps.as_mut().expect("`open` came first")[input as usize].content = Content::Known(key);
-        if search {
-            self.look_up(id, input, keys);
+        self.edges[id].recheck |= narrow;
+        let dep = self.dep_mut(id, input);
+        dep.content = Content::Known(digest.map(|digest| Arc::new(CacheKey::content(digest))));
+        dep.unasked |= search;
+    }
+
+    /// Looks up what inputs have that is new: together with what is known of all others if these match already,
+    /// else each by itself, since only the question whether it matches counts then.
+    fn ask(&mut self, id: EdgeId, touched: &[u32]) {
+        let edge = &self.edges[id];
+        if edge.maps_seen == 0 || edge.no_match || edge.deps().is_empty() {
+            return;
         }
+        let unasked = |input: &&u32| edge.deps()[**input as usize].unasked;
+        let new: Vec<u32> = touched.iter().filter(unasked).copied().collect();
+        if new.is_empty() && !edge.meet_due {
+            return;
+        }
+        let inputs = edge.deps().len();
+        let unmatched: Vec<u32> = new.iter().copied().filter(|input| !edge.deps()[*input as usize].matched).collect();
+        if edge.tally.matched() + unmatched.len() == inputs {
+            let all = (0..inputs as u32).map(|input| self.known_of(id, input)).collect();
+            self.edges[id].meet_due = false;
+            return self.look_up(id, new, Question::Inputs(all));
+        }
+        self.edges[id].meet_due = true;
+        for input in &new {
+            self.dep_mut(id, *input).unasked = false;
+            self.take_view(id, *input);
+        }
+        for input in unmatched {
+            let question = Question::Input(self.known_of(id, input));
+            self.look_up(id, vec![input], question);
+        }
+    }
+
+    /// The keys of an input: what its edge advertises, and its content.
+    fn known_of(&self, id: EdgeId, input: u32) -> InputKeys {
+        let dep = &self.edges[id].deps()[input as usize];
+        let child = &self.edges[dep.child];
+        let by_definition = |key: &Arc<CacheKey>| KeyDep { key: key.clone(), selector: dep.selector };
+        let mut keys: Vec<KeyDep> = child.keys.iter().map(|known| by_definition(&known.key)).collect();
+        let solved = child.outcome.iter().flatten().flat_map(|solved| &solved.keys);
+        let advertised = |key: &&Arc<CacheKey>| child.keys.iter().any(|known| Arc::ptr_eq(&known.key, key));
+        let also = solved.filter(|key| !advertised(key)).map(by_definition).collect();
+        keys.extend(dep.content_key().map(|key| KeyDep { key: key.clone(), selector: None }));
+        InputKeys { index: input, keys, also }
+    }
+
+    fn look_up(&mut self, id: EdgeId, new: Vec<u32>, question: Question) {
+        let edge = &mut self.edges[id];
+        let node = &self.nodes[edge.vertex];
+        let (sources, digest) = (node.sources.clone(), node.maps[0].digest);
+        let meeting = matches!(question, Question::Inputs(_));
+        let lookup = Lookup { sources, digest, output: edge.output, question };
+        edge.pending += 1;
+        edge.meetings += usize::from(meeting);
+        for input in &new {
+            let dep = self.dep_mut(id, *input);
+            dep.unasked = false;
+            dep.pending += 1;
+            self.take_view(id, *input);
+        }
+        self.lookups.push((Asked { edge: id, new, meeting }, lookup));
+    }
+
+    fn dep_mut(&mut self, id: EdgeId, input: u32) -> &mut Dep {
+        let deps = self.edges[id].deps.as_mut().expect("inputs are named after `open` only");
+        &mut deps[input as usize]
     }
 
     fn start_content(&mut self, vertex: VertexId, input: u32, result: R) {
@@ -245,7 +289,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         let node = &self.nodes[edge.vertex];
         let settled = edge.pending == 0 && (node.maps_done || !edge.keys.is_empty());
         let level = match () {
-            () if edge.maps_seen == 0 => Level::Initial,
+            () if edge.maps_seen == 0 || edge.meetings > 0 => Level::Initial,
             () if edge.no_match => Level::Slow,
             () if !node.is_root() => edge.searched(),
             () if settled => Level::Slow,
@@ -282,6 +326,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             satisfied: edge.level >= demand,
             has_map: edge.maps_seen > 0,
             no_match: edge.no_match,
+            meeting: edge.meetings > 0,
             has_records: !edge.records.is_empty() || edge.loading.is_some(),
             open: edge.tally.open(inputs),
             all_slow: edge.tally.all_slow(inputs),
@@ -432,7 +477,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             let saves = output.stored.iter().map(|result| crate::Save { key: key.clone(), result: result.clone() });
             self.saves.extend(saves.map(|save| (vertex, save)));
         }
-        let known = keys.iter().map(|key| Known { key: key.clone(), records: records.clone() });
+        let known = keys.iter().map(|key| Known { key: key.clone(), id: None, records: records.clone() });
         self.edges[id].produced.extend(known.clone());
         // Readers must not find what is cached on top of a result that was asked to be made anew.
         if !self.edges[id].ignore_cache {

@@ -57,8 +57,14 @@ pub(crate) enum Kind {
     Save(Vec<VertexId>),
 }
 
-/// Who asked a lookup, and about which input.
-pub(crate) type Asked = (EdgeId, Option<u32>);
+/// Who asked a lookup.
+pub(crate) struct Asked {
+    pub edge: EdgeId,
+    /// The inputs that have something new.
+    pub new: Vec<u32>,
+    /// It is about all inputs.
+    pub meeting: bool,
+}
 
 impl<V, R: Clone, E: Clone> Default for Solver<V, R, E> {
     fn default() -> Self {

@@ -141,7 +141,9 @@ impl Error {
         match self {
             Error::NoSpace { .. } => true,
             Error::Unpack(e) => e.is_no_space(),
-            Error::Layer(image::Error::Io(e)) => matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
+            Error::Layer(image::Error::Io(e)) => {
+                matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
             Error::Database { source, .. } => source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
             _ => false,
         }

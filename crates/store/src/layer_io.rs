@@ -217,12 +217,19 @@ fn media_type(kind: Compression) -> &'static str {
 fn append<W: Write>(writer: &mut tar::Writer<W>, change: &Change, map: impl Fn(&mut Entry)) -> Result<()> {
     let Some(mut entry) = layer_entry(change) else { return Ok(()) };
     map(&mut entry);
+    let mut header = entry.to_header();
+    if let Some(FileKind::CharDevice(major, minor) | FileKind::BlockDevice(major, minor)) =
+        change.metadata.as_ref().map(|m| &m.kind)
+    {
+        // Also on a hard link to a device, since upstream's layers have them there.
+        header.device = (*major, *minor);
+    }
     match entry.kind {
         EntryKind::File { size } if size > 0 => {
             let file = change.open().map_err(|e| Error::io("open", display(&change.path), e))?;
-            writer.append(&entry, file)?;
+            writer.append_header(&header, file)?;
         }
-        _ => writer.append(&entry, io::empty())?,
+        _ => writer.append_header(&header, io::empty())?,
     }
     Ok(())
 }

@@ -21,7 +21,8 @@ pub(crate) fn copy_store() -> (tempfile::TempDir, Store) {
 }
 
 pub(crate) fn open_with(dir: &Path, driver: Driver) -> Store {
-    let options = OpenOptions { driver, lock_wait: Duration::from_secs(5), sync_on_close: false, ..OpenOptions::default() };
+    let options =
+        OpenOptions { driver, lock_wait: Duration::from_secs(5), sync_on_close: false, ..OpenOptions::default() };
     Store::open(dir, options).expect("the store opens")
 }
 

@@ -146,9 +146,14 @@ pub(crate) fn wait4_any_nohang() -> Result<Option<Ended>, Errno> {
 
 /// Default actions for all signals, and an empty mask.
 pub(crate) fn reset_signals() -> Result<(), Errno> {
+    // The kernel's `struct sigaction`: no handler, no flags, no mask. Asked of the kernel itself, because C
+    // libraries keep a few signals to themselves, which can be ignored by inheritance all the same.
+    let default = [0usize; 4];
     for signal in 1..=64 {
-        // SAFETY: default is no handler of ours; those that cannot be set (KILL, STOP, libc's own) say so.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the default action is no handler; those that cannot be set (KILL, STOP) are refused.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<usize>(), 8);
+        }
     }
     unblock_signals()
 }

@@ -52,6 +52,14 @@ pub fn remove(path: &Path, key: &CStr) -> io::Result<()> {
     }
 }
 
+/// Removes attribute `key` of the open file; one that is not there is removed already.
+pub fn remove_fd(fd: impl AsFd, key: &CStr) -> io::Result<()> {
+    match rustix::fs::fremovexattr(&fd, key) {
+        Ok(()) | Err(Errno::NODATA) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// The names of all attributes of `path` itself that the caller may see, sorted.
 pub fn list(path: &Path) -> io::Result<Vec<Vec<u8>>> {
     read_names(|buf| rustix::fs::llistxattr(path, buf))

@@ -245,12 +245,13 @@ mod tests {
             (&["mutable==false"], "b"),
             (&["inuse"], "b"),
             (&["private"], "a"),
-            (&["description~=aaa"], "a"),
+            (&["description~=^made a{3}"], "a"),
             (&["id!=aaaaaaaaaaaaaaaaaaaaaaaaa"], "b"),
             (&["parents~=p2"], "b"),
         ] {
             assert_eq!(ids(filters).as_deref(), Ok(selected), "{filters:?}");
         }
         assert!(ids(&["colour==red"]).is_err());
+        assert!(ids(&["id~=("]).is_err());
     }
 }

@@ -4,6 +4,7 @@
 
 use base::Fault;
 use engine::UsageRecord;
+use regex::Regex;
 
 use crate::spec::invalid;
 
@@ -17,10 +18,20 @@ pub fn select(records: Vec<UsageRecord>, filters: &[String]) -> Result<Vec<Usage
     Ok(records.into_iter().filter(matches).collect())
 }
 
+/// docker's `type=regular` as containerd's `type==regular`.
+pub fn with_double_equals(filter: &str) -> String {
+    let part = |part: &str| match part.split_once('=') {
+        Some((name, value)) if !name.ends_with(['!', '~', '=']) && !value.starts_with('=') => {
+            format!("{name}=={value}")
+        }
+        _ => part.to_owned(),
+    };
+    filter.split(',').map(part).collect::<Vec<_>>().join(",")
+}
+
 struct Condition {
     field: Field,
-    operator: Operator,
-    value: String,
+    test: Test,
 }
 
 #[derive(Clone, Copy)]
@@ -36,12 +47,11 @@ enum Field {
     Parents,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Operator {
+enum Test {
     Present,
-    Equal,
-    Differs,
-    Contains,
+    Equal(String),
+    Differs(String),
+    Matches(Regex),
 }
 
 fn parse(filter: &str) -> Result<Vec<Condition>, Fault> {
@@ -49,10 +59,9 @@ fn parse(filter: &str) -> Result<Vec<Condition>, Fault> {
 }
 
 fn condition(filter: &str, part: &str) -> Result<Condition, Fault> {
-    let operators =
-        [("==", Operator::Equal), ("!=", Operator::Differs), ("~=", Operator::Contains), ("=", Operator::Equal)];
-    let found = operators.iter().find_map(|(sign, op)| part.split_once(sign).map(|(name, value)| (name, *op, value)));
-    let (name, operator, value) = found.unwrap_or((part, Operator::Present, ""));
+    let signs = ["==", "!=", "~=", "="];
+    let found = signs.iter().find_map(|sign| part.split_once(sign).map(|(name, value)| (name, *sign, value)));
+    let (name, sign, value) = found.unwrap_or((part, "", ""));
     let field = match name {
         "id" => Field::Id,
         "type" => Field::Type,
@@ -68,7 +77,18 @@ fn condition(filter: &str, part: &str) -> Result<Condition, Fault> {
             return Err(invalid("--filter", filter, format!("unknown field `{name}`: known are {known}")));
         }
     };
-    Ok(Condition { field, operator, value: value.trim_matches('"').to_owned() })
+    let plain = value.trim_matches('"').to_owned();
+    let test = match sign {
+        "" => Test::Present,
+        "!=" => Test::Differs(plain),
+        "~=" => {
+            let pattern = Regex::new(value.trim_matches(['"', '/', '|']));
+            let why = format!("`{value}` is no regular expression");
+            Test::Matches(pattern.map_err(|_| invalid("--filter", filter, why))?)
+        }
+        _ => Test::Equal(plain),
+    };
+    Ok(Condition { field, test })
 }
 
 impl Condition {
@@ -85,13 +105,13 @@ impl Condition {
             Field::Private => flag(!record.shared),
             Field::Parents => record.parents.join(";"),
         };
-        match self.operator {
-            Operator::Present => !content.is_empty(),
+        match &self.test {
+            Test::Present => !content.is_empty(),
             // A flag that is not set has no value; people still write `mutable==false`.
-            Operator::Equal if self.value == "false" => content.is_empty() || content == "false",
-            Operator::Equal => content == self.value,
-            Operator::Differs => content != self.value,
-            Operator::Contains => content.contains(&self.value),
+            Test::Equal(value) if value == "false" => content.is_empty() || content == "false",
+            Test::Equal(value) => content == *value,
+            Test::Differs(value) => content != *value,
+            Test::Matches(pattern) => pattern.is_match(&content),
         }
     }
 }

@@ -9,7 +9,7 @@ use engine::PruneOptions;
 use super::du::{Format, record_json, table, verbose_list};
 use super::hullworks::EngineArgs;
 use super::table::tabbed;
-use super::{Action, not_yet};
+use super::{Action, filter, not_yet};
 use crate::daemonless::{Settings, run};
 use crate::environment::Environment;
 use crate::spec::invalid;
@@ -29,7 +29,8 @@ pub struct Prune {
     /// Not supported yet: remove until this many MB of the disk are free
     #[arg(long, value_name = "MB")]
     free_storage: Option<f64>,
-    /// Only records that match: type==regular, id==.., until=24h
+    /// Only records that match: type==regular, id==.., inuse, shared, description~=..; commas mean and, a second flag
+    /// means or; until=24h is the same as --keep-duration 24h
     #[arg(long, short, value_name = "FILTER")]
     filter: Vec<String>,
     /// Also internal records and those of frontends
@@ -73,18 +74,27 @@ impl Prune {
                 return Err(not_yet(flag));
             }
         }
-        let options = PruneOptions {
+        let mut options = PruneOptions {
             all: self.all,
-            keep_duration: self.keep_duration.as_deref().map(duration).transpose()?,
+            keep_duration: self.keep_duration.as_deref().map(|text| duration("--keep-duration", text)).transpose()?,
             keep_storage: self.keep_storage.map(megabytes).transpose()?,
-            filters: self.filter.clone(),
+            filters: Vec::new(),
         };
+        for filter in &self.filter {
+            match filter.split_once('=') {
+                // docker's form.
+                Some(("until" | "unused-for", text)) => options.keep_duration = Some(duration("--filter", text)?),
+                _ => options.filters.push(filter::with_double_equals(filter)),
+            }
+        }
+        // Mistakes show before the engine is opened.
+        filter::select(Vec::new(), &options.filters)?;
         Ok((options, Format::parse(self.format.as_deref())?))
     }
 }
 
-fn duration(text: &str) -> Result<Duration, Fault> {
-    config::parse_duration(text).map_err(|error| invalid("--keep-duration", text, format!("not {}", error.expected())))
+fn duration(flag: &str, text: &str) -> Result<Duration, Fault> {
+    config::parse_duration(text).map_err(|error| invalid(flag, text, format!("not {}", error.expected())))
 }
 
 fn megabytes(value: f64) -> Result<ByteSize, Fault> {
@@ -129,8 +139,13 @@ mod tests {
         assert_eq!(megabytes(1.5).ok(), Some(ByteSize(1_500_000)));
         assert!(megabytes(-1.0).is_err());
         assert!(megabytes(f64::NAN).is_err());
-        assert_eq!(duration("1h").ok(), Some(Duration::from_secs(3600)));
-        assert!(duration("1 hour").is_err());
+        assert_eq!(duration("--x", "1h").ok(), Some(Duration::from_secs(3600)));
+        assert!(duration("--x", "1 hour").is_err());
+        let filters = ["until=1h", "type=regular,shared", "id~=^a"].map(str::to_owned).to_vec();
+        let (options, _) = Prune { filter: filters, ..Prune::default() }.options().expect("good");
+        assert_eq!(options.keep_duration, Some(Duration::from_secs(3600)));
+        assert_eq!(options.filters, ["type==regular,shared", "id~=^a"]);
+        assert!(Prune { filter: vec!["colour=red".to_owned()], ..Prune::default() }.options().is_err());
         let refused = Prune { free_storage: Some(1.0), ..Prune::default() };
         assert_eq!(refused.options().expect_err("refused").to_string(), "--free-storage is not supported yet");
     }

@@ -149,6 +149,9 @@ fn plain_warnings_groups_and_repeated_runs() {
         (0, Event::Vertex(vertex(LOAD, Some(0), None))),
         (10, Event::Warning(warning)),
         (20, Event::Vertex(vertex(LOAD, Some(0), Some(1000)))),
+        // Said twice, shown once.
+        (25, Event::Vertex(vertex(LOAD, Some(0), Some(1000)))),
+        (26, Event::Vertex(vertex(LOAD, None, None))),
         // A weak member alone shows nothing.
         (30, Event::Vertex(cached("resolve", true, 30))),
         (2000, Event::Vertex(cached("pull", false, 2000))),

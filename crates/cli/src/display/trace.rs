@@ -217,11 +217,13 @@ impl Trace {
         };
         self.places.insert(vertex.digest, index);
         let item = &mut self.items[index];
+        let before = item.state();
         let shown = match vertex.group {
             Some(_) => item.take_group(),
             None => item.take_vertex(vertex),
         };
-        if vertex.started.is_some() {
+        // Builds that share a vertex announce it again and again.
+        if item.is_started() && item.state() != before {
             item.touch(now);
         }
         if shown && !item.visible {
@@ -244,6 +246,11 @@ impl Trace {
 }
 
 impl Item {
+    /// What a line display has to tell about its vertex.
+    fn state(&self) -> (String, BTreeMap<Timestamp, Option<Timestamp>>, bool, Option<String>) {
+        (self.name.clone(), self.runs.clone(), self.cached, self.error.clone())
+    }
+
     /// Takes the state of its vertex; answers whether it has started.
     fn take_vertex(&mut self, vertex: &Vertex) -> bool {
         // A second announcement of a vertex that runs must not reset it.

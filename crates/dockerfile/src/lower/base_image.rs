@@ -1,5 +1,7 @@
 //! Base images: what stages start from, resolved all at once.
 
+use std::sync::Arc;
+
 use base::{Fault, Platform};
 use image::{ImageConfig, Reference};
 use llb::build::{Constraints, Image, State};
@@ -194,7 +196,7 @@ impl Lowering<'_> {
                 let image = image.unwrap_or_else(|| ImageConfig::empty(&platform));
                 state.set_platform(&platform);
                 let stage = &mut self.stages[index];
-                stage.base_image = Some(image.clone());
+                stage.base_image = Some(Arc::new(image.clone()));
                 stage.image = ImageConfig { created: None, ..image };
                 stage.state = state;
                 stage.platform = Some(platform);
@@ -233,7 +235,7 @@ impl Lowering<'_> {
             State::scratch()
         };
         let stage = &mut self.stages[index];
-        stage.base_image = Some(image.clone());
+        stage.base_image = Some(Arc::new(image.clone()));
         stage.image = ImageConfig { created: None, ..image };
         stage.base_name = reference.to_string();
         stage.state = state;

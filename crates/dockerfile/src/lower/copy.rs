@@ -99,8 +99,7 @@ impl Lowering<'_> {
         let epoch = self.history_time();
         let stage = &mut self.stages[index];
         stage.state = state;
-        stage.record(epoch, history, true);
-        Ok(())
+        stage.record(epoch, history, true)
     }
 
     /// A file written in the Dockerfile, alone in a file system.

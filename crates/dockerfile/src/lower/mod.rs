@@ -13,7 +13,7 @@ mod settings;
 mod stage;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use base::{Platform, SourceSpan};
 use image::{DateTime, ImageConfig};
@@ -51,7 +51,7 @@ pub(crate) struct Input<'a> {
 pub(crate) struct Lowered {
     pub definition: pb::Definition,
     pub image: ImageConfig,
-    pub base_image: Option<ImageConfig>,
+    pub base_image: Option<Arc<ImageConfig>>,
     /// Seconds since 1970.
     pub epoch: Option<i64>,
 }

@@ -47,12 +47,14 @@ impl Lowering<'_> {
         let mut constraints = self.step_constraints(index, &name, step.instruction.span);
         constraints.description.insert(base_image::COMMAND.to_owned(), step.instruction.code.trim().to_owned());
         let history = format!("RUN {} # buildkit", with_arguments(&exec.args, &self.stages[index].args, state.env()));
-        let after = self.builder.run(&state, exec, constraints);
+        let after = self.builder.run(&state, exec, constraints).map_err(|error| match error {
+            llb::build::Error::TooLarge => Error::new(error.to_string()),
+            other => Error::Build(other),
+        })?;
         let epoch = self.history_time();
         let stage = &mut self.stages[index];
         stage.state = after;
-        stage.record(epoch, history, true);
-        Ok(())
+        stage.record(epoch, history, true)
     }
 
     /// The mounts with their variables expanded.

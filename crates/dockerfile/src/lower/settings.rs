@@ -68,8 +68,7 @@ impl Lowering<'_> {
             Kind::Run(_) | Kind::Copy(_) | Kind::Workdir(_) | Kind::Arg(_) => return Ok(()),
         };
         let epoch = self.history_time();
-        self.stages[index].record(epoch, text, false);
-        Ok(())
+        self.stages[index].record(epoch, text, false)
     }
 
     fn environment(&self, index: usize) -> Arc<Env> {
@@ -107,10 +106,12 @@ impl Lowering<'_> {
         for (key, value) in self.expand_pairs(index, pairs)? {
             text.push_str(&format!(" {key}={value}"));
             let stage = &mut self.stages[index];
+            // What the steps do not know is not in the configuration either.
+            let known = stage.state.env().get(&key).is_some();
             stage.state.set_env(&key, &value);
             let pair = format!("{key}={value}");
             let env = &mut stage.image.config.env;
-            match env.iter_mut().find(|have| have.split('=').next() == Some(&*key)) {
+            match env.iter_mut().find(|have| known && have.split('=').next() == Some(&*key)) {
                 Some(have) => *have = pair,
                 None => env.push(pair),
             }
@@ -149,8 +150,7 @@ impl Lowering<'_> {
             stage.args.push(Arg { key: arg.key.clone(), value });
         }
         let epoch = self.history_time();
-        self.stages[index].record(epoch, format!("ARG {}", texts.join(" ")), false);
-        Ok(())
+        self.stages[index].record(epoch, format!("ARG {}", texts.join(" ")), false)
     }
 
     fn workdir(&mut self, index: usize, step: &Step, dir: &str) -> Result<()> {
@@ -176,8 +176,7 @@ impl Lowering<'_> {
             self.stages[index].state = self.builder.file(&state, vec![mkdir], constraints);
         }
         let epoch = self.history_time();
-        self.stages[index].record(epoch, format!("WORKDIR {dir}"), layer);
-        Ok(())
+        self.stages[index].record(epoch, format!("WORKDIR {dir}"), layer)
     }
 
     fn command_args(&self, index: usize, line: &CommandLine) -> Vec<String> {

@@ -1,9 +1,10 @@
 //! Stages: how they depend on each other, and the walk through their instructions.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use base::{Platform, SourceSpan};
-use image::{DEFAULT_PATH, DateTime, History, ImageConfig};
+use image::{DEFAULT_PATH, DateTime, History, ImageConfig, MAX_DOCUMENT};
 use llb::build::{Env, State};
 
 use super::Lowering;
@@ -42,7 +43,9 @@ pub(super) struct Stage {
     pub state: State,
     pub image: ImageConfig,
     /// As it was resolved.
-    pub base_image: Option<ImageConfig>,
+    pub base_image: Option<Arc<ImageConfig>>,
+    /// Of the texts in the image's history.
+    pub history_bytes: usize,
     pub args: Vec<Arg>,
     /// Whose paths these are, in [`Lowering::paths`].
     pub paths: usize,
@@ -276,18 +279,26 @@ impl<'a> Lowering<'a> {
         reachable
     }
 
-    /// Takes over what the base stage has.
-    pub(super) fn inherit(&mut self, index: usize) {
+    /// Takes over what the base stage has, the configuration too if nobody needs it there any more.
+    fn inherit(&mut self, index: usize, last: bool) {
         let Some(base) = self.stages[index].base else { return };
-        let from = &self.stages[base];
-        let (state, platform, mut image) = (from.state.clone(), from.platform.clone(), from.image.clone());
-        let (base_image, paths, mut args) = (from.base_image.clone(), from.paths, from.args.clone());
+        let from = &mut self.stages[base];
+        let (state, platform, history_bytes) = (from.state.clone(), from.platform.clone(), from.history_bytes);
+        let (base_image, paths) = (from.base_image.clone(), from.paths);
+        let (mut image, mut args) = if last {
+            // Others may still copy from it, and need only its files.
+            from.state.forget_env();
+            (std::mem::take(&mut from.image), std::mem::take(&mut from.args))
+        } else {
+            (from.image.clone(), from.args.clone())
+        };
         // Triggers of the base run in this stage and are not handed on.
         image.config.on_build.clear();
         let stage = &mut self.stages[index];
         args.append(&mut stage.args);
         (stage.state, stage.platform, stage.image) = (state, platform, image);
         (stage.base_image, stage.paths, stage.args) = (base_image, paths, args);
+        stage.history_bytes = history_bytes;
     }
 
     /// Puts the triggers of the base in front of the stage's own steps. Whether they need further stages.
@@ -322,12 +333,19 @@ impl<'a> Lowering<'a> {
 
     /// Walks the stages that the target needs.
     pub(super) fn dispatch_all(&mut self, target: usize) -> Result<()> {
-        let reachable = self.reachable(target);
-        for (index, reachable) in reachable.into_iter().enumerate() {
-            if !reachable || self.stages[index].dispatched {
-                continue;
-            }
-            self.inherit(index);
+        let waits: Vec<bool> =
+            self.reachable(target).iter().zip(&self.stages).map(|(r, s)| *r && !s.dispatched).collect();
+        let mut users = vec![0; self.stages.len()];
+        users[target] += 1;
+        for stage in self.stages.iter().zip(&waits).filter(|(_, waits)| **waits).map(|(stage, _)| stage) {
+            stage.base.into_iter().for_each(|base| users[base] += 1);
+        }
+        for (index, _) in waits.into_iter().enumerate().filter(|(_, waits)| *waits) {
+            let left = self.stages[index].base.map_or(0, |base| {
+                users[base] -= 1;
+                users[base]
+            });
+            self.inherit(index, left == 0);
             self.stages[index].dispatched = true;
             self.start_stage(index);
             let steps = self.stages[index].steps.clone();
@@ -349,10 +367,8 @@ impl<'a> Lowering<'a> {
         if !env.iter().any(|pair| pair.split('=').next() == Some("PATH")) {
             env.push(format!("PATH={DEFAULT_PATH}"));
         }
-        for pair in &stage.image.config.env {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            stage.state.set_env(key, value);
-        }
+        let pairs = stage.image.config.env.iter().map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        stage.state.set_env_all(pairs);
         if !options.hostname.is_empty() {
             stage.state.set_hostname(&options.hostname);
         }
@@ -397,7 +413,11 @@ impl<'a> Lowering<'a> {
 
 impl Stage {
     /// Adds a line to the image's history.
-    pub(super) fn record(&mut self, epoch: Option<DateTime>, text: String, layer: bool) {
+    pub(super) fn record(&mut self, epoch: Option<DateTime>, text: String, layer: bool) -> Result<()> {
+        self.history_bytes += text.len();
+        if self.history_bytes > MAX_DOCUMENT {
+            return Err(Error::new(format!("the history of the image has more than {MAX_DOCUMENT} bytes")));
+        }
         self.image.history.push(History {
             created: epoch,
             created_by: text,
@@ -405,6 +425,7 @@ impl Stage {
             comment: "buildkit.dockerfile.v0".to_owned(),
             empty_layer: !layer,
         });
+        Ok(())
     }
 
     /// Changes the working directory; the new one.

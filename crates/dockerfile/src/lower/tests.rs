@@ -98,6 +98,21 @@ fn many_stages_and_steps_need_no_stack() {
     assert_eq!(built(&dockerfile, &[]).platforms[0].definition.def.len(), 2_000);
 }
 
+#[test]
+fn short_dockerfiles_cannot_ask_for_endless_memory() {
+    let mut growing = String::from("FROM scratch\n");
+    (0..3_000).for_each(|i| growing.push_str(&format!("ENV K{i}=v\nRUN x\n")));
+    let mut ports = String::from("FROM scratch\n");
+    (0..1_000).for_each(|_| ports.push_str("EXPOSE 0-65535\n"));
+    let mut stages = String::from("FROM scratch AS s0\n");
+    (1..1_500).for_each(|i| stages.push_str(&format!("FROM s{} AS s{i}\nENV K{i}=v\n", i - 1)));
+    assert_eq!(built(&stages, &[]).platforms[0].definition.def.len(), 0);
+    for (dockerfile, part) in [(growing, "environments of the steps"), (ports, "history of the image")] {
+        let fault = build(&dockerfile, &[]).expect_err("too large");
+        assert!(fault.to_string().contains(part) && fault.places().len() == 1, "{fault}");
+    }
+}
+
 const PIECES: &[&str] = &[
     "FROM scratch\n",
     "FROM a AS b\n",

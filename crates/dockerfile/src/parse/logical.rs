@@ -3,7 +3,7 @@
 use base::SourceSpan;
 
 use super::directive::Parser;
-use super::{Document, Heredoc, Line, heredoc};
+use super::{Document, Heredoc, Line, MAX_INSTRUCTIONS, heredoc};
 use crate::error::{Error, Result};
 
 pub(super) struct Reader<'a> {
@@ -84,6 +84,11 @@ impl<'a> Reader<'a> {
             }
         }
         line.span = SourceSpan::lines(first, self.number);
+        if self.out.len() == MAX_INSTRUCTIONS {
+            return Err(
+                Error::new(format!("the Dockerfile has more than {MAX_INSTRUCTIONS} instructions")).at(line.span)
+            );
+        }
         self.out.push(line);
         Ok(())
     }

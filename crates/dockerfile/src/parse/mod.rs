@@ -21,6 +21,9 @@ use crate::error::{Error, Result};
 /// Most bytes of a Dockerfile: what fits into one message of the wire protocol.
 pub const MAX_BYTES: usize = 16 << 20;
 
+/// Most instructions of a Dockerfile.
+pub const MAX_INSTRUCTIONS: usize = 20_000;
+
 /// A Dockerfile split into its instructions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {

@@ -107,6 +107,9 @@ fn hostile_files_are_refused() {
     }
     let (message, _) = fails(vec![b'\n'; MAX_BYTES + 1]);
     assert!(message.contains("more than the"), "{message}");
+    let (message, spans) = fails("FROM a\n".repeat(MAX_INSTRUCTIONS + 2));
+    assert!(message.contains("instructions"), "{message}");
+    assert_eq!(spans, [(20_001, 20_001)]);
     // A comment in another encoding harms nobody.
     assert_eq!(parse(b"# M\xfcller\nFROM a").expect("valid").lines.len(), 1);
     for deep in ["ONBUILD ".repeat(200_000), format!("RUN {}", "[".repeat(200_000)), "<<A ".repeat(50_000)] {

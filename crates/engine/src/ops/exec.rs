@@ -115,7 +115,7 @@ struct Prepared {
     outputs: Vec<(i64, Output)>,
     /// Writable mounts that nobody reads afterwards, and cache mounts: kept until the step has ended.
     scratch: Vec<store::Active>,
-    caches: Vec<CacheDir>,
+    caches: Vec<((pb::CacheOpt, i64), CacheDir)>,
     shm_size: Option<ByteSize>,
 }
 
@@ -144,9 +144,14 @@ impl Prepared {
                 MountSource::View { view, subpath: mount.selector.clone(), read_only: mount.readonly }
             }
             pb::MountType::Cache => {
-                let cache = ctx.core.cache_mount(ctx, mount, &input).await?;
+                // A step that names one cache twice gets one directory: locked, it would wait for itself.
+                let key = (mount.cache_opt.clone().unwrap_or_default(), mount.input);
+                let cache = match self.caches.iter().find(|(known, _)| *known == key) {
+                    Some((_, cache)) => cache.clone(),
+                    None => ctx.core.cache_mount(ctx, mount, &input).await?,
+                };
                 let view = cache.view();
-                self.caches.push(cache);
+                self.caches.push((key, cache));
                 MountSource::View { view, subpath: mount.selector.clone(), read_only: mount.readonly }
             }
             pb::MountType::Tmpfs => {

@@ -86,6 +86,11 @@ fn prepare(inherited: &Inherited, filter: &Filter) -> Result<(Vec<String>, Vec<S
         let directory = working_directory(&sandbox);
         return Err(Failure::Invalid(format!("cannot use the working directory `{directory}`: {error}")));
     }
+    // A path such as /proc/self/fd/7 can lead out by way of a descriptor that we still have (CVE-2024-21626).
+    if !rustix::process::getcwd(Vec::new()).is_ok_and(|cwd| cwd.as_bytes().starts_with(b"/")) {
+        let directory = working_directory(&sandbox);
+        return Err(Failure::Invalid(format!("the working directory `{directory}` is outside of the root")));
+    }
     // A change of user clears it; it is what kills us when init is killed.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(os("cannot watch our parent"))?;
     Ok((std::mem::take(&mut sandbox.args), exec::environment(std::mem::take(&mut sandbox.env), &user.home)))

@@ -1,17 +1,18 @@
 //! Real steps on a root made of busybox, as root and as an ordinary user.
 //!
 //! The program is its own harness: the executor starts it again as init, and user namespaces are entered before the
-//! first thread. As root it runs the tests named `privileged_` here, and those named `rootless_` in copies of itself
-//! that run as user 1000, with and without a range of subordinate ids. A skip prints its reason.
+//! first thread. As root it also runs copies of itself: as user 1000 with and without a range of subordinate ids, and
+//! behind filters that make an old kernel or a strict pod of this one. A skip prints its reason.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test harness")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 mod bed;
 mod cases;
 mod limits;
 mod mounts;
+mod roles;
 
 use bed::Bed;
 
@@ -23,7 +24,7 @@ pub type Outcome = Result<(), Skip>;
 type Test = fn(&Bed) -> Outcome;
 
 /// Where a copy finds what it is to be.
-const ROLE: &str = "HULLWORKS_TEST_ROLE";
+pub const ROLE: &str = "HULLWORKS_TEST_ROLE";
 
 fn main() -> ExitCode {
     if executor::init::is_requested() {
@@ -41,11 +42,12 @@ fn main() -> ExitCode {
     let role = std::env::var(ROLE).ok();
     let root = rustix::process::geteuid().is_root();
     let mut failed = 0;
-    if root {
+    match role.as_deref() {
+        Some(roles::VICTIM) => roles::victim(),
+        Some(role) => roles::become_role(role),
         // Before our own namespaces, so that the copies start outside of them.
-        for range in [true, false] {
-            failed += as_user(range, &filters);
-        }
+        None if root => failed += roles::run_copies(&filters),
+        None => {}
     }
     let isolation = sys::userns::enter().unwrap();
     let label = role.unwrap_or_else(|| if root { "root".to_owned() } else { "user".to_owned() });
@@ -80,42 +82,4 @@ fn main() -> ExitCode {
     }
     drop(bed);
     ExitCode::from(u8::from(failed > 0))
-}
-
-/// Runs the tests in a copy of this program as user 1000; answers with the number of failures.
-fn as_user(range: bool, filters: &[&str]) -> usize {
-    let role = if range { "user with a range" } else { "user with a single id" };
-    // The copy must be able to read itself, wherever the target directory lies.
-    let dir = std::env::temp_dir().join(format!("hw-exec-copy-{}-{range}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    let program = dir.join("sandbox");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    use std::os::unix::fs::PermissionsExt;
-    for path in [&dir, &program] {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    // In a mount namespace whose subuid files say what this run is about.
-    let script = format!(
-        "mount --make-rprivate / && printf '%s' '{}' > {dir}/ids && chmod 644 {dir}/ids && \
-         for f in /etc/subuid /etc/subgid; do [ -e $f ] || touch $f; mount --bind {dir}/ids $f; done && \
-         exec setpriv --reuid 1000 --regid 1000 --clear-groups {} \"$@\"",
-        if range { "1000:100000:65536\n" } else { "" },
-        program.display(),
-        dir = dir.display(),
-    );
-    let status = Command::new("unshare")
-        .args(["-m", "sh", "-c", &script, "sandbox"])
-        .args(filters)
-        .env(ROLE, role)
-        .env("HOME", "/")
-        .current_dir("/")
-        .status();
-    std::fs::remove_dir_all(&dir).unwrap();
-    match status {
-        Ok(status) => usize::from(!status.success()),
-        Err(error) => {
-            println!("skipped as {role}: {error}");
-            0
-        }
-    }
 }

@@ -153,7 +153,11 @@ fn nothing_leaves_the_root() {
             let _ = run_lines(&root, lines, &Options::layer(whiteouts));
             assert_eq!(tree(&outside), ["secret=secret"], "{lines:?} {whiteouts:?}");
             let after = fs::metadata(&outside).expect("there");
-            assert_eq!((before.mode(), before.mtime(), before.nlink()), (after.mode(), after.mtime(), after.nlink()), "{lines:?}");
+            assert_eq!(
+                (before.mode(), before.mtime(), before.nlink()),
+                (after.mode(), after.mtime(), after.nlink()),
+                "{lines:?}"
+            );
             assert_eq!(fs::metadata(outside.join("secret")).expect("there").nlink(), 1, "{lines:?}");
         }
     }
@@ -173,12 +177,24 @@ fn nonsense_is_refused_with_its_name() {
         (&["h=>/"], "archive entry `h` is refused: it is a hard link to a directory"),
         (&["h=>h"], "archive entry `h` is refused: it is a hard link to itself"),
         (&["f=1", "f/x=2"], "archive entry `f` is refused: an entry lies beneath it, yet it is no directory"),
-        (&["l->l", "l/x=1"], "archive entry `l` is refused: an entry lies beneath a symlink that leads in a circle or out of the root"),
-        (&["l->gone", "l/x=1"], "archive entry `l` is refused: an entry lies beneath a symlink that leads to no directory"),
+        (
+            &["l->l", "l/x=1"],
+            "archive entry `l` is refused: an entry lies beneath a symlink that leads in a circle or out of the root",
+        ),
+        (
+            &["l->gone", "l/x=1"],
+            "archive entry `l` is refused: an entry lies beneath a symlink that leads to no directory",
+        ),
         (&["l->"], "archive entry `l` is refused: its link target is empty"),
         (&["a\0b="], "archive entry `a\0b` is refused: its name holds a NUL byte"),
-        (&[&long], &format!("archive entry `{}` is refused: a part of its name is longer than 255 bytes", &long[..300])),
-        (&[&deep], &format!("archive entry `{}` is refused: its directories are nested too deeply", &deep[..deep.len() - 1])),
+        (
+            &[&long],
+            &format!("archive entry `{}` is refused: a part of its name is longer than 255 bytes", &long[..300]),
+        ),
+        (
+            &[&deep],
+            &format!("archive entry `{}` is refused: its directories are nested too deeply", &deep[..deep.len() - 1]),
+        ),
     ] {
         let (_dir, root) = scratch();
         let error = run_lines(&root, lines, &Options::layer(Whiteouts::Delete)).expect_err("refused");
@@ -201,7 +217,11 @@ fn whiteouts_delete_what_was_there_before() {
         (&["a=1", "b=2"][..], &[".wh.a="][..], &["b=2"][..]),
         (&["d/", "d/a=1"], &[".wh.d="], &[]),
         (&["d/", "d/a=1", "d/b=2"], &["d/.wh..wh..opq=", "d/c=3"], &["d/", "d/c=3"]),
-        (&["d/", "d/a=1", "d/s/", "d/s/x=1"], &["d/", "d/s/", "d/s/y=2", "d/.wh..wh..opq="], &["d/", "d/s/", "d/s/y=2"]),
+        (
+            &["d/", "d/a=1", "d/s/", "d/s/x=1"],
+            &["d/", "d/s/", "d/s/y=2", "d/.wh..wh..opq="],
+            &["d/", "d/s/", "d/s/y=2"],
+        ),
         // A whiteout speaks of lower layers only.
         (&["a=1"], &["a=2", ".wh.a="], &["a=2"]),
         (&["a=1"], &[".wh.a=", "a=2"], &["a=2"]),
@@ -220,30 +240,32 @@ fn whiteouts_delete_what_was_there_before() {
 #[test]
 fn whiteouts_become_overlay_marks() {
     let opaque = |path: &Path| xattr::get(path, c"user.overlay.opaque").expect("readable").is_some();
-    for (lines, expected, opaque_dirs, root_opaque) in [
-        (&[".wh.a="][..], &["a whiteout"][..], &[][..], false),
-        (&["d/", "d/.wh..wh..opq=", "d/x=1"], &["d/", "d/x=1"], &["d"], false),
-        (&["d/.wh..wh..opq="], &["d/"], &["d"], false),
-        (&[".wh.d=", "d/", "d/x=1"], &["d/", "d/x=1"], &["d"], false),
-        (&[".wh.d=", "d/x=1"], &["d/", "d/x=1"], &["d"], false),
-        (&["d/", "d/x=1", ".wh.d="], &["d/", "d/x=1"], &["d"], false),
-        (&[".wh.a=", "a=1"], &["a=1"], &[], false),
-        (&["a=1", ".wh.a="], &["a=1"], &[], false),
-        (&[".wh..wh..opq=", "n=1"], &["n=1"], &[], true),
+    for (lines, expected, is_opaque, root_opaque) in [
+        (&[".wh.a="][..], &["a whiteout"][..], false, false),
+        (&["d/", "d/.wh..wh..opq=", "d/x=1"], &["d/", "d/x=1"], true, false),
+        (&["d/.wh..wh..opq="], &["d/"], true, false),
+        (&[".wh.d=", "d/", "d/x=1"], &["d/", "d/x=1"], true, false),
+        (&[".wh.d=", "d/x=1"], &["d/", "d/x=1"], true, false),
+        (&["d/", "d/x=1", ".wh.d="], &["d/", "d/x=1"], true, false),
+        (&[".wh.a=", "a=1"], &["a=1"], false, false),
+        (&["a=1", ".wh.a="], &["a=1"], false, false),
+        (&[".wh..wh..opq=", "n=1"], &["n=1"], false, true),
     ] {
         let (_dir, root) = scratch();
-        let report = run_lines(&root, lines, &Options::layer(Whiteouts::Overlay { userxattr: true })).expect("unpacked");
+        let report =
+            run_lines(&root, lines, &Options::layer(Whiteouts::Overlay { userxattr: true })).expect("unpacked");
         assert_eq!(tree(&root), expected, "{lines:?}");
-        for dir in ["d"] {
-            let path = root.join(dir);
-            assert_eq!(path.is_dir() && opaque(&path), opaque_dirs.contains(&dir), "{lines:?}");
-        }
+        let dir = root.join("d");
+        assert_eq!(dir.is_dir() && opaque(&dir), is_opaque, "{lines:?}");
         assert_eq!(report.opaque_root, root_opaque, "{lines:?}");
     }
     let (_dir, root) = scratch();
     let device = (entry("dev", EntryKind::CharDevice(0, 0), 0o600), Vec::new());
     let error = run(&root, vec![device], &Options::layer(Whiteouts::Overlay { userxattr: true })).expect_err("refused");
-    assert_eq!(error.to_string(), "archive entry `dev` is refused: a character device 0/0 would be taken for a whiteout");
+    assert_eq!(
+        error.to_string(),
+        "archive entry `dev` is refused: a character device 0/0 would be taken for a whiteout"
+    );
 }
 
 #[test]
@@ -265,7 +287,9 @@ fn metadata_is_what_the_headers_say() {
     let report = run(&root, entries, &Options::layer(Whiteouts::Overlay { userxattr: true })).expect("unpacked");
     assert_eq!((report.entries, report.bytes), (8, 2));
     assert_eq!(report.implied, [b"i"]);
-    for (path, mode) in [("d", 0o1777), ("d/closed", 0o500), ("d/closed/f", 0o4755), ("w", 0o666), ("p", 0o620), ("i", 0o755)] {
+    for (path, mode) in
+        [("d", 0o1777), ("d/closed", 0o500), ("d/closed/f", 0o4755), ("w", 0o666), ("p", 0o620), ("i", 0o755)]
+    {
         let metadata = fs::symlink_metadata(root.join(path)).expect(path);
         assert_eq!(metadata.permissions().mode() & 0o7777, mode, "{path}");
         if path != "i" {
@@ -273,9 +297,24 @@ fn metadata_is_what_the_headers_say() {
         }
     }
     assert_eq!(fs::symlink_metadata(root.join("l")).expect("l").mtime(), 1_000);
-    assert_eq!(fs::symlink_metadata(root.join("old")).expect("old").mtime(), 0, "times before 1970 are 1970, as elsewhere");
+    assert_eq!(
+        fs::symlink_metadata(root.join("old")).expect("old").mtime(),
+        0,
+        "times before 1970 are 1970, as elsewhere"
+    );
     assert_eq!(xattr::list(&root.join("d")).expect("readable"), [b"user.a"]);
     assert_eq!(xattr::list(&root.join("d/closed/f")).expect("readable"), [b"user.b"]);
+}
+
+#[test]
+fn a_layer_describes_a_directory_whole_an_archive_adds() {
+    for (whiteouts, expected) in [(Whiteouts::Delete, 0), (Whiteouts::Literal, 1)] {
+        let (_dir, root) = scratch();
+        fs::create_dir(root.join("d")).expect("a directory");
+        xattr::set(&root.join("d"), c"user.old", b"1").expect("set");
+        run_lines(&root, &["d/"], &Options::layer(whiteouts)).expect("unpacked");
+        assert_eq!(xattr::list(&root.join("d")).expect("readable").len(), expected, "{whiteouts:?}");
+    }
 }
 
 #[test]

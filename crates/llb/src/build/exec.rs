@@ -2,7 +2,7 @@
 
 use base::Platform;
 
-use super::{Builder, Constraints, Op, Output, State, state::Meta};
+use super::{Builder, Constraints, Error, MAX_ENVIRONMENTS, Op, Output, State, state::Meta};
 use crate::pb;
 use std::sync::Arc;
 
@@ -124,7 +124,14 @@ pub(super) struct ExecNode {
 
 impl Builder {
     /// Runs a command on a state; the result is the state's root afterwards.
-    pub fn run(&mut self, state: &State, exec: Exec, constraints: Constraints) -> State {
+    pub fn run(&mut self, state: &State, exec: Exec, constraints: Constraints) -> Result<State, Error> {
+        // What one variable costs besides its text.
+        const OVERHEAD: usize = 64;
+        let env = state.meta.env.iter().map(|(key, value)| key.len() + value.len() + OVERHEAD);
+        self.environments += env.chain(exec.args.iter().map(String::len)).sum::<usize>();
+        if self.environments > MAX_ENVIRONMENTS {
+            return Err(Error::TooLarge);
+        }
         let platform: Option<Platform> = constraints.platform.clone();
         let node = ExecNode { exec, root: state.output, meta: state.meta.clone() };
         let output = self.push(Op::Exec(Box::new(node)), constraints);
@@ -132,7 +139,7 @@ impl Builder {
         if let Some(platform) = platform {
             out.set_platform(&platform);
         }
-        out
+        Ok(out)
     }
 }
 

@@ -42,14 +42,22 @@ pub enum Error {
     /// Ops that need each other through a slot.
     #[error("an op needs itself")]
     Cycle,
+    /// The environments of all steps together are larger than a builder takes.
+    #[error("the environments of the steps have more than {MAX_ENVIRONMENTS} bytes together")]
+    TooLarge,
     /// A definition that was to be taken in is malformed.
     #[error("an input definition is malformed: {0}")]
     Import(String),
 }
 
+/// Most bytes of all steps' environments and arguments. Each step repeats its environment, so that a short Dockerfile
+/// could ask for any amount of memory.
+pub const MAX_ENVIRONMENTS: usize = 128 << 20;
+
 /// All ops of one definition.
 #[derive(Debug, Default)]
 pub struct Builder {
+    environments: usize,
     nodes: Vec<Node>,
     slots: Vec<Option<Option<Output>>>,
     maps: Vec<pb::SourceInfo>,

@@ -29,6 +29,20 @@ impl Env {
         self.0.insert(key, value.into());
     }
 
+    /// Sets many variables, one after the other but in one pass.
+    pub fn set_all<'a>(&mut self, pairs: impl DoubleEndedIterator<Item = (&'a str, &'a str)>) {
+        let mut added: IndexMap<String, String> = IndexMap::new();
+        // Of a name that is given twice the last one counts, value and place.
+        for (key, value) in pairs.rev() {
+            if !added.contains_key(key) {
+                added.insert(key.to_owned(), value.to_owned());
+            }
+        }
+        added.reverse();
+        self.0.retain(|key, _| !added.contains_key(key));
+        self.0.extend(added);
+    }
+
     /// Removes a variable.
     pub fn unset(&mut self, key: &str) {
         self.0.shift_remove(key);
@@ -114,6 +128,16 @@ impl State {
     /// Sets an environment variable.
     pub fn set_env(&mut self, key: &str, value: &str) {
         Arc::make_mut(&mut self.meta_mut().env).set(key, value);
+    }
+
+    /// Sets many environment variables.
+    pub fn set_env_all<'a>(&mut self, pairs: impl DoubleEndedIterator<Item = (&'a str, &'a str)>) {
+        Arc::make_mut(&mut self.meta_mut().env).set_all(pairs);
+    }
+
+    /// Forgets the environment: nothing will run on this state any more.
+    pub fn forget_env(&mut self) {
+        self.meta_mut().env = Arc::default();
     }
 
     /// The working directory.

@@ -6,7 +6,21 @@ fn defaults() -> Defaults {
 }
 
 fn run(builder: &mut Builder, state: &State, arg: &str) -> State {
+    try_run(builder, state, arg).expect("small")
+}
+
+fn try_run(builder: &mut Builder, state: &State, arg: &str) -> Result<State, Error> {
     builder.run(state, Exec { args: vec![arg.to_owned()], ..Exec::default() }, Constraints::default())
+}
+
+#[test]
+fn environments_are_bounded() {
+    let mut b = Builder::new();
+    let mut state = State::scratch();
+    state.set_env("A", &"a".repeat(1 << 20));
+    let steps = (0..1_000).map_while(|_| try_run(&mut b, &state, "true").ok()).count();
+    assert_eq!(steps, 127);
+    assert_eq!(try_run(&mut b, &state, "true").err(), Some(Error::TooLarge));
 }
 
 #[test]
@@ -63,6 +77,8 @@ fn a_variable_that_is_set_again_moves_to_the_end() {
         env.set(key, value);
     }
     assert_eq!(env.to_list(), ["B=2", "A=4"]);
+    env.set_all([("C", "5"), ("B", "6"), ("D", "7"), ("C", "8")].into_iter());
+    assert_eq!(env.to_list(), ["A=4", "B=6", "D=7", "C=8"]);
 }
 
 #[test]

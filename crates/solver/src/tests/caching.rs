@@ -241,6 +241,20 @@ fn a_step_run_anew_with_equal_content_lets_its_reader_match() {
     assert_eq!(w.take_counts(), (2, 1, 1));
 }
 
+/// ...but with other content it must not, though its definition is that of the cached one.
+#[test]
+fn a_step_run_anew_with_other_content_makes_its_reader_run() {
+    let graph = |value: &str, ignore: bool| {
+        let mut below = step("v1", "seed1", value);
+        below.ignore_cache = ignore;
+        [below, step("v0", "seed0", value).reads(&["v1"]).content(&[0])]
+    };
+    let mut w = World::new();
+    w.build(&graph("old", false)).unwrap();
+    assert_eq!(text(&w.build(&graph("new", true))), "new");
+    assert_eq!(text(&w.build(&graph("newer", true))), "newer");
+}
+
 /// Upstream: TestParallelBuildsIgnoreCache.
 #[test]
 fn builds_that_ignore_the_cache_share_with_each_other_only() {
@@ -324,7 +338,7 @@ fn sources_come_in_order_and_then_the_newest_record() {
         let mut loads = Vec::new();
         loop {
             w.run_except(|action| action.starts_with("load"));
-            let Some(Action::Load { record, .. }) = w.waiting.first() else { break };
+            let Some(Action::Load { record, .. }) = w.waiting.front() else { break };
             loads.push((record.source.0, record.result.created_at));
             w.run_only(|_| true);
         }

@@ -6,4 +6,6 @@
 mod world;
 
 mod caching;
+mod random;
+mod scale;
 mod sharing;

@@ -35,7 +35,7 @@ fn equal_steps_on_equal_steps_run_once() {
     };
     for (top, runs) in [("seed0", 2), ("seed0-other", 3)] {
         for seed in 1..20 {
-            let mut w = World::shuffled(seed);
+            let mut w = World::shuffled(seed, None);
             let (a, b) = (w.solver.begin(), w.solver.begin());
             let first = w.ask(a, &graph("", "seed0"));
             let second = w.ask(b, &graph("'", top));
@@ -232,7 +232,7 @@ fn misfits_between_ops_and_vertices_are_failures() {
     assert_eq!(w.answer(request).unwrap_err().cause, Cause::NoSuchOutput { asked: 3, outputs: 1 });
 
     let request = w.ask(job, &[step("v1", "seed1", "result1")]);
-    let Some(Action::CacheMap { id, .. }) = w.waiting.pop() else { panic!("a cache map is asked for first") };
+    let Some(Action::CacheMap { id, .. }) = w.waiting.pop_front() else { panic!("a cache map is asked for first") };
     let map = CacheMap { digest: base::Digest::of("x").into(), inputs: vec![CacheMapInput::default()] };
     w.solver.handle(Event::Saved(id)); // Does not fit, is ignored.
     w.solver.handle(Event::CacheMap(id, Ok((map, Last::Yes))));
@@ -394,7 +394,7 @@ fn equal_subgraphs_within_one_build_run_once() {
         sum("top", 3, &["sum0", "sum2'"]),
     ];
     for seed in 1..50 {
-        let mut w = World::shuffled(seed);
+        let mut w = World::shuffled(seed, None);
         assert_eq!(text(&w.build(&graph)), "11");
         assert_eq!(w.take_counts(), (7, 5, 0), "{seed}");
         assert!(w.solver.is_idle());
@@ -421,7 +421,7 @@ fn outputs_of_equal_ops_merge_without_going_round_in_circles() {
             let mut top = sum("top", 1, &[]);
             top.inputs = reads.iter().map(|(name, output)| ((*name).to_owned(), *output)).collect();
             graph.push(top);
-            let mut w = World::shuffled(seed);
+            let mut w = World::shuffled(seed, None);
             assert_eq!(text(&w.build(&graph)), expected.to_string());
             assert!(w.solver.is_idle());
             assert!(w.count("exec v") <= 2, "{seed}: {:?}", w.calls);
@@ -462,7 +462,7 @@ fn merged_work_goes_on_for_the_build_that_joined_it() {
     let request = w.ask(b, &[step("vb", "seed", "b")]);
     w.run_except(|action| action.starts_with("exec"));
     assert_eq!(w.waiting(), ["exec va"]);
-    let Some(Action::Exec { id, .. }) = w.waiting.first() else { unreachable!() };
+    let Some(Action::Exec { id, .. }) = w.waiting.front() else { unreachable!() };
     assert_eq!(w.solver.jobs_of(*id), [a, b]);
     let id = *id;
     w.solver.end(a);

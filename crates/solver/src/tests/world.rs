@@ -1,7 +1,7 @@
 //! A world for the solver to live in: toy ops with call counters, caches in memory, and full control over
 //! which action is answered next.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use base::Digest;
@@ -42,8 +42,8 @@ pub enum Make {
     Add(i64),
     /// The result of a nested build.
     Nested(Vec<Step>),
-    /// The first text of all its inputs' texts together, to see that inputs come in order.
-    Join,
+    /// Two outputs that depend on its last seed and its inputs.
+    Mix,
     Fail(String),
     FailMap(String),
     FailContent(String),
@@ -143,7 +143,7 @@ pub struct World {
     pub stores: Vec<(SourceId, Arc<dyn CacheStore>)>,
     pub results: HashMap<ResultId, Made>,
     /// Actions that wait for their answer.
-    pub waiting: Vec<ToyAction>,
+    pub waiting: VecDeque<ToyAction>,
     pub answers: BTreeMap<RequestId, ToyResult>,
     /// `exec v0`, `map v0`, `load v0`, `content v0/1`: how often each was asked.
     pub calls: BTreeMap<String, usize>,
@@ -167,7 +167,7 @@ impl World {
             solver: Solver::new(max_parallelism),
             stores: vec![(SourceId::LOCAL, Arc::new(MemoryStore::new()))],
             results: HashMap::new(),
-            waiting: Vec::new(),
+            waiting: VecDeque::new(),
             answers: BTreeMap::new(),
             calls: BTreeMap::new(),
             notices: Vec::new(),
@@ -182,8 +182,8 @@ impl World {
     }
 
     /// Answers come in an order that follows from `seed` instead of first come, first served.
-    pub fn shuffled(seed: u64) -> World {
-        World { seed, ..World::new() }
+    pub fn shuffled(seed: u64, max_parallelism: Option<usize>) -> World {
+        World { seed, ..World::limited(max_parallelism) }
     }
 
     /// Loads steps, inputs first, and asks for the last one.
@@ -228,20 +228,27 @@ impl World {
 
     /// Answers everything, one at a time.
     pub fn run(&mut self) {
+        while self.answer_one() {}
+    }
+
+    /// Answers one action, if any waits.
+    pub fn answer_one(&mut self) -> bool {
         self.poll();
-        while !self.waiting.is_empty() {
-            self.seed = self.seed.wrapping_mul(6364136223846793005).wrapping_add(u64::from(self.seed != 0));
-            let next = (self.seed >> 33) as usize % self.waiting.len();
-            let action = self.waiting.remove(next);
-            self.perform(action);
+        if self.waiting.is_empty() {
+            return false;
         }
+        self.seed = self.seed.wrapping_mul(6364136223846793005).wrapping_add(u64::from(self.seed != 0));
+        let next = (self.seed >> 33) as usize % self.waiting.len();
+        let action = self.waiting.remove(next).expect("below its length");
+        self.perform(action);
+        true
     }
 
     /// Answers whatever does not match, until only matching actions wait.
     pub fn run_except(&mut self, matches: impl Fn(&str) -> bool) {
         self.poll();
         while let Some(at) = self.waiting.iter().position(|action| !matches(&describe(action))) {
-            let action = self.waiting.remove(at);
+            let action = self.waiting.remove(at).expect("it was found");
             self.perform(action);
         }
     }
@@ -250,7 +257,7 @@ impl World {
     pub fn run_only(&mut self, matches: impl Fn(&str) -> bool) -> usize {
         self.poll();
         let all = std::mem::take(&mut self.waiting);
-        let (chosen, rest): (Vec<_>, _) = all.into_iter().partition(|action| matches(&describe(action)));
+        let (chosen, rest): (VecDeque<_>, _) = all.into_iter().partition(|action| matches(&describe(action)));
         self.waiting = rest;
         let count = chosen.len();
         chosen.into_iter().for_each(|action| self.perform(action));
@@ -314,7 +321,7 @@ impl World {
             }
             action => {
                 *self.calls.entry(describe(&action)).or_default() += 1;
-                self.waiting.push(action);
+                self.waiting.push_back(action);
             }
         }
     }
@@ -377,9 +384,8 @@ impl World {
             Make::Text(text) => vec![text.clone()],
             Make::Sum(add) => vec![(numbers().sum::<i64>() + add).to_string()],
             Make::Add(add) => numbers().map(|number| (number + add).to_string()).collect(),
-            Make::Join => {
-                let inputs: Vec<&str> = inputs.iter().map(|input| input.as_str()).collect();
-                vec![format!("{}({})", step.seeds[0], inputs.join(","))]
+            Make::Mix => {
+                (0..2).map(|output| mix(step.seeds.last().expect("a seed"), inputs, step.random, output)).collect()
             }
             Make::Fail(text) => return Some(Err(Stopped::Failed(Oops(text.clone())))),
             Make::FailMap(_) | Make::FailContent(_) => vec![String::new()],
@@ -423,6 +429,12 @@ pub fn describe(action: &ToyAction) -> String {
         Action::Answer { request, .. } => format!("answer {request}"),
         Action::Notify(_) => "notify".into(),
     }
+}
+
+/// What [`Make::Mix`] makes. BuildKit's random root keys do not tell outputs apart, so such outputs are equal.
+pub fn mix(seed: &str, inputs: &[Made], random: bool, output: u32) -> String {
+    let output = if random && inputs.is_empty() { 0 } else { output };
+    Digest::of(format!("{seed}.{output}({inputs:?})")).short()
 }
 
 pub fn text(result: &ToyResult) -> &str {

@@ -24,7 +24,7 @@ mod sequence;
 mod trees;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use merged::Merged;
 
@@ -97,7 +97,8 @@ pub enum FileKind {
 impl Change {
     /// Opens the data of a regular file.
     pub fn open(&self) -> io::Result<File> {
-        let layer = self.layer.as_ref().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the path was deleted"))?;
+        let layer =
+            self.layer.as_ref().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the path was deleted"))?;
         let path = std::ffi::OsStr::from_bytes(&self.path);
         Ok(File::from(layer.open_at(path, OFlags::RDONLY, Mode::empty(), Links::Refuse)?))
     }
@@ -107,7 +108,11 @@ impl Snapshots {
     /// Visits what the snapshot changes on its parent, in the order of a layer's tar entries.
     ///
     /// The caller holds the snapshot. A visitor's error ends the walk.
-    pub fn changes<E: From<Error>>(&self, id: &SnapshotId, mut visit: impl FnMut(&Change) -> Result<(), E>) -> Result<(), E> {
+    pub fn changes<E: From<Error>>(
+        &self,
+        id: &SnapshotId,
+        mut visit: impl FnMut(&Change) -> Result<(), E>,
+    ) -> Result<(), E> {
         let inner = &self.0.inner;
         let (parent, opaque, empty) = inner
             .snapshots
@@ -126,7 +131,8 @@ impl Snapshots {
         };
         let stacked = inner.driver.driver == Driver::Overlay;
         let links = if stacked { tree::read_links(inner, *id)? } else { self.link_owners(id)? };
-        let view = Merged::open(std::slice::from_ref(&top), shadowed(inner, links)).map_err(|e| Error::io("open", &top, e))?;
+        let view =
+            Merged::open(std::slice::from_ref(&top), shadowed(inner, links)).map_err(|e| Error::io("open", &top, e))?;
         run(&view, &mut visit, |sequence| match stacked && !opaque {
             true => overlay::walk(&view, &below, sequence),
             false => trees::walk(&below, &view, sequence),
@@ -172,9 +178,7 @@ impl<E: From<Error>> Stop<E> {
     fn into_error(self, top: &std::path::Path) -> E {
         match self {
             Stop::Visitor(e) => e,
-            Stop::Walk(path, source) => {
-                Error::io("read", top.join(std::ffi::OsStr::from_bytes(&path)), source).into()
-            }
+            Stop::Walk(path, source) => Error::io("read", top.join(std::ffi::OsStr::from_bytes(&path)), source).into(),
         }
     }
 }

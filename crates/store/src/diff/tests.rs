@@ -34,7 +34,8 @@ fn everything(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut waiting = vec![root.to_owned()];
     while let Some(dir) = waiting.pop() {
-        let mut children: Vec<PathBuf> = fs::read_dir(&dir).expect("a directory").map(|e| e.expect("an entry").path()).collect();
+        let mut children: Vec<PathBuf> =
+            fs::read_dir(&dir).expect("a directory").map(|e| e.expect("an entry").path()).collect();
         children.sort();
         for child in children {
             if fs::symlink_metadata(&child).expect("there").is_dir() {
@@ -75,15 +76,20 @@ fn edit(root: &Path, dice: &mut Dice, as_root: bool, upstream: bool) {
             }
         }
         4 | 5 => fs::create_dir(place(dice)),
-        6 => pick(dice).map_or(Ok(()), |path| fs::remove_file(path)),
-        7 => pick(dice).map_or(Ok(()), |path| fs::remove_dir_all(path)),
+        6 => pick(dice).map_or(Ok(()), fs::remove_file),
+        7 => pick(dice).map_or(Ok(()), fs::remove_dir_all),
         8 => symlink(["a", "../b", "/c", "gone"][dice.roll(4) as usize], place(dice)),
         9 => pick(dice).map_or(Ok(()), |path| fs::hard_link(path, place(dice))),
         10 => match pick(dice).filter(|path| !path.is_symlink()) {
-            Some(path) => fs::set_permissions(path, PermissionsExt::from_mode([0o755, 0o700, 0o4711, 0o1777, 0o644][dice.roll(5) as usize])),
+            Some(path) => fs::set_permissions(
+                path,
+                PermissionsExt::from_mode([0o755, 0o700, 0o4711, 0o1777, 0o644][dice.roll(5) as usize]),
+            ),
             None => Ok(()),
         },
-        11 if as_root => pick(dice).map_or(Ok(()), |path| std::os::unix::fs::lchown(path, Some(dice.roll(3) as u32), Some(7))),
+        11 if as_root => {
+            pick(dice).map_or(Ok(()), |path| std::os::unix::fs::lchown(path, Some(dice.roll(3) as u32), Some(7)))
+        }
         12 => match (pick(dice), place(dice)) {
             // Overlayfs may refuse to rename directories that lie below.
             (Some(from), to) => fs::rename(from, to),
@@ -91,7 +97,9 @@ fn edit(root: &Path, dice: &mut Dice, as_root: bool, upstream: bool) {
         },
         // A directory removed and made again hides what was in it.
         13 => match pick(dice).filter(|path| path.is_dir() && !path.is_symlink()) {
-            Some(path) => fs::remove_dir_all(&path).and_then(|()| fs::create_dir(&path)).and_then(|()| fs::write(path.join("new"), "n")),
+            Some(path) => fs::remove_dir_all(&path)
+                .and_then(|()| fs::create_dir(&path))
+                .and_then(|()| fs::write(path.join("new"), "n")),
             None => Ok(()),
         },
         14 => {
@@ -104,7 +112,11 @@ fn edit(root: &Path, dice: &mut Dice, as_root: bool, upstream: bool) {
             None => Ok(()),
         },
         16 if as_root => match pick(dice).filter(|path| path.is_file() && !path.is_symlink()) {
-            Some(path) => sys::xattr::set(&path, c"security.capability", &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            Some(path) => sys::xattr::set(
+                &path,
+                c"security.capability",
+                &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            ),
             None => Ok(()),
         },
         // Changed in nothing that counts: a copy-up that is no change.
@@ -177,15 +189,17 @@ fn round_trip(seed: u64) {
                 annotations: Default::default(),
             };
             let on = parent.as_ref().map(Hold::id);
-            let lazy = other.snapshots().register_lazy(on.as_ref(), layer, PrepareOptions::default()).expect("registered");
+            let lazy =
+                other.snapshots().register_lazy(on.as_ref(), layer, PrepareOptions::default()).expect("registered");
             other
                 .snapshots()
                 .unpack(&lazy.id(), std::io::Cursor::new(tar), &files::untar::Limits::default(), &Cancel::new())
                 .expect("unpacked");
             // Overlayfs breaks hard links when it copies one of the names up: those it cannot tell from others.
             let links = store.driver().driver == Driver::Copy;
-            let look =
-                |store: &Store, id| inside(&store.snapshots().view(&id).expect("a view"), scratch, |root| picture(root, links));
+            let look = |store: &Store, id| {
+                inside(&store.snapshots().view(&id).expect("a view"), scratch, |root| picture(root, links))
+            };
             assert_eq!(look(&other, lazy.id()), look(&store, hold.id()), "seed {seed} {:?}", store.driver().driver);
             parent = Some(lazy);
         }
@@ -199,4 +213,122 @@ proptest! {
     fn privileged_changes_lead_to_the_same_tree(seed in any::<u64>()) {
         round_trip(seed);
     }
+}
+
+/// What `changes` says, in short: `A path`, `M path`, `D path`, `(path)` for implied directories, `path => first` for links.
+fn spell(store: &Store, hold: &Hold) -> Vec<String> {
+    let mut lines = Vec::new();
+    let visit = |change: &Change| {
+        let path = String::from_utf8_lossy(&change.path).into_owned();
+        lines.push(match (change.kind, change.implied, &change.hardlink) {
+            (_, true, _) => format!("({path})"),
+            (_, _, Some(first)) => format!("{path} => {}", String::from_utf8_lossy(first)),
+            (ChangeKind::Add, ..) => format!("A {path}"),
+            (ChangeKind::Modify, ..) => format!("M {path}"),
+            (ChangeKind::Delete, ..) => format!("D {path}"),
+        });
+        Ok::<(), Error>(())
+    };
+    store.snapshots().changes(&hold.id(), visit).expect("changes");
+    lines
+}
+
+/// A step's edits, and what its layer says then.
+type Case = (&'static str, fn(&Path), &'static [&'static str]);
+
+#[test]
+fn privileged_layers_say_what_upstreams_say() {
+    let write = |path: PathBuf, text: &str| fs::write(path, text).expect("written");
+    let cases: &[Case] = &[
+        ("nothing", |_| (), &[]),
+        (
+            "a new file brings its directory",
+            |root| fs::write(root.join("d/s/new"), "x").expect("written"),
+            &["(d)", "(d/s)", "A d/s/new"],
+        ),
+        (
+            "a changed mode of a directory",
+            |root| fs::set_permissions(root.join("d"), PermissionsExt::from_mode(0o700)).expect("set"),
+            &["M d"],
+        ),
+        ("a removed file", |root| fs::remove_file(root.join("d/f")).expect("removed"), &["(d)", "D d/f"]),
+        ("a removed directory is one whiteout", |root| fs::remove_dir_all(root.join("d")).expect("removed"), &["D d"]),
+        (
+            "a file in place of a directory",
+            |root| {
+                fs::remove_dir_all(root.join("d")).expect("removed");
+                fs::write(root.join("d"), "x").expect("written");
+            },
+            &["M d"],
+        ),
+        (
+            "a directory made anew deletes one by one",
+            |root| {
+                fs::remove_dir_all(root.join("d")).expect("removed");
+                fs::create_dir(root.join("d")).expect("made");
+                fs::write(root.join("d/f"), "other").expect("written");
+            },
+            &["(d)", "M d/f", "D d/s"],
+        ),
+        (
+            "names with a dash sort behind what is in the directory",
+            |root| {
+                fs::write(root.join("d-x"), "x").expect("written");
+                fs::write(root.join("d/z"), "x").expect("written");
+            },
+            &["(d)", "A d/z", "A d-x"],
+        ),
+        (
+            "the second name of a file is a link to the first",
+            |root| {
+                fs::write(root.join("n1"), "x").expect("written");
+                fs::hard_link(root.join("n1"), root.join("n2")).expect("linked");
+            },
+            &["A n1", "n2 => n1"],
+        ),
+        (
+            "made and removed again",
+            |root| {
+                fs::write(root.join("t"), "x").expect("written");
+                fs::remove_file(root.join("t")).expect("removed");
+            },
+            &[],
+        ),
+    ];
+    each_driver(|scratch, store| {
+        let base = step(&store, scratch, None, |root| {
+            fs::create_dir_all(root.join("d/s")).expect("made");
+            write(root.join("d/f"), "f");
+            write(root.join("d/s/g"), "g");
+            write(root.join("top"), "t");
+        });
+        assert_eq!(spell(&store, &base), ["A d", "A d/f", "A d/s", "A d/s/g", "A top"]);
+        for (what, work, expected) in cases {
+            let hold = step(&store, scratch, Some(&base), work);
+            assert_eq!(spell(&store, &hold), *expected, "{what}, {:?}", store.driver().driver);
+        }
+    });
+}
+
+#[test]
+fn privileged_changes_between_any_two_snapshots() {
+    each_driver(|scratch, store| {
+        let a = step(&store, scratch, None, |root| fs::write(root.join("a"), "1").expect("written"));
+        let b = step(&store, scratch, Some(&a), |root| fs::write(root.join("b"), "2").expect("written"));
+        let c = step(&store, scratch, Some(&b), |root| fs::remove_file(root.join("a")).expect("removed"));
+        let paths = |lower: Option<&Hold>, upper: Option<&Hold>| {
+            let mut seen = Vec::new();
+            let (lower, upper) = (lower.map(Hold::id), upper.map(Hold::id));
+            let visit = |change: &Change| {
+                seen.push(format!("{:?} {}", change.kind, String::from_utf8_lossy(&change.path)));
+                Ok::<(), Error>(())
+            };
+            store.snapshots().changes_between(lower.as_ref(), upper.as_ref(), visit).expect("changes");
+            seen
+        };
+        assert_eq!(paths(Some(&a), Some(&c)), ["Delete a", "Add b"]);
+        assert_eq!(paths(None, Some(&b)), ["Add a", "Add b"]);
+        assert_eq!(paths(Some(&b), None), ["Delete a", "Delete b"]);
+        assert_eq!(paths(Some(&c), Some(&c)), [""; 0]);
+    });
 }

@@ -116,12 +116,10 @@ impl Groups {
                 Some(parent) => dir.top.join(parent.trim_matches('/')).join(step),
                 None => dir.own.join(&base).join(step),
             };
-            let wanted = self.own.unified_controllers(limits);
-            if !wanted.is_empty() || devices == Devices::Ruled && self.ruled && self.own.devices.is_none() {
-                self.make_unified(&dir, &wanted)?;
-                group.unified = Some(dir.clone());
-                group.dirs.push(dir);
-            }
+            // Beside version 1's controllers it has none, but it kills at once and costs nothing to be born in.
+            self.make_unified(&dir, &self.own.unified_controllers(limits))?;
+            group.unified = Some(dir.clone());
+            group.dirs.push(dir);
         }
         let result = group.write_unified(limits).and_then(|()| {
             for (controller, dir) in self.own.version1(limits, devices == Devices::Ruled && self.ruled) {

@@ -148,8 +148,8 @@ pub fn restrict(target: &Path, restrict: Restrict, depth: Depth) -> Result<(), E
 
 /// Binds `source`, and what is mounted below it, to an open directory or file, already restricted when it appears.
 ///
-/// Nobody can lead it astray by links, because the target is open. `scratch` is an empty directory that only older
-/// kernels need, for a moment.
+/// Nobody can lead it astray by links, because the target is open. `scratch` is an empty directory, with an empty file
+/// `<scratch>.file` beside it, that only older kernels need, for a moment.
 pub fn attach(source: &Path, target: BorrowedFd<'_>, restrict: Restrict, scratch: &Path) -> Result<(), Error> {
     let error = |errno| Error::path("bind", source, errno);
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
@@ -171,12 +171,9 @@ pub fn attach(source: &Path, target: BorrowedFd<'_>, restrict: Restrict, scratch
         Err(Errno::NOSYS | Errno::PERM) => {}
         Err(errno) => return Err(error(errno)),
     }
-    // A mount keeps its flags when it moves, so the scratch directory is where it gets them. A file needs a file.
+    // A mount keeps its flags when it moves, so the scratch directory, or file, is where it gets them.
     let is_dir = rustix::fs::stat(source).map_err(error)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
     let place = if is_dir { scratch.to_owned() } else { scratch.with_extension("file") };
-    if !is_dir {
-        std::fs::File::create(&place).map_err(|error| Error::path("create", &place, error))?;
-    }
     rustix::mount::mount_bind_recursive(source, &place).map_err(error)?;
     if !restrict.is_empty() {
         self::restrict(&place, restrict, Depth::Below)?;

@@ -46,7 +46,13 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::SourceOp) -> Result<Tree, Faul
         Source::Image(source) => {
             let image = resolve(ctx, &source).await?;
             let description = format!("pulled from {}", image.reference);
-            ctx.core.images.tree(&image, source.layer_limit, &description)
+            let tree = ctx.core.images.tree(&image, source.layer_limit, &description)?;
+            if let Tree::Snapshot(top) = &tree {
+                let layers = ctx.core.store.snapshots().chain(&top.id());
+                let layers = layers.map_err(|e| crate::core::store_fault("cannot read a snapshot", e))?;
+                ctx.jobs.iter().for_each(|job| job.add_pull(layers.iter().copied(), ctx.op.label.digest));
+            }
+            Ok(tree)
         }
         Source::Local(source) => LocalTree::open(ctx, &source).await,
     }

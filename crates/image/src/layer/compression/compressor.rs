@@ -59,7 +59,7 @@ struct Running<W> {
 enum Codec {
     Store,
     Gzip(u32),
-    Zstd(i32),
+    Zstd(Option<i32>),
 }
 
 /// A block of content on its way; its buffer is used again.
@@ -101,7 +101,7 @@ impl<W: Write + Send + 'static> Compressor<W> {
                 let level = options.level.filter(|level| *level >= 0).unwrap_or(gzip::DEFAULT_LEVEL);
                 Codec::Gzip(level.unsigned_abs())
             }
-            Compression::Zstd => Codec::Zstd(options.level.unwrap_or(zstd::DEFAULT_LEVEL)),
+            Compression::Zstd => Codec::Zstd(options.level),
         };
         Ok(Compressor {
             codec,
