@@ -6,7 +6,9 @@
 #![expect(clippy::unwrap_used, reason = "a test says why it fails by failing")]
 
 mod harness;
+mod who;
 
+mod cases;
 mod own_image;
 mod program;
 mod smoke;

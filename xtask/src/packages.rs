@@ -11,7 +11,9 @@ pub const BUILD: &[&str] = &["gcc", "musl-tools"];
 
 /// To run the tests: base images, a registry, tools that judge what we write, and id maps of ordinary users.
 pub const TESTS: &[&str] = &[
+    "attr",
     "busybox-static",
+    "bzip2",
     "ca-certificates",
     "docker-registry",
     "e2fsprogs",
@@ -20,6 +22,8 @@ pub const TESTS: &[&str] = &[
     "skopeo",
     "uidmap",
     "umoci",
+    "xz-utils",
+    "zstd",
 ];
 
 /// Installs what is missing.
