@@ -9,6 +9,7 @@ mod fault;
 mod platform;
 pub mod progress;
 mod redact;
+pub mod report;
 mod size;
 
 pub use cancel::{Cancel, Cancelled};

@@ -1,1 +1,96 @@
-//! Under construction.
+//! The command line: one file per command.
+//!
+//! The only room that prints, and, with the other programs, the only one that reads the environment. A command
+//! line goes one way: [`program`] (which program is this?) -> [`command`] (what was typed) -> [`spec`] (what is
+//! meant) -> [`daemonless`] (engine and client in one process) -> [`display`] and [`fault`] (what people see).
+
+pub mod command;
+mod credentials;
+pub mod daemonless;
+pub mod display;
+pub mod environment;
+pub mod fault;
+pub mod metadata;
+pub mod program;
+pub mod spec;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use base::{Fault, Kind};
+use command::Action;
+use daemonless::run::Failure;
+use environment::Environment;
+use program::Program;
+use sys::userns::Isolation;
+
+/// What `--version` prints after the name: package, version and revision, as upstream's programs do.
+pub const VERSION: &str =
+    concat!("github.com/hullworks/hullworks v", env!("CARGO_PKG_VERSION"), " ", env!("HULLWORKS_REVISION"));
+
+/// Runs the program and answers its exit code: 0 on success, 1 on any failure, as upstream.
+pub fn main() -> ExitCode {
+    if executor::init::is_requested() {
+        executor::init::main();
+    }
+    match run(std::env::args_os().collect()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { fault, steps }) => {
+            let mut stderr = std::io::stderr().lock();
+            // With standard error closed the exit code has to do.
+            let _ = fault::print(&mut stderr, &fault, &steps);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Vec<OsString>) -> Result<(), Failure> {
+    let mut environment = Environment::of_process();
+    let (program, args) = Program::choose(args);
+    let action = match program {
+        Program::Hullworks => command::hullworks::parse(args, &environment)?,
+        Program::BuildctlDaemonless => command::buildctl::parse(args, &environment)?,
+        Program::Buildkitd | Program::Buildctl | Program::Executor => return Err(comes_later(program).into()),
+    };
+    match action {
+        Action::Print(text) => Ok(print(&text)?),
+        Action::Simple(work) => Ok(work()?),
+        Action::Engine(work) => {
+            environment.isolation = Some(isolate()?);
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            let runtime = runtime.map_err(|error| Fault::because(Kind::Environment, "cannot start threads", error))?;
+            let result = runtime.block_on(work(environment));
+            // The engine is closed; a thread that is stuck in a system call must not keep us.
+            runtime.shutdown_background();
+            result
+        }
+    }
+}
+
+fn comes_later(program: Program) -> Fault {
+    let fault = Fault::user(format!("`{}` comes with a later release", program.name()));
+    match program {
+        Program::Executor => fault.hint("use `hullworks build` for now"),
+        _ => fault.hint("build without a daemon for now: `hullworks build` or `buildctl-daemonless.sh build`"),
+    }
+}
+
+/// Enters the best isolation that the machine grants. The one call, before any thread exists.
+fn isolate() -> Result<Isolation, Fault> {
+    sys::userns::enter().map_err(|error| Fault::because(Kind::Environment, "cannot set up isolation", error))
+}
+
+/// Writes to standard output. A reader that has gone away is no failure.
+pub(crate) fn print(text: &str) -> Result<(), Fault> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(command::stdout_failed(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes one line to standard output.
+pub(crate) fn print_line(text: &str) -> Result<(), Fault> {
+    print(&format!("{text}\n"))
+}

@@ -1,1 +1,28 @@
-//! Under construction.
+//! The Dockerfile frontend: bytes in, LLB out.
+//!
+//! The way of a Dockerfile: [`parse`] splits bytes into lines, [`instruction`] understands each line, `lower` makes LLB
+//! and the image configuration. [`build()`] is the way in: it takes the options of `--frontend dockerfile.v0` and asks
+//! through [`Ask`] for files, images and inputs. Vertex digests and configurations equal those of BuildKit's own
+//! frontend; golden files hold what upstream computed.
+//!
+//! Absent here: files, network, async, clocks. Solving is the engine's.
+
+mod ask;
+mod context;
+mod error;
+pub mod expand;
+mod frontend;
+mod git;
+mod gotext;
+pub mod ignore;
+pub mod instruction;
+mod lower;
+mod options;
+pub mod parse;
+mod platform;
+mod suggest;
+
+pub use ask::{Ask, ImageRequest, LayoutStore, LocalRead, ReadRequest, ResolvedImage};
+pub use error::{Error, Mistake, Result};
+pub use frontend::{Built, Gateway, Outcome, PlatformResult, Request, Warning, build};
+pub use options::{NoCache, Options};

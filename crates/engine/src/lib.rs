@@ -1,1 +1,26 @@
-//! Under construction.
+//! A request becomes a result: jobs, frontends, ops.
+//!
+//! The one place where all rooms meet, and a library: the daemon is this plus gRPC, `hullworks build`
+//! and `buildctl-daemonless.sh` are this plus a session in the same process.
+
+pub mod api;
+mod cache_mount;
+mod content;
+mod core;
+mod driver;
+mod fill;
+mod flight;
+mod frontend;
+mod images;
+mod job;
+mod local;
+mod open;
+mod ops;
+mod places;
+mod shadow;
+mod tree;
+
+pub use api::{
+    CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,
+    SolveRequest, SolveResponse, UsageRecord,
+};

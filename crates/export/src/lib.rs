@@ -1,1 +1,207 @@
-//! Under construction.
+//! A result becomes an image, an archive, a tar or a directory.
+//!
+//! `layer` makes blobs of snapshots, once per snapshot and compression; `assemble` puts config, manifests and index
+//! around them; `archive`, `push` and `tree` take it out. How the result was built is nobody's business here.
+
+mod archive;
+mod assemble;
+mod layer;
+mod options;
+mod push;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use base::report::Tasks;
+use base::{Cancel, Fault, Kind, Platform};
+use registry::{Client, CredentialSource};
+use session::Output;
+use store::{Hold, SnapshotId, Store};
+
+pub use options::{Annotation, AnnotationPlace, Attributes, ImageOptions, PushOptions};
+
+/// A build's result.
+#[derive(Clone, Debug)]
+pub struct BuildResult {
+    /// In the order of the request.
+    pub platforms: Vec<PlatformResult>,
+    /// An index is wanted, even for one platform.
+    pub multi: bool,
+}
+
+/// The result for one platform.
+#[derive(Clone, Debug)]
+pub struct PlatformResult {
+    /// Its key in attributes: the platform's text form.
+    pub id: String,
+    /// What it runs on, where the frontend said so.
+    pub platform: Option<Platform>,
+    /// The tree; none is an empty one.
+    pub tree: Option<Arc<Hold>>,
+    /// The image config, without its layers.
+    pub config: Option<Vec<u8>>,
+    /// The config of the image that it stands on.
+    pub base_config: Option<Vec<u8>>,
+}
+
+/// What lazy layers need from whoever pulled them.
+#[async_trait]
+pub trait Lazy: Send + Sync {
+    /// Brings the layer's own blob into the content store.
+    async fn fetch_blob(&self, snapshot: SnapshotId) -> Result<(), Fault>;
+    /// Unpacks the snapshot and all below it.
+    async fn fill(&self, snapshot: &Hold) -> Result<(), Fault>;
+}
+
+/// What exporters have at hand.
+pub struct Context {
+    /// Where snapshots and blobs are.
+    pub store: Store,
+    /// Where images are pushed.
+    pub registry: Client,
+    /// The client's credentials.
+    pub credentials: Arc<dyn CredentialSource>,
+    /// Fetches what was not read so far.
+    pub lazy: Arc<dyn Lazy>,
+    /// Where progress goes.
+    pub tasks: Tasks,
+    /// Ends the export early.
+    pub cancel: Cancel,
+    /// Threads that compress.
+    pub threads: usize,
+}
+
+/// One `--output`, its attributes read.
+#[derive(Clone, Debug)]
+pub enum Exporter {
+    /// `type=image`
+    Image(ImageOptions, PushOptions),
+    /// `type=oci` and `type=docker`
+    Archive {
+        /// `docker` instead of `oci`.
+        docker: bool,
+        /// As one tar; else as a directory.
+        tar: bool,
+        /// What goes in.
+        image: ImageOptions,
+    },
+    /// `type=tar` and `type=local`
+    Tree {
+        /// As a directory of files; else as one tar.
+        local: bool,
+        /// No timestamp is later.
+        epoch: Option<i64>,
+        /// One directory per platform. Unset: where there are several.
+        platform_split: Option<bool>,
+    },
+}
+
+impl Exporter {
+    /// Reads an output's type and attributes. Unknown ones are refused by name.
+    pub fn read(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Exporter, Fault> {
+        let (name, exporter): (&'static str, fn(&mut Attributes) -> Result<Exporter, Fault>) = match kind {
+            "image" => ("image", |attrs| Ok(Exporter::Image(attrs.image()?, attrs.push()?))),
+            "oci" => ("oci", |attrs| read_archive(attrs, false)),
+            "docker" => ("docker", |attrs| read_archive(attrs, true)),
+            "tar" => ("tar", |attrs| read_tree(attrs, false)),
+            "local" => ("local", |attrs| read_tree(attrs, true)),
+            "registry" => ("registry", |attrs| {
+                let mut push = attrs.push()?;
+                push.push = true;
+                Ok(Exporter::Image(attrs.image()?, push))
+            }),
+            "" => return Err(Fault::user("output has no type")),
+            other => {
+                let text =
+                    format!("output type `{other}` is not supported: there are image, oci, docker, tar and local");
+                return Err(Fault::user(text));
+            }
+        };
+        let mut attributes = Attributes::new(name, attrs);
+        let exporter = exporter(&mut attributes)?;
+        attributes.finish()?;
+        Ok(exporter)
+    }
+
+    /// What people see while it works.
+    pub fn title(&self) -> &'static str {
+        match self {
+            Exporter::Image(..) => "exporting to image",
+            Exporter::Archive { docker: false, .. } => "exporting to oci image format",
+            Exporter::Archive { docker: true, .. } => "exporting to docker image format",
+            Exporter::Tree { local: true, .. } => "exporting to client directory",
+            Exporter::Tree { local: false, .. } => "exporting to client tarball",
+        }
+    }
+
+    /// Sets the epoch where the attributes did not.
+    #[must_use]
+    pub fn with_default_epoch(mut self, default: Option<i64>) -> Exporter {
+        let (Exporter::Image(ImageOptions { epoch, .. }, _)
+        | Exporter::Archive { image: ImageOptions { epoch, .. }, .. }
+        | Exporter::Tree { epoch, .. }) = &mut self;
+        *epoch = epoch.or(default);
+        self
+    }
+
+    /// Exports `result`; answers what BuildKit's exporter answers.
+    pub async fn export(
+        &self,
+        context: &Context,
+        result: &BuildResult,
+        output: Output,
+    ) -> Result<BTreeMap<String, String>, Fault> {
+        match self {
+            Exporter::Image(image, push) => {
+                let assembled = assemble::assemble(context, result, image).await?;
+                push::name_and_push(context, assembled, image, push).await
+            }
+            Exporter::Archive { docker, tar, image } => {
+                if *docker && (result.multi || result.platforms.len() > 1) {
+                    return Err(Fault::user("output type=docker cannot hold several platforms").hint("use type=oci"));
+                }
+                let assembled = assemble::assemble(context, result, image).await?;
+                archive::write(context, assembled, image, *docker, *tar, output).await
+            }
+            Exporter::Tree { local, epoch, platform_split } => {
+                tree::write(context, result, *local, *epoch, *platform_split, output).await
+            }
+        }
+    }
+}
+
+fn read_archive(attrs: &mut Attributes, docker: bool) -> Result<Exporter, Fault> {
+    let tar = attrs.boolean("tar")?.unwrap_or(true);
+    Ok(Exporter::Archive { docker, tar, image: attrs.image()? })
+}
+
+fn read_tree(attrs: &mut Attributes, local: bool) -> Result<Exporter, Fault> {
+    let epoch = attrs.epoch()?;
+    let platform_split = attrs.boolean("platform-split")?;
+    // Where attestations would go; this version makes none.
+    attrs.text("attestation-prefix");
+    Ok(Exporter::Tree { local, epoch, platform_split })
+}
+
+/// Runs code that waits for disks on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+fn store_fault(doing: &str, error: store::Error) -> Fault {
+    let full = error.is_no_space();
+    let fault = Fault::because(Kind::Environment, doing, error);
+    if full { fault.hint("free space on the volume of the state directory, or run `hullworks prune`") } else { fault }
+}
+
+fn image_fault(doing: &str, error: image::Error) -> Fault {
+    Fault::because(Kind::Environment, doing, error)
+}

@@ -19,6 +19,7 @@ mod stat;
 mod target;
 #[cfg(test)]
 mod testtree;
+pub mod untar;
 pub mod walk;
 mod xattr;
 

@@ -1,1 +1,30 @@
-//! Under construction.
+//! HTTPS for registries, caches and http sources: one connection pool per TLS identity, and the manners
+//! that every caller needs (proxies, roots, timeouts, retries, redirects, limits).
+//!
+//! The room knows no registry and no credential. It reads no environment variable of ours: proxies come in as
+//! [`Proxies`]. The one exception is `rustls-native-certs`, which honours `SSL_CERT_FILE` and `SSL_CERT_DIR` as every
+//! TLS program does.
+//!
+//! A status is not an error here: after the retries the last response is the caller's to judge.
+
+mod client;
+mod error;
+mod proxy;
+mod request;
+mod response;
+mod retry;
+mod tls;
+
+#[cfg(test)]
+mod tests;
+
+pub use client::{Client, Pools, Protocol, Settings, Timeouts};
+pub use error::{ConnectFailure, Error};
+pub use proxy::Proxies;
+pub use request::{Body, BodyStream, Notify, Redirects, Request};
+pub use response::Response;
+pub use retry::{Retry, Retrying, Verdict, retry};
+pub use tls::{KeyPair, TlsIdentity, Verify};
+
+/// What servers see in `User-Agent`.
+pub const USER_AGENT: &str = concat!("hullworks/", env!("CARGO_PKG_VERSION"));

@@ -1,11 +1,15 @@
 //! LLB, the waist: a graph of marshalled ops addressed by digest.
 //!
 //! Everything above makes LLB, everything below solves it. [`pb`] are the wire messages; [`Graph`] is a
-//! definition that was read, checked and put in order. Digests are always taken over the bytes that
-//! were received, never over a re-encoding. No I/O, no async.
+//! definition that was read, checked and put in order; [`build`] makes definitions, byte for byte as BuildKit's Go
+//! client does. Digests are always taken over the bytes that were received, never over a re-encoding.
+//! No I/O, no async.
 
 pub mod build;
+mod go_json;
 mod graph;
+pub mod key;
+pub mod path;
 pub mod text;
 
 pub use graph::{Edge, Error, Graph, Limits, Vertex, VertexId};

@@ -1,1 +1,73 @@
-//! Under construction.
+//! A client's side of a build: its files, secrets and credentials.
+//!
+//! [`Session`] is what the engine may ask of a client. `local` answers in process (daemonless builds
+//! read the user's directories in place); a remote one, over gRPC, joins with the daemon.
+
+pub mod local;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use base::{Fault, Secret};
+
+/// What a build may ask of the client that started it.
+///
+/// Every method is called while the build runs, from any task, as often as an op needs an answer.
+#[async_trait]
+pub trait Session: Send + Sync {
+    /// Unique per client connection.
+    fn id(&self) -> &str;
+
+    /// The directory that the client shares under `name` (`context`, `dockerfile`, a named context).
+    /// None when the client shares nothing under that name.
+    async fn local(&self, name: &str) -> Result<Option<LocalDir>, Fault>;
+
+    /// The secret `id`. None when the client has none; the caller decides whether that is an error.
+    async fn secret(&self, id: &str) -> Result<Option<Secret>, Fault>;
+
+    /// The user name and password, or token, for a registry host. None is anonymous.
+    async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Fault>;
+
+    /// Where the result number `index` of the request goes, when an exporter writes to the client.
+    async fn output(&self, index: usize) -> Result<Output, Fault>;
+}
+
+/// A directory of the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalDir {
+    /// Readable in place, never written.
+    InPlace(PathBuf),
+}
+
+/// What logs in to a registry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Credentials {
+    /// User name and password.
+    Basic {
+        /// The user.
+        username: String,
+        /// The password.
+        password: Secret,
+    },
+    /// An OAuth2 refresh token (`identitytoken` of `config.json`).
+    Refresh(Secret),
+    /// A bearer token to send as it is (`registrytoken`).
+    Bearer(Secret),
+}
+
+/// Where an exporter writes.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// One stream, such as an archive: a file that appears when it is whole.
+    File(PathBuf),
+    /// Standard output of the program.
+    Stdout,
+    /// A directory that receives a tree.
+    Directory(PathBuf),
+    /// Nothing goes to the client.
+    None,
+}
+
+/// A session that any number of tasks hold.
+pub type SharedSession = Arc<dyn Session>;

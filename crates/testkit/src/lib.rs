@@ -1,1 +1,16 @@
-//! Under construction.
+//! What tests share: scratch space, stated needs, registries that behave and one that misbehaves, small images.
+//!
+//! Never shipped. Servers run on threads of their own, so that blocking tests, async tests and other programs can all
+//! talk to them; they stop when their value is dropped.
+
+mod debian;
+pub mod image;
+pub mod need;
+pub mod registry;
+mod scratch;
+#[cfg(test)]
+mod tests;
+
+pub use debian::{DockerRegistry, LOGIN};
+pub use registry::{Auth, Fault, Registry};
+pub use scratch::{free_port, scratch};

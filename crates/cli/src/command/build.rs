@@ -1,0 +1,409 @@
+//! `hullworks build`: for people used to `docker build`.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use base::{Fault, Kind};
+use clap::Args;
+use engine::{Entitlement, ExportRequest, Frontend};
+use session::Output;
+
+use super::hullworks::EngineArgs;
+use super::{Action, not_yet};
+use crate::daemonless::{BuildPlan, Scratch, run};
+use crate::display::Mode;
+use crate::environment::Environment;
+use crate::spec::cache::{Direction, caches};
+use crate::spec::context::{NamedContext, build_context, is_remote};
+use crate::spec::output::Export;
+use crate::spec::pairs::{build_args, errno_text, labels, require_dir};
+use crate::spec::{allow, docker, invalid, output, proxies, secret};
+
+/// Build an image from a Dockerfile.
+///
+/// Without --output or --push the result stays in the build cache.
+#[derive(Clone, Debug, Default, Args)]
+#[command(visible_alias = "b")]
+pub struct Build {
+    /// Directory that COPY and ADD read; `-` reads a Dockerfile from standard input and has no context
+    #[arg(value_name = "PATH", default_value = ".")]
+    pub path: PathBuf,
+
+    /// Name of the image, as host/name:tag; repeat it for several
+    #[arg(long, short, value_name = "NAME")]
+    pub tag: Vec<String>,
+    /// Dockerfile, relative to the current directory; `-` reads standard input [default: PATH/Dockerfile]
+    #[arg(long, short, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Stage to build [default: the last one]
+    #[arg(long, value_name = "STAGE")]
+    pub target: Option<String>,
+    /// Value for an ARG; NAME alone takes it from the environment
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub build_arg: Vec<String>,
+    /// Another directory or image that FROM and --from can name: name=PATH, name=docker-image://REF,
+    /// name=target:STAGE
+    #[arg(long, value_name = "NAME=SOURCE")]
+    pub build_context: Vec<String>,
+    /// Platform to build for, such as linux/arm64; repeat it or use commas for several [default:
+    /// $DOCKER_DEFAULT_PLATFORM, else this machine's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Vec<String>,
+    /// Label of the image
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
+    /// Annotation of the image's manifest
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub annotation: Vec<String>,
+
+    /// Where the result goes: a directory, `-` (a tar on standard output), or
+    /// type=image|oci|docker|tar|local,dest=PATH,..; repeat it for several
+    #[arg(long, short, value_name = "OUTPUT", allow_hyphen_values = true, help_heading = "Output")]
+    pub output: Vec<String>,
+    /// Push to the registry that each --tag names
+    #[arg(long, help_heading = "Output")]
+    pub push: bool,
+    /// Not offered: there is no docker daemon to load into
+    #[arg(long, help_heading = "Output")]
+    pub load: bool,
+    /// Show nothing but the image's id
+    #[arg(long, short, help_heading = "Output")]
+    pub quiet: bool,
+    /// What is shown: auto, plain, tty, quiet or rawjson [default: auto]
+    #[arg(long, value_name = "MODE", help_heading = "Output")]
+    pub progress: Option<String>,
+    /// Write digests and names of the result to this file as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub metadata_file: Option<PathBuf>,
+    /// Write the image's id to this file
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub iidfile: Option<PathBuf>,
+
+    /// Secret for RUN --mount=type=secret: id=NAME[,src=FILE|,env=VARIABLE]
+    #[arg(long, value_name = "SECRET", help_heading = "Steps")]
+    pub secret: Vec<String>,
+    /// Not supported yet: an SSH agent or key for RUN --mount=type=ssh
+    #[arg(long, value_name = "SSH", help_heading = "Steps")]
+    pub ssh: Vec<String>,
+    /// Network of RUN steps: default, none or host
+    #[arg(long, value_name = "MODE", default_value = "default", help_heading = "Steps")]
+    pub network: String,
+    /// Right that the build asks for: network.host, security.insecure or device[=NAME]
+    #[arg(long, value_name = "RIGHT", help_heading = "Steps")]
+    pub allow: Vec<String>,
+    /// Line for /etc/hosts of RUN steps: host:ip
+    #[arg(long, value_name = "HOST:IP", help_heading = "Steps")]
+    pub add_host: Vec<String>,
+    /// Size of /dev/shm of RUN steps, such as 128m
+    #[arg(long, value_name = "SIZE", help_heading = "Steps")]
+    pub shm_size: Option<String>,
+    /// Resource limit of RUN steps: name=soft[:hard]
+    #[arg(long, value_name = "LIMIT", help_heading = "Steps")]
+    pub ulimit: Vec<String>,
+    /// Parent cgroup of RUN steps
+    #[arg(long, value_name = "CGROUP", help_heading = "Steps")]
+    pub cgroup_parent: Option<String>,
+
+    /// Use nothing from the cache
+    #[arg(long, help_heading = "Cache")]
+    pub no_cache: bool,
+    /// Use nothing from the cache in these stages
+    #[arg(long, value_name = "STAGE", help_heading = "Cache")]
+    pub no_cache_filter: Vec<String>,
+    /// Ask registries for newer versions of base images
+    #[arg(long, help_heading = "Cache")]
+    pub pull: bool,
+    /// Cache to read: an image reference or type=..
+    #[arg(long, value_name = "CACHE", help_heading = "Cache")]
+    pub cache_from: Vec<String>,
+    /// Cache to write: an image reference or type=..
+    #[arg(long, value_name = "CACHE", help_heading = "Cache")]
+    pub cache_to: Vec<String>,
+
+    /// Attestation about the result; only `false` is supported yet
+    #[arg(long, value_name = "VALUE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Output")]
+    pub provenance: Option<String>,
+    /// Attestation about the result; only `false` is supported yet
+    #[arg(long, value_name = "VALUE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Output")]
+    pub sbom: Option<String>,
+    #[arg(long, hide = true)]
+    attest: Vec<String>,
+    #[arg(long, hide = true)]
+    builder: Option<String>,
+    #[arg(long, hide = true)]
+    call: Option<String>,
+    #[arg(long, hide = true)]
+    check: bool,
+
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+impl Build {
+    /// Checks everything that can be checked without the engine.
+    pub fn action(self, environment: &Environment) -> Result<Action, Fault> {
+        self.refuse_what_is_not_there()?;
+        let plan = self.plan(environment)?;
+        let mut settings = self.engine.settings(environment)?;
+        // Who may start the engine may also grant rights: there is nobody else to ask.
+        settings.config.insecure_entitlements.extend(plan.entitlements.iter().map(entitlement_name));
+        if plan.exports.is_empty() && plan.mode != Mode::Quiet {
+            settings.warnings.push(
+                "no output is given: the result stays in the build cache; add --push, or --output type=oci,dest=image.tar"
+                    .to_owned(),
+            );
+        }
+        Ok(Action::engine(|environment| async move { run::build(plan, &settings, &environment).await }))
+    }
+
+    fn refuse_what_is_not_there(&self) -> Result<(), Fault> {
+        if self.load {
+            return Err(Fault::user("--load is not offered: there is no docker daemon to load into")
+                .hint("write an archive with --output type=docker,dest=image.tar, then `docker load -i image.tar`"));
+        }
+        if !self.ssh.is_empty() {
+            return Err(not_yet("--ssh"));
+        }
+        if !self.attest.is_empty() {
+            return Err(not_yet("--attest"));
+        }
+        for (flag, value) in [("--provenance", &self.provenance), ("--sbom", &self.sbom)] {
+            if value.as_deref().is_some_and(|value| config::parse_bool(value) != Some(false)) {
+                return Err(not_yet(flag).hint(format!("{flag}=false is accepted")));
+            }
+        }
+        if self.builder.is_some() {
+            return Err(Fault::user("--builder is not offered: hullworks builds in this process"));
+        }
+        if self.check || self.call.as_deref().is_some_and(|call| call != "build") {
+            return Err(not_yet(if self.check { "--check" } else { "--call" }));
+        }
+        Ok(())
+    }
+
+    /// What is meant.
+    pub fn plan(&self, environment: &Environment) -> Result<BuildPlan, Fault> {
+        let progress = if self.quiet { "quiet" } else { self.progress.as_deref().unwrap_or("auto") };
+        let mode = Mode::choose(progress, environment)?;
+        let mut plan = BuildPlan::new(Frontend::Llb(Vec::new()), mode);
+        let mut options = self.options(environment)?;
+        self.add_context(&mut plan, &mut options)?;
+        self.add_named_contexts(&mut plan, &mut options)?;
+        plan.exports = self.exports(environment)?;
+        plan.cache_imports = caches("--cache-from", Direction::Import, &self.cache_from, environment)?;
+        plan.cache_exports = caches("--cache-to", Direction::Export, &self.cache_to, environment)?;
+        plan.entitlements = allow::entitlements(&self.allow)?;
+        for value in &self.secret {
+            let (id, source) = secret::secret(value, environment)?;
+            plan.secrets.insert(id, source);
+        }
+        if options.get("force-network-mode").is_some_and(|mode| mode == "host")
+            && !plan.entitlements.contains(&Entitlement::NetworkHost)
+        {
+            plan.entitlements.push(Entitlement::NetworkHost);
+        }
+        plan.metadata_file.clone_from(&self.metadata_file);
+        plan.iid_file.clone_from(&self.iidfile);
+        plan.print_id = mode == Mode::Quiet;
+        plan.frontend = Frontend::Named { name: "dockerfile.v0".to_owned(), options };
+        Ok(plan)
+    }
+
+    /// The frontend's options, but for those about contexts.
+    fn options(&self, environment: &Environment) -> Result<BTreeMap<String, String>, Fault> {
+        let mut options = environment.docker_config_dir().map(|dir| proxies::build_args(&dir)).unwrap_or_default();
+        options.extend(build_args(&self.build_arg, environment)?);
+        options.extend(labels(&self.label));
+        let mut set = |key: &str, value: String| {
+            if !value.is_empty() {
+                options.insert(key.to_owned(), value);
+            }
+        };
+        set("target", self.target.clone().unwrap_or_default());
+        let default_platform: Vec<String> =
+            environment.get("DOCKER_DEFAULT_PLATFORM").map(str::to_owned).into_iter().collect();
+        set("platform", docker::platforms(if self.platform.is_empty() { &default_platform } else { &self.platform })?);
+        set("add-hosts", docker::add_hosts(&self.add_host)?);
+        set("ulimit", docker::ulimits(&self.ulimit)?);
+        set("shm-size", self.shm_size.as_deref().map(docker::shm_size).transpose()?.unwrap_or_default());
+        set("cgroup-parent", self.cgroup_parent.clone().unwrap_or_default());
+        set("force-network-mode", docker::network(&self.network)?.unwrap_or_default().to_owned());
+        set("image-resolve-mode", if self.pull { "pull".to_owned() } else { String::new() });
+        match (self.no_cache, docker::stages(&self.no_cache_filter)?) {
+            (true, stages) if !stages.is_empty() => {
+                return Err(Fault::user("--no-cache and --no-cache-filter exclude each other"));
+            }
+            (true, _) => {
+                options.insert("no-cache".to_owned(), String::new());
+            }
+            (false, stages) if !stages.is_empty() => {
+                options.insert("no-cache".to_owned(), stages.join(","));
+            }
+            (false, _) => {}
+        }
+        Ok(options)
+    }
+
+    /// Shares the context and the Dockerfile's directory.
+    fn add_context(&self, plan: &mut BuildPlan, options: &mut BTreeMap<String, String>) -> Result<(), Fault> {
+        let stdin = Path::new("-");
+        let path = self.path.to_string_lossy();
+        if self.path == stdin {
+            if self.file.is_some() {
+                return Err(Fault::user("PATH `-` reads the Dockerfile from standard input, --file is one too many"));
+            }
+            let dockerfile = dockerfile_from_stdin()?;
+            plan.dirs.insert("dockerfile".to_owned(), dockerfile.path().to_owned());
+            let empty = Scratch::new()?;
+            plan.dirs.insert("context".to_owned(), empty.path().to_owned());
+            plan.scratch.extend([dockerfile, empty]);
+            return Ok(());
+        }
+        if is_remote(&path) {
+            return Err(not_yet(&format!("a context from a URL or git (`{path}`)"))
+                .hint("fetch it first, then build the directory"));
+        }
+        require_dir("PATH", &path, &self.path)?;
+        plan.dirs.insert("context".to_owned(), self.path.clone());
+        match &self.file {
+            None => {
+                plan.dirs.insert("dockerfile".to_owned(), self.path.clone());
+            }
+            Some(file) if file == stdin => {
+                let dockerfile = dockerfile_from_stdin()?;
+                plan.dirs.insert("dockerfile".to_owned(), dockerfile.path().to_owned());
+                plan.scratch.push(dockerfile);
+            }
+            Some(file) => {
+                let shown = file.to_string_lossy();
+                let meta = std::fs::metadata(file)
+                    .map_err(|error| invalid("--file", &shown, format!("`{shown}`: {}", errno_text(&error))))?;
+                let name = file.file_name().filter(|_| !meta.is_dir());
+                let name = name.ok_or_else(|| invalid("--file", &shown, "it is a directory"))?;
+                let name = name.to_str().ok_or_else(|| invalid("--file", &shown, "its name is not UTF-8"))?;
+                options.insert("filename".to_owned(), name.to_owned());
+                let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                plan.dirs.insert("dockerfile".to_owned(), dir.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn add_named_contexts(&self, plan: &mut BuildPlan, options: &mut BTreeMap<String, String>) -> Result<(), Fault> {
+        for value in &self.build_context {
+            let (name, context) = build_context(value)?;
+            let target = match context {
+                NamedContext::Reference(reference) => reference,
+                NamedContext::Directory { share, path } => {
+                    let target = format!("local:{share}");
+                    plan.dirs.insert(share, path);
+                    target
+                }
+            };
+            options.insert(format!("context:{name}"), target);
+        }
+        Ok(())
+    }
+
+    /// Outputs with the names of --tag, and --push.
+    fn exports(&self, environment: &Environment) -> Result<Vec<Export>, Fault> {
+        let mut exports =
+            self.output.iter().map(|value| output::docker(value, environment)).collect::<Result<Vec<_>, _>>()?;
+        if exports.iter().filter(|export| matches!(export.output, Output::Stdout)).count() > 1 {
+            return Err(Fault::user("only one --output can go to standard output"));
+        }
+        if self.push {
+            let mut pushed = false;
+            for export in exports.iter_mut().filter(|export| export.request.kind == "image") {
+                export.request.attrs.insert("push".to_owned(), "true".to_owned());
+                pushed = true;
+            }
+            if !pushed {
+                let attrs = BTreeMap::from([("push".to_owned(), "true".to_owned())]);
+                let request = ExportRequest { kind: "image".to_owned(), attrs };
+                exports.push(Export { request, output: Output::None });
+            }
+        }
+        let tags = self.tag.iter().map(|tag| docker::tag(tag)).collect::<Result<Vec<_>, _>>()?;
+        for Export { request, .. } in &mut exports {
+            if !tags.is_empty() && matches!(request.kind.as_str(), "image" | "oci" | "docker") {
+                request.attrs.insert("name".to_owned(), tags.join(","));
+            }
+            for annotation in self.annotation.iter().filter(|_| matches!(request.kind.as_str(), "image" | "oci")) {
+                let (key, value) = annotation
+                    .split_once('=')
+                    .ok_or_else(|| invalid("--annotation", annotation, "expected key=value"))?;
+                let key = key.strip_prefix("manifest:").unwrap_or(key);
+                if let Some((level @ ("index" | "index-descriptor" | "manifest-descriptor"), _)) = key.split_once(':') {
+                    request.attrs.insert(format!("annotation-{level}.{}", &key[level.len() + 1..]), value.to_owned());
+                } else {
+                    request.attrs.insert(format!("annotation.{key}"), value.to_owned());
+                }
+            }
+            let attrs = &request.attrs;
+            let push = attrs.get("push").and_then(|text| config::parse_bool(text)) == Some(true);
+            if push && attrs.get("name").is_none_or(|name| name.is_empty()) {
+                return Err(Fault::user("a push needs a name").hint("add --tag host/name:tag"));
+            }
+        }
+        Ok(exports)
+    }
+}
+
+fn entitlement_name(entitlement: &Entitlement) -> String {
+    match entitlement {
+        Entitlement::NetworkHost => "network.host".to_owned(),
+        Entitlement::SecurityInsecure => "security.insecure".to_owned(),
+        Entitlement::Device(None) => "device".to_owned(),
+        Entitlement::Device(Some(name)) => format!("device={name}"),
+    }
+}
+
+/// The largest Dockerfile that standard input may hold.
+const MAX_DOCKERFILE: u64 = 16 << 20;
+
+/// Standard input as a file `Dockerfile` in a directory of its own.
+fn dockerfile_from_stdin() -> Result<Scratch, Fault> {
+    let mut bytes = Vec::new();
+    std::io::stdin()
+        .take(MAX_DOCKERFILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Fault::because(Kind::User, "cannot read the Dockerfile from standard input", error))?;
+    dockerfile_of(&bytes)
+}
+
+fn dockerfile_of(bytes: &[u8]) -> Result<Scratch, Fault> {
+    const GZIP: &[u8] = &[0x1f, 0x8b];
+    let is_tar = bytes.len() > 262 && &bytes[257..262] == b"ustar";
+    if is_tar || bytes.starts_with(GZIP) || bytes.starts_with(b"BZh") || bytes.starts_with(&[0xfd, b'7', b'z']) {
+        return Err(not_yet("a context as a tar on standard input").hint("unpack it, then build the directory"));
+    }
+    if bytes.len() as u64 > MAX_DOCKERFILE {
+        return Err(Fault::user(format!(
+            "the Dockerfile on standard input is larger than {} MiB",
+            MAX_DOCKERFILE >> 20
+        )));
+    }
+    Scratch::new()?.with_file("Dockerfile", bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standard_input_is_a_dockerfile_or_refused_by_name() {
+        let scratch = dockerfile_of(b"FROM scratch\n").expect("a Dockerfile");
+        assert_eq!(std::fs::read(scratch.path().join("Dockerfile")).expect("a file"), b"FROM scratch\n");
+        let path = scratch.path().to_owned();
+        drop(scratch);
+        assert!(!path.exists());
+        let mut tar = vec![0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        for archive in [tar.as_slice(), &[0x1f, 0x8b, 8], b"BZh9"] {
+            let error = dockerfile_of(archive).map(|_| ()).expect_err("an archive");
+            assert_eq!(error.to_string(), "a context as a tar on standard input is not supported yet");
+        }
+    }
+}

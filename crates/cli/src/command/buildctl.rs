@@ -1,0 +1,208 @@
+//! The command line of `buildctl`, as `buildctl-daemonless.sh` passes it on: every flag that upstream has is
+//! known; what a daemonless build cannot do is refused by name.
+
+use std::ffi::OsString;
+
+use base::Fault;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use super::buildkitd_flags::BuildkitdFlags;
+use super::{Action, buildctl_build, du, explain, not_yet, prune};
+use crate::daemonless::Settings;
+use crate::environment::Environment;
+use crate::fault::print_warning;
+use crate::spec::{goflags, invalid};
+
+/// buildctl and buildkitd in one process: takes buildctl's command line and ends with its last step.
+#[derive(Debug, Parser)]
+#[command(
+    name = "buildctl-daemonless.sh",
+    version = crate::VERSION,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    after_help = ENVIRONMENT
+)]
+pub struct Buildctl {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const ENVIRONMENT: &str = "\
+Environment:
+  BUILDKITD_FLAGS    flags that buildkitd would be started with, split at spaces
+  BUILDCTL           words after the first are flags; buildctl itself is built in
+  BUILDKITD          the same for buildkitd
+  BUILDCTL_CONNECT_RETRIES_MAX
+                     how often to try for a state directory that is in use [default: 10]
+  BUILDKIT_PROGRESS  what --progress=auto means
+  DOCKER_CONFIG      directory of docker's config.json [default: ~/.docker]
+
+Exit codes: 0 on success, 1 on any failure.";
+
+/// Flags before the command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Globals {
+    /// Log what the engine does on standard error
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, global = true, value_name = "BOOL")]
+    pub debug: bool,
+    /// Refused: a daemon's address makes no sense without a daemon
+    #[arg(long)]
+    pub addr: Option<String>,
+    /// Form of the log: text or json
+    #[arg(long, default_value = "text", value_name = "FORMAT", global = true)]
+    pub log_format: String,
+    /// Refused with --addr
+    #[arg(long, hide = true)]
+    pub tlsservername: Option<String>,
+    /// Refused with --addr
+    #[arg(long, hide = true)]
+    pub tlscacert: Option<String>,
+    /// Refused with --addr
+    #[arg(long, hide = true)]
+    pub tlscert: Option<String>,
+    /// Refused with --addr
+    #[arg(long, hide = true)]
+    pub tlskey: Option<String>,
+    /// Refused with --addr
+    #[arg(long, hide = true)]
+    pub tlsdir: Option<String>,
+    /// No effect: there is no connection
+    #[arg(long, default_value = "5", value_name = "SECONDS", hide_default_value = true)]
+    pub timeout: i64,
+    /// No effect: there is no connection
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
+    pub wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Build(Box<buildctl_build::BuildctlBuild>),
+    Du(du::Du),
+    Prune(prune::Prune),
+    /// Not supported yet: clean up build history
+    #[command(hide = true)]
+    PruneHistories(Anything),
+    /// Not supported yet: debug utilities
+    #[command(hide = true)]
+    Debug(Anything),
+    /// Not supported: there is no daemon to connect to
+    #[command(hide = true)]
+    DialStdio(Anything),
+}
+
+/// Arguments of a command that is refused whatever they are.
+#[derive(Debug, Args)]
+struct Anything {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _args: Vec<OsString>,
+}
+
+impl Globals {
+    fn check(&self) -> Result<(), Fault> {
+        let daemon = [
+            ("--addr", &self.addr),
+            ("--tlsservername", &self.tlsservername),
+            ("--tlscacert", &self.tlscacert),
+            ("--tlscert", &self.tlscert),
+            ("--tlskey", &self.tlskey),
+            ("--tlsdir", &self.tlsdir),
+        ];
+        if let Some((flag, _)) = daemon.iter().find(|(_, value)| value.as_deref().is_some_and(|v| !v.is_empty())) {
+            return Err(Fault::user(format!(
+                "{flag} is about a daemon, and buildctl-daemonless.sh builds without one"
+            ))
+            .hint("the client of a daemon, `buildctl`, comes with a later release"));
+        }
+        match self.log_format.as_str() {
+            "" | "text" | "json" => Ok(()),
+            other => Err(invalid("--log-format", other, "known are text and json")),
+        }
+    }
+}
+
+/// Parses the arguments after the program's name.
+pub fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Action, Fault> {
+    let mut words = vec![OsString::from("buildctl-daemonless.sh")];
+    words.extend(flags_of_program(environment, "BUILDCTL", "buildctl").into_iter().map(OsString::from));
+    words.extend(args);
+    let Buildctl { globals, command } = match Buildctl::try_parse_from(goflags::normalize(&Buildctl::command(), words))
+    {
+        Err(error) => return explain(&error),
+        Ok(line) => line,
+    };
+    globals.check()?;
+    match command {
+        Command::PruneHistories(_) => Err(not_yet("`buildctl prune-histories`")),
+        Command::Debug(_) => Err(not_yet("`buildctl debug`")),
+        Command::DialStdio(_) => Err(Fault::user("`buildctl dial-stdio` connects to a daemon, and there is none here")),
+        Command::Build(build) => build.action(settings(&globals, environment)?, environment),
+        Command::Du(du) => du.action_with(settings(&globals, environment)?),
+        Command::Prune(prune) => prune.action_with(settings(&globals, environment)?),
+    }
+}
+
+/// The settings that buildkitd's flags amount to.
+fn settings(globals: &Globals, environment: &Environment) -> Result<Settings, Fault> {
+    let mut flags = flags_of_program(environment, "BUILDKITD", "buildkitd");
+    let given = environment.get("BUILDKITD_FLAGS").unwrap_or_default();
+    flags.extend(given.split_whitespace().map(str::to_owned));
+    let mut settings = BuildkitdFlags::parse_words(flags)?.settings(environment)?;
+    settings.lock_wait = lock_wait(environment)?;
+    if globals.debug {
+        settings.log = settings.log.max(Some(tracing::Level::DEBUG));
+    }
+    settings.log_json |= globals.log_format == "json";
+    Ok(settings)
+}
+
+/// The words after the program in a variable such as `BUILDKITD="buildkitd --debug"`. The program itself is built
+/// in; naming another one earns a warning.
+fn flags_of_program(environment: &Environment, variable: &str, known: &str) -> Vec<String> {
+    let mut words = environment.get(variable).unwrap_or(known).split_whitespace().map(str::to_owned);
+    let program = words.next().unwrap_or_else(|| known.to_owned());
+    let name = program.rsplit('/').next().unwrap_or(&program);
+    if name != known && name != "hullworks" {
+        print_warning(&mut std::io::stderr(), format!("{variable}: `{program}` is not started, {known} is built in"));
+    }
+    words.filter(|word| word != known).collect()
+}
+
+/// As long as the script would wait for its daemon: try number n is followed by a pause of (100 + 20 n) ms.
+fn lock_wait(environment: &Environment) -> Result<std::time::Duration, Fault> {
+    const VARIABLE: &str = "BUILDCTL_CONNECT_RETRIES_MAX";
+    let text = environment.get(VARIABLE).unwrap_or("10");
+    let tries: u64 = text.parse().map_err(|_| invalid(VARIABLE, text, "expected a number"))?;
+    let tries = tries.min(10_000);
+    Ok(std::time::Duration::from_millis((0..=tries).map(|n| 100 + 20 * n).sum()))
+}
+
+/// The declaration, for help texts and their tests.
+pub fn declaration() -> clap::Command {
+    Buildctl::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_is_the_scripts() {
+        let wait = |value: &str| lock_wait(&Environment::with(&[("BUILDCTL_CONNECT_RETRIES_MAX", value)]));
+        assert_eq!(wait("").expect("the default").as_millis(), 2200);
+        assert_eq!(lock_wait(&Environment::default()).expect("the default"), crate::daemonless::settings::LOCK_WAIT);
+        assert_eq!(wait("0").expect("one try").as_millis(), 100);
+        assert!(wait("many").is_err());
+    }
+
+    #[test]
+    fn programs_are_built_in_but_their_flags_count() {
+        let flags =
+            |value: &str| flags_of_program(&Environment::with(&[("BUILDKITD", value)]), "BUILDKITD", "buildkitd");
+        assert_eq!(flags("buildkitd"), [""; 0]);
+        assert_eq!(flags("/usr/bin/buildkitd --debug --root=/x"), ["--debug", "--root=/x"]);
+        assert_eq!(flags("hullworks buildkitd --debug"), ["--debug"]);
+    }
+}

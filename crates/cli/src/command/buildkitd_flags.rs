@@ -1,0 +1,293 @@
+//! buildkitd's flags, as `BUILDKITD_FLAGS` holds them: all that upstream has. What is about sockets, containerd or
+//! another runtime has no effect without a daemon; what would change a build and cannot be done is refused.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use base::Fault;
+use clap::{CommandFactory as _, Parser};
+use config::{Config, DiskSpace};
+
+use super::{Action, explain};
+use crate::daemonless::Settings;
+use crate::daemonless::settings::log_level;
+use crate::environment::Environment;
+use crate::spec::{goflags, invalid, pairs};
+
+/// Flags of buildkitd.
+#[derive(Clone, Debug, Default, Parser)]
+#[command(name = "buildkitd", disable_version_flag = true, max_term_width = 100)]
+pub struct BuildkitdFlags {
+    /// Defaults that suit an ordinary user
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    rootless: Option<bool>,
+    /// Configuration file
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Log at level debug
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    debug: Option<bool>,
+    /// Log at level trace
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    trace: Option<bool>,
+    /// State directory
+    #[arg(long)]
+    root: Option<PathBuf>,
+    /// text or json
+    #[arg(long)]
+    log_format: Option<String>,
+    /// error, warn, info, debug or trace
+    #[arg(long)]
+    log_level: Option<String>,
+    /// Rights that builds may ask for
+    #[arg(long)]
+    allow_insecure_entitlement: Vec<String>,
+    /// Route the network of all builds through the enforcing proxy
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    proxy_network: Option<bool>,
+    /// true, false or auto
+    #[arg(long)]
+    oci_worker: Option<String>,
+    /// Labels of the worker
+    #[arg(long)]
+    oci_worker_labels: Vec<String>,
+    /// auto, overlayfs or native
+    #[arg(long)]
+    oci_worker_snapshotter: Option<String>,
+    /// Socket of a snapshotter in another process
+    #[arg(long)]
+    oci_worker_proxy_snapshotter_path: Option<String>,
+    /// Platforms of the worker
+    #[arg(long)]
+    oci_worker_platform: Vec<String>,
+    /// auto, host, none, cni or bridge
+    #[arg(long)]
+    oci_worker_net: Option<String>,
+    /// CNI configuration file
+    #[arg(long)]
+    oci_cni_config_path: Option<PathBuf>,
+    /// Directory of CNI plugins
+    #[arg(long)]
+    oci_cni_binary_dir: Option<PathBuf>,
+    /// Network namespaces that are kept ready
+    #[arg(long)]
+    oci_cni_pool_size: Option<u32>,
+    /// Another OCI runtime
+    #[arg(long)]
+    oci_worker_binary: Option<String>,
+    /// AppArmor profile of steps
+    #[arg(long)]
+    oci_worker_apparmor_profile: Option<String>,
+    /// Label steps for SELinux
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    oci_worker_selinux: Option<bool>,
+    /// Steps that run at once
+    #[arg(long)]
+    oci_max_parallelism: Option<u32>,
+    /// Defaults that suit an ordinary user
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    oci_worker_rootless: Option<bool>,
+    /// Steps share our process namespace
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    oci_worker_no_process_sandbox: Option<bool>,
+    /// Clean the cache automatically
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    oci_worker_gc: Option<bool>,
+    /// reserved[,free[,maximum]] in MB
+    #[arg(long)]
+    oci_worker_gc_keepstorage: Option<String>,
+    /// true, false or auto
+    #[arg(long)]
+    containerd_worker: Option<String>,
+    #[command(flatten)]
+    no_effect: NoEffect,
+}
+
+/// Flags that are about a daemon's sockets, about containerd, or about devices and traces that a daemonless build
+/// does not have.
+#[derive(Clone, Debug, Default, clap::Args)]
+struct NoEffect {
+    #[arg(long)]
+    addr: Vec<String>,
+    #[arg(long)]
+    group: Option<String>,
+    #[arg(long)]
+    debugaddr: Option<String>,
+    #[arg(long)]
+    tlscert: Option<String>,
+    #[arg(long)]
+    tlskey: Option<String>,
+    #[arg(long)]
+    tlscacert: Option<String>,
+    #[arg(long)]
+    otel_socket_path: Option<String>,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    cdi_disabled: Option<bool>,
+    #[arg(long)]
+    cdi_spec_dir: Vec<String>,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    save_cache_debug: Option<bool>,
+    #[arg(long)]
+    containerd_worker_addr: Option<String>,
+    #[arg(long)]
+    containerd_worker_labels: Vec<String>,
+    #[arg(long)]
+    containerd_worker_platform: Vec<String>,
+    #[arg(long)]
+    containerd_worker_namespace: Option<String>,
+    #[arg(long)]
+    containerd_worker_runtime: Option<String>,
+    #[arg(long)]
+    containerd_worker_net: Option<String>,
+    #[arg(long)]
+    containerd_cni_config_path: Option<String>,
+    #[arg(long)]
+    containerd_cni_binary_dir: Option<String>,
+    #[arg(long)]
+    containerd_cni_pool_size: Option<u32>,
+    #[arg(long)]
+    containerd_worker_snapshotter: Option<String>,
+    #[arg(long)]
+    containerd_worker_apparmor_profile: Option<String>,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    containerd_worker_selinux: Option<bool>,
+    #[arg(long)]
+    containerd_max_parallelism: Option<u32>,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    containerd_worker_rootless: Option<bool>,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    containerd_worker_gc: Option<bool>,
+    #[arg(long)]
+    containerd_worker_gc_keepstorage: Option<String>,
+}
+
+impl BuildkitdFlags {
+    /// Parses words that were split at spaces.
+    pub fn parse_words(words: Vec<String>) -> Result<BuildkitdFlags, Fault> {
+        let words = std::iter::once(OsString::from("buildkitd")).chain(words.into_iter().map(OsString::from));
+        let words = goflags::normalize(&BuildkitdFlags::command(), words.collect());
+        BuildkitdFlags::try_parse_from(words).map_err(|error| match explain(&error) {
+            Ok(Action::Print(_) | Action::Simple(_) | Action::Engine(_)) => {
+                Fault::user("BUILDKITD_FLAGS asks for help instead of a daemon")
+            }
+            Err(fault) => Fault::user(fault.cause()).context("BUILDKITD_FLAGS").hint("it takes the flags of buildkitd"),
+        })
+    }
+
+    /// The settings that these flags and the configuration amount to.
+    pub fn settings(&self, environment: &Environment) -> Result<Settings, Fault> {
+        let mut settings = Settings::load(self.config.clone(), self.root.clone(), environment)?;
+        if let Some(name) = &self.oci_worker_snapshotter {
+            settings.choose_snapshotter("--oci-worker-snapshotter", name)?;
+        }
+        self.apply(&mut settings.config)?;
+        self.refuse_what_is_not_there(&mut settings)?;
+        self.choose_log(&mut settings, environment)?;
+        Ok(settings)
+    }
+
+    fn apply(&self, config: &mut Config) -> Result<(), Fault> {
+        fn set<T: Clone>(slot: &mut T, value: Option<&T>) {
+            if let Some(value) = value {
+                slot.clone_from(value);
+            }
+        }
+        if !self.allow_insecure_entitlement.is_empty() {
+            config.insecure_entitlements.clone_from(&self.allow_insecure_entitlement);
+        }
+        set(&mut config.proxy_network, self.proxy_network.as_ref());
+        let oci = &mut config.worker.oci;
+        if let Some(text) =
+            self.oci_worker.as_deref().filter(|text| !text.is_empty() && !text.eq_ignore_ascii_case("auto"))
+        {
+            let known = config::parse_bool(text);
+            oci.enabled = Some(known.ok_or_else(|| invalid("--oci-worker", text, "known are true, false and auto"))?);
+        }
+        oci.labels.extend(pairs::pairs("--oci-worker-labels", &self.oci_worker_labels)?);
+        if !self.oci_worker_platform.is_empty() {
+            oci.platforms.clone_from(&self.oci_worker_platform);
+        }
+        oci.rootless = self.oci_worker_rootless.or(self.rootless).or(oci.rootless);
+        set(&mut oci.no_process_sandbox, self.oci_worker_no_process_sandbox.as_ref());
+        set(&mut oci.proxy_snapshotter_path, self.oci_worker_proxy_snapshotter_path.as_ref());
+        set(&mut oci.binary, self.oci_worker_binary.as_ref());
+        set(&mut oci.apparmor_profile, self.oci_worker_apparmor_profile.as_ref());
+        set(&mut oci.selinux, self.oci_worker_selinux.as_ref());
+        set(&mut oci.max_parallelism, self.oci_max_parallelism.as_ref());
+        set(&mut oci.network.mode, self.oci_worker_net.as_ref());
+        set(&mut oci.network.cni_config_path, self.oci_cni_config_path.as_ref());
+        set(&mut oci.network.cni_binary_path, self.oci_cni_binary_dir.as_ref());
+        set(&mut oci.network.cni_pool_size, self.oci_cni_pool_size.as_ref());
+        oci.gc.enabled = self.oci_worker_gc.or(oci.gc.enabled);
+        if let Some(text) = self.oci_worker_gc_keepstorage.as_deref().filter(|text| !text.is_empty()) {
+            let [reserved, free, maximum] = keep_storage(text)?;
+            (oci.gc.reserved_space, oci.gc.min_free_space, oci.gc.max_used_space) = (reserved, free, maximum);
+        }
+        Ok(())
+    }
+
+    fn refuse_what_is_not_there(&self, settings: &mut Settings) -> Result<(), Fault> {
+        let oci = &settings.config.worker.oci;
+        if oci.enabled == Some(false) {
+            return Err(Fault::user(
+                "the oci worker is switched off, and there is no other: containerd is not offered",
+            )
+            .hint("remove --oci-worker=false, or `enabled = false` under [worker.oci]"));
+        }
+        if !oci.proxy_snapshotter_path.is_empty() {
+            return Err(super::not_yet("a proxy snapshotter"));
+        }
+        if settings.config.proxy_network {
+            return Err(super::not_yet("proxy network enforcement (`proxyNetwork`)"));
+        }
+        match oci.network.mode.as_str() {
+            "" | "auto" | "host" | "none" => {}
+            mode @ ("cni" | "bridge") => return Err(super::not_yet(&format!("worker network `{mode}`"))),
+            mode => return Err(invalid("--oci-worker-net", mode, "known are auto, host, none, cni and bridge")),
+        }
+        let containerd = self.containerd_worker.as_deref().and_then(config::parse_bool) == Some(true);
+        if containerd {
+            settings.warnings.push("--containerd-worker: containerd is not used, the runtime is built in".to_owned());
+        }
+        if !oci.binary.is_empty() {
+            let text = format!("--oci-worker-binary: `{}` is not used, the runtime is built in", oci.binary);
+            settings.warnings.push(text);
+        }
+        Ok(())
+    }
+
+    /// buildkitd's log goes to a file that the script shows only when the daemon does not start; here it is shown
+    /// when somebody asked for a level.
+    fn choose_log(&self, settings: &mut Settings, environment: &Environment) -> Result<(), Fault> {
+        let format = self.log_format.as_deref().unwrap_or(&settings.config.log.format);
+        settings.log_json = match format {
+            "" | "text" => false,
+            "json" => true,
+            other => return Err(invalid("--log-format", other, "known are text and json")),
+        };
+        let configured = Some(settings.config.log.level.as_str()).filter(|level| !level.is_empty());
+        let level = self.log_level.as_deref().or(environment.get("BUILDKITD_LOG_LEVEL")).or(configured);
+        let level = level.map(|level| log_level("--log-level", level)).transpose()?;
+        settings.log = match (self.trace == Some(true), self.debug == Some(true)) {
+            (true, _) => Some(tracing::Level::TRACE),
+            (_, true) => level.max(Some(tracing::Level::DEBUG)),
+            _ => level,
+        };
+        Ok(())
+    }
+}
+
+/// `reserved[,free[,maximum]]`, in megabytes.
+fn keep_storage(text: &str) -> Result<[DiskSpace; 3], Fault> {
+    let bad = || invalid("--oci-worker-gc-keepstorage", text, "expected reserved[,free[,maximum]] in MB");
+    let mut out = [DiskSpace::default(); 3];
+    let parts: Vec<&str> = text.split(',').collect();
+    if parts.len() > out.len() {
+        return Err(bad());
+    }
+    for (slot, part) in out.iter_mut().zip(parts) {
+        let megabytes: u64 = part.parse().map_err(|_| bad())?;
+        *slot = DiskSpace::Bytes(megabytes.checked_mul(1_000_000).ok_or_else(bad)?);
+    }
+    Ok(out)
+}

@@ -1,0 +1,257 @@
+//! `du`: what the cache holds.
+
+use base::{ByteSize, Fault};
+use clap::Args;
+use engine::UsageRecord;
+use serde_json::{Value, json};
+
+use super::hullworks::EngineArgs;
+use super::table::tabbed;
+use super::{Action, filter};
+use crate::daemonless::{Settings, run};
+use crate::environment::Environment;
+use crate::spec::invalid;
+
+/// Show what the cache holds.
+///
+/// A star after the id marks records that can still change, one after the size those that other records share.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Du {
+    /// Only records that match: type==regular, id==.., inuse, shared, description~=..; commas mean and, a second flag
+    /// means or
+    #[arg(long, short, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Everything known about each record
+    #[arg(long, short, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
+    verbose: bool,
+    /// json, or {{json .}}
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+}
+
+/// Show what the cache holds.
+///
+/// A star after the id marks records that can still change, one after the size those that other records share.
+#[derive(Clone, Debug, Args)]
+#[command(name = "du")]
+pub struct DuCommand {
+    #[command(flatten)]
+    du: Du,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+impl DuCommand {
+    /// The work.
+    pub fn action(self, environment: &Environment) -> Result<Action, Fault> {
+        self.du.action_with(self.engine.settings(environment)?)
+    }
+}
+
+impl Du {
+    /// The work, with settings that are known.
+    pub fn action_with(self, settings: Settings) -> Result<Action, Fault> {
+        // Mistakes show before the engine is opened.
+        let format = Format::parse(self.format.as_deref())?;
+        filter::select(Vec::new(), &self.filter)?;
+        Ok(Action::engine(move |environment| self.run(format, settings, environment)))
+    }
+
+    async fn run(self, format: Format, settings: Settings, environment: Environment) -> Result<(), run::Failure> {
+        let cancel = run::cancelled_by_signals()?;
+        let engine = run::open(&settings, &environment, &cancel).await?;
+        let records = engine.disk_usage().await;
+        engine.close().await;
+        let mut records = filter::select(records?, &self.filter)?;
+        records.sort_by(|a, b| (a.size, &a.id).cmp(&(b.size, &b.id)));
+        let text = match (format, self.verbose) {
+            (Format::Json, _) => format!("{}\n", Value::Array(records.iter().map(record_json).collect())),
+            (Format::Table, verbose) => {
+                let list = if verbose { verbose_list(&records) } else { table(&records, jiff::Timestamp::now()) };
+                let summary = if self.filter.is_empty() { summary(&records) } else { String::new() };
+                format!("{list}{summary}")
+            }
+        };
+        Ok(crate::print(&text)?)
+    }
+}
+
+/// `--format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Columns.
+    Table,
+    /// JSON.
+    Json,
+}
+
+impl Format {
+    pub fn parse(value: Option<&str>) -> Result<Format, Fault> {
+        match value.map(str::trim) {
+            None | Some("" | "table") => Ok(Format::Table),
+            Some("json") => Ok(Format::Json),
+            Some(template) if template.replace(' ', "") == "{{json.}}" => Ok(Format::Json),
+            Some(other) => Err(invalid("--format", other, "known are json and {{json .}}, not other Go templates")),
+        }
+    }
+}
+
+/// A record as upstream's clients print it.
+pub(super) fn record_json(record: &UsageRecord) -> Value {
+    json!({
+        "id": record.id,
+        "mutable": record.mutable,
+        "inUse": record.in_use,
+        "size": record.size.0,
+        "createdAt": record.created_at.to_string(),
+        "lastUsedAt": record.last_used_at.map(|at| at.to_string()),
+        "usageCount": record.usage_count,
+        "parents": if record.parents.is_empty() { Value::Null } else { json!(record.parents) },
+        "description": record.description,
+        "recordType": record.record_type,
+        "shared": record.shared,
+    })
+}
+
+/// The columns of `buildctl du`.
+pub(super) fn table(records: &[UsageRecord], now: jiff::Timestamp) -> String {
+    let mut rows = vec![["ID", "RECLAIMABLE", "SIZE", "LAST ACCESSED"].map(str::to_owned).to_vec()];
+    rows.extend(records.iter().map(|record| row(record, now)));
+    tabbed(&rows)
+}
+
+fn row(record: &UsageRecord, now: jiff::Timestamp) -> Vec<String> {
+    let star = |set: bool| if set { "*" } else { "" };
+    vec![
+        format!("{:<71}", format!("{}{}", record.id, star(record.mutable))),
+        format!("{:<11}", !record.in_use),
+        format!("{}{}", record.size, star(record.shared)),
+        record.last_used_at.map(|at| ago(at, now)).unwrap_or_default(),
+    ]
+}
+
+/// `5 minutes ago`.
+fn ago(at: jiff::Timestamp, now: jiff::Timestamp) -> String {
+    let seconds = now.duration_since(at).as_secs().max(0);
+    let (count, unit) = match seconds {
+        0..60 => (seconds, "second"),
+        60..3600 => (seconds / 60, "minute"),
+        3600..172_800 => (seconds / 3600, "hour"),
+        _ => (seconds / 86400, "day"),
+    };
+    format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
+}
+
+/// One block per record.
+pub(super) fn verbose_list(records: &[UsageRecord]) -> String {
+    records.iter().map(|record| format!("{}\n", tabbed(&fields(record)))).collect()
+}
+
+fn fields(record: &UsageRecord) -> Vec<Vec<String>> {
+    let parents = Some(record.parents.join(";")).filter(|parents| !parents.is_empty());
+    let description = Some(record.description.clone()).filter(|text| !text.is_empty());
+    let record_type = Some(record.record_type.clone()).filter(|text| !text.is_empty());
+    let all = [
+        ("ID", Some(record.id.clone())),
+        ("Parents", parents),
+        ("Created at", Some(record.created_at.to_string())),
+        ("Mutable", Some(record.mutable.to_string())),
+        ("Reclaimable", Some((!record.in_use).to_string())),
+        ("Shared", Some(record.shared.to_string())),
+        ("Size", Some(record.size.to_string())),
+        ("Description", description),
+        ("Usage count", Some(record.usage_count.to_string())),
+        ("Last used", record.last_used_at.map(|at| at.to_string())),
+        ("Type", record_type),
+    ];
+    all.into_iter().filter_map(|(key, value)| Some(vec![format!("{key}:"), value?])).collect()
+}
+
+/// The sums below the list.
+fn summary(records: &[UsageRecord]) -> String {
+    let sum = |wanted: &dyn Fn(&&UsageRecord) -> bool| ByteSize(records.iter().filter(wanted).map(|r| r.size.0).sum());
+    let (total, shared) = (sum(&|_| true), sum(&|record| record.shared));
+    let mut rows = Vec::new();
+    let mut add = |key: &str, size: ByteSize| rows.push(vec![key.to_owned(), size.to_string()]);
+    if shared.0 > 0 {
+        add("Shared:", shared);
+        add("Private:", ByteSize(total.0 - shared.0));
+    }
+    add("Reclaimable:", sum(&|record| !record.in_use));
+    add("Total:", total);
+    tabbed(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use insta::assert_snapshot;
+
+    use super::*;
+
+    fn records() -> Vec<UsageRecord> {
+        let at = |seconds| jiff::Timestamp::from_second(seconds).expect("a time");
+        let record = |id: &str, size, mutable, shared, in_use, used: Option<i64>| UsageRecord {
+            id: id.to_owned(),
+            record_type: if mutable { "exec.cachemount" } else { "regular" }.to_owned(),
+            description: format!("made {id}"),
+            size: ByteSize(size),
+            mutable,
+            in_use,
+            shared,
+            parents: if shared { vec!["p1".to_owned(), "p2".to_owned()] } else { Vec::new() },
+            created_at: at(1_000_000),
+            last_used_at: used.map(at),
+            usage_count: 3,
+        };
+        vec![
+            record("aaaaaaaaaaaaaaaaaaaaaaaaa", 8192, true, false, false, Some(1_003_000)),
+            record("bbbbbbbbbbbbbbbbbbbbbbbbb", 1_500_000, false, true, true, None),
+        ]
+    }
+
+    #[test]
+    fn forms() {
+        let now = jiff::Timestamp::from_second(1_003_060).expect("a time");
+        assert_snapshot!(table(&records(), now).replace('\t', "→"));
+        assert_snapshot!(verbose_list(&records()).replace('\t', "→"));
+        assert_snapshot!(summary(&records()).replace('\t', "→"), @r"
+        Shared:→→1.50MB
+        Private:→8.19kB
+        Reclaimable:→8.19kB
+        Total:→→1.51MB
+        ");
+        assert_snapshot!(record_json(&records()[0]).to_string(), @r#"{"id":"aaaaaaaaaaaaaaaaaaaaaaaaa","mutable":true,"inUse":false,"size":8192,"createdAt":"1970-01-12T13:46:40Z","lastUsedAt":"1970-01-12T14:36:40Z","usageCount":3,"parents":null,"description":"made aaaaaaaaaaaaaaaaaaaaaaaaa","recordType":"exec.cachemount","shared":false}"#);
+    }
+
+    #[test]
+    fn formats() {
+        assert_eq!(Format::parse(None).ok(), Some(Format::Table));
+        assert_eq!(Format::parse(Some("{{ json . }}")).ok(), Some(Format::Json));
+        assert!(Format::parse(Some("{{.ID}}")).is_err());
+    }
+
+    #[test]
+    fn filters() {
+        let ids = |filters: &[&str]| {
+            let filters: Vec<String> = filters.iter().map(|f| (*f).to_owned()).collect();
+            let selected = filter::select(records(), &filters).map_err(|fault| fault.to_string())?;
+            Ok::<_, String>(selected.iter().map(|record| record.id[..1].to_owned()).collect::<String>())
+        };
+        for (filters, selected) in [
+            (&[][..], "ab"),
+            (&["type==regular"], "b"),
+            (&["type==regular,mutable"], ""),
+            (&["type==regular", "mutable"], "ab"),
+            (&["mutable==false"], "b"),
+            (&["inuse"], "b"),
+            (&["private"], "a"),
+            (&["description~=^made a{3}"], "a"),
+            (&["id!=aaaaaaaaaaaaaaaaaaaaaaaaa"], "b"),
+            (&["parents~=p2"], "b"),
+        ] {
+            assert_eq!(ids(filters).as_deref(), Ok(selected), "{filters:?}");
+        }
+        assert!(ids(&["colour==red"]).is_err());
+        assert!(ids(&["id~=("]).is_err());
+    }
+}

@@ -1,0 +1,95 @@
+//! The command line `hullworks`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use base::Fault;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use super::{Action, build, du, explain, install, prune};
+use crate::daemonless::Settings;
+use crate::daemonless::settings::log_level;
+use crate::environment::Environment;
+
+/// Builds container images from Dockerfiles, without a daemon.
+#[derive(Debug, Parser)]
+#[command(
+    name = "hullworks",
+    version = crate::VERSION,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    after_help = "The same program called `buildctl-daemonless.sh`, or with that as its first word, takes BuildKit's \
+                  command line: hullworks buildctl-daemonless.sh build --frontend dockerfile.v0 ...\n\nExit codes: 0 on \
+                  success, 1 on any failure."
+)]
+pub struct Hullworks {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Build(Box<build::Build>),
+    Du(du::DuCommand),
+    Prune(prune::PruneCommand),
+    Install(install::Install),
+}
+
+/// How the built-in engine is set up; the same for every command that uses it.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineArgs {
+    /// State directory [default: /var/lib/buildkit, for an ordinary user $XDG_DATA_HOME/buildkit or
+    /// ~/.local/share/buildkit]
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Configuration file [default: /etc/buildkit/buildkitd.toml, for an ordinary user also
+    /// ~/.config/buildkit/buildkitd.toml on top of it]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How snapshots are kept: auto, overlayfs or native (reflinks or copies)
+    #[arg(long, value_name = "NAME")]
+    pub snapshotter: Option<String>,
+    /// Log what the engine does on standard error; twice for more
+    #[arg(long, short = 'D', action = clap::ArgAction::Count)]
+    pub debug: u8,
+}
+
+impl EngineArgs {
+    /// The settings that these flags and the configuration amount to.
+    pub fn settings(&self, environment: &Environment) -> Result<Settings, Fault> {
+        let mut settings = Settings::load(self.config.clone(), self.root.clone(), environment)?;
+        if let Some(name) = &self.snapshotter {
+            settings.choose_snapshotter("--snapshotter", name)?;
+        }
+        settings.log_json = settings.config.log.format == "json";
+        let configured = &settings.config.log.level;
+        settings.log = match self.debug {
+            0 if configured.is_empty() => None,
+            0 => Some(log_level("log.level", configured)?),
+            1 => Some(tracing::Level::DEBUG),
+            _ => Some(tracing::Level::TRACE),
+        };
+        Ok(settings)
+    }
+}
+
+/// Parses the arguments after the program's name.
+pub fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Action, Fault> {
+    let line = std::iter::once(OsString::from("hullworks")).chain(args);
+    match Hullworks::try_parse_from(line) {
+        Err(error) => explain(&error),
+        Ok(Hullworks { command }) => match command {
+            Command::Build(build) => build.action(environment),
+            Command::Du(du) => du.action(environment),
+            Command::Prune(prune) => prune.action(environment),
+            Command::Install(install) => Ok(install.action()),
+        },
+    }
+}
+
+/// The declaration, for help texts and their tests.
+pub fn declaration() -> clap::Command {
+    Hullworks::command()
+}

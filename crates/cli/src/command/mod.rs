@@ -1,0 +1,90 @@
+//! One file per command, and the two command lines that they stand in.
+//!
+//! Each command has a struct of what can be typed, with the help text, and `run`, which says what is meant.
+
+pub mod build;
+pub mod buildctl;
+pub mod buildctl_build;
+pub mod buildkitd_flags;
+pub mod du;
+pub mod filter;
+pub mod hullworks;
+pub mod install;
+pub mod prune;
+pub mod table;
+
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+
+use base::{Fault, Kind};
+
+use crate::daemonless::run::Failure;
+use crate::environment::Environment;
+
+/// What a parsed command line asks for.
+pub enum Action {
+    /// Text for standard output: help, version.
+    Print(String),
+    /// Work that needs no engine.
+    Simple(Box<dyn FnOnce() -> Result<(), Fault>>),
+    /// Work with the engine, which wants the isolation of [`crate::isolate`] before any thread.
+    Engine(Box<dyn FnOnce(Environment) -> EngineWork>),
+}
+
+/// The future of an engine command.
+pub type EngineWork = std::pin::Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
+
+impl Action {
+    /// Wraps an async function of the environment.
+    pub fn engine<F, W>(work: F) -> Action
+    where
+        F: FnOnce(Environment) -> W + 'static,
+        W: Future<Output = Result<(), Failure>> + 'static,
+    {
+        Action::Engine(Box::new(|environment| Box::pin(work(environment))))
+    }
+}
+
+/// What clap says about a command line, as an action or a fault.
+pub(crate) fn explain(error: &clap::Error) -> Result<Action, Fault> {
+    use clap::error::ErrorKind::{
+        DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion, InvalidSubcommand,
+    };
+    let text = error.render().to_string();
+    match error.kind() {
+        DisplayHelp | DisplayVersion => Ok(Action::Print(text)),
+        DisplayHelpOnMissingArgumentOrSubcommand => {
+            Err(Fault::user("a command is missing").hint("--help lists the commands"))
+        }
+        _ => {
+            // clap frames its text as `error: ..`, a usage and tips; the frame here is ours.
+            let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            let message = lines.next().unwrap_or_default();
+            let message = message.strip_prefix("error: ").unwrap_or(message).trim_end_matches(['.', ':']);
+            let rest: Vec<&str> = lines.collect();
+            let listed: Vec<&str> =
+                rest.iter().copied().filter(|line| line.starts_with('-') || line.starts_with('<')).collect();
+            let message =
+                if listed.is_empty() { message.to_owned() } else { format!("{message}: {}", listed.join(", ")) };
+            let similar = rest.iter().find_map(|line| line.strip_prefix("tip: a similar argument exists: "));
+            let fault = Fault::user(message.replace('\'', "`"));
+            Err(match (similar, error.kind()) {
+                (Some(flag), _) => fault.hint(format!("did you mean {}?", flag.replace('\'', "`"))),
+                (None, InvalidSubcommand) => fault.hint("--help lists the commands"),
+                (None, _) => fault.hint("--help lists the flags"),
+            })
+        }
+    }
+}
+
+/// A flag that upstream has and that is not there yet.
+pub(crate) fn not_yet(what: &str) -> Fault {
+    Fault::user(format!("{what} is not supported yet"))
+}
+
+/// A write to standard output failed.
+pub(crate) fn stdout_failed(error: std::io::Error) -> Fault {
+    Fault::because(Kind::Environment, "cannot write to standard output", error)
+}

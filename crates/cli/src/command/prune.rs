@@ -1,0 +1,152 @@
+//! `prune`: make the cache smaller.
+
+use std::time::Duration;
+
+use base::{ByteSize, Fault};
+use clap::Args;
+use engine::PruneOptions;
+
+use super::du::{Format, record_json, table, verbose_list};
+use super::hullworks::EngineArgs;
+use super::table::tabbed;
+use super::{Action, filter, not_yet};
+use crate::daemonless::{Settings, run};
+use crate::environment::Environment;
+use crate::spec::invalid;
+
+/// Remove what no build needs from the cache.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Prune {
+    /// Keep what was used within this time, such as 48h
+    #[arg(long, value_name = "DURATION")]
+    keep_duration: Option<String>,
+    /// Keep up to this many MB
+    #[arg(long, value_name = "MB")]
+    keep_storage: Option<f64>,
+    /// Not supported yet: always keep this many MB
+    #[arg(long, value_name = "MB")]
+    keep_storage_min: Option<f64>,
+    /// Not supported yet: remove until this many MB of the disk are free
+    #[arg(long, value_name = "MB")]
+    free_storage: Option<f64>,
+    /// Only records that match: type==regular, id==.., inuse, shared, description~=..; commas mean and, a second flag
+    /// means or; until=24h is the same as --keep-duration 24h
+    #[arg(long, short, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Also internal records and those of frontends
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
+    all: bool,
+    /// Everything known about each record
+    #[arg(long, short, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
+    verbose: bool,
+    /// json, or {{json .}}: one object per line
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+}
+
+/// Remove what no build needs from the cache.
+#[derive(Clone, Debug, Args)]
+#[command(name = "prune")]
+pub struct PruneCommand {
+    #[command(flatten)]
+    prune: Prune,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+impl PruneCommand {
+    /// The work.
+    pub fn action(self, environment: &Environment) -> Result<Action, Fault> {
+        self.prune.action_with(self.engine.settings(environment)?)
+    }
+}
+
+impl Prune {
+    /// The work, with settings that are known.
+    pub fn action_with(self, settings: Settings) -> Result<Action, Fault> {
+        let (options, format) = self.options()?;
+        Ok(Action::engine(move |environment| prune(options, format, self.verbose, settings, environment)))
+    }
+
+    fn options(&self) -> Result<(PruneOptions, Format), Fault> {
+        for (flag, value) in [("--keep-storage-min", self.keep_storage_min), ("--free-storage", self.free_storage)] {
+            if value.is_some_and(|value| value != 0.0) {
+                return Err(not_yet(flag));
+            }
+        }
+        let mut options = PruneOptions {
+            all: self.all,
+            keep_duration: self.keep_duration.as_deref().map(|text| duration("--keep-duration", text)).transpose()?,
+            keep_storage: self.keep_storage.map(megabytes).transpose()?,
+            filters: Vec::new(),
+        };
+        for filter in &self.filter {
+            match filter.split_once('=') {
+                // docker's form.
+                Some(("until" | "unused-for", text)) => options.keep_duration = Some(duration("--filter", text)?),
+                _ => options.filters.push(filter::with_double_equals(filter)),
+            }
+        }
+        // Mistakes show before the engine is opened.
+        filter::select(Vec::new(), &options.filters)?;
+        Ok((options, Format::parse(self.format.as_deref())?))
+    }
+}
+
+fn duration(flag: &str, text: &str) -> Result<Duration, Fault> {
+    config::parse_duration(text).map_err(|error| invalid(flag, text, format!("not {}", error.expected())))
+}
+
+fn megabytes(value: f64) -> Result<ByteSize, Fault> {
+    match value {
+        _ if (0.0..1e12).contains(&value) => Ok(ByteSize((value * 1e6) as u64)),
+        _ => Err(invalid("--keep-storage", &value.to_string(), "expected a number of MB from 0 up")),
+    }
+}
+
+async fn prune(
+    options: PruneOptions,
+    format: Format,
+    verbose: bool,
+    settings: Settings,
+    environment: Environment,
+) -> Result<(), run::Failure> {
+    let cancel = run::cancelled_by_signals()?;
+    let engine = run::open(&settings, &environment, &cancel).await?;
+    let gone = tokio::select! {
+        gone = engine.prune(options) => gone,
+        () = cancel.cancelled() => Err(Fault::cancelled()),
+    };
+    engine.close().await;
+    let gone = gone?;
+    let total = ByteSize(gone.iter().map(|record| record.size.0).sum());
+    let total = tabbed(&[vec!["Total:".to_owned(), total.to_string()]]);
+    let text = match (format, verbose) {
+        (Format::Json, _) => gone.iter().map(|record| format!("{}\n", record_json(record))).collect(),
+        (Format::Table, true) => format!("{}{total}", verbose_list(&gone)),
+        (Format::Table, false) if gone.is_empty() => total,
+        (Format::Table, false) => format!("{}{total}", table(&gone, jiff::Timestamp::now())),
+    };
+    Ok(crate::print(&text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_typed_in_megabytes_and_go_durations() {
+        assert_eq!(megabytes(1.5).ok(), Some(ByteSize(1_500_000)));
+        assert!(megabytes(-1.0).is_err());
+        assert!(megabytes(f64::NAN).is_err());
+        assert_eq!(duration("--x", "1h").ok(), Some(Duration::from_secs(3600)));
+        assert!(duration("--x", "1 hour").is_err());
+        let filters = ["until=1h", "type=regular,shared", "id~=^a"].map(str::to_owned).to_vec();
+        let (options, _) = Prune { filter: filters, ..Prune::default() }.options().expect("good");
+        assert_eq!(options.keep_duration, Some(Duration::from_secs(3600)));
+        assert_eq!(options.filters, ["type==regular,shared", "id~=^a"]);
+        assert!(Prune { filter: vec!["colour=red".to_owned()], ..Prune::default() }.options().is_err());
+        let refused = Prune { free_storage: Some(1.0), ..Prune::default() };
+        assert_eq!(refused.options().expect_err("refused").to_string(), "--free-storage is not supported yet");
+    }
+}

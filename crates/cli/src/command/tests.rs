@@ -1,0 +1,279 @@
+//! Help texts and complaints as people see them, and what command lines mean.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use clap::Command;
+use engine::Frontend;
+use insta::assert_snapshot;
+
+use super::*;
+
+fn words(line: &str) -> Vec<OsString> {
+    line.split_whitespace().map(OsString::from).collect()
+}
+
+fn pipe() -> Environment {
+    Environment::with(&[("HOME", "/no/such/home")])
+}
+
+fn help(mut command: Command, path: &[&str]) -> String {
+    command.build();
+    let mut current = &mut command;
+    for name in path {
+        current = current.find_subcommand_mut(name).expect("a subcommand");
+    }
+    current.render_long_help().to_string()
+}
+
+#[test]
+fn help_texts() {
+    for (name, command, path) in [
+        ("hullworks", hullworks::declaration(), &[][..]),
+        ("hullworks-build", hullworks::declaration(), &["build"]),
+        ("hullworks-du", hullworks::declaration(), &["du"]),
+        ("hullworks-prune", hullworks::declaration(), &["prune"]),
+        ("hullworks-install", hullworks::declaration(), &["install"]),
+        ("buildctl-daemonless", buildctl::declaration(), &[]),
+        ("buildctl-daemonless-build", buildctl::declaration(), &["build"]),
+        ("buildctl-daemonless-du", buildctl::declaration(), &["du"]),
+        ("buildctl-daemonless-prune", buildctl::declaration(), &["prune"]),
+    ] {
+        // The package's version is not part of the text.
+        insta::with_settings!({ snapshot_suffix => name, omit_expression => true }, {
+            assert_snapshot!("help", help(command, path));
+        });
+    }
+}
+
+#[test]
+fn declarations_hold() {
+    hullworks::declaration().debug_assert();
+    buildctl::declaration().debug_assert();
+}
+
+fn outcome(result: Result<Action, Fault>) -> String {
+    match result {
+        Ok(Action::Print(_)) => "prints".to_owned(),
+        Ok(Action::Simple(_)) => "works".to_owned(),
+        Ok(Action::Engine(_)) => "builds".to_owned(),
+        Err(fault) => {
+            let mut out = Vec::new();
+            crate::fault::print(&mut out, &fault, &[]).expect("a vector takes everything");
+            String::from_utf8(out).expect("text").trim_end().to_owned()
+        }
+    }
+}
+
+#[test]
+fn complaints_of_hullworks() {
+    let mut all = String::new();
+    for line in [
+        "build .",
+        "build --bogus .",
+        "build -t",
+        "build a b",
+        "frobnicate",
+        "",
+        "build /no/such/dir",
+        "build /proc/version",
+        "build -f /no/such/Dockerfile /proc",
+        "build -f /proc /proc",
+        "build -f x -",
+        "build https://example.com/repo.git",
+        "build --load /proc",
+        "build --ssh default /proc",
+        "build --push /proc",
+        "build --push -t Bad/Name /proc",
+        "build -o - -o type=oci /proc",
+        "build --provenance=mode=max /proc",
+        "build --provenance=false --sbom=false /proc",
+        "build --attest type=sbom /proc",
+        "build --builder x /proc",
+        "build --check /proc",
+        "build --progress=fancy /proc",
+        "build --no-cache --no-cache-filter a /proc",
+        "build --network=bridge /proc",
+        "build --snapshotter zfs /proc",
+        "build --config /proc/self/environ /proc",
+        "install",
+        "prune --keep-duration 3d",
+        "du --format {{.ID}}",
+        "du --filter colour==red",
+        "build --progres plain /proc",
+        "--help",
+        "--version",
+        "build --help",
+    ] {
+        all.push_str(&format!("$ hullworks {line}\n{}\n\n", outcome(hullworks::parse(words(line), &pipe()))));
+    }
+    assert_snapshot!(all);
+}
+
+#[test]
+fn complaints_of_buildctl() {
+    let mut all = String::new();
+    for line in [
+        "build --frontend dockerfile.v0 --local context=/proc --local dockerfile=/proc",
+        "-debug build -frontend=dockerfile.v0 -local context=/proc -progress plain --no-cache=true",
+        "b --frontend dockerfile.v0 --output type=oci --opt build-arg:X=1",
+        "build --bogus",
+        "build --frontend dockerfile.v0 --opt target",
+        "build --frontend dockerfile.v0 --local context=/no/such",
+        "build --frontend dockerfile.v0 --output out",
+        "build --frontend dockerfile.v0 --ssh default",
+        "build --frontend dockerfile.v0 --oci-layout a=b",
+        "build --frontend dockerfile.v0 --source-policy-file p.json",
+        "build --frontend dockerfile.v0 --registry-auth-tlscontext host=https://a,key=k",
+        "build --frontend dockerfile.v0 --registry-auth-tlscontext host=https://a,insecure=true",
+        "--addr tcp://x:1 build",
+        "--tlsdir /certs build",
+        "--log-format xml du",
+        "--timeout 3 --wait du -v --filter type==regular",
+        "prune --all --keep-storage 100 --keep-duration=1h -v",
+        "prune --free-storage 5",
+        "prune-histories",
+        "debug workers",
+        "dial-stdio",
+        "frobnicate",
+        "",
+    ] {
+        all.push_str(&format!(
+            "$ buildctl-daemonless.sh {line}\n{}\n\n",
+            outcome(buildctl::parse(words(line), &pipe()))
+        ));
+    }
+    assert_snapshot!(all);
+}
+
+#[test]
+fn complaints_about_buildkitd_flags() {
+    let mut all = String::new();
+    for flags in [
+        "--root=/x --config /no/such.toml --debug --oci-worker-snapshotter=native --oci-worker-no-process-sandbox",
+        "--addr unix:///x --tlscert a --group 1 --cdi-disabled --otel-socket-path x --save-cache-debug --debugaddr x",
+        "--containerd-worker=false --containerd-worker-addr x --containerd-worker-gc=false --containerd-max-parallelism 2",
+        "--oci-worker=true --oci-worker-gc-keepstorage 1000,2000,3000 --oci-max-parallelism=4 --rootless",
+        "-oci-worker-rootless=true -allow-insecure-entitlement network.host --log-level=error --log-format=json",
+        "--bogus",
+        "--oci-worker=false",
+        "--oci-worker=maybe",
+        "--oci-worker-net=cni",
+        "--oci-worker-net=carrier-pigeon",
+        "--oci-worker-snapshotter=zfs",
+        "--oci-worker-snapshotter=fuse-overlayfs",
+        "--oci-worker-proxy-snapshotter-path=/x",
+        "--oci-worker-gc-keepstorage=1,2,3,4",
+        "--oci-max-parallelism=-1",
+        "--log-level=loud",
+        "--proxy-network",
+        "--help",
+    ] {
+        let environment = Environment::with(&[("BUILDKITD_FLAGS", flags), ("HOME", "/no/such/home")]);
+        all.push_str(&format!("BUILDKITD_FLAGS={flags}\n{}\n\n", outcome(buildctl::parse(words("du"), &environment))));
+    }
+    assert_snapshot!(all);
+}
+
+#[test]
+fn buildkitd_flags_change_the_configuration() {
+    let flags = "--root=/x --oci-worker-snapshotter=native --oci-worker-no-process-sandbox --rootless \
+                 --oci-worker-gc-keepstorage 1000,2000,3000 --oci-max-parallelism=4 --oci-worker-labels a=b \
+                 --allow-insecure-entitlement network.host --allow-insecure-entitlement security.insecure \
+                 --oci-worker-platform linux/arm64 --oci-worker-gc=false --trace";
+    let flags = flags.split_whitespace().map(str::to_owned).collect();
+    let settings =
+        buildkitd_flags::BuildkitdFlags::parse_words(flags).expect("parses").settings(&pipe()).expect("good");
+    assert_eq!(settings.root, std::path::Path::new("/x"));
+    assert_eq!(settings.snapshotter, engine::SnapshotterChoice::Copy);
+    assert_eq!(settings.log, Some(tracing::Level::TRACE));
+    assert_eq!(settings.config.insecure_entitlements, ["network.host", "security.insecure"]);
+    let oci = settings.config.worker.oci;
+    assert_eq!((oci.rootless, oci.no_process_sandbox, oci.max_parallelism), (Some(true), true, 4));
+    assert_eq!((oci.labels["a"].as_str(), oci.platforms.as_slice()), ("b", &["linux/arm64".to_owned()][..]));
+    assert_eq!(oci.gc.enabled, Some(false));
+    let megabytes = |n: u64| config::DiskSpace::Bytes(n * 1_000_000);
+    assert_eq!(
+        (oci.gc.reserved_space, oci.gc.min_free_space, oci.gc.max_used_space),
+        (megabytes(1000), megabytes(2000), megabytes(3000))
+    );
+}
+
+/// Parses `hullworks build` and answers the plan.
+fn plan(line: &str, environment: &Environment) -> crate::daemonless::BuildPlan {
+    let parsed = Command::new("build");
+    let parsed =
+        <build::Build as clap::Args>::augment_args(parsed).no_binary_name(true).try_get_matches_from(words(line));
+    let build = <build::Build as clap::FromArgMatches>::from_arg_matches(&parsed.expect("parses")).expect("parses");
+    build.plan(environment).expect("a plan")
+}
+
+fn options(plan: &crate::daemonless::BuildPlan) -> BTreeMap<String, String> {
+    match &plan.frontend {
+        Frontend::Named { name, options } => {
+            assert_eq!(name, "dockerfile.v0");
+            options.clone()
+        }
+        Frontend::Llb(_) => panic!("a frontend is named"),
+    }
+}
+
+#[test]
+fn what_hullworks_build_means() {
+    let environment = Environment::with(&[("FROM_ENV", "e"), ("SOURCE_DATE_EPOCH", "0")]);
+    let line = "-t a.example/x:1 -t b -f /proc/version --build-arg A=1 --build-arg FROM_ENV --build-arg UNSET --target t \
+                --platform linux/amd64,linux/arm64 --label l=v --no-cache-filter s1,s2 --pull --add-host h:1.2.3.4 \
+                --shm-size 64m --ulimit nofile=5 --network host --allow security.insecure --cgroup-parent cg \
+                --build-context src=/sys --build-context base=docker-image://alpine --secret id=FROM_ENV \
+                -o type=oci,dest=/tmp/x.tar -o type=image --push --metadata-file m.json --iidfile i --progress rawjson \
+                --annotation k=v --annotation index:i=w --cache-from c --cache-to type=inline /proc";
+    let plan = plan(line, &environment);
+    let shown: String = options(&plan).iter().map(|(key, value)| format!("{key}={value}\n")).collect();
+    assert_snapshot!(shown, @r"
+    add-hosts=h=1.2.3.4
+    build-arg:A=1
+    build-arg:FROM_ENV=e
+    build-arg:SOURCE_DATE_EPOCH=0
+    cgroup-parent=cg
+    context:base=docker-image://alpine
+    context:src=local:src
+    filename=version
+    force-network-mode=host
+    image-resolve-mode=pull
+    label:l=v
+    no-cache=s1,s2
+    platform=linux/amd64,linux/arm64
+    shm-size=67108864
+    target=t
+    ulimit=nofile=5:5
+    ");
+    let dirs: Vec<String> = plan.dirs.iter().map(|(name, dir)| format!("{name}={}", dir.display())).collect();
+    assert_eq!(dirs, ["context=/proc", "dockerfile=/proc", "src=/sys"]);
+    let exports: Vec<String> =
+        plan.exports.iter().map(|e| format!("{} {:?}", e.request.kind, e.request.attrs)).collect();
+    assert_eq!(
+        exports,
+        [
+            r#"oci {"annotation-index.i": "w", "annotation.k": "v", "name": "a.example/x:1,b"}"#,
+            r#"image {"annotation-index.i": "w", "annotation.k": "v", "name": "a.example/x:1,b", "push": "true"}"#
+        ]
+    );
+    assert_eq!(plan.entitlements.len(), 2);
+    assert_eq!(plan.secrets.len(), 1);
+    assert_eq!((plan.cache_imports.len(), plan.cache_exports.len()), (1, 1));
+    assert_eq!(plan.mode, crate::display::Mode::RawJson);
+    assert!(!plan.print_id);
+}
+
+#[test]
+fn defaults_of_hullworks_build() {
+    let environment =
+        Environment::with(&[("DOCKER_DEFAULT_PLATFORM", "linux/arm64"), ("BUILDKIT_PROGRESS", "rawjson")]);
+    let quiet = plan("-q --push -t a /proc", &environment);
+    assert_eq!(options(&quiet), BTreeMap::from([("platform".to_owned(), "linux/arm64".to_owned())]));
+    assert!(quiet.print_id && quiet.mode == crate::display::Mode::Quiet);
+    assert_eq!(quiet.exports[0].request.kind, "image");
+    let none = plan("/proc", &environment);
+    assert!(none.exports.is_empty());
+    assert_eq!(none.mode, crate::display::Mode::RawJson);
+}

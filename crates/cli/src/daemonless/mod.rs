@@ -1,0 +1,11 @@
+//! Engine and client in one process: no socket, no copy of the context through a protocol.
+//!
+//! A command line becomes a [`BuildPlan`] (what the client asks) and [`Settings`] (what the daemon would have been
+//! started with); [`run`] opens the engine and builds.
+
+mod plan;
+pub mod run;
+pub mod settings;
+
+pub use plan::{BuildPlan, Scratch};
+pub use settings::Settings;

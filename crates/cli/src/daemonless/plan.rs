@@ -1,0 +1,89 @@
+//! What a client asks of one build, whichever command line it was written in.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use base::{Fault, Kind};
+use engine::{CacheOptions, Entitlement, Frontend};
+use session::local::SecretSource;
+
+use crate::display::Mode;
+use crate::spec::output::Export;
+
+/// One build.
+pub struct BuildPlan {
+    /// What makes the LLB.
+    pub frontend: Frontend,
+    /// What happens with the result.
+    pub exports: Vec<Export>,
+    /// Caches to read.
+    pub cache_imports: Vec<CacheOptions>,
+    /// Caches to write.
+    pub cache_exports: Vec<CacheOptions>,
+    /// Rights that the build asks for.
+    pub entitlements: Vec<Entitlement>,
+    /// Shared directories by name.
+    pub dirs: BTreeMap<String, PathBuf>,
+    /// Secrets by id.
+    pub secrets: BTreeMap<String, SecretSource>,
+    /// What people see.
+    pub mode: Mode,
+    /// Where progress is written as JSON.
+    pub trace: Option<PathBuf>,
+    /// Where the exporters' answers are written.
+    pub metadata_file: Option<PathBuf>,
+    /// Where the image's id is written.
+    pub iid_file: Option<PathBuf>,
+    /// Where the build's reference is written.
+    pub ref_file: Option<PathBuf>,
+    /// Print the image's id on standard output.
+    pub print_id: bool,
+    /// Directories that last as long as the build.
+    pub scratch: Vec<Scratch>,
+}
+
+impl BuildPlan {
+    /// A build that only runs.
+    pub fn new(frontend: Frontend, mode: Mode) -> BuildPlan {
+        BuildPlan {
+            frontend,
+            exports: Vec::new(),
+            cache_imports: Vec::new(),
+            cache_exports: Vec::new(),
+            entitlements: Vec::new(),
+            dirs: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            mode,
+            trace: None,
+            metadata_file: None,
+            iid_file: None,
+            ref_file: None,
+            print_id: false,
+            scratch: Vec::new(),
+        }
+    }
+}
+
+/// A directory that is removed with its last user.
+pub struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    /// An empty directory that only we can read.
+    pub fn new() -> Result<Scratch, Fault> {
+        let made = tempfile::Builder::new().prefix("hullworks-").tempdir();
+        made.map(Scratch).map_err(|error| Fault::because(Kind::Environment, "cannot make a temporary directory", error))
+    }
+
+    /// Puts a file into it.
+    pub fn with_file(self, name: &str, content: &[u8]) -> Result<Scratch, Fault> {
+        let path = self.0.path().join(name);
+        std::fs::write(&path, content)
+            .map_err(|error| Fault::because(Kind::Environment, format!("cannot write `{}`", path.display()), error))?;
+        Ok(self)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}

@@ -1,0 +1,188 @@
+//! One build from its plan to its files: session, display, signals, engine.
+
+use std::fs::File;
+use std::future::Future;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use base::{Fault, Kind};
+use engine::{Engine, SolveRequest, SolveResponse};
+use session::local::LocalSession;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{BuildPlan, Settings};
+use crate::display::Display;
+use crate::environment::Environment;
+use crate::fault::{FailedStep, print_warning};
+use crate::metadata;
+
+/// Why a command failed, and the last output of the steps that did.
+#[derive(Debug)]
+pub struct Failure {
+    /// The cause.
+    pub fault: Fault,
+    /// What the display kept.
+    pub steps: Vec<FailedStep>,
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Failure { fault, steps: Vec::new() }
+    }
+}
+
+/// Opens the engine, builds, writes the files.
+pub async fn build(plan: BuildPlan, settings: &Settings, environment: &Environment) -> Result<(), Failure> {
+    let cancel = cancelled_by_signals()?;
+    let engine = open(settings, environment, &cancel).await?;
+    let solving = engine.clone();
+    let result =
+        drive(
+            plan,
+            environment,
+            Box::new(std::io::stderr()),
+            cancel,
+            |request| async move { solving.solve(request).await },
+        )
+        .await;
+    engine.close().await;
+    result
+}
+
+/// Opens the engine, unless a signal comes first.
+pub async fn open(settings: &Settings, environment: &Environment, cancel: &CancellationToken) -> Result<Engine, Fault> {
+    for warning in &settings.warnings {
+        print_warning(&mut std::io::stderr(), warning);
+    }
+    settings.start_log();
+    tokio::select! {
+        opened = Engine::open(settings.engine_options(environment)) => opened,
+        () = cancel.cancelled() => Err(Fault::cancelled()),
+    }
+}
+
+/// A token that the first SIGINT or SIGTERM cancels. The second ends the process at once; what its steps leave
+/// behind dies with their namespaces.
+pub fn cancelled_by_signals() -> Result<CancellationToken, Fault> {
+    let failed = |error| Fault::because(Kind::Environment, "cannot handle signals", error);
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let token = CancellationToken::new();
+    let cancel = token.clone();
+    tokio::spawn(async move {
+        for round in 0.. {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if round > 0 {
+                std::process::exit(1);
+            }
+            cancel.cancel();
+        }
+    });
+    Ok(token)
+}
+
+/// The build around `solve`: everything that is not the engine.
+pub async fn drive<F, S>(
+    plan: BuildPlan,
+    environment: &Environment,
+    out: Box<dyn Write + Send>,
+    cancel: CancellationToken,
+    solve: S,
+) -> Result<(), Failure>
+where
+    S: FnOnce(SolveRequest) -> F,
+    F: Future<Output = Result<SolveResponse, Fault>>,
+{
+    let reference = reference();
+    if let Some(path) = &plan.ref_file {
+        metadata::write_whole(path, &reference)?;
+    }
+    let trace = plan.trace.as_deref().map(open_trace).transpose()?;
+    let display = Display::start(plan.mode, out, trace, environment);
+    let result = solve(request(&plan, reference, environment, &display, cancel.clone())).await;
+    let steps = display.finish();
+    match result {
+        Ok(response) => Ok(write_answers(&plan, &response)?),
+        Err(fault) if cancel.is_cancelled() && fault.kind() == Kind::Cancelled => {
+            Err(Failure { fault: fault.context("failed to solve"), steps: Vec::new() })
+        }
+        Err(fault) => Err(Failure { fault: in_frame(fault), steps }),
+    }
+}
+
+/// Tools look for these words.
+fn in_frame(fault: Fault) -> Fault {
+    if fault.cause().starts_with("failed to solve") { fault } else { fault.context("failed to solve") }
+}
+
+fn request(
+    plan: &BuildPlan,
+    reference: String,
+    environment: &Environment,
+    display: &Display,
+    cancel: CancellationToken,
+) -> SolveRequest {
+    let mut session = crate::credentials::add(LocalSession::new(reference), environment);
+    for (name, dir) in &plan.dirs {
+        session = session.with_dir(name, dir);
+    }
+    for (id, source) in &plan.secrets {
+        session = session.with_secret(id, source.clone());
+    }
+    for export in &plan.exports {
+        session = session.with_output(export.output.clone());
+    }
+    SolveRequest {
+        frontend: plan.frontend.clone(),
+        exports: plan.exports.iter().map(|export| export.request.clone()).collect(),
+        cache_imports: plan.cache_imports.clone(),
+        cache_exports: plan.cache_exports.clone(),
+        entitlements: plan.entitlements.clone(),
+        session: Arc::new(session),
+        progress: display.sink(),
+        cancel,
+    }
+}
+
+fn write_answers(plan: &BuildPlan, response: &SolveResponse) -> Result<(), Fault> {
+    let answers = &response.exporter_response;
+    let id = metadata::image_id(answers);
+    if let Some(path) = &plan.metadata_file {
+        metadata::write_whole(path, &metadata::metadata_json(answers))?;
+    }
+    if let (Some(path), Some(id)) = (&plan.iid_file, id) {
+        metadata::write_whole(path, id)?;
+    }
+    if let (true, Some(id)) = (plan.print_id, id) {
+        crate::print_line(id)?;
+    }
+    Ok(())
+}
+
+fn open_trace(path: &Path) -> Result<Box<dyn Write + Send>, Fault> {
+    let file = File::options().append(true).create(true).open(path);
+    let file =
+        file.map_err(|e| Fault::because(Kind::User, format!("cannot write the trace `{}`", path.display()), e))?;
+    Ok(Box::new(file))
+}
+
+/// A name for this build that no other has: 25 characters as upstream's ids.
+fn reference() -> String {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz012345";
+    let mut seed = base::Digest::hasher();
+    seed.update(std::process::id().to_ne_bytes());
+    seed.update(jiff::Timestamp::now().as_nanosecond().to_ne_bytes());
+    let mut random = [0; 25];
+    // Time and process id are unique enough where the kernel has no entropy yet.
+    let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK);
+    seed.update(random);
+    seed.finish().as_bytes().iter().take(25).map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect()
+}
+
+#[cfg(test)]
+mod tests;

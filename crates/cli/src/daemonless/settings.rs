@@ -1,0 +1,119 @@
+//! What the daemon would have been started with: configuration, state directory, snapshotter, log.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base::{Fault, Kind};
+use config::{Config, Lookup};
+use engine::{EngineOptions, SnapshotterChoice};
+
+use crate::environment::Environment;
+
+/// The settings of an engine.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The configuration, with flags applied.
+    pub config: Config,
+    /// The state directory.
+    pub root: PathBuf,
+    /// How snapshots are kept.
+    pub snapshotter: SnapshotterChoice,
+    /// How long another process may hold the state directory before we give up.
+    pub lock_wait: Duration,
+    /// What is logged on standard error.
+    pub log: Option<tracing::Level>,
+    /// The log is JSON.
+    pub log_json: bool,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// How long we wait for another process by default: as long as `buildctl-daemonless.sh` waits for its daemon.
+pub const LOCK_WAIT: Duration = Duration::from_millis(2200);
+
+impl Settings {
+    /// Reads the configuration files. `explicit` is `--config`, `root` is `--root`.
+    pub fn load(
+        explicit: Option<PathBuf>,
+        root: Option<PathBuf>,
+        environment: &Environment,
+    ) -> Result<Settings, Fault> {
+        let lookup = Lookup {
+            explicit,
+            rootless: environment.rootless,
+            xdg_config_home: environment.path("XDG_CONFIG_HOME"),
+            home: environment.path("HOME"),
+            system_dir: None,
+        };
+        let loaded =
+            config::load(&lookup).map_err(|error| Fault::because(Kind::User, "cannot use the configuration", error))?;
+        let root = root.or_else(|| loaded.config.root.clone()).unwrap_or_else(|| environment.default_root());
+        let mut settings = Settings {
+            config: loaded.config,
+            root,
+            snapshotter: SnapshotterChoice::Auto,
+            lock_wait: LOCK_WAIT,
+            log: None,
+            log_json: false,
+            warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
+        };
+        let snapshotter = settings.config.worker.oci.snapshotter.clone();
+        settings.choose_snapshotter("worker.oci.snapshotter", &snapshotter)?;
+        Ok(settings)
+    }
+
+    /// Takes a snapshotter by upstream's name.
+    pub fn choose_snapshotter(&mut self, origin: &str, name: &str) -> Result<(), Fault> {
+        self.snapshotter = match name {
+            "" | "auto" => SnapshotterChoice::Auto,
+            "overlay" | "overlayfs" => SnapshotterChoice::Overlay,
+            "native" | "copy" => SnapshotterChoice::Copy,
+            "fuse-overlayfs" | "stargz" => {
+                self.warnings
+                    .push(format!("{origin}: `{name}` is not built in, the best of overlayfs and native is used"));
+                SnapshotterChoice::Auto
+            }
+            _ => return Err(crate::spec::invalid(origin, name, "known are auto, overlayfs and native")),
+        };
+        Ok(())
+    }
+
+    /// What the engine is opened with.
+    pub fn engine_options(&self, environment: &Environment) -> EngineOptions {
+        EngineOptions {
+            root: self.root.clone(),
+            config: self.config.clone(),
+            snapshotter: self.snapshotter,
+            lock_wait: self.lock_wait,
+            proxy: environment.proxies(),
+            isolation: environment
+                .isolation
+                .clone()
+                .expect("`crate::run` isolates the process before it runs engine work"),
+        }
+    }
+
+    /// Starts the log, if there is to be one. At most once per process.
+    pub fn start_log(&self) {
+        let Some(level) = self.log else { return };
+        let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+        // A second call finds the first one's log, which is what we want.
+        let _ = match self.log_json {
+            true => subscriber.json().try_init(),
+            false => subscriber.with_ansi(false).try_init(),
+        };
+    }
+}
+
+/// A log level by upstream's names. `panic` and `fatal` are errors here.
+pub fn log_level(origin: &str, name: &str) -> Result<tracing::Level, Fault> {
+    use tracing::Level;
+    match name.to_ascii_lowercase().as_str() {
+        "trace" => Ok(Level::TRACE),
+        "debug" => Ok(Level::DEBUG),
+        "info" => Ok(Level::INFO),
+        "warn" | "warning" => Ok(Level::WARN),
+        "error" | "fatal" | "panic" => Ok(Level::ERROR),
+        _ => Err(crate::spec::invalid(origin, name, "known are error, warn, info, debug and trace")),
+    }
+}

@@ -1,0 +1,180 @@
+//! What people see of a build: readers of the one event stream.
+//!
+//! [`Display::start`] puts the readers on a thread of their own, so that a slow terminal never slows a build; the
+//! build writes into [`Display::sink`]. [`Display::finish`] waits until everything is printed.
+//!
+//! - [`plain`]: lines, one step at a time, for logs;
+//! - [`tty`]: a frame that is drawn over and over;
+//! - [`rawjson`]: upstream's status messages as JSON, for programs.
+
+mod colors;
+mod log_window;
+mod plain;
+mod rawjson;
+mod trace;
+mod tty;
+
+#[cfg(test)]
+mod tests;
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use base::Fault;
+use base::progress::{Event, Sink};
+use jiff::Timestamp;
+
+use crate::environment::Environment;
+use crate::fault::FailedStep;
+
+/// `--progress`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Lines.
+    Plain,
+    /// A live frame.
+    Tty,
+    /// Nothing.
+    Quiet,
+    /// JSON.
+    RawJson,
+}
+
+impl Mode {
+    /// The mode for a `--progress` value. `auto` asks `BUILDKIT_PROGRESS`, then the terminal. A frame is only
+    /// drawn on a terminal; anywhere else `tty` is `plain`.
+    pub fn choose(value: &str, environment: &Environment) -> Result<Mode, Fault> {
+        let value = match value {
+            "" | "auto" => environment.get("BUILDKIT_PROGRESS").unwrap_or("auto"),
+            other => other,
+        };
+        match value {
+            "auto" | "tty" if environment.stderr_is_terminal && environment.get("TERM") != Some("dumb") => {
+                Ok(Mode::Tty)
+            }
+            "auto" | "tty" | "plain" => Ok(Mode::Plain),
+            "quiet" | "none" => Ok(Mode::Quiet),
+            "rawjson" => Ok(Mode::RawJson),
+            _ => Err(crate::spec::invalid("--progress", value, "known are auto, plain, tty, quiet, none and rawjson")),
+        }
+    }
+}
+
+/// One way to show events.
+trait Reader: Send {
+    /// Takes events in the order of their making. `now` is the reader's clock.
+    fn update(&mut self, events: &[Event], now: Timestamp);
+
+    /// Shows what is new. Called a few times per second while something happens or time passes.
+    fn refresh(&mut self, now: Timestamp);
+
+    /// The build ended: shows the rest and answers the steps that failed.
+    fn finish(&mut self, now: Timestamp) -> Vec<FailedStep>;
+}
+
+/// Readers on their own thread.
+pub struct Display {
+    events: Arc<ChannelSink>,
+    thread: JoinHandle<Vec<FailedStep>>,
+}
+
+struct ChannelSink(Sender<Message>);
+
+enum Message {
+    Event(Box<Event>),
+    End,
+}
+
+impl Sink for ChannelSink {
+    fn emit(&self, event: Event) {
+        // After the end there is nobody left to read it.
+        let _ = self.0.send(Message::Event(Box::new(event)));
+    }
+}
+
+/// Shortest time between two refreshes.
+const REFRESH: Duration = Duration::from_millis(100);
+/// Longest time between two refreshes.
+const TICK: Duration = Duration::from_millis(150);
+
+impl Display {
+    /// Starts the reader for `mode` on `out`, and one that writes JSON to `trace` (`--trace`).
+    pub fn start(
+        mode: Mode,
+        out: Box<dyn Write + Send>,
+        trace: Option<Box<dyn Write + Send>>,
+        env: &Environment,
+    ) -> Display {
+        let mut readers: Vec<Box<dyn Reader>> = Vec::new();
+        match mode {
+            Mode::Plain => readers.push(Box::new(plain::Plain::new(out, env))),
+            Mode::Tty => readers.push(Box::new(tty::Tty::new(out, env))),
+            Mode::RawJson => readers.push(Box::new(rawjson::RawJson::new(out))),
+            Mode::Quiet => {}
+        }
+        readers.extend(trace.map(|file| Box::new(rawjson::RawJson::new(file)) as Box<dyn Reader>));
+        let pace = env.get("TTY_DISPLAY_RATE").and_then(|text| text.parse().ok()).map(Duration::from_millis);
+        let (sender, receiver) = channel();
+        let thread = std::thread::spawn(move || run(&receiver, &mut readers, pace));
+        Display { events: Arc::new(ChannelSink(sender)), thread }
+    }
+
+    /// Where the build writes its events.
+    pub fn sink(&self) -> Arc<dyn Sink> {
+        self.events.clone()
+    }
+
+    /// Shows everything that was emitted so far and stops. Answers the steps that failed with their last output.
+    pub fn finish(self) -> Vec<FailedStep> {
+        let _ = self.events.0.send(Message::End);
+        self.thread.join().unwrap_or_default()
+    }
+}
+
+fn run(receiver: &Receiver<Message>, readers: &mut [Box<dyn Reader>], pace: Option<Duration>) -> Vec<FailedStep> {
+    let (shortest, longest) = pace.map_or((REFRESH, TICK), |pace| (pace, pace.max(Duration::from_millis(1))));
+    let mut refreshed: Option<Instant> = None;
+    let mut dirty = false;
+    let mut batch = Vec::new();
+    loop {
+        let due = match refreshed {
+            Some(at) if dirty => shortest.saturating_sub(at.elapsed()),
+            _ => longest,
+        };
+        let mut ended = false;
+        let mut take = |message| match message {
+            Message::Event(event) => batch.push(*event),
+            Message::End => ended = true,
+        };
+        match receiver.recv_timeout(due) {
+            Ok(message) => {
+                take(message);
+                receiver.try_iter().for_each(take);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => ended = true,
+        }
+        let now = Timestamp::now();
+        if !batch.is_empty() {
+            readers.iter_mut().for_each(|reader| reader.update(&batch, now));
+            batch.clear();
+            dirty = true;
+        }
+        if ended {
+            return readers.iter_mut().flat_map(|reader| reader.finish(now)).collect();
+        }
+        if refreshed.is_none_or(|at| at.elapsed() >= shortest) {
+            readers.iter_mut().for_each(|reader| reader.refresh(now));
+            refreshed = Some(Instant::now());
+            dirty = false;
+        }
+    }
+}
+
+/// Seconds between two times, never negative.
+fn seconds(from: Timestamp, to: Timestamp) -> f64 {
+    to.duration_since(from).as_secs_f64().max(0.0)
+}

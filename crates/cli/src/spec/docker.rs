@@ -1,0 +1,126 @@
+//! Forms that only docker's command line has: `--add-host`, `--ulimit`, `--shm-size`, `--platform`, `--tag`, ..
+
+use base::{Fault, Platform};
+
+use super::{csv, invalid};
+
+/// `--add-host name:ip` or `name=ip`, as the frontend's `add-hosts`.
+pub fn add_hosts(values: &[String]) -> Result<String, Fault> {
+    const FLAG: &str = "--add-host";
+    let mut out = Vec::new();
+    for value in values.iter().flat_map(|value| value.split(',')) {
+        let (host, ip) = value
+            .split_once('=')
+            .or_else(|| value.split_once(':'))
+            .filter(|(host, ip)| !host.is_empty() && !ip.is_empty())
+            .ok_or_else(|| invalid(FLAG, value, "expected host:ip"))?;
+        let ip = ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')).unwrap_or(ip);
+        if ip == "host-gateway" {
+            return Err(invalid(FLAG, value, "host-gateway needs docker's network: give an address"));
+        }
+        let address: std::net::IpAddr =
+            ip.parse().map_err(|_| invalid(FLAG, value, format!("`{ip}` is no address")))?;
+        out.push(format!("{host}={address}"));
+    }
+    Ok(out.join(","))
+}
+
+/// `--ulimit name=soft[:hard]`, as the frontend's `ulimit`.
+pub fn ulimits(values: &[String]) -> Result<String, Fault> {
+    const FLAG: &str = "--ulimit";
+    const NAMES: [&str; 15] = [
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ];
+    let mut out = Vec::new();
+    for value in values {
+        let (name, limits) = value.split_once('=').ok_or_else(|| invalid(FLAG, value, "expected name=soft[:hard]"))?;
+        if !NAMES.contains(&name) {
+            return Err(invalid(FLAG, value, format!("unknown limit `{name}`: known are {}", NAMES.join(", "))));
+        }
+        let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+        let number = |text: &str| match text.parse::<i64>() {
+            Ok(number) if number >= -1 => Ok(number),
+            _ => Err(invalid(FLAG, value, format!("`{text}` is no limit: expected a number, or -1 for none"))),
+        };
+        let (soft, hard) = (number(soft)?, number(hard)?);
+        if hard != -1 && (soft == -1 || soft > hard) {
+            return Err(invalid(FLAG, value, "the soft limit is above the hard limit"));
+        }
+        out.push(format!("{name}={soft}:{hard}"));
+    }
+    Ok(out.join(","))
+}
+
+/// `--shm-size`, in bytes.
+pub fn shm_size(value: &str) -> Result<String, Fault> {
+    config::parse_bytes(value)
+        .map(|bytes| bytes.to_string())
+        .map_err(|error| invalid("--shm-size", value, format!("not {}", error.expected())))
+}
+
+/// `--platform`, repeated or with commas, normalised and in the order given.
+pub fn platforms(values: &[String]) -> Result<String, Fault> {
+    let mut out: Vec<String> = Vec::new();
+    for value in values.iter().flat_map(|value| value.split(',')).filter(|value| !value.is_empty()) {
+        let platform = match value {
+            "local" => Platform::host(),
+            other => other.parse().map_err(|error| invalid("--platform", other, error))?,
+        };
+        let text = platform.to_string();
+        if !out.contains(&text) {
+            out.push(text);
+        }
+    }
+    Ok(out.join(","))
+}
+
+/// `--no-cache-filter stage,stage`: the stages.
+pub fn stages(values: &[String]) -> Result<Vec<String>, Fault> {
+    let mut out = Vec::new();
+    for value in values {
+        out.extend(csv::fields(value).map_err(|error| invalid("--no-cache-filter", value, error))?);
+    }
+    Ok(out)
+}
+
+/// `--tag`, checked far enough that a mistake shows before the build.
+pub fn tag(value: &str) -> Result<&str, Fault> {
+    let bad = |why: &str| Err(invalid("--tag", value, why));
+    let name = value.split('@').next().unwrap_or(value);
+    let path = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(name, |(path, _)| path);
+    match value {
+        "" => bad("it is empty"),
+        _ if value.contains("://") => bad("a reference has no scheme, write host/name:tag"),
+        _ if value.contains(char::is_whitespace) => bad("a reference has no spaces"),
+        _ if value.contains('@') => bad("a tag cannot have a digest"),
+        _ if value.contains(',') => bad("give --tag once for each name"),
+        // The host may have upper case, the path may not.
+        _ if path.split_once('/').map_or(path, |(_, path)| path).chars().any(|c| c.is_ascii_uppercase()) => {
+            bad("a repository name must be in lower case")
+        }
+        _ => Ok(value),
+    }
+}
+
+/// `--network`, as the frontend's `force-network-mode`.
+pub fn network(value: &str) -> Result<Option<&str>, Fault> {
+    match value {
+        "" | "default" => Ok(None),
+        "none" | "host" => Ok(Some(value)),
+        _ => Err(invalid("--network", value, "known are default, none and host")),
+    }
+}

@@ -1,0 +1,122 @@
+//! `--output`: what is made of the result and where it goes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use base::Fault;
+use engine::ExportRequest;
+use session::Output;
+
+use super::pairs::errno_text;
+use super::{csv, invalid};
+use crate::environment::Environment;
+
+const FLAG: &str = "--output";
+
+/// One `--output`.
+#[derive(Clone, Debug)]
+pub struct Export {
+    /// What the engine makes.
+    pub request: ExportRequest,
+    /// Where the session puts it.
+    pub output: Output,
+}
+
+/// BuildKit's form: always `type=..`.
+pub fn buildkit(value: &str, environment: &Environment) -> Result<Export, Fault> {
+    let mut attrs = csv::attributes(FLAG, value)?;
+    let kind =
+        attrs.remove("type").filter(|kind| !kind.is_empty()).ok_or_else(|| invalid(FLAG, value, "type= is missing"))?;
+    finish(value, kind, attrs, environment)
+}
+
+/// docker's form: also a directory, or `-` for a tar on standard output.
+pub fn docker(value: &str, environment: &Environment) -> Result<Export, Fault> {
+    let fields = csv::fields(value).map_err(|error| invalid(FLAG, value, error))?;
+    if let [one] = fields.as_slice()
+        && !one.contains('=')
+    {
+        let (kind, dest) = if one == "-" { ("tar", "-") } else { ("local", one.as_str()) };
+        let attrs = BTreeMap::from([("dest".to_owned(), dest.to_owned())]);
+        return finish(value, kind.to_owned(), attrs, environment);
+    }
+    let mut attrs = csv::attributes(FLAG, value)?;
+    let kind =
+        attrs.remove("type").filter(|kind| !kind.is_empty()).ok_or_else(|| invalid(FLAG, value, "type= is missing"))?;
+    if kind == "docker" && !attrs.contains_key("dest") && is_archive(&attrs) {
+        return Err(invalid(FLAG, value, "there is no docker daemon to load into, dest= is missing")
+            .hint("write the archive with dest=image.tar, then run `docker load -i image.tar` where docker is"));
+    }
+    if kind == "registry" {
+        attrs.insert("push".to_owned(), "true".to_owned());
+        return finish(value, "image".to_owned(), attrs, environment);
+    }
+    finish(value, kind, attrs, environment)
+}
+
+/// `tar=false` asks for a directory in place of an archive.
+fn is_archive(attrs: &BTreeMap<String, String>) -> bool {
+    attrs.get("tar").and_then(|text| config::parse_bool(text)).unwrap_or(true)
+}
+
+fn finish(
+    value: &str,
+    kind: String,
+    mut attrs: BTreeMap<String, String>,
+    environment: &Environment,
+) -> Result<Export, Fault> {
+    if let Some(dest) = attrs.get("output") {
+        return Err(invalid(FLAG, value, format!("unknown key `output`, did you mean dest={dest}?")));
+    }
+    let dest = attrs.get("dest").cloned().unwrap_or_default();
+    let output = match kind.as_str() {
+        "local" => directory(value, &kind, &dest)?,
+        "oci" | "docker" if !is_archive(&attrs) => directory(value, &kind, &dest)?,
+        "tar" | "oci" | "docker" => archive(value, &kind, &dest, environment)?,
+        "image" | "cacheonly" if dest.is_empty() => Output::None,
+        "image" => return Err(invalid(FLAG, value, "type=image has no dest=, it stays in the store or is pushed")),
+        other => {
+            return Err(invalid(
+                FLAG,
+                value,
+                format!("unknown type `{other}`: known are image, oci, docker, local, tar and cacheonly"),
+            ));
+        }
+    };
+    attrs.remove("dest");
+    Ok(Export { request: ExportRequest { kind, attrs }, output })
+}
+
+fn directory(value: &str, kind: &str, dest: &str) -> Result<Output, Fault> {
+    match dest {
+        "" => Err(invalid(FLAG, value, format!("type={kind} wants a directory: dest= is missing"))),
+        dest => match std::fs::metadata(dest) {
+            Ok(meta) if !meta.is_dir() => Err(invalid(FLAG, value, format!("`{dest}` is not a directory"))),
+            _ => Ok(Output::Directory(PathBuf::from(dest))),
+        },
+    }
+}
+
+fn archive(value: &str, kind: &str, dest: &str, environment: &Environment) -> Result<Output, Fault> {
+    if dest.is_empty() || dest == "-" {
+        if environment.stdout_is_terminal {
+            let why = format!("type={kind} would write an archive to the terminal: add dest=FILE or redirect");
+            return Err(invalid(FLAG, value, why));
+        }
+        return Ok(Output::Stdout);
+    }
+    let path = Path::new(dest);
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Err(invalid(FLAG, value, format!("`{dest}` is a directory, a file is wanted"))),
+        Ok(_) => Ok(Output::File(path.to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            // Found out now, not after a long build.
+            let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            match parent.is_dir() {
+                true => Ok(Output::File(path.to_owned())),
+                false => Err(invalid(FLAG, value, format!("there is no directory `{}`", parent.display()))),
+            }
+        }
+        Err(error) => Err(invalid(FLAG, value, format!("`{dest}`: {}", errno_text(&error)))),
+    }
+}

@@ -1,0 +1,87 @@
+//! What the frontend must be told by others: it opens no file and no connection.
+
+use base::{Digest, Fault, Platform};
+use llb::build::ResolveMode;
+use llb::pb;
+
+/// Answers the frontend's questions. The engine implements it; calls block.
+pub trait Ask {
+    /// Resolves images to digests and configurations, all at once: one answer per request, in order.
+    ///
+    /// Asked when it is known which base images a target needs: once per platform, and again if `ONBUILD` triggers
+    /// of a base image need further ones.
+    fn resolve_images(&self, requests: &[ImageRequest]) -> Vec<Result<ResolvedImage, Fault>>;
+
+    /// Reads files. A file that is not there is no error, its answer is none.
+    ///
+    /// Asked once for the Dockerfile, once for `.dockerignore` if the context is used, and once for each named
+    /// local context.
+    fn read_files(&self, request: &ReadRequest) -> Result<Vec<Option<Vec<u8>>>, Fault>;
+
+    /// An input of the build by name: LLB that the client made (`input:` contexts, or the context itself).
+    ///
+    /// Asked for `context` and `dockerfile`, and for each `input:` context that is needed.
+    fn input(&self, name: &str) -> Result<Option<pb::Definition>, Fault> {
+        let _ = name;
+        Ok(None)
+    }
+}
+
+/// An image whose digest and configuration are needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageRequest {
+    /// Normalised: domain, path, and a tag or digest.
+    pub reference: String,
+    /// Which of an index.
+    pub platform: Platform,
+    /// When to ask the registry.
+    pub mode: ResolveMode,
+    /// What to call this in progress displays.
+    pub log_name: String,
+    /// From an OCI layout of the session instead of a registry.
+    pub layout: Option<LayoutStore>,
+}
+
+/// An OCI layout that a session offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayoutStore {
+    /// The session.
+    pub session: String,
+    /// The layout's name there.
+    pub store: String,
+}
+
+/// A resolved image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedImage {
+    /// The reference, which a policy or mirror may have changed. The same as asked for otherwise.
+    pub reference: String,
+    /// Digest of what the reference named: an index or a manifest.
+    pub digest: Option<Digest>,
+    /// The image configuration as it is stored.
+    pub config: Vec<u8>,
+}
+
+/// Files to read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReadRequest {
+    /// LLB whose result holds the files: solving it is always right.
+    pub definition: pb::Definition,
+    /// The same for those who can read a session's directory in place.
+    pub local: Option<LocalRead>,
+    /// What to read.
+    pub paths: Vec<String>,
+    /// Only so many bytes of each.
+    pub limit: Option<u64>,
+    /// What to call this in progress displays.
+    pub log_name: String,
+}
+
+/// A directory of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalRead {
+    /// The session.
+    pub session: String,
+    /// The directory's name there.
+    pub name: String,
+}

@@ -1,0 +1,273 @@
+//! From options to results: find the Dockerfile, see who understands it, lower it for each platform.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use base::{Fault, Platform, SourceFile, SourceSpan};
+use image::Reference;
+use llb::build::{Builder, Constraints, Defaults, Local};
+use llb::{path, pb};
+
+use crate::ask::{Ask, LocalRead, ReadRequest};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::lower::{self, Input};
+use crate::options::Options;
+use crate::parse::{self, Syntax};
+use crate::{ignore, instruction};
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// Frontend options by name, as `--opt` gives them.
+    pub options: &'a BTreeMap<String, String>,
+    /// The session that local directories are read from.
+    pub session: &'a str,
+    /// What the workers run, the preferred one first.
+    pub build_platforms: &'a [Platform],
+}
+
+/// What becomes of a request.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// LLB to solve.
+    Built(Built),
+    /// The file is for another frontend.
+    Gateway(Gateway),
+}
+
+/// A frontend image that must take over.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    /// The image: option `source` of its call.
+    pub image: String,
+    /// Option `cmdline` of its call.
+    pub cmdline: String,
+    /// Where the file asks for it; none if an option does.
+    pub place: Option<(Arc<SourceFile>, SourceSpan)>,
+}
+
+/// LLB and image configurations, one for each platform.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// In the order in which the platforms were asked for.
+    pub platforms: Vec<PlatformResult>,
+    /// The result is an index, even of one platform.
+    pub multi_platform: bool,
+    /// The Dockerfile.
+    pub source: Arc<SourceFile>,
+    /// What may be wrong with the Dockerfile.
+    pub warnings: Vec<Warning>,
+}
+
+/// The result for one platform.
+#[derive(Clone, Debug)]
+pub struct PlatformResult {
+    /// `linux/amd64`, ..
+    pub id: String,
+    /// The platform.
+    pub platform: Platform,
+    /// What to solve.
+    pub definition: pb::Definition,
+    /// The image configuration, without layers and their times: `containerimage.config`.
+    pub config: Vec<u8>,
+    /// The base image's: `containerimage.base.config`.
+    pub base_config: Option<Vec<u8>>,
+    /// `SOURCE_DATE_EPOCH` in seconds: `source.date.epoch`.
+    pub epoch: Option<i64>,
+}
+
+/// Something that works and may not be meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// The rule, `NoEmptyContinuation`.
+    pub rule: &'static str,
+    /// What was found.
+    pub message: String,
+    /// What the rule is about.
+    pub description: &'static str,
+    /// A page about the rule.
+    pub url: String,
+    /// Where.
+    pub spans: Vec<SourceSpan>,
+}
+
+impl Built {
+    /// The metadata that exporters look for, by BuildKit's names.
+    pub fn metadata(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut out = BTreeMap::new();
+        let mut platforms = Vec::new();
+        for result in &self.platforms {
+            let key = |name: &str| {
+                if self.multi_platform { format!("{name}/{}", result.id) } else { name.to_owned() }
+            };
+            out.insert(key("containerimage.config"), result.config.clone());
+            if let Some(base) = &result.base_config {
+                out.insert(key("containerimage.base.config"), base.clone());
+            }
+            if let Some(epoch) = result.epoch {
+                out.insert(key("source.date.epoch"), epoch.to_string().into_bytes());
+            }
+            platforms.push(serde_json::json!({ "ID": result.id, "Platform": result.platform }));
+        }
+        let platforms = serde_json::json!({ "Platforms": platforms });
+        out.insert("refs.platforms".to_owned(), platforms.to_string().into_bytes());
+        out
+    }
+}
+
+/// Reads the Dockerfile that the options name and lowers it.
+pub fn build(request: &Request<'_>, ask: &dyn Ask) -> std::result::Result<Outcome, Fault> {
+    let options = Options::parse(request.options).map_err(|e| e.into_fault(None))?;
+    let context = Context::find(&options, request.session, ask).map_err(|e| e.into_fault(None))?;
+    let found = find_dockerfile(request, &options, &context, ask).map_err(|e| e.into_fault(None))?;
+    if let Some(gateway) = other_frontend(&options, &found) {
+        return Ok(Outcome::Gateway(gateway));
+    }
+    let build = || lower_all(request, &options, &context, &found, ask);
+    build().map(Outcome::Built).map_err(|e| e.into_fault(Some(&found.file)))
+}
+
+struct Found {
+    file: Arc<SourceFile>,
+    info: pb::SourceInfo,
+    /// `<name>.dockerignore`, which comes before `.dockerignore`.
+    ignore: Option<Vec<u8>>,
+}
+
+fn find_dockerfile(request: &Request<'_>, options: &Options, context: &Context, ask: &dyn Ask) -> Result<Found> {
+    let filename = context.filename(&options.filename);
+    let mut paths = vec![filename.to_owned(), format!("{filename}.dockerignore")];
+    // `dockerfile` is the second choice for `Dockerfile`.
+    if path::base(filename) == "Dockerfile" {
+        paths.push(path::join(&[&path::dir(filename), "dockerfile"]));
+    }
+    let log_name = format!("[internal] load build definition from {filename}");
+    let mut builder = Builder::new();
+    let mut local_read = None;
+    let state = match context.dockerfile(&mut builder, options, ask)? {
+        Some(state) => state,
+        None => {
+            let name = options.dockerfile_name.clone().unwrap_or_else(|| "dockerfile".to_owned());
+            let session = options.local_sessions.get(&name).map_or(request.session, String::as_str);
+            local_read = Some(LocalRead { session: session.to_owned(), name: name.clone() });
+            let local = Local {
+                session: session.to_owned(),
+                follow: paths.clone(),
+                shared_key_hint: name.clone(),
+                no_differ: true,
+                name,
+                ..Local::default()
+            };
+            builder.local(&local, Constraints::named(log_name.clone()))
+        }
+    };
+    let defaults = Defaults { platform: build_platform(request), local_unique: request.session.to_owned() };
+    let definition = builder.marshal(&state, &defaults)?;
+    let read = ReadRequest { definition, local: local_read, paths, limit: None, log_name };
+    let mut files = ask.read_files(&read)?.into_iter();
+    let (data, ignore) = (files.next().flatten(), files.next().flatten());
+    let data = data.or_else(|| files.next().flatten()).ok_or_else(|| {
+        Error::option("filename", format!("there is no `{filename}`"))
+            .hint("name the Dockerfile by `filename` and its directory by the local `dockerfile`")
+    })?;
+    let file = SourceFile { name: filename.to_owned(), data, language: "Dockerfile".to_owned() };
+    let info = pb::SourceInfo {
+        filename: file.name.clone(),
+        data: file.data.clone(),
+        definition: Some(read.definition),
+        language: file.language.clone(),
+    };
+    Ok(Found { file: Arc::new(file), info, ignore })
+}
+
+fn build_platform(request: &Request<'_>) -> Platform {
+    request.build_platforms.first().cloned().unwrap_or_else(Platform::host)
+}
+
+/// The frontend that the options or the file ask for, unless it is this one.
+fn other_frontend(options: &Options, found: &Found) -> Option<Gateway> {
+    if options.from_gateway {
+        return None;
+    }
+    let (syntax, place) = match &options.syntax {
+        Some(cmdline) => {
+            let image = cmdline.trim().split(' ').next().unwrap_or_default().to_owned();
+            (Syntax { image, cmdline: cmdline.clone(), span: SourceSpan::lines(1, 1) }, None)
+        }
+        None => {
+            let syntax = parse::detect_syntax(&found.file.data)?;
+            let place = Some((found.file.clone(), syntax.span));
+            (syntax, place)
+        }
+    };
+    let built_in = |reference: Reference| {
+        matches!(reference.name().as_str(), "docker.io/docker/dockerfile" | "docker.io/docker/dockerfile-upstream")
+    };
+    if Reference::parse(&syntax.image).is_ok_and(built_in) {
+        return None;
+    }
+    Some(Gateway { image: syntax.image, cmdline: syntax.cmdline, place })
+}
+
+fn lower_all(
+    request: &Request<'_>,
+    options: &Options,
+    context: &Context,
+    found: &Found,
+    ask: &dyn Ask,
+) -> Result<Built> {
+    let document = parse::parse(&found.file.data)?;
+    let escape = document.escape;
+    let warnings = document.empty_continuations.iter().map(|span| empty_continuation(*span)).collect();
+    let (globals, stages) = instruction::stages(document)?;
+    let ignore = OnceLock::new();
+    if let Some(bytes) = &found.ignore {
+        ignore.get_or_init(|| ignore::parse(bytes));
+    }
+    let build_platforms: Vec<Platform> =
+        if request.build_platforms.is_empty() { vec![Platform::host()] } else { request.build_platforms.to_vec() };
+    let input = Input {
+        info: &found.info,
+        globals: &globals,
+        stages: &stages,
+        escape,
+        options,
+        context,
+        session: request.session,
+        build_platforms: &build_platforms,
+        ignore: &ignore,
+        ask,
+    };
+    let mut platforms = Vec::new();
+    if options.platforms.is_empty() {
+        platforms.push(platform_result(&input, None)?);
+    }
+    for platform in &options.platforms {
+        platforms.push(platform_result(&input, Some(platform))?);
+    }
+    Ok(Built { platforms, multi_platform: options.multi_platform, source: found.file.clone(), warnings })
+}
+
+fn platform_result(input: &Input<'_>, platform: Option<&Platform>) -> Result<PlatformResult> {
+    let lowered = lower::lower(input, platform)?;
+    let platform = platform.cloned().unwrap_or_else(|| input.build_platforms[0].clone()).normalize();
+    Ok(PlatformResult {
+        id: platform.to_string(),
+        platform,
+        definition: lowered.definition,
+        config: lowered.image.to_json(),
+        base_config: lowered.base_image.as_ref().map(|image| image.to_json()),
+        epoch: lowered.epoch,
+    })
+}
+
+fn empty_continuation(span: SourceSpan) -> Warning {
+    Warning {
+        rule: "NoEmptyContinuation",
+        message: "an instruction goes on over an empty line".to_owned(),
+        description: "Empty continuation lines will become errors in a future release",
+        url: "https://docs.docker.com/go/dockerfile/rule/no-empty-continuation/".to_owned(),
+        spans: vec![span],
+    }
+}

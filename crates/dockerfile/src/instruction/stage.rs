@@ -1,0 +1,78 @@
+//! `FROM`, and how instructions group into stages.
+
+use base::SourceSpan;
+
+use super::{Arg, From, Instruction, Kind, flag::Flags, words};
+use crate::error::{Error, Result};
+use crate::parse::{Document, Line};
+
+/// `FROM` and what follows it.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// What it starts from.
+    pub from: From,
+    /// The `FROM` line.
+    pub code: String,
+    /// Where the `FROM` is.
+    pub span: SourceSpan,
+    /// Its instructions.
+    pub instructions: Vec<Instruction>,
+}
+
+pub(super) fn parse_from(line: &Line, flags: &mut Flags<'_>) -> Result<Kind> {
+    let (base, name) = match words(line) {
+        [] => return Err(Error::new("FROM needs an image or stage")),
+        [base] => (base, None),
+        [base, as_, name] if as_.eq_ignore_ascii_case("as") => (base, Some(stage_name(name)?)),
+        [base, name] => {
+            let error = Error::new(format!("FROM takes an image and perhaps AS and a name, not `{base} {name}`"));
+            return Err(error.hint(format!("write FROM {base} AS {name}")));
+        }
+        words => {
+            let words = words.join(" ");
+            return Err(Error::new(format!("FROM takes an image and perhaps AS and a name, not `{words}`")));
+        }
+    };
+    Ok(Kind::From(From { base: base.clone(), name, platform: flags.text("platform")?.filter(|p| !p.is_empty()) }))
+}
+
+fn stage_name(typed: &str) -> Result<String> {
+    let name = typed.to_lowercase();
+    let starts = name.starts_with(|c: char| c.is_ascii_lowercase());
+    let rest = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c));
+    if starts && rest {
+        return Ok(name);
+    }
+    let error = Error::new(format!("`{typed}` is not a stage name"));
+    Err(error.hint("a stage name starts with a letter and goes on with letters, digits, `-`, `_` and `.`"))
+}
+
+/// One `ARG` in front of the first stage, and where it is.
+pub type GlobalArgs = (Vec<Arg>, SourceSpan);
+
+/// What stands in front of the first stage, and the stages.
+pub fn stages(document: Document) -> Result<(Vec<GlobalArgs>, Vec<Stage>)> {
+    let mut globals = Vec::new();
+    let mut stages: Vec<Stage> = Vec::new();
+    for line in document.lines {
+        let instruction = super::parse(line)?;
+        match instruction {
+            Instruction { kind: Kind::From(from), code, span, .. } => {
+                stages.push(Stage { from, code, span, instructions: Vec::new() });
+            }
+            Instruction { kind: Kind::Arg(args), span, .. } if stages.is_empty() => globals.push((args, span)),
+            instruction => match stages.last_mut() {
+                Some(stage) => stage.instructions.push(instruction),
+                None => {
+                    let name = instruction.name.to_ascii_uppercase();
+                    let error = Error::new(format!("{name} stands before the first FROM"));
+                    return Err(error.at(instruction.span).hint("only ARG can stand before FROM"));
+                }
+            },
+        }
+    }
+    if stages.is_empty() {
+        return Err(Error::new("the Dockerfile has no FROM"));
+    }
+    Ok((globals, stages))
+}

@@ -1,0 +1,174 @@
+use std::collections::BTreeMap;
+
+use base::{Fault, Kind};
+use proptest::prelude::*;
+
+use crate::{Ask, ImageRequest, Outcome, ReadRequest, Request, ResolvedImage};
+
+/// A Dockerfile, and images that all look alike.
+struct Toy<'a>(&'a str);
+
+impl Ask for Toy<'_> {
+    fn resolve_images(&self, requests: &[ImageRequest]) -> Vec<Result<ResolvedImage, Fault>> {
+        let resolve = |request: &ImageRequest| {
+            if request.reference.contains("missing") {
+                return Err(Fault::new(Kind::Remote, "registry answered 404"));
+            }
+            let config = br#"{"architecture":"amd64","os":"linux","config":{"OnBuild":["USER x"]},
+                "history":[{"created_by":"x"}]}"#;
+            Ok(ResolvedImage { reference: request.reference.clone(), digest: None, config: config.to_vec() })
+        };
+        requests.iter().map(resolve).collect()
+    }
+
+    fn read_files(&self, request: &ReadRequest) -> Result<Vec<Option<Vec<u8>>>, Fault> {
+        let read = |path: &String| (path == "Dockerfile").then(|| self.0.as_bytes().to_vec());
+        Ok(request.paths.iter().map(read).collect())
+    }
+}
+
+fn build(dockerfile: &str, options: &[(&str, &str)]) -> Result<Outcome, Fault> {
+    let options: BTreeMap<String, String> =
+        options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let platforms = [base::Platform::new("linux", "amd64", "")];
+    let request = Request { options: &options, session: "s", build_platforms: &platforms };
+    crate::build(&request, &Toy(dockerfile))
+}
+
+fn built(dockerfile: &str, options: &[(&str, &str)]) -> crate::Built {
+    match build(dockerfile, options).expect(dockerfile) {
+        Outcome::Built(built) => built,
+        Outcome::Gateway(gateway) => panic!("{gateway:?}"),
+    }
+}
+
+#[test]
+fn only_what_the_target_needs_is_asked_for() {
+    let dockerfile = "FROM missing AS a\nRUN x\nFROM b\nCOPY --from=missing2 / /\nFROM scratch AS c\nFROM c";
+    assert_eq!(built(dockerfile, &[("target", "c")]).platforms.len(), 1);
+    let fault = build(dockerfile, &[("target", "a")]).expect_err("not there");
+    assert_eq!(fault.to_string(), "no stage `missing`, and no image: registry answered 404");
+    let fault = build(dockerfile, &[("target", "d")]).expect_err("not there");
+    assert_eq!(fault.to_string(), "option `target`: there is no stage `d`");
+}
+
+#[test]
+fn another_frontend_is_reported() {
+    let gateway = |dockerfile: &str, options: &[(&str, &str)]| match build(dockerfile, options).expect(dockerfile) {
+        Outcome::Gateway(gateway) => Some((gateway.image, gateway.cmdline, gateway.place.is_some())),
+        Outcome::Built(_) => None,
+    };
+    let other = "# syntax=me/front:1 --x\nFROM scratch";
+    assert_eq!(gateway(other, &[]), Some(("me/front:1".into(), "me/front:1 --x".into(), true)));
+    assert_eq!(gateway(other, &[("cmdline", "me/front:1")]), None);
+    let own = "# syntax=docker/dockerfile:1@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\nFROM scratch";
+    assert_eq!(gateway(own, &[]), None);
+    assert_eq!(gateway("# syntax = docker.io/docker/dockerfile-upstream:master\nFROM scratch", &[]), None);
+    let forced = [("build-arg:BUILDKIT_SYNTAX", "me/front:2")];
+    assert_eq!(gateway("FROM scratch", &forced), Some(("me/front:2".into(), "me/front:2".into(), false)));
+}
+
+#[test]
+fn metadata_has_buildkits_names() {
+    let metadata = built("FROM a", &[("build-arg:SOURCE_DATE_EPOCH", "7")]).metadata();
+    let names: Vec<&str> = metadata.keys().map(String::as_str).collect();
+    assert_eq!(names, ["containerimage.base.config", "containerimage.config", "refs.platforms", "source.date.epoch"]);
+    let platforms = r#"{"Platforms":[{"ID":"linux/amd64","Platform":{"architecture":"amd64","os":"linux"}}]}"#;
+    assert_eq!(metadata["refs.platforms"], platforms.as_bytes());
+    let metadata = built("FROM scratch", &[("platform", "linux/arm64,linux/arm/v7")]).metadata();
+    let names: Vec<&str> = metadata.keys().map(String::as_str).collect();
+    assert_eq!(names, ["containerimage.config/linux/arm/v7", "containerimage.config/linux/arm64", "refs.platforms"]);
+}
+
+#[test]
+fn places_and_hints_reach_the_fault() {
+    let fault = build("FROM scratch AS base\nFROM bsae:missing", &[]).expect_err("not there");
+    assert_eq!(fault.places()[0].1, [base::SourceSpan::lines(2, 2)]);
+    assert_eq!(fault.places()[0].0.name, "Dockerfile");
+    let fault = build("FROM scratch AS missing1\nFROM missing2", &[]).expect_err("not there");
+    assert_eq!(fault.get_hint(), Some("did you mean stage `missing1` (line 1)?"));
+}
+
+#[test]
+fn many_stages_and_steps_need_no_stack() {
+    let mut dockerfile = String::from("FROM scratch AS s0\n");
+    for i in 1..2_000 {
+        dockerfile.push_str(&format!("FROM s{} AS s{i}\nCOPY --from=s{} a /\n", i - 1, i - 1));
+    }
+    assert_eq!(built(&dockerfile, &[]).platforms[0].definition.def.len(), 2_000);
+}
+
+#[test]
+fn short_dockerfiles_cannot_ask_for_endless_memory() {
+    let mut growing = String::from("FROM scratch\n");
+    (0..3_000).for_each(|i| growing.push_str(&format!("ENV K{i}=v\nRUN x\n")));
+    let mut ports = String::from("FROM scratch\n");
+    (0..1_000).for_each(|_| ports.push_str("EXPOSE 0-65535\n"));
+    let mut stages = String::from("FROM scratch AS s0\n");
+    (1..1_500).for_each(|i| stages.push_str(&format!("FROM s{} AS s{i}\nENV K{i}=v\n", i - 1)));
+    assert_eq!(built(&stages, &[]).platforms[0].definition.def.len(), 0);
+    for (dockerfile, part) in [(growing, "environments of the steps"), (ports, "history of the image")] {
+        let fault = build(&dockerfile, &[]).expect_err("too large");
+        assert!(fault.to_string().contains(part) && fault.places().len() == 1, "{fault}");
+    }
+}
+
+const PIECES: &[&str] = &[
+    "FROM scratch\n",
+    "FROM a AS b\n",
+    "FROM b\n",
+    "FROM $A\n",
+    "ARG A=b\n",
+    "ARG A\n",
+    "ENV A=${A:-$B} C=d\n",
+    "RUN x $A\n",
+    "RUN <<E\n#!x\nE\n",
+    "RUN --mount=type=cache,target=$A,uid=1 x\n",
+    "RUN --mount=from=b,target=/x,rw y\n",
+    "RUN --mount=type=secret,id=a,env=A --mount=type=ssh z\n",
+    "COPY a b ./\n",
+    "COPY --from=b --link / /\n",
+    "COPY --from=0 a b\n",
+    "COPY --parents a/./b ${A#?} /\n",
+    "ADD https://x/y.git z.tar /\n",
+    "COPY <<E /x\n$A\nE\n",
+    "WORKDIR $A\n",
+    "WORKDIR ..\n",
+    "USER $A\n",
+    "EXPOSE 1-3 $A\n",
+    "VOLUME $A /v\n",
+    "LABEL a=\"$A\"\n",
+    "CMD [\"a\"]\n",
+    "ENTRYPOINT x\n",
+    "HEALTHCHECK --interval=1s CMD x\n",
+    "SHELL [\"a\"]\n",
+    "STOPSIGNAL 9\n",
+    "ONBUILD COPY --from=b a /\n",
+    "ONBUILD RUN x\n",
+    "# escape=`\n",
+    "MAINTAINER x\n",
+];
+
+proptest! {
+    #[test]
+    fn any_order_of_instructions_is_lowered_or_refused_with_its_lines(
+        pieces in proptest::collection::vec(proptest::sample::select(PIECES), 1..25)
+    ) {
+        let dockerfile = format!("FROM a AS b\n{}", pieces.concat());
+        let count = dockerfile.lines().count() as u32;
+        match build(&dockerfile, &[("platform", "linux/amd64,linux/arm64"), ("no-cache", "b")]) {
+            Ok(Outcome::Built(built)) => {
+                for result in &built.platforms {
+                    llb::Graph::new(result.definition.clone(), llb::Limits::default()).expect("valid LLB");
+                }
+            }
+            Ok(Outcome::Gateway(gateway)) => prop_assert!(false, "{:?}", gateway),
+            Err(fault) => {
+                prop_assert!(fault.kind() == Kind::User, "{}", fault);
+                for span in fault.places().iter().flat_map(|(_, spans)| spans) {
+                    prop_assert!(1 <= span.start.0 && span.end.0 <= count, "{:?}", span);
+                }
+            }
+        }
+    }
+}

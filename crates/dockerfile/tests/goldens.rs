@@ -1,0 +1,215 @@
+//! Golden folders: `cases/<name>/Dockerfile` with `options.txt` and the files of the session beside it.
+//!
+//! `upstream.txt` holds facts that BuildKit's own frontend computed for the same input: vertex digests, names,
+//! capabilities, lines and image configurations, or the lines that it marks in an error. They are compared and never
+//! renewed here. `llb.txt` and `error.txt` are ours, for people to read in a diff; `BLESS=1` renews them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use base::{Digest, Fault, Kind, Platform};
+use dockerfile::{Ask, ImageRequest, Outcome, ReadRequest, Request, ResolvedImage};
+use llb::pb;
+
+/// The same answers that the program behind `upstream.txt` got.
+struct Fake {
+    root: PathBuf,
+    case: PathBuf,
+}
+
+impl Ask for Fake {
+    fn resolve_images(&self, requests: &[ImageRequest]) -> Vec<Result<ResolvedImage, Fault>> {
+        let index = fs::read_to_string(self.root.join("images/index.txt")).expect("an index");
+        let resolve = |request: &ImageRequest| {
+            let line = index.lines().find_map(|line| line.strip_prefix(&format!("{} ", request.reference)));
+            let file = line.ok_or_else(|| Fault::new(Kind::Remote, "registry answered 404"))?;
+            let config = fs::read_to_string(self.root.join("images").join(file)).expect("a configuration");
+            Ok(ResolvedImage {
+                reference: request.reference.clone(),
+                digest: Some(Digest::of(&request.reference)),
+                config: config.replace("@ARCH@", &request.platform.architecture).into_bytes(),
+            })
+        };
+        requests.iter().map(resolve).collect()
+    }
+
+    fn read_files(&self, request: &ReadRequest) -> Result<Vec<Option<Vec<u8>>>, Fault> {
+        let dir = match &request.local {
+            Some(local) if local.name == "dockerfile" => ".",
+            Some(local) => &local.name,
+            None => "remote",
+        };
+        Ok(request.paths.iter().map(|path| fs::read(self.case.join(dir).join(path)).ok()).collect())
+    }
+}
+
+fn options(case: &Path) -> BTreeMap<String, String> {
+    let text = fs::read_to_string(case.join("options.txt")).unwrap_or_default();
+    let pair = |line: &str| {
+        let (name, value) = line.split_once('=').expect("name=value");
+        (name.to_owned(), value.to_owned())
+    };
+    text.lines().map(pair).collect()
+}
+
+fn build(root: &Path, case: &Path) -> Result<Outcome, Fault> {
+    let fake = Fake { root: root.to_owned(), case: case.to_owned() };
+    let options = options(case);
+    let build_platforms = [Platform::new("linux", "amd64", ""), Platform::new("linux", "arm64", "")];
+    let request = Request { options: &options, session: "session", build_platforms: &build_platforms };
+    dockerfile::build(&request, &fake)
+}
+
+/// What a definition says apart from the ops themselves.
+fn facts(definition: &pb::Definition) -> String {
+    let mut out = String::new();
+    for bytes in &definition.def {
+        let digest = Digest::of(bytes).to_string();
+        writeln!(out, "{digest}").expect("memory");
+        let metadata = definition.metadata.get(&digest).cloned().unwrap_or_default();
+        for (key, value) in &metadata.description {
+            writeln!(out, "  {key}: {}", go_json(value)).expect("memory");
+        }
+        let caps: Vec<&str> = metadata.caps.keys().map(String::as_str).collect();
+        writeln!(out, "  caps: {}", caps.join(" ")).expect("memory");
+        if metadata.ignore_cache {
+            out.push_str("  ignore-cache\n");
+        }
+        if let Some(group) = &metadata.progress_group {
+            writeln!(out, "  group: {} weak={}", go_json(&group.name), group.weak).expect("memory");
+        }
+        let locations = definition.source.as_ref().and_then(|source| source.locations.get(&digest));
+        for location in locations.iter().flat_map(|locations| &locations.locations) {
+            out.push_str("  lines:");
+            for range in &location.ranges {
+                let line = |position: Option<pb::Position>| position.map_or(0, |position| position.line);
+                write!(out, " {}-{}", line(range.start), line(range.end)).expect("memory");
+            }
+            out.push('\n');
+        }
+    }
+    out
+}
+
+fn go_json(text: &str) -> String {
+    let json = serde_json::to_string(text).expect("text");
+    let escape = |c: char| match c {
+        '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    };
+    json.chars().map(escape).collect()
+}
+
+/// Facts as `upstream.txt` has them, our text form of the LLB, and the error.
+fn outputs(root: &Path, case: &Path) -> (String, String, String) {
+    match build(root, case) {
+        Ok(Outcome::Built(built)) => {
+            let (mut upstream, mut text) = (String::new(), String::new());
+            for result in &built.platforms {
+                write!(upstream, "platform {}\n{}", result.id, facts(&result.definition)).expect("memory");
+                writeln!(upstream, "config {}", String::from_utf8_lossy(&result.config)).expect("memory");
+                if let Some(base) = &result.base_config {
+                    writeln!(upstream, "base {}", String::from_utf8_lossy(base)).expect("memory");
+                }
+                if let Some(epoch) = result.epoch {
+                    writeln!(upstream, "epoch {epoch}").expect("memory");
+                }
+                let graph = llb::Graph::new(result.definition.clone(), llb::Limits::default()).expect("valid LLB");
+                write!(text, "platform {}\n\n{}", result.id, llb::text::describe(&graph)).expect("memory");
+            }
+            (upstream, text, String::new())
+        }
+        Ok(Outcome::Gateway(gateway)) => (String::new(), format!("gateway {}\n", gateway.cmdline), String::new()),
+        Err(fault) => {
+            let mut error = format!("error: {fault}\n");
+            if let Some(hint) = fault.get_hint() {
+                writeln!(error, "hint: {hint}").expect("memory");
+            }
+            let mut upstream = String::from("error");
+            for (_, spans) in fault.places() {
+                for span in spans {
+                    writeln!(error, "lines {}-{}", span.start.0, span.end.0).expect("memory");
+                    (span.start.0..=span.end.0).for_each(|line| write!(upstream, " {line}").expect("memory"));
+                }
+            }
+            (format!("{upstream}\n"), String::new(), error)
+        }
+    }
+}
+
+/// Compares with a golden file, or renews it. An empty text has no file.
+fn golden(path: &Path, actual: &str, failures: &mut Vec<String>) {
+    if std::env::var_os("BLESS").is_some() {
+        if actual.is_empty() {
+            _ = fs::remove_file(path);
+        } else {
+            fs::write(path, actual).expect("writable");
+        }
+        return;
+    }
+    let expected = fs::read_to_string(path).unwrap_or_default();
+    if expected != actual {
+        failures.push(format!("{} differs:\n{}", path.display(), first_difference(&expected, actual)));
+    }
+}
+
+/// Whether the facts hold. Upstream gives images that mounts name no line; we do.
+fn same_facts(expected: &str, actual: &str) -> bool {
+    let same = |(a, b): (&str, &str)| a == b || a == "  lines:" && b.starts_with(a);
+    expected.lines().count() == actual.lines().count() && expected.lines().zip(actual.lines()).all(same)
+}
+
+fn first_difference(expected: &str, actual: &str) -> String {
+    let mut pairs = expected.lines().chain(["(end)"]).zip(actual.lines().chain(["(end)"])).enumerate();
+    match pairs.find(|(_, (a, b))| a != b) {
+        Some((line, (a, b))) => format!("line {}\n  expected {a}\n  actual   {b}", line + 1),
+        None => "in length".to_owned(),
+    }
+}
+
+#[test]
+fn llb_and_configurations_equal_upstreams() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut cases: Vec<PathBuf> =
+        fs::read_dir(root.join("cases")).expect("cases").map(|entry| entry.expect("an entry").path()).collect();
+    cases.sort();
+    assert!(cases.len() > 60, "only {} cases", cases.len());
+    let mut failures = Vec::new();
+    for case in &cases {
+        let (upstream, text, error) = outputs(&root, case);
+        let path = case.join("upstream.txt");
+        let expected = fs::read_to_string(&path).unwrap_or_default();
+        if !same_facts(&expected, &upstream) {
+            let shown = if error.is_empty() { String::new() } else { format!("\n{error}") };
+            let difference = first_difference(&expected, &upstream);
+            failures.push(format!("{} differs: {difference}{shown}", path.display()));
+        }
+        golden(&case.join("llb.txt"), &text, &mut failures);
+        golden(&case.join("error.txt"), &error, &mut failures);
+    }
+    assert!(failures.is_empty(), "{} failures\n\n{}", failures.len(), failures.join("\n\n"));
+}
+
+/// `mistakes.txt` holds bad Dockerfiles, each followed by what is said about it. `BLESS=1` renews what is said.
+#[test]
+fn mistakes_are_explained_and_their_lines_marked() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let scratch = tempfile::tempdir().expect("a directory");
+    let file = root.join("mistakes.txt");
+    let text = fs::read_to_string(&file).expect("mistakes");
+    let mut renewed = String::new();
+    for block in text.split("=== ").skip(1) {
+        let (name, rest) = block.split_once('\n').expect("a name");
+        let dockerfile = rest.split_once("---\n").map_or(rest, |(dockerfile, _)| dockerfile);
+        fs::write(scratch.path().join("Dockerfile"), dockerfile).expect("writable");
+        let (_, _, error) = outputs(&root, scratch.path());
+        let error = if error.is_empty() { "fine\n".to_owned() } else { error };
+        assert!(error.lines().all(|line| !line.ends_with('.')), "{name}: {error}");
+        write!(renewed, "=== {name}\n{dockerfile}---\n{error}").expect("memory");
+    }
+    let mut failures = Vec::new();
+    golden(&file, &renewed, &mut failures);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}

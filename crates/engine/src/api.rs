@@ -1,0 +1,424 @@
+//! What the programs ask of the engine.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base::progress::Sink;
+use base::report::{Label, Running, Tasks};
+use base::{ByteSize, Cancel, Fault, Kind};
+use export::{BuildResult, Exporter, PlatformResult};
+use session::SharedSession;
+use tokio_util::sync::CancellationToken;
+
+use crate::core::{Core, blocking, store_fault};
+use crate::driver::{Driver, JobHandle};
+use crate::frontend;
+use crate::job::{Built, BuiltPlatform, Job};
+use crate::tree::Tree;
+
+/// The engine: one per state directory. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    core: Arc<Core>,
+    driver: Driver,
+    entitlements: Arc<Vec<Entitlement>>,
+    gc: Arc<Vec<store::PruneOptions>>,
+}
+
+/// How to open an engine.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// BuildKit's root directory; our state goes into a subfolder of it.
+    pub root: PathBuf,
+    /// The parsed `buildkitd.toml`.
+    pub config: config::Config,
+    /// Which snapshotter to use.
+    pub snapshotter: SnapshotterChoice,
+    /// How long to wait for another process that holds the state directory.
+    pub lock_wait: Duration,
+    /// Environment for outgoing connections: proxy variables, from the program's environment.
+    pub proxy: BTreeMap<String, String>,
+    /// What `sys::userns::enter` got at the start of the program.
+    pub isolation: sys::userns::Isolation,
+}
+
+/// Which snapshotter to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SnapshotterChoice {
+    /// The best one that works here.
+    #[default]
+    Auto,
+    /// overlayfs or an error.
+    Overlay,
+    /// Reflinks or copies.
+    Copy,
+}
+
+/// One build.
+pub struct SolveRequest {
+    /// What makes the LLB.
+    pub frontend: Frontend,
+    /// What happens with the result; several run one after another. None: the build is only run.
+    pub exports: Vec<ExportRequest>,
+    /// `--import-cache`.
+    pub cache_imports: Vec<CacheOptions>,
+    /// `--export-cache`.
+    pub cache_exports: Vec<CacheOptions>,
+    /// `--allow`.
+    pub entitlements: Vec<Entitlement>,
+    /// The client.
+    pub session: SharedSession,
+    /// Where progress goes.
+    pub progress: Arc<dyn Sink>,
+    /// Ends the build early.
+    pub cancel: CancellationToken,
+}
+
+/// What makes the LLB.
+#[derive(Clone, Debug)]
+pub enum Frontend {
+    /// A frontend by name (`dockerfile.v0`, `gateway.v0`) with its `--opt` values.
+    Named {
+        /// Its name.
+        name: String,
+        /// `--opt key=value`.
+        options: BTreeMap<String, String>,
+    },
+    /// A marshalled `pb.Definition`.
+    Llb(Vec<u8>),
+}
+
+/// One `--output`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportRequest {
+    /// `image`, `oci`, `docker`, `tar`, `local`.
+    pub kind: String,
+    /// Its attributes, such as `name`, `push`, `compression`. Where it goes is the session's business:
+    /// `session.output(i)` is asked for the i-th export.
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// One `--import-cache` or `--export-cache`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheOptions {
+    /// `registry`, `local`, `inline`, ..
+    pub kind: String,
+    /// Its attributes.
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// A right that a build asks for and the daemon must allow.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Entitlement {
+    /// `network.host`
+    NetworkHost,
+    /// `security.insecure`
+    SecurityInsecure,
+    /// `device` or `device=NAME`
+    Device(Option<String>),
+}
+
+/// What a build answers.
+#[derive(Clone, Debug, Default)]
+pub struct SolveResponse {
+    /// BuildKit's exporter response: `containerimage.digest`, `image.name`, ..
+    pub exporter_response: BTreeMap<String, String>,
+}
+
+/// One line of `du`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UsageRecord {
+    /// Its id.
+    pub id: String,
+    /// `regular`, `internal`, `frontend`, `source.local`, `source.git.checkout`, `exec.cachemount`.
+    pub record_type: String,
+    /// What made it.
+    pub description: String,
+    /// Disk space.
+    pub size: ByteSize,
+    /// It can still change (cache mounts).
+    pub mutable: bool,
+    /// A running build needs it.
+    pub in_use: bool,
+    /// An image or another record shares its layers.
+    pub shared: bool,
+    /// Ids of the records that it builds on.
+    pub parents: Vec<String>,
+    /// When it was made.
+    pub created_at: jiff::Timestamp,
+    /// When a build last used it.
+    pub last_used_at: Option<jiff::Timestamp>,
+    /// How often builds used it.
+    pub usage_count: u64,
+}
+
+/// What `prune` removes.
+#[derive(Clone, Debug, Default)]
+pub struct PruneOptions {
+    /// Also internal and frontend records.
+    pub all: bool,
+    /// Keep what was used within this time.
+    pub keep_duration: Option<Duration>,
+    /// Keep up to this much.
+    pub keep_storage: Option<ByteSize>,
+    /// `--filter key=value` (`type==regular`, `id=..`, `until=24h`, `unused-for=..`), all must match.
+    pub filters: Vec<String>,
+}
+
+impl Engine {
+    /// Opens the state directory. Fails when another process keeps it locked, or nothing can be
+    /// written there. The process must be in a mount namespace of its own.
+    pub async fn open(options: EngineOptions) -> Result<Engine, Fault> {
+        crate::open::open(options).await
+    }
+
+    pub(crate) fn new(
+        core: Arc<Core>,
+        driver: Driver,
+        entitlements: Vec<Entitlement>,
+        gc: Vec<store::PruneOptions>,
+    ) -> Engine {
+        Engine { core, driver, entitlements: Arc::new(entitlements), gc: Arc::new(gc) }
+    }
+
+    /// How snapshots are kept here and why so, for the log.
+    pub fn snapshotter(&self) -> String {
+        let choice = self.core.store.driver();
+        format!("{} ({})", choice.driver.as_str(), choice.reason)
+    }
+
+    /// Runs one build to its end.
+    pub async fn solve(&self, request: SolveRequest) -> Result<SolveResponse, Fault> {
+        let cancel = request.cancel.clone();
+        let result = self.solve_to_the_end(request).await;
+        // Whatever broke on the way: the user knows it as the cancellation that it was.
+        if cancel.is_cancelled() { result.map_err(|_| Fault::cancelled()) } else { result }
+    }
+
+    async fn solve_to_the_end(&self, request: SolveRequest) -> Result<SolveResponse, Fault> {
+        self.check_rights(&request.entitlements)?;
+        refuse_caches(&request)?;
+        let exporters = request.exports.iter().map(|export| Exporter::read(&export.kind, &export.attrs));
+        let exporters = exporters.collect::<Result<Vec<_>, _>>()?;
+        let job = Job::new(request.session, request.progress, request.cancel, request.entitlements);
+        let job = Arc::new(self.driver.begin(Arc::new(job)).await?);
+        let epoch = default_epoch(&request.frontend)?;
+        let built = match request.frontend {
+            Frontend::Named { name, options } => match name.as_str() {
+                "dockerfile.v0" => frontend::dockerfile::build(&self.core, &job, options).await?,
+                "gateway.v0" => {
+                    return Err(Fault::user("frontend `gateway.v0` is not supported yet")
+                        .hint("use `--frontend dockerfile.v0`: the built-in frontend knows the newest syntax"));
+                }
+                _ => return Err(Fault::user(format!("no frontend named `{name}`: there is dockerfile.v0"))),
+            },
+            Frontend::Llb(bytes) => solve_llb(&job, &bytes).await?,
+        };
+        self.export(&job, built, exporters, epoch).await
+    }
+
+    async fn export(
+        &self,
+        job: &Arc<JobHandle>,
+        built: Built,
+        exporters: Vec<Exporter>,
+        epoch: Option<i64>,
+    ) -> Result<SolveResponse, Fault> {
+        let epoch = epoch.or(built.platforms.iter().find_map(|platform| platform.epoch));
+        let mut result = BuildResult { platforms: Vec::new(), multi: built.multi };
+        for platform in built.platforms {
+            let tree = match platform.tree {
+                Tree::Empty => None,
+                Tree::Snapshot(hold) => Some(hold),
+                Tree::Local(local) => Some(local.copied(&self.core, Cancel::new()).await?),
+            };
+            result.platforms.push(PlatformResult {
+                id: platform.id,
+                platform: platform.platform,
+                tree,
+                config: platform.config,
+                base_config: platform.base_config,
+            });
+        }
+        let mut response = SolveResponse::default();
+        for (index, exporter) in exporters.into_iter().enumerate() {
+            let output = job.job.session.output(index).await?;
+            let running = Running::start(job.job.sink.clone(), &Label::phase(exporter.title()));
+            let exporter = exporter.with_default_epoch(epoch);
+            let cancel = Cancel::new();
+            let context = export::Context {
+                store: self.core.store.clone(),
+                registry: self.core.images.client.clone(),
+                credentials: job.job.credentials(),
+                lazy: Arc::new(LazyLayers { core: self.core.clone(), job: job.job.clone(), tasks: running.tasks() }),
+                tasks: running.tasks(),
+                cancel: cancel.clone(),
+                threads: std::thread::available_parallelism().map_or(1, usize::from),
+            };
+            let exported = tokio::select! {
+                exported = exporter.export(&context, &result, output) => exported,
+                () = job.job.cancel.cancelled() => {
+                    cancel.cancel();
+                    Err(Fault::cancelled())
+                }
+            };
+            response.exporter_response.extend(running.end(exported)?);
+        }
+        Ok(response)
+    }
+
+    /// A build gets only what it asks for and the builder allows.
+    fn check_rights(&self, wanted: &[Entitlement]) -> Result<(), Fault> {
+        match wanted.iter().find(|right| !self.entitlements.contains(right)) {
+            None => Ok(()),
+            Some(right) => Err(Fault::user(format!("the builder does not allow the entitlement `{right}`")).hint(
+                format!("start it with `--allow-insecure-entitlement {right}`, or list it in `insecure-entitlements`"),
+            )),
+        }
+    }
+
+    /// Everything that is stored.
+    pub async fn disk_usage(&self) -> Result<Vec<UsageRecord>, Fault> {
+        let store = self.core.store.clone();
+        let usage = blocking(move || store.disk_usage()).await;
+        let usage = usage.map_err(|e| store_fault("cannot count what is stored", e))?;
+        Ok(usage.into_iter().map(UsageRecord::from).collect())
+    }
+
+    /// Removes what `options` says and answers what went.
+    pub async fn prune(&self, options: PruneOptions) -> Result<Vec<UsageRecord>, Fault> {
+        let store = self.core.store.clone();
+        let options = store::PruneOptions {
+            all: options.all,
+            keep_duration: options.keep_duration.unwrap_or_default(),
+            reserved_space: options.keep_storage.map_or(0, |size| size.0),
+            filters: options.filters,
+            ..store::PruneOptions::default()
+        };
+        let removed = blocking(move || store.prune(&options)).await;
+        let removed = removed.map_err(|e| store_fault("cannot prune", e))?;
+        Ok(removed.into_iter().map(UsageRecord::from).collect())
+    }
+
+    /// Waits for what is still being remembered, collects garbage by the configured rules, and writes
+    /// everything to disk.
+    pub async fn close(self) {
+        self.driver.idle().await;
+        let (store, gc) = (self.core.store.clone(), self.gc.clone());
+        blocking(move || {
+            for rule in gc.iter() {
+                if let Err(error) = store.prune(rule) {
+                    tracing::warn!(%error, "garbage collection failed");
+                }
+            }
+            if let Err(error) = store.sync() {
+                tracing::warn!(%error, "the state directory was not synced");
+            }
+        })
+        .await;
+    }
+}
+
+async fn solve_llb(job: &Arc<JobHandle>, bytes: &[u8]) -> Result<Built, Fault> {
+    let graph = llb::Graph::decode(bytes, llb::Limits::default());
+    let graph = graph.map_err(|e| Fault::because(Kind::User, "malformed definition", e))?;
+    let tree = job.solve(&graph).await?;
+    let host = BuiltPlatform { id: String::new(), platform: None, tree, config: None, base_config: None, epoch: None };
+    Ok(Built { platforms: vec![host], multi: false })
+}
+
+/// `SOURCE_DATE_EPOCH` as a build argument holds for exporters too.
+fn default_epoch(frontend: &Frontend) -> Result<Option<i64>, Fault> {
+    let Frontend::Named { options, .. } = frontend else { return Ok(None) };
+    match options.get("build-arg:SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) {
+        None => Ok(None),
+        Some(text) => match text.parse::<i64>() {
+            Ok(seconds) if seconds >= 0 => Ok(Some(seconds)),
+            // Not a number of seconds: the frontend knows other forms, and refuses what is none.
+            _ => Ok(None),
+        },
+    }
+}
+
+fn refuse_caches(request: &SolveRequest) -> Result<(), Fault> {
+    let refuse = |flag: &str, kind: &str| Fault::user(format!("{flag} type={kind} is not supported yet"));
+    if let Some(import) = request.cache_imports.first() {
+        return Err(refuse("cache import", &import.kind));
+    }
+    match request.cache_exports.first() {
+        Some(export) => Err(refuse("cache export", &export.kind)),
+        None => Ok(()),
+    }
+}
+
+/// Lazy layers, fetched on behalf of one build.
+struct LazyLayers {
+    core: Arc<Core>,
+    job: Arc<Job>,
+    tasks: Tasks,
+}
+
+#[async_trait]
+impl export::Lazy for LazyLayers {
+    async fn fetch_blob(&self, snapshot: store::SnapshotId) -> Result<(), Fault> {
+        match self.core.store.snapshots().lazy(&snapshot) {
+            Some(layer) => self.core.fetch_layer(&self.job, &self.tasks, layer).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn fill(&self, snapshot: &store::Hold) -> Result<(), Fault> {
+        self.core.fill(&self.job, &self.tasks, snapshot).await
+    }
+}
+
+impl From<store::UsageRecord> for UsageRecord {
+    fn from(record: store::UsageRecord) -> Self {
+        let time = |time| jiff::Timestamp::try_from(time).unwrap_or_default();
+        UsageRecord {
+            id: record.id,
+            record_type: record.record_type.as_str().to_owned(),
+            description: record.description,
+            size: ByteSize(record.size),
+            mutable: record.mutable,
+            in_use: record.in_use,
+            shared: record.shared,
+            parents: record.parents,
+            created_at: time(record.created_at),
+            last_used_at: record.last_used_at.map(time),
+            usage_count: record.usage_count.into(),
+        }
+    }
+}
+
+impl std::fmt::Display for Entitlement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Entitlement::NetworkHost => f.write_str("network.host"),
+            Entitlement::SecurityInsecure => f.write_str("security.insecure"),
+            Entitlement::Device(None) => f.write_str("device"),
+            Entitlement::Device(Some(name)) => write!(f, "device={name}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Entitlement {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        match text {
+            "network.host" => Ok(Entitlement::NetworkHost),
+            "security.insecure" => Ok(Entitlement::SecurityInsecure),
+            "device" => Ok(Entitlement::Device(None)),
+            _ => match text.strip_prefix("device=") {
+                Some(name) => Ok(Entitlement::Device(Some(name.to_owned()))),
+                None => Err(Fault::user(format!(
+                    "no entitlement named `{text}`: there are network.host, security.insecure and device"
+                ))),
+            },
+        }
+    }
+}

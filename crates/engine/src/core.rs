@@ -1,0 +1,102 @@
+//! What all builds of an engine share, and the few things that every op needs from it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use base::{Fault, Kind, Platform};
+use executor::Executor;
+use store::{Active, CommitOptions, PrepareOptions, Store};
+use sys::mount::{FsView, Mounted};
+
+use crate::fill::Fills;
+use crate::images::Images;
+use crate::ops::OpContext;
+use crate::tree::Tree;
+
+/// Shared by all builds.
+pub(crate) struct Core {
+    pub(crate) store: Store,
+    pub(crate) executor: Arc<dyn Executor>,
+    pub(crate) images: Images,
+    pub(crate) fills: Fills,
+    pub(crate) cache_mounts: crate::cache_mount::CacheMounts,
+    /// A single id is mapped: what the kernel refuses is recorded beside the files.
+    pub(crate) shadow: bool,
+    /// Where views are mounted for a moment.
+    pub(crate) scratch: PathBuf,
+    pub(crate) content_trees: crate::content::ContentTrees,
+    /// What this machine runs, the preferred one first; never empty.
+    pub(crate) platforms: Vec<Platform>,
+}
+
+impl Core {
+    /// Begins a tree on a snapshot that is filled, or an empty one.
+    pub(crate) async fn prepare(&self, base: Option<&Arc<store::Hold>>, description: &str) -> Result<Active, Fault> {
+        let snapshots = self.store.snapshots();
+        let options = PrepareOptions { description: description.to_owned(), ..PrepareOptions::default() };
+        let base = base.cloned();
+        // The copy driver copies the whole parent here.
+        blocking(move || snapshots.prepare(base.as_ref().map(|b| b.id()).as_ref(), options))
+            .await
+            .map_err(|e| store_fault("cannot begin a snapshot", e))
+    }
+
+    /// Makes a tree immutable.
+    pub(crate) async fn commit(&self, active: Active) -> Result<Tree, Fault> {
+        let snapshots = self.store.snapshots();
+        blocking(move || snapshots.commit(active, CommitOptions::default()))
+            .await
+            .map(Tree::snapshot)
+            .map_err(|e| store_fault("cannot commit a snapshot", e))
+    }
+
+    /// A tree as a snapshot that can be read: lazy layers are unpacked, local directories copied.
+    pub(crate) async fn snapshot(
+        self: &Arc<Self>,
+        ctx: &OpContext,
+        tree: &Tree,
+    ) -> Result<Option<Arc<store::Hold>>, Fault> {
+        match tree {
+            Tree::Empty => Ok(None),
+            Tree::Snapshot(hold) => {
+                self.fill(ctx.job(), &ctx.tasks, hold).await?;
+                Ok(Some(hold.clone()))
+            }
+            Tree::Local(local) => local.copied(self, ctx.blocking_cancel()).await.map(Some),
+        }
+    }
+
+    /// How to read a filled snapshot.
+    pub(crate) fn view(&self, hold: &store::Hold) -> Result<FsView, Fault> {
+        self.store.snapshots().view(&hold.id()).map_err(|e| store_fault("cannot read a snapshot", e))
+    }
+
+    /// A view as a directory of this process; overlays are mounted until the answer is dropped.
+    pub(crate) fn mount(&self, view: &FsView) -> Result<Mounted, Fault> {
+        Mounted::new(view, &self.scratch).map_err(|e| Fault::because(Kind::Environment, "cannot mount a snapshot", e))
+    }
+}
+
+/// How to write a tree that is under construction.
+pub(crate) fn active_view(active: &Active) -> Result<FsView, Fault> {
+    active.view().map_err(|e| store_fault("cannot open a snapshot", e))
+}
+
+/// Runs code that waits for disks on a thread of its own.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Only at shutdown, when nobody waits any more.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// A failure of the store in the words of a fault.
+pub(crate) fn store_fault(doing: &str, error: store::Error) -> Fault {
+    let full = error.is_no_space();
+    let fault = Fault::because(Kind::Environment, doing, error);
+    if full { fault.hint("free space on the volume of the state directory, or run `hullworks prune`") } else { fault }
+}

@@ -1,0 +1,453 @@
+//! The one owner of the solver: feeds it answers, carries out its actions, and tells people how it goes.
+//!
+//! One task has the solver; it never waits for a disk, a network or a step. Actions run as tasks of their own and
+//! send their answers back. Dropping the last [`Driver`] ends the task.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use base::progress::{Event as Progress, Vertex as Shown};
+use base::{Digest, Fault, Kind};
+use jiff::Timestamp;
+use solver::cache_manager;
+use solver::{
+    Action, ActionId, CacheMap, CacheResult, CacheStore, Cause, Change, Event, Input, JobId, Notice, Output, RequestId,
+    ResultId, SolveError, Solved, Solver, SourceId, Status, Stopped, Vertex,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::core::Core;
+use crate::job::Job;
+use crate::ops::{self, Op, OpContext};
+use crate::tree::Tree;
+use base::report::{Fanout, Label, Tasks};
+
+/// The name of the result of ops that make nothing.
+const EMPTY_RESULT: &str = "empty";
+
+type Reply = oneshot::Sender<Result<Tree, Fault>>;
+type Answered = Event<Tree, Fault>;
+
+enum Message {
+    Begin { job: Arc<Job>, reply: oneshot::Sender<JobId> },
+    Solve { job: JobId, ticket: u64, vertices: Vec<Vertex<Arc<Op>>>, edge: Input, reply: Reply },
+    Withdraw { ticket: u64 },
+    End { job: JobId },
+    Answer(Answered),
+    Idle { reply: oneshot::Sender<()> },
+}
+
+/// The way to the solver. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Driver {
+    messages: mpsc::UnboundedSender<Message>,
+    core: Arc<Core>,
+}
+
+/// A build that the solver knows. It ends when this is dropped: its results are released then.
+pub(crate) struct JobHandle {
+    driver: Driver,
+    id: JobId,
+    pub(crate) job: Arc<Job>,
+}
+
+impl Driver {
+    pub(crate) fn start(core: Arc<Core>, max_parallelism: Option<usize>) -> Driver {
+        let (messages, inbox) = mpsc::unbounded_channel();
+        let owner = Owner {
+            solver: Solver::new(max_parallelism),
+            core: core.clone(),
+            answers: messages.downgrade(),
+            jobs: HashMap::new(),
+            replies: HashMap::new(),
+            tickets: HashMap::new(),
+            running: HashMap::new(),
+            started: HashMap::new(),
+            idle: Vec::new(),
+        };
+        tokio::spawn(owner.run(inbox));
+        Driver { messages, core }
+    }
+
+    pub(crate) async fn begin(&self, job: Arc<Job>) -> Result<JobHandle, Fault> {
+        let (reply, begun) = oneshot::channel();
+        self.send(Message::Begin { job: job.clone(), reply });
+        let id = begun.await.map_err(|_| stopped())?;
+        Ok(JobHandle { driver: self.clone(), id, job })
+    }
+
+    /// Waits until nothing is under way, saving to the cache included.
+    pub(crate) async fn idle(&self) {
+        let (reply, idle) = oneshot::channel();
+        self.send(Message::Idle { reply });
+        let _ = idle.await;
+    }
+
+    fn send(&self, message: Message) {
+        // Fails only when the owner is gone, which whoever waits for a reply then sees.
+        let _ = self.messages.send(message);
+    }
+}
+
+fn stopped() -> Fault {
+    Fault::new(Kind::Internal, "the solver has stopped")
+}
+
+impl JobHandle {
+    /// Solves a graph and answers its output.
+    pub(crate) async fn solve(&self, graph: &llb::Graph) -> Result<Tree, Fault> {
+        if let Some(source) = graph.source() {
+            self.job.add_places(source);
+        }
+        let Some(output) = graph.output() else { return Ok(Tree::Empty) };
+        let mut vertices = Vec::with_capacity(graph.vertices().len());
+        for vertex in graph.vertices() {
+            self.job.check_rights(vertex)?;
+            check_caps(vertex).map_err(|fault| self.job.locate(fault, vertex.digest))?;
+            vertices.push(self.vertex(graph, vertex));
+        }
+        let edge = Input { vertex: graph.vertex(output.vertex).digest, output: output.index };
+        static TICKETS: AtomicU64 = AtomicU64::new(0);
+        let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
+        let (reply, mut answer) = oneshot::channel();
+        let withdrawal = Withdrawal { driver: &self.driver, ticket };
+        self.driver.send(Message::Solve { job: self.id, ticket, vertices, edge, reply });
+        let result = tokio::select! {
+            result = &mut answer => result.map_err(|_| stopped()).flatten(),
+            () = self.job.cancel.cancelled() => Err(Fault::cancelled()),
+        };
+        drop(withdrawal);
+        result
+    }
+
+    fn vertex(&self, graph: &llb::Graph, vertex: &llb::Vertex) -> Vertex<Arc<Op>> {
+        let inputs: Vec<Input> = vertex
+            .inputs
+            .iter()
+            .map(|edge| Input { vertex: graph.vertex(edge.vertex).digest, output: edge.index })
+            .collect();
+        let group = vertex.metadata.progress_group.as_ref();
+        let label = Label {
+            digest: vertex.digest,
+            name: vertex.name(),
+            inputs: inputs.iter().map(|input| input.vertex).collect(),
+            group: group.map(|g| base::progress::ProgressGroup {
+                id: g.id.clone(),
+                name: g.name.clone(),
+                weak: g.weak,
+            }),
+        };
+        if self.job.add_label(label.clone()) {
+            self.job.sink.emit(Progress::Vertex(label.vertex()));
+        }
+        Vertex {
+            digest: vertex.digest,
+            inputs,
+            op: Arc::new(Op::new(vertex.clone(), label, &self.driver.core.platforms[0])),
+            ignore_cache: vertex.ignore_cache(),
+            sources: Vec::new(),
+            export_cache: vertex.metadata.export_cache.as_ref().map(|e| e.value),
+        }
+    }
+}
+
+/// Takes the question back when nobody waits for the answer any more.
+struct Withdrawal<'a> {
+    driver: &'a Driver,
+    ticket: u64,
+}
+
+impl Drop for Withdrawal<'_> {
+    fn drop(&mut self) {
+        self.driver.send(Message::Withdraw { ticket: self.ticket });
+    }
+}
+
+impl Drop for JobHandle {
+    fn drop(&mut self) {
+        self.driver.send(Message::End { job: self.id });
+    }
+}
+
+/// Refuses ops that rely on something which this version does not know.
+fn check_caps(vertex: &llb::Vertex) -> Result<(), Fault> {
+    let unknown = vertex.metadata.caps.iter().find(|(cap, needed)| **needed && !ops::CAPS.contains(&cap.as_str()));
+    match unknown {
+        None => Ok(()),
+        Some((cap, _)) => Err(Fault::user(format!("the build needs `{cap}`, which is not supported yet"))),
+    }
+}
+
+struct Owner {
+    solver: Solver<Arc<Op>, Tree, Fault>,
+    core: Arc<Core>,
+    answers: mpsc::WeakUnboundedSender<Message>,
+    jobs: HashMap<JobId, Arc<Job>>,
+    replies: HashMap<RequestId, (JobId, u64, Reply)>,
+    tickets: HashMap<u64, RequestId>,
+    running: HashMap<ActionId, (CancellationToken, base::Cancel)>,
+    /// When work on a vertex began, while it goes on.
+    started: HashMap<Digest, Timestamp>,
+    idle: Vec<oneshot::Sender<()>>,
+}
+
+impl Owner {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
+        while let Some(message) = inbox.recv().await {
+            self.take(message);
+            // All that is there at once: the solver then asks its questions in fewer, larger batches.
+            while let Ok(message) = inbox.try_recv() {
+                self.take(message);
+            }
+            loop {
+                let actions = self.solver.poll_actions();
+                if actions.is_empty() {
+                    break;
+                }
+                actions.into_iter().for_each(|action| self.carry_out(action));
+            }
+            if self.solver.is_idle() {
+                self.idle.drain(..).for_each(|reply| reply.send(()).unwrap_or(()));
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Begin { job, reply } => {
+                let id = self.solver.begin();
+                self.jobs.insert(id, job);
+                if reply.send(id).is_err() {
+                    self.end(id);
+                }
+            }
+            Message::Solve { job, ticket, vertices, edge, reply } => {
+                let asked =
+                    self.solver.load(job, vertices).and_then(|()| self.solver.request(job, edge.vertex, edge.output));
+                match asked {
+                    Ok(request) => {
+                        self.tickets.insert(ticket, request);
+                        self.replies.insert(request, (job, ticket, reply));
+                    }
+                    Err(error) => {
+                        let fault = Fault::because(Kind::User, "the build cannot be solved", error);
+                        let _ = reply.send(Err(fault));
+                    }
+                }
+            }
+            Message::Withdraw { ticket } => {
+                if let Some(request) = self.tickets.remove(&ticket) {
+                    self.replies.remove(&request);
+                    self.solver.cancel(request);
+                }
+            }
+            Message::End { job } => self.end(job),
+            Message::Answer(event) => {
+                self.running.remove(&event.id());
+                self.solver.handle(event);
+            }
+            Message::Idle { reply } => self.idle.push(reply),
+        }
+    }
+
+    fn end(&mut self, job: JobId) {
+        self.solver.end(job);
+        self.jobs.remove(&job);
+    }
+
+    fn carry_out(&mut self, action: Action<Arc<Op>, Tree, Fault>) {
+        match action {
+            Action::CacheMap { id, vertex, index } => {
+                let Some(ctx) = self.context(id, &vertex) else {
+                    return self.solver.handle(Event::CacheMap(id, Err(Stopped::Cancelled)));
+                };
+                // Only sources need to look anywhere; all others are read off the op, which is quicker than a task.
+                if ctx.op.is_source() {
+                    self.spawn(ctx, move |ctx| async move {
+                        let stated = ops::key(&ctx, index).await;
+                        Event::CacheMap(id, ctx.outcome(stated.map(cache_map)))
+                    });
+                } else {
+                    let stated = ctx.op.stated_key();
+                    self.solver.handle(Event::CacheMap(id, stated.map(cache_map).map_err(Stopped::Failed)));
+                }
+            }
+            Action::Content { id, vertex, input, result } => {
+                let Some(ctx) = self.context(id, &vertex) else {
+                    return self.solver.handle(Event::Content(id, Err(Stopped::Cancelled)));
+                };
+                self.spawn(ctx, move |ctx| async move {
+                    let digest = ops::content(&ctx, input, &result).await;
+                    Event::Content(id, ctx.outcome(digest))
+                });
+            }
+            Action::Exec { id, vertex, inputs } => {
+                let Some(ctx) = self.context(id, &vertex) else {
+                    return self.solver.handle(Event::Exec(id, Err(Stopped::Cancelled)));
+                };
+                self.spawn(ctx, move |ctx| async move {
+                    let trees = ops::run(&ctx, &inputs).await;
+                    let outputs = trees.map(|trees| trees.into_iter().map(|tree| output(&ctx.core, tree)).collect());
+                    Event::Exec(id, ctx.outcome(outputs))
+                });
+            }
+            Action::Load { id, record, .. } => {
+                let loaded = self.load(&record.result);
+                self.solver.handle(Event::Load(id, loaded));
+            }
+            Action::Lookup { id, lookups } => {
+                let store = self.core.store.cache_keys();
+                self.spawn_blocking(move || {
+                    let local: [(SourceId, Arc<dyn CacheStore>); 1] = [(SourceId::LOCAL, Arc::new(store))];
+                    let (found, failure) = cache_manager::lookup(&local[..], &lookups);
+                    if let Some(error) = failure {
+                        tracing::warn!(%error, "cache look-up failed, taken as a miss");
+                    }
+                    Event::Lookup(id, found)
+                });
+            }
+            Action::Save { id, saves } => {
+                let store = self.core.store.cache_keys();
+                self.spawn_blocking(move || {
+                    if let Err(error) = cache_manager::save(&store, &saves) {
+                        tracing::warn!(%error, "results were not remembered");
+                    }
+                    Event::Saved(id)
+                });
+            }
+            Action::Cancel(id) => {
+                if let Some((token, flag)) = self.running.get(&id) {
+                    flag.cancel();
+                    token.cancel();
+                }
+            }
+            Action::Answer { request, result } => {
+                if let Some((job, ticket, reply)) = self.replies.remove(&request) {
+                    self.tickets.remove(&ticket);
+                    let job = self.jobs.get(&job);
+                    let result = result.map(|Solved { result, .. }| result).map_err(|error| fault(error, job));
+                    let _ = reply.send(result);
+                }
+            }
+            Action::Notify(notice) => self.notify(notice),
+        }
+    }
+
+    /// None if the builds that wanted the action have ended meanwhile.
+    fn context(&mut self, id: ActionId, vertex: &Vertex<Arc<Op>>) -> Option<OpContext> {
+        let ids = self.solver.jobs_of(id);
+        let jobs: Vec<Arc<Job>> = ids.iter().filter_map(|id| self.jobs.get(id)).cloned().collect();
+        if jobs.is_empty() {
+            return None;
+        }
+        let (cancel, flag) = (CancellationToken::new(), base::Cancel::new());
+        self.running.insert(id, (cancel.clone(), flag.clone()));
+        let sink = Fanout::new(jobs.iter().map(|job| job.sink.clone()).collect());
+        let tasks = Tasks::new(Arc::new(sink), vertex.digest);
+        Some(OpContext { core: self.core.clone(), jobs, op: vertex.op.clone(), tasks, cancel, flag })
+    }
+
+    fn spawn<F>(&self, ctx: OpContext, work: impl FnOnce(OpContext) -> F)
+    where
+        F: Future<Output = Answered> + Send + 'static,
+    {
+        let Some(answers) = self.answers.upgrade() else { return };
+        let answer = work(ctx);
+        tokio::spawn(async move {
+            let _ = answers.send(Message::Answer(answer.await));
+        });
+    }
+
+    fn spawn_blocking(&self, work: impl FnOnce() -> Answered + Send + 'static) {
+        let Some(answers) = self.answers.upgrade() else { return };
+        tokio::task::spawn_blocking(move || {
+            let _ = answers.send(Message::Answer(work()));
+        });
+    }
+
+    /// Snapshot records are in memory: holding one is no more than a look at a table.
+    fn load(&self, result: &CacheResult) -> Option<Output<Tree>> {
+        let stored = Some(result.clone());
+        if result.id.as_str() == EMPTY_RESULT {
+            return Some(Output { result: Tree::Empty, stored });
+        }
+        let id = result.id.as_str().parse().ok();
+        if let Some(hold) = id.and_then(|id| self.core.store.snapshots().hold(&id)) {
+            return Some(Output { result: Tree::snapshot(hold), stored });
+        }
+        let (keys, gone) = (self.core.store.cache_keys(), result.id.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = keys.write(&[Change::Release(gone)]) {
+                tracing::warn!(%error, "a lost result was not forgotten");
+            }
+        });
+        None
+    }
+
+    fn notify(&mut self, notice: Notice<Fault>) {
+        let now = Timestamp::now();
+        let vertex = notice.vertex;
+        let (completed, cached, error) = match &notice.status {
+            Status::Started => {
+                self.started.insert(vertex, now);
+                (None, false, None)
+            }
+            Status::Loading => return,
+            Status::Resolved | Status::Completed => (Some(now), false, None),
+            Status::Cached => (Some(now), true, None),
+            Status::Failed(fault) => (Some(now), false, Some(fault.to_string())),
+            // Nothing to say about what never began.
+            Status::Cancelled if !self.started.contains_key(&vertex) => return,
+            Status::Cancelled => (Some(now), false, Some("cancelled".to_owned())),
+        };
+        let started = match completed {
+            Some(_) => self.started.remove(&vertex).unwrap_or(now),
+            None => now,
+        };
+        for job in notice.jobs.iter().filter_map(|id| self.jobs.get(id)) {
+            let Some(label) = job.label(vertex) else { continue };
+            let shown = Shown { started: Some(started), completed, cached, error: error.clone(), ..label.vertex() };
+            job.sink.emit(Progress::Vertex(shown));
+        }
+    }
+}
+
+impl OpContext {
+    fn outcome<T>(&self, result: Result<T, Fault>) -> Result<T, Stopped<Fault>> {
+        result.map_err(|fault| if self.cancel.is_cancelled() { Stopped::Cancelled } else { Stopped::Failed(fault) })
+    }
+}
+
+fn cache_map(stated: ops::StatedKey) -> (CacheMap, solver::Last) {
+    (CacheMap { digest: stated.digest, inputs: stated.inputs }, stated.last)
+}
+
+fn output(core: &Core, tree: Tree) -> Output<Tree> {
+    let stored = match &tree {
+        Tree::Empty => Some((EMPTY_RESULT.to_owned(), None)),
+        Tree::Snapshot(hold) => Some((hold.id().to_string(), core.store.snapshots().info(&hold.id()))),
+        Tree::Local(_) => None,
+    };
+    let stored = stored.map(|(id, info)| {
+        let created = info.and_then(|info| Timestamp::try_from(info.created_at).ok()).unwrap_or_else(Timestamp::now);
+        let created_at = i64::try_from(created.as_nanosecond()).unwrap_or(i64::MAX);
+        CacheResult { id: ResultId::from(id.as_str()), created_at }
+    });
+    Output { result: tree, stored }
+}
+
+fn fault(error: SolveError<Fault>, job: Option<&Arc<Job>>) -> Fault {
+    let vertex = error.vertex;
+    let fault = match error.cause {
+        Cause::Op(fault) => fault,
+        cause => Fault::because(Kind::User, "the build cannot be solved", cause),
+    };
+    let Some(job) = job else { return fault };
+    let fault = job.locate(fault, vertex);
+    match job.label(vertex) {
+        Some(label) => fault.vertex(vertex, &label.name),
+        None => fault,
+    }
+}

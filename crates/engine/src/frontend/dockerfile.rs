@@ -1,0 +1,191 @@
+//! `dockerfile.v0`, the built-in frontend, and what it asks for.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::sync::Arc;
+
+use ::dockerfile::{Ask, ImageRequest, Outcome, ReadRequest, Request, ResolvedImage};
+use base::progress::{Event, Warning};
+use base::report::{Label, Running};
+use base::{Digest, Fault, Kind};
+use futures_util::future::{join_all, try_join_all};
+use image::Reference;
+use llb::{Graph, Limits, pb};
+use rustix::fs::{Mode, OFlags};
+use sys::path::{Links, Root};
+
+use crate::core::{Core, blocking};
+use crate::driver::JobHandle;
+use crate::job::{Built, BuiltPlatform};
+use crate::local::open_dir;
+use crate::ops::source::ResolveMode;
+use crate::tree::Tree;
+
+/// Files that frontends read are small.
+const FILE_LIMIT: u64 = 16 << 20;
+
+/// Builds what the options describe.
+pub(crate) async fn build(
+    core: &Arc<Core>,
+    job: &Arc<JobHandle>,
+    options: BTreeMap<String, String>,
+) -> Result<Built, Fault> {
+    let asker = Asker { core: core.clone(), job: job.clone(), runtime: tokio::runtime::Handle::current() };
+    let platforms = core.platforms.clone();
+    let session = job.job.session.id().to_owned();
+    // The frontend asks and waits; the answers come from this runtime, so it needs a thread of its own.
+    let outcome = blocking(move || {
+        let request = Request { options: &options, session: &session, build_platforms: &platforms };
+        ::dockerfile::build(&request, &asker)
+    })
+    .await?;
+    let built = match outcome {
+        Outcome::Built(built) => built,
+        Outcome::Gateway(gateway) => {
+            let text = format!("frontend image `{}` is not supported yet", gateway.image);
+            let fault =
+                Fault::user(text).hint("remove the `# syntax` line: the built-in frontend knows the newest syntax");
+            return Err(match &gateway.place {
+                Some((file, span)) => fault.at(file, &[*span]),
+                None => fault,
+            });
+        }
+    };
+    for warning in &built.warnings {
+        job.job.sink.emit(Event::Warning(Warning {
+            vertex: Digest::of("dockerfile"),
+            level: 1,
+            short: format!("{}: {}", warning.rule, warning.message),
+            detail: vec![warning.description.to_owned()],
+            url: Some(warning.url.clone()),
+            file: Some(built.source.clone()),
+            spans: warning.spans.clone(),
+        }));
+    }
+    let multi = built.multi_platform;
+    let solved = built.platforms.into_iter().map(|platform| async move {
+        let graph = read(platform.definition)?;
+        let tree = job.solve(&graph).await?;
+        Ok::<_, Fault>(BuiltPlatform {
+            id: platform.id,
+            platform: Some(platform.platform),
+            tree,
+            config: Some(platform.config),
+            base_config: platform.base_config,
+            epoch: platform.epoch,
+        })
+    });
+    Ok(Built { platforms: try_join_all(solved).await?, multi })
+}
+
+/// Reads a definition that a client or a frontend made.
+pub(crate) fn read(definition: pb::Definition) -> Result<Graph, Fault> {
+    Graph::new(definition, Limits::default()).map_err(|e| Fault::because(Kind::User, "malformed definition", e))
+}
+
+struct Asker {
+    core: Arc<Core>,
+    job: Arc<JobHandle>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Ask for Asker {
+    fn resolve_images(&self, requests: &[ImageRequest]) -> Vec<Result<ResolvedImage, Fault>> {
+        self.runtime.block_on(join_all(requests.iter().map(|request| self.resolve(request))))
+    }
+
+    fn read_files(&self, request: &ReadRequest) -> Result<Vec<Option<Vec<u8>>>, Fault> {
+        self.runtime.block_on(self.read(request))
+    }
+}
+
+impl Asker {
+    async fn resolve(&self, request: &ImageRequest) -> Result<ResolvedImage, Fault> {
+        if request.layout.is_some() {
+            return Err(Fault::user(format!("image `{}` of an OCI layout is not supported yet", request.reference)));
+        }
+        let job = &self.job.job;
+        let running = Running::start(job.sink.clone(), &Label::phase(&request.log_name));
+        let resolved = async {
+            let reference: Reference = request
+                .reference
+                .parse()
+                .map_err(|e| Fault::because(Kind::User, format!("bad image reference `{}`", request.reference), e))?;
+            let mode = ResolveMode::from(request.mode);
+            tokio::select! {
+                resolved = self.core.images.resolve(job, &reference, &request.platform, mode) => resolved,
+                () = job.cancel.cancelled() => Err(Fault::cancelled()),
+            }
+        };
+        let image = running.end(resolved.await)?;
+        Ok(ResolvedImage {
+            reference: request.reference.clone(),
+            digest: Some(image.root.digest),
+            config: image.config.clone(),
+        })
+    }
+
+    async fn read(&self, request: &ReadRequest) -> Result<Vec<Option<Vec<u8>>>, Fault> {
+        let paths = request.paths.clone();
+        let limit = request.limit.unwrap_or(FILE_LIMIT).min(FILE_LIMIT);
+        if let Some(local) = &request.local {
+            let job = &self.job.job;
+            let running = Running::start(job.sink.clone(), &Label::phase(&request.log_name));
+            let read = async {
+                let root = open_dir(std::slice::from_ref(job), Some(&local.session), &local.name).await?;
+                blocking(move || read_all(&root, &paths, limit)).await
+            };
+            let files = read.await;
+            if let Ok(files) = &files {
+                let size: usize = files.iter().flatten().map(Vec::len).sum();
+                let mut task = running.tasks().start(format!("transferring {}:", local.name), 0);
+                task.at(size as u64);
+            }
+            return running.end(files);
+        }
+        let graph = read(request.definition.clone())?;
+        match self.job.solve(&graph).await? {
+            Tree::Empty => Ok(vec![None; paths.len()]),
+            Tree::Local(local) => {
+                let root = local.root.clone();
+                blocking(move || read_all(&root, &paths, limit)).await
+            }
+            Tree::Snapshot(hold) => {
+                let running = Running::start(self.job.job.sink.clone(), &Label::phase(&request.log_name));
+                self.core.fill(&self.job.job, &running.tasks(), &hold).await?;
+                let (core, view) = (self.core.clone(), self.core.view(&hold)?);
+                let files = blocking(move || {
+                    let mounted = core.mount(&view)?;
+                    let root = Root::open(mounted.path());
+                    let root = root.map_err(|e| Fault::because(Kind::Environment, "cannot open a snapshot", e))?;
+                    read_all(&root, &paths, limit)
+                });
+                running.end(files.await)
+            }
+        }
+    }
+}
+
+/// Reads files inside a root; none for those that are not there.
+fn read_all(root: &Root, paths: &[String], limit: u64) -> Result<Vec<Option<Vec<u8>>>, Fault> {
+    let read = |path: &String| -> Result<Option<Vec<u8>>, Fault> {
+        let failed = |e: std::io::Error| Fault::because(Kind::User, format!("cannot read `{path}`"), e);
+        // Never waits for the other end of a pipe.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let opened = root.open_at(path.trim_start_matches('/'), flags, Mode::empty(), Links::Follow);
+        let file = match opened {
+            Ok(fd) => std::fs::File::from(fd),
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(e) => return Err(failed(e)),
+        };
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > limit {
+            return Err(Fault::user(format!("cannot read `{path}`: larger than {limit} bytes")));
+        }
+        Ok(Some(bytes))
+    };
+    paths.iter().map(read).collect()
+}

@@ -1,0 +1,3 @@
+//! Frontends: what turns a request into trees.
+
+pub(crate) mod dockerfile;

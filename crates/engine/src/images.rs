@@ -1,0 +1,223 @@
+//! Images of registries: from a name to a manifest and a config, and to a chain of lazy layers.
+//!
+//! Documents are small and kept in the content store; layers are only registered. Whoever reads a tree
+//! has them fetched ([`fill`](crate::fill)).
+
+use std::sync::Arc;
+
+use base::{Digest, Fault, Kind, Platform};
+use image::Reference;
+use image::{Descriptor, ImageConfig, Index, Manifest, media_type};
+use registry::{Class, Repository, Target};
+use store::{LazyLayer, PrepareOptions, Store};
+
+use crate::job::Job;
+use crate::ops::source::ResolveMode;
+use crate::tree::Tree;
+
+/// Remembers which digest a name had when it was last pulled.
+const NAMES: &str = "image-names";
+
+/// An image whose documents are here.
+#[derive(Clone, Debug)]
+pub(crate) struct ResolvedImage {
+    pub(crate) reference: Reference,
+    /// What the name pointed to: an index or a manifest.
+    pub(crate) root: Descriptor,
+    pub(crate) manifest: Manifest,
+    /// The config's bytes.
+    pub(crate) config: Vec<u8>,
+    pub(crate) diff_ids: Vec<Digest>,
+}
+
+/// The images that this engine knows how to find.
+#[derive(Clone)]
+pub(crate) struct Images {
+    pub(crate) client: registry::Client,
+    pub(crate) store: Store,
+}
+
+impl Images {
+    /// Finds the image that `reference` names on `platform`. Within one build, a name is asked for once.
+    pub(crate) async fn resolve(
+        &self,
+        job: &Arc<Job>,
+        reference: &Reference,
+        platform: &Platform,
+        mode: ResolveMode,
+    ) -> Result<Arc<ResolvedImage>, Fault> {
+        let reference = reference.clone().or_latest();
+        let cell = job.image(&reference.to_string(), platform, mode);
+        let resolved = cell.get_or_try_init(|| async {
+            let resolved = self.resolve_now(job, &reference, platform, mode).await;
+            resolved.map(Arc::new).map_err(|fault| fault.context(&reference))
+        });
+        resolved.await.cloned()
+    }
+
+    async fn resolve_now(
+        &self,
+        job: &Arc<Job>,
+        reference: &Reference,
+        platform: &Platform,
+        mode: ResolveMode,
+    ) -> Result<ResolvedImage, Fault> {
+        let repository = self.repository(job, reference)?;
+        let root = self.root(&repository, reference, mode).await?;
+        let manifest_descriptor = if media_type::is_index(&root.media_type) {
+            let bytes = self.document(&repository, &root).await?;
+            let index = Index::parse(&bytes, Some(&root.media_type)).map_err(bad_document)?;
+            index.choose(platform).map_err(bad_document)?.clone()
+        } else {
+            root.clone()
+        };
+        let bytes = self.document(&repository, &manifest_descriptor).await?;
+        let manifest = Manifest::parse(&bytes, Some(&manifest_descriptor.media_type)).map_err(bad_document)?;
+        let config = self.document(&repository, &manifest.config).await?;
+        let diff_ids = ImageConfig::parse(&config).map_err(bad_document)?.rootfs.diff_ids;
+        if diff_ids.len() != manifest.layers.len() {
+            return Err(Fault::new(
+                Kind::Remote,
+                format!("the image has {} layers, but its config {}", manifest.layers.len(), diff_ids.len()),
+            ));
+        }
+        Ok(ResolvedImage { reference: reference.clone(), root, manifest, config, diff_ids })
+    }
+
+    pub(crate) fn repository(&self, job: &Arc<Job>, reference: &Reference) -> Result<Repository, Fault> {
+        self.client.repository(reference, job.credentials()).map_err(registry_fault)
+    }
+
+    /// What the name points to, from the registry unless a digest or the mode spares the question.
+    async fn root(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        mode: ResolveMode,
+    ) -> Result<Descriptor, Fault> {
+        let names = self.store.kv(NAMES);
+        let name = reference.to_string();
+        if mode == ResolveMode::PreferLocal || reference.digest().is_some() {
+            let known = names.get(&name).ok().flatten();
+            let known = known.and_then(|bytes| serde_json::from_slice::<Descriptor>(&bytes).ok());
+            if let Some(descriptor) = known.filter(|d| self.store.content().has(&d.digest)) {
+                return Ok(descriptor);
+            }
+        }
+        let resolved = repository.resolve(&Target::of(reference)).await.map_err(registry_fault)?;
+        if let Some(document) = &resolved.document {
+            let stored = self.store.content().put(document);
+            stored.map_err(|e| crate::core::store_fault("cannot keep a manifest", e))?;
+        }
+        if let Ok(bytes) = serde_json::to_vec(&resolved.descriptor) {
+            // Only spares a question later: without it the registry is asked again.
+            let _ = names.put(&name, bytes);
+        }
+        Ok(resolved.descriptor)
+    }
+
+    /// A manifest, index or config: from the content store, else from the registry.
+    async fn document(&self, repository: &Repository, descriptor: &Descriptor) -> Result<Vec<u8>, Fault> {
+        let content = self.store.content();
+        if let Ok(Some(bytes)) = content.read(&descriptor.digest) {
+            return Ok(bytes);
+        }
+        let is_manifest =
+            media_type::is_manifest(&descriptor.media_type) || media_type::is_index(&descriptor.media_type);
+        let bytes = if is_manifest {
+            repository.fetch_manifest(descriptor).await.map_err(registry_fault)?
+        } else {
+            self.small_blob(repository, descriptor).await?
+        };
+        content.put(&bytes).map_err(|e| crate::core::store_fault("cannot keep a document of the image", e))?;
+        Ok(bytes.to_vec())
+    }
+
+    async fn small_blob(&self, repository: &Repository, descriptor: &Descriptor) -> Result<bytes::Bytes, Fault> {
+        if descriptor.size > image::MAX_DOCUMENT as u64 {
+            let text = format!("config {} has {} bytes, more than is allowed", descriptor.digest, descriptor.size);
+            return Err(Fault::new(Kind::Remote, text));
+        }
+        let fetched = repository.fetch_blob(descriptor, registry::BlobStart::Beginning).await;
+        let mut stream = fetched.map_err(registry_fault)?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.chunk().await.map_err(registry_fault)? {
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes.into())
+    }
+
+    /// The image's tree: its layers are registered, none is fetched.
+    pub(crate) fn tree(&self, image: &ResolvedImage, limit: Option<usize>, description: &str) -> Result<Tree, Fault> {
+        let count = limit.unwrap_or(image.diff_ids.len());
+        if count > image.diff_ids.len() {
+            let text = format!("layer limit {count} is greater than the {} layers of the image", image.diff_ids.len());
+            return Err(Fault::user(text));
+        }
+        let mut top: Option<store::Hold> = None;
+        let mut chain: Option<Digest> = None;
+        for (descriptor, diff_id) in image.manifest.layers.iter().zip(&image.diff_ids).take(count) {
+            let chain_id = chain_id(chain, *diff_id);
+            chain = Some(chain_id);
+            let layer = LazyLayer {
+                digest: descriptor.digest,
+                size: descriptor.size,
+                media_type: descriptor.media_type.clone(),
+                diff_id: *diff_id,
+                chain_id,
+                sources: vec![image.reference.clone().name_only().to_string()],
+                annotations: descriptor.annotations.clone(),
+            };
+            let options = PrepareOptions { description: description.to_owned(), ..PrepareOptions::default() };
+            let parent = top.as_ref().map(store::Hold::id);
+            let hold = self.store.snapshots().register_lazy(parent.as_ref(), layer, options);
+            top = Some(hold.map_err(|e| crate::core::store_fault("cannot register a layer", e))?);
+        }
+        // Documents of an image live as long as its layers.
+        if let Some(top) = &top {
+            for digest in [image.root.digest, image.manifest.config.digest] {
+                let _ = self.store.content().attach(&digest, &top.id());
+            }
+        }
+        Ok(top.map_or(Tree::Empty, Tree::snapshot))
+    }
+}
+
+/// The chain id of a layer on its parents (OCI image-spec `config.md`).
+pub(crate) fn chain_id(parent: Option<Digest>, diff_id: Digest) -> Digest {
+    match parent {
+        None => diff_id,
+        Some(parent) => Digest::of(format!("{parent} {diff_id}")),
+    }
+}
+
+fn bad_document(error: image::Error) -> Fault {
+    Fault::because(Kind::Remote, "the registry's answer makes no image", error)
+}
+
+/// A registry's failure in the words of a fault.
+pub(crate) fn registry_fault(error: registry::Error) -> Fault {
+    let hint = match error.class() {
+        Class::Unauthorised | Class::Denied => Some("log in with `docker login`, or check the credentials' rights"),
+        Class::NotFound => Some("check the spelling of name and tag"),
+        Class::RateLimited => Some("log in, or use a mirror (`[registry.\"..\"] mirrors` in buildkitd.toml)"),
+        _ => None,
+    };
+    let fault = Fault::because(Kind::Remote, "failed to talk to the registry", error);
+    match hint {
+        Some(hint) => fault.hint(hint),
+        None => fault,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chains_are_those_of_the_image_spec() {
+        let (a, b) = (Digest::of("a"), Digest::of("b"));
+        assert_eq!(chain_id(None, a), a);
+        assert_eq!(chain_id(Some(a), b), Digest::of(format!("{a} {b}")));
+    }
+}

@@ -1,0 +1,158 @@
+//! One build: its client, its progress, what it was allowed, where its vertices come from.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use base::progress::Sink;
+use base::{Digest, Fault, Platform, Secret};
+use registry::{Credential, CredentialSource};
+use session::{Credentials, SharedSession};
+use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Entitlement;
+use crate::images::ResolvedImage;
+use crate::ops::source::ResolveMode;
+use crate::places::Places;
+use base::report::Label;
+
+/// One build. Lives until its result is exported.
+pub(crate) struct Job {
+    pub(crate) session: SharedSession,
+    pub(crate) sink: Arc<dyn Sink>,
+    pub(crate) cancel: CancellationToken,
+    entitlements: Vec<Entitlement>,
+    places: Mutex<Places>,
+    labels: Mutex<HashMap<Digest, Arc<Label>>>,
+    /// The vertices that layers came with: where people look for the progress of a download.
+    pulls: Mutex<HashMap<store::SnapshotId, Digest>>,
+    /// A name means one image for the whole build, however often it is asked for.
+    images: Mutex<HashMap<ImageKey, ResolvedCell>>,
+}
+
+type ImageKey = (String, Platform, ResolveMode);
+type ResolvedCell = Arc<OnceCell<Arc<ResolvedImage>>>;
+
+impl Job {
+    pub(crate) fn new(
+        session: SharedSession,
+        sink: Arc<dyn Sink>,
+        cancel: CancellationToken,
+        entitlements: Vec<Entitlement>,
+    ) -> Job {
+        Job {
+            session,
+            sink,
+            cancel,
+            entitlements,
+            places: Mutex::default(),
+            labels: Mutex::default(),
+            pulls: Mutex::default(),
+            images: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn add_places(&self, source: &llb::pb::Source) {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).add(source);
+    }
+
+    pub(crate) fn locate(&self, fault: Fault, vertex: Digest) -> Fault {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).locate(fault, vertex)
+    }
+
+    /// Notes what a vertex is called; whether it was new.
+    pub(crate) fn add_label(&self, label: Label) -> bool {
+        let mut labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
+        labels.insert(label.digest, Arc::new(label)).is_none()
+    }
+
+    pub(crate) fn label(&self, vertex: Digest) -> Option<Arc<Label>> {
+        self.labels.lock().unwrap_or_else(PoisonError::into_inner).get(&vertex).cloned()
+    }
+
+    /// Notes that a layer came with a vertex.
+    pub(crate) fn add_pull(&self, layers: impl IntoIterator<Item = store::SnapshotId>, vertex: Digest) {
+        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        pulls.extend(layers.into_iter().map(|layer| (layer, vertex)));
+    }
+
+    /// The vertex that a layer came with, in this build.
+    pub(crate) fn pull(&self, layer: store::SnapshotId) -> Option<Arc<Label>> {
+        let vertex = self.pulls.lock().unwrap_or_else(PoisonError::into_inner).get(&layer).copied()?;
+        self.label(vertex)
+    }
+
+    /// The slot of an image's resolution in this build.
+    pub(crate) fn image(&self, reference: &str, platform: &Platform, mode: ResolveMode) -> ResolvedCell {
+        let key = (reference.to_owned(), platform.clone(), mode);
+        self.images.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
+    }
+
+    /// Refuses vertices that need a right which this build was not given.
+    pub(crate) fn check_rights(&self, vertex: &llb::Vertex) -> Result<(), Fault> {
+        use llb::pb;
+        let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else { return Ok(()) };
+        let needed = [
+            (exec.network() == pb::NetMode::Host, Entitlement::NetworkHost, "network.host"),
+            (exec.security() == pb::SecurityMode::Insecure, Entitlement::SecurityInsecure, "security.insecure"),
+        ];
+        for (needs, right, name) in needed {
+            if needs && !self.entitlements.contains(&right) {
+                let fault = Fault::user(format!("the step needs the entitlement `{name}`, which is not allowed")).hint(
+                    format!(
+                        "allow it with `--allow {name}`; the builder must allow it too, \
+                         by `insecure-entitlements` or `--allow-insecure-entitlement {name}`"
+                    ),
+                );
+                return Err(self.locate(fault, vertex.digest));
+            }
+        }
+        Ok(())
+    }
+
+    /// The session's credentials, as the registry client asks for them.
+    pub(crate) fn credentials(self: &Arc<Self>) -> Arc<dyn CredentialSource> {
+        Arc::new(SessionCredentials(self.session.clone()))
+    }
+
+    pub(crate) async fn secret(&self, id: &str) -> Result<Option<Secret>, Fault> {
+        self.session.secret(id).await
+    }
+}
+
+struct SessionCredentials(SharedSession);
+
+#[async_trait]
+impl CredentialSource for SessionCredentials {
+    async fn get(&self, host: &str) -> Result<Option<Credential>, registry::BoxError> {
+        let found = self.0.credentials(host).await?;
+        Ok(found.map(|credentials| match credentials {
+            Credentials::Basic { username, password } => Credential::Basic { username, password },
+            Credentials::Refresh(token) => Credential::Refresh(token),
+            Credentials::Bearer(token) => Credential::Bearer(token),
+        }))
+    }
+}
+
+/// Answers of a build, by platform: what a frontend makes of a request.
+pub(crate) struct Built {
+    /// In the order of the request.
+    pub(crate) platforms: Vec<BuiltPlatform>,
+    /// An index is wanted, even for one platform.
+    pub(crate) multi: bool,
+}
+
+/// The result for one platform.
+pub(crate) struct BuiltPlatform {
+    /// The platform's key in exporter attributes: its text form.
+    pub(crate) id: String,
+    pub(crate) platform: Option<Platform>,
+    pub(crate) tree: crate::tree::Tree,
+    /// The image config, without its layers.
+    pub(crate) config: Option<Vec<u8>>,
+    /// The config of the image that the result stands on.
+    pub(crate) base_config: Option<Vec<u8>>,
+    /// `SOURCE_DATE_EPOCH` as the frontend knows it.
+    pub(crate) epoch: Option<i64>,
+}

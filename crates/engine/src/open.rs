@@ -1,0 +1,118 @@
+//! Opening an engine: the store, the executor, the registry client.
+
+use std::sync::Arc;
+
+use base::{Fault, Kind, Platform};
+use http_client::{KeyPair, Pools, Proxies, Settings};
+use registry::{Limits, Registries, RegistryConfig};
+use store::{Driver as StoreDriver, OpenOptions, Store};
+use sys::userns::Ids;
+
+use crate::api::{Engine, EngineOptions, SnapshotterChoice};
+use crate::cache_mount::CacheMounts;
+use crate::content::ContentTrees;
+use crate::core::{Core, blocking, store_fault};
+use crate::driver::Driver;
+use crate::fill::Fills;
+use crate::images::Images;
+
+/// Our own folder in BuildKit's root directory: a BuildKit's state beside it is never touched.
+const FOLDER: &str = "hullworks";
+
+pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
+    let entitlements =
+        options.config.insecure_entitlements.iter().map(|name| name.parse()).collect::<Result<Vec<_>, Fault>>()?;
+    let platforms = platforms(&options)?;
+    let dir = options.root.join(FOLDER);
+    let open = OpenOptions {
+        driver: match options.snapshotter {
+            SnapshotterChoice::Auto => StoreDriver::Auto,
+            SnapshotterChoice::Overlay => StoreDriver::Overlay,
+            SnapshotterChoice::Copy => StoreDriver::Copy,
+        },
+        userxattr: options.isolation.nested,
+        lock_wait: options.lock_wait,
+        identity: id_map(),
+        shadow: options.isolation.ids == Ids::Single,
+        // What a crash of the machine could lose is verified or dropped at the next start; builds do not wait for disks.
+        sync_on_close: false,
+    };
+    let store = blocking(move || Store::open(&dir, open)).await;
+    let store = store.map_err(|e| store_fault("cannot open the state directory", e))?;
+    tracing::info!(snapshotter = store.driver().driver.as_str(), reason = %store.driver().reason, "state directory is open");
+
+    let scratch = store.dir().join("mounts");
+    let made = std::fs::create_dir_all(&scratch);
+    made.map_err(|e| Fault::because(Kind::Environment, format!("cannot create `{}`", scratch.display()), e))?;
+    let executor = executor::open(store.dir().join("steps"), &options.isolation);
+    let executor = executor.map_err(|e| Fault::because(Kind::Environment, "cannot run steps here", e))?;
+
+    let settings =
+        Settings { proxies: Proxies::from_vars(|name| options.proxy.get(name).cloned()), ..Settings::default() };
+    let client = registry::Client::new(Pools::new(settings), registries(&options.config), Limits::default());
+    let parallelism = Some(options.config.worker.oci.max_parallelism as usize).filter(|count| *count > 0);
+    let disk = config::DiskUse { total: disk_size(store.dir()) };
+    let gc = options.config.worker.oci.gc.rules(disk).into_iter().map(gc_rule).collect();
+    let core = Arc::new(Core {
+        images: Images { client, store: store.clone() },
+        store,
+        executor,
+        fills: Fills::default(),
+        cache_mounts: CacheMounts::default(),
+        content_trees: ContentTrees::default(),
+        shadow: options.isolation.ids == Ids::Single,
+        scratch,
+        platforms,
+    });
+    let driver = Driver::start(core.clone(), parallelism);
+    Ok(Engine::new(core, driver, entitlements, gc))
+}
+
+/// Which ids of the machine ours stand for: trees written under another map have other owners.
+fn id_map() -> String {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let words = [read("/proc/self/uid_map"), read("/proc/self/gid_map")];
+    words.map(|map| map.split_whitespace().collect::<Vec<_>>().join(" ")).join("; ")
+}
+
+fn gc_rule(rule: config::PrunePolicy) -> store::PruneOptions {
+    store::PruneOptions {
+        all: rule.all,
+        keep_duration: rule.keep_duration,
+        reserved_space: rule.reserved_space,
+        max_used_space: rule.max_used_space,
+        min_free_space: rule.min_free_space,
+        filters: rule.filters,
+    }
+}
+
+fn disk_size(dir: &std::path::Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
+fn platforms(options: &EngineOptions) -> Result<Vec<Platform>, Fault> {
+    let configured = &options.config.worker.oci.platforms;
+    if configured.is_empty() {
+        return Ok(vec![Platform::host()]);
+    }
+    let parse = |text: &String| {
+        text.parse::<Platform>().map_err(|e| Fault::because(Kind::User, "bad `worker.oci.platforms`", e))
+    };
+    configured.iter().map(parse).collect()
+}
+
+fn registries(config: &config::Config) -> Registries {
+    let registry = |registry: &config::Registry| RegistryConfig {
+        mirrors: registry.mirrors.clone(),
+        http: registry.http,
+        insecure: registry.insecure,
+        ca: registry.ca.clone(),
+        keypairs: registry
+            .keypair
+            .iter()
+            .map(|pair| KeyPair { certificate: pair.cert.clone(), key: pair.key.clone() })
+            .collect(),
+        tls_config_dirs: registry.tls_config_dir.clone(),
+    };
+    Registries(config.registry.iter().map(|(host, settings)| (host.clone(), registry(settings))).collect())
+}

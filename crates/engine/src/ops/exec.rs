@@ -1,0 +1,314 @@
+//! RUN: one process on a snapshot.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base::progress::Stream;
+use base::{ByteSize, Fault, Kind, Secret};
+use executor::{Exit, ExtraHost, MountSource, Network, Security, Step, StepIo, StepMount, Ulimit};
+use llb::pb;
+use sys::mount::FsView;
+
+use super::OpContext;
+use crate::cache_mount::CacheDir;
+use crate::core::active_view;
+use crate::tree::Tree;
+
+/// How much of a failed step's output its error carries.
+const LOG_TAIL_BYTES: usize = 16 << 10;
+
+/// Runs the op on its inputs; one tree per output.
+pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Result<Vec<Tree>, Fault> {
+    let meta = op.meta.as_ref().ok_or_else(|| Fault::user("exec op has no arguments"))?;
+    if meta.args.is_empty() {
+        return Err(Fault::user("exec op has no arguments"));
+    }
+    let mut prepared = Prepared::default();
+    for mount in &op.mounts {
+        prepared.add(ctx, meta, mount, inputs).await?;
+    }
+    let (rootfs, readonly_rootfs) = prepared.root.take().ok_or_else(|| Fault::user("exec op has no root mount"))?;
+    let mut step = Step::new(rootfs, meta.args.iter().cloned());
+    step.readonly_rootfs = readonly_rootfs;
+    step.mounts = std::mem::take(&mut prepared.mounts);
+    step.env = environment(ctx, op, meta).await?;
+    step.cwd = meta.cwd.clone();
+    step.user = meta.user.clone();
+    step.hostname = (!meta.hostname.is_empty()).then(|| meta.hostname.clone());
+    step.network = match op.network() {
+        pb::NetMode::Unset | pb::NetMode::Host => Network::Host,
+        pb::NetMode::None => Network::None,
+    };
+    step.security = match op.security() {
+        pb::SecurityMode::Sandbox => Security::Sandbox,
+        pb::SecurityMode::Insecure => Security::Insecure,
+    };
+    step.extra_hosts = meta.extra_hosts.iter().map(extra_host).collect::<Result<_, _>>()?;
+    step.ulimits = meta.ulimit.iter().map(ulimit).collect();
+    step.shm_size = prepared.shm_size;
+    step.cgroup_parent = (!meta.cgroup_parent.is_empty()).then(|| meta.cgroup_parent.clone());
+    step.remove_mount_stubs_recursive = meta.remove_mount_stubs_recursive;
+    if !op.cdi_devices.is_empty() {
+        return Err(Fault::user(format!("device `{}` is not supported yet", op.cdi_devices[0].name)));
+    }
+
+    let tail = Arc::new(Mutex::new(Tail::default()));
+    let io = {
+        let (tail, tasks) = (tail.clone(), ctx.tasks.clone());
+        StepIo::new(move |stream: Stream, bytes: &[u8]| {
+            tail.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+            tasks.log(stream, bytes);
+        })
+    };
+    let exit = ctx.core.executor.run(step, io, ctx.cancel.clone()).await.map_err(|e| run_fault(ctx, meta, e))?;
+    let allowed = if meta.valid_exit_codes.is_empty() { &[0][..] } else { &meta.valid_exit_codes[..] };
+    if !allowed.contains(&exit.code) {
+        let tail = tail.lock().unwrap_or_else(PoisonError::into_inner).bytes();
+        return Err(exit_fault(meta, &exit).log_tail(tail));
+    }
+    prepared.commit(ctx).await
+}
+
+fn run_fault(ctx: &OpContext, meta: &pb::Meta, error: executor::Error) -> Fault {
+    if ctx.cancel.is_cancelled() {
+        return Fault::cancelled();
+    }
+    let doing = format!("process \"{}\" did not start", meta.args.join(" "));
+    Fault::because(executor_kind(&error), doing, error)
+}
+
+fn executor_kind(error: &executor::Error) -> Kind {
+    match error {
+        executor::Error::Invalid(_) => Kind::User,
+        _ => Kind::Environment,
+    }
+}
+
+fn exit_fault(meta: &pb::Meta, exit: &Exit) -> Fault {
+    let text = format!("process \"{}\" did not complete successfully: {}", meta.args.join(" "), exit.describe());
+    let fault = Fault::user(text).exit_code(exit.code);
+    if exit.out_of_memory.is_some() { fault.hint("give the step or the pod more memory") } else { fault }
+}
+
+/// The last bytes of a step's output.
+#[derive(Default)]
+struct Tail(VecDeque<u8>);
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        let bytes = &bytes[bytes.len().saturating_sub(LOG_TAIL_BYTES)..];
+        let excess = (self.0.len() + bytes.len()).saturating_sub(LOG_TAIL_BYTES);
+        self.0.drain(..excess);
+        self.0.extend(bytes);
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.0.iter().copied().collect()
+    }
+}
+
+/// Everything that a step needs mounted, and what becomes of it.
+#[derive(Default)]
+struct Prepared {
+    root: Option<(FsView, bool)>,
+    mounts: Vec<StepMount>,
+    outputs: Vec<(i64, Output)>,
+    /// Writable mounts that nobody reads afterwards, and cache mounts: kept until the step has ended.
+    scratch: Vec<store::Active>,
+    caches: Vec<((pb::CacheOpt, i64), CacheDir)>,
+    shm_size: Option<ByteSize>,
+}
+
+enum Output {
+    /// A writable mount: committed when the step succeeds.
+    Written(store::Active),
+    /// A read-only mount is its own input.
+    Same(Tree),
+}
+
+impl Prepared {
+    async fn add(&mut self, ctx: &OpContext, meta: &pb::Meta, mount: &pb::Mount, inputs: &[Tree]) -> Result<(), Fault> {
+        let input = match usize::try_from(mount.input) {
+            Ok(index) => inputs.get(index).cloned().ok_or_else(|| no_input(mount))?,
+            Err(_) if mount.input == -1 => Tree::Empty,
+            Err(_) => return Err(no_input(mount)),
+        };
+        let source = match mount.mount_type() {
+            pb::MountType::Bind => {
+                let view = self.bind(ctx, meta, mount, &input).await?;
+                if mount.dest == "/" {
+                    let read_only = mount.readonly;
+                    self.root = Some((view, read_only));
+                    return Ok(());
+                }
+                MountSource::View { view, subpath: mount.selector.clone(), read_only: mount.readonly }
+            }
+            pb::MountType::Cache => {
+                // A step that names one cache twice gets one directory: locked, it would wait for itself.
+                let key = (mount.cache_opt.clone().unwrap_or_default(), mount.input);
+                let cache = match self.caches.iter().find(|(known, _)| *known == key) {
+                    Some((_, cache)) => cache.clone(),
+                    None => ctx.core.cache_mount(ctx, mount, &input).await?,
+                };
+                let view = cache.view();
+                self.caches.push((key, cache));
+                MountSource::View { view, subpath: mount.selector.clone(), read_only: mount.readonly }
+            }
+            pb::MountType::Tmpfs => {
+                let size = mount.tmpfs_opt.as_ref().map_or(0, |t| t.size);
+                let size = u64::try_from(size).ok().filter(|s| *s > 0).map(ByteSize);
+                if mount.dest == "/dev/shm" {
+                    self.shm_size = size;
+                    return Ok(());
+                }
+                MountSource::Tmpfs { size }
+            }
+            pb::MountType::Secret => match secret(ctx, mount).await? {
+                Some(source) => source,
+                None => return Ok(()),
+            },
+            pb::MountType::Ssh => {
+                return Err(Fault::user("`--mount=type=ssh` is not supported yet")
+                    .hint("pass a deploy key with `--mount=type=secret` instead"));
+            }
+        };
+        if mount.dest == "/" {
+            return Err(Fault::user("only a bind mount can be the root of a step"));
+        }
+        self.mounts.push(StepMount { target: absolute(&meta.cwd, &mount.dest), source });
+        Ok(())
+    }
+
+    async fn bind(
+        &mut self,
+        ctx: &OpContext,
+        meta: &pb::Meta,
+        mount: &pb::Mount,
+        input: &Tree,
+    ) -> Result<FsView, Fault> {
+        let base = ctx.core.snapshot(ctx, input).await?;
+        if mount.readonly {
+            if mount.output != -1 {
+                self.outputs.push((mount.output, Output::Same(input.clone())));
+            }
+            return match &base {
+                Some(base) => ctx.core.view(base),
+                // Nothing to see, but a place to be.
+                None => {
+                    let empty = ctx.core.prepare(None, "empty mount").await?;
+                    let view = active_view(&empty)?;
+                    self.scratch.push(empty);
+                    Ok(view)
+                }
+            };
+        }
+        let description = format!("mount {} from exec {}", mount.dest, meta.args.join(" "));
+        let active = ctx.core.prepare(base.as_ref(), &description).await?;
+        let view = active_view(&active)?;
+        if mount.output == -1 {
+            self.scratch.push(active);
+        } else {
+            self.outputs.push((mount.output, Output::Written(active)));
+        }
+        Ok(view)
+    }
+
+    async fn commit(mut self, ctx: &OpContext) -> Result<Vec<Tree>, Fault> {
+        self.outputs.sort_by_key(|(index, _)| *index);
+        let mut trees = Vec::with_capacity(self.outputs.len());
+        for (expected, (index, output)) in self.outputs.into_iter().enumerate() {
+            if index != expected as i64 {
+                return Err(Fault::user(format!("exec op has no output {expected}")));
+            }
+            trees.push(match output {
+                Output::Same(tree) => tree,
+                Output::Written(active) => ctx.core.commit(active).await?,
+            });
+        }
+        Ok(trees)
+    }
+}
+
+fn no_input(mount: &pb::Mount) -> Fault {
+    Fault::user(format!("mount `{}` reads input {}, which the op does not have", mount.dest, mount.input))
+}
+
+/// A relative target is meant from the working directory.
+fn absolute(cwd: &str, target: &str) -> String {
+    if target.starts_with('/') { target.to_owned() } else { format!("/{}/{target}", cwd.trim_matches('/')) }
+}
+
+async fn secret(ctx: &OpContext, mount: &pb::Mount) -> Result<Option<MountSource>, Fault> {
+    let Some(opt) = &mount.secret_opt else {
+        return Err(Fault::user(format!("secret mount `{}` names no secret", mount.dest)));
+    };
+    let found = find_secret(ctx, &opt.id, opt.optional).await?;
+    Ok(found.map(|data| MountSource::Secret { data, uid: opt.uid, gid: opt.gid, mode: opt.mode & 0o777 }))
+}
+
+async fn find_secret(ctx: &OpContext, id: &str, optional: bool) -> Result<Option<Secret>, Fault> {
+    let found = ctx.secret(id).await?;
+    if found.is_none() && !optional {
+        return Err(Fault::user(format!("secret `{id}` not found"))
+            .hint(format!("pass it with `--secret id={id},src=<file>` or `--secret id={id},env=<variable>`")));
+    }
+    Ok(found)
+}
+
+async fn environment(ctx: &OpContext, op: &pb::ExecOp, meta: &pb::Meta) -> Result<Vec<String>, Fault> {
+    let mut env = meta.env.clone();
+    if let Some(proxy) = &meta.proxy_env {
+        for (name, value) in [
+            ("HTTP_PROXY", &proxy.http_proxy),
+            ("HTTPS_PROXY", &proxy.https_proxy),
+            ("FTP_PROXY", &proxy.ftp_proxy),
+            ("NO_PROXY", &proxy.no_proxy),
+            ("ALL_PROXY", &proxy.all_proxy),
+        ] {
+            if !value.is_empty() {
+                env.push(format!("{name}={value}"));
+                env.push(format!("{}={value}", name.to_ascii_lowercase()));
+            }
+        }
+    }
+    for secret in &op.secretenv {
+        let Some(value) = find_secret(ctx, &secret.id, secret.optional).await? else { continue };
+        let text = std::str::from_utf8(value.expose()).ok().filter(|text| !text.contains('\0'));
+        let text = text.ok_or_else(|| Fault::user(format!("secret `{}` is no text for a variable", secret.id)))?;
+        env.push(format!("{}={text}", secret.name));
+    }
+    Ok(env)
+}
+
+fn extra_host(host: &pb::HostIp) -> Result<ExtraHost, Fault> {
+    let ip = host.ip.parse();
+    let ip = ip.map_err(|e| Fault::because(Kind::User, format!("bad address `{}` of extra host", host.ip), e))?;
+    Ok(ExtraHost { host: host.host.clone(), ip })
+}
+
+fn ulimit(limit: &pb::Ulimit) -> Ulimit {
+    Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_keeps_the_last_bytes() {
+        let mut tail = Tail::default();
+        tail.push(&[1; 10]);
+        tail.push(&vec![2; LOG_TAIL_BYTES - 5]);
+        let bytes = tail.bytes();
+        assert_eq!((bytes.len(), bytes[4], bytes[5]), (LOG_TAIL_BYTES, 1, 2));
+        tail.push(&vec![3; LOG_TAIL_BYTES * 2]);
+        assert_eq!(tail.bytes(), vec![3; LOG_TAIL_BYTES]);
+    }
+
+    #[test]
+    fn relative_mounts_lie_in_the_working_directory() {
+        for (cwd, target, wanted) in [("/w", "/a", "/a"), ("/w/", "a", "/w/a"), ("", "a", "//a")] {
+            assert_eq!(absolute(cwd, target), wanted);
+        }
+    }
+}

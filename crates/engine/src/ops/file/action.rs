@@ -1,0 +1,294 @@
+//! One action of a file op: from the wire's terms to those of `files`.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use base::{Cancel, Fault, Kind};
+use files::copy::{Copy, CopyEnv, Source, Unpack, copy};
+use files::ops::{Mkdir, Mkfile, Rm, Symlink, mkdir, mkfile, rm, symlink};
+use files::untar;
+use files::{ModeChange, Owner, OwnerRef, Symbolic, Target, Time, resolve_owner};
+use image::layer::compression::Decompressor;
+use image::layer::tar;
+use llb::pb;
+use llb::pb::file_action::Action;
+use store::TarSource;
+use sys::path::Root;
+
+use super::{Reading, Run, Slot, State, Step, Work};
+use crate::local::LocalTree;
+use crate::shadow::Recording;
+
+impl Run<'_> {
+    pub(super) fn act(&self, step: &Step<'_>, work: &mut Work, states: &[State]) -> Result<(), Fault> {
+        let owner = self.owner(step, work, states)?;
+        let recording = self.core.shadow.then(|| Recording::new(work.mounted.path()));
+        let target = Target { root: &work.root, recorder: recording.as_ref().map(|r| r as _) };
+        let result = match step.action {
+            Action::Copy(action) => {
+                let reading = self.read(step.source, states)?;
+                self.copy(action, owner, &reading, &target)?;
+                Ok(())
+            }
+            Action::Mkdir(action) => mkdir(
+                &target,
+                &Mkdir {
+                    path: action.path.clone().into(),
+                    mode: mode_bits(action.mode),
+                    make_parents: action.make_parents,
+                    owner,
+                    timestamp: time(action.timestamp),
+                },
+            ),
+            Action::Mkfile(action) => mkfile(
+                &target,
+                &Mkfile {
+                    path: action.path.clone().into(),
+                    mode: mode_bits(action.mode),
+                    data: action.data.clone(),
+                    owner,
+                    timestamp: time(action.timestamp),
+                },
+            ),
+            Action::Symlink(action) => symlink(
+                &target,
+                &Symlink {
+                    old_path: action.oldpath.clone().into(),
+                    new_path: action.newpath.clone().into(),
+                    owner,
+                    timestamp: time(action.timestamp),
+                },
+            ),
+            Action::Rm(action) => rm(
+                &target,
+                &Rm {
+                    path: action.path.clone().into(),
+                    allow_wildcard: action.allow_wildcard,
+                    allow_not_found: action.allow_not_found,
+                },
+            ),
+        };
+        result.map_err(|error| fault(error, None))?;
+        if let Some(recording) = recording {
+            work.active.record_links(&recording.into_links());
+        }
+        Ok(())
+    }
+
+    fn copy(
+        &self,
+        action: &pb::FileActionCopy,
+        owner: Option<Owner>,
+        reading: &Reading,
+        target: &Target<'_>,
+    ) -> Result<(), Fault> {
+        let mode = match action.mode_str.as_str() {
+            "" if action.mode < 0 => ModeChange::Keep,
+            "" => ModeChange::Set(u32::try_from(action.mode).unwrap_or(0) & 0o7777),
+            text => ModeChange::Change(Symbolic::parse(text).map_err(|error| fault(error, None))?),
+        };
+        let request = Copy {
+            src: action.src.clone().into(),
+            dest: action.dest.clone().into(),
+            owner,
+            mode,
+            timestamp: time(action.timestamp),
+            follow_symlink: action.follow_symlink,
+            dir_copy_contents: action.dir_copy_contents,
+            attempt_unpack: action.attempt_unpack_docker_compatibility,
+            create_dest_path: action.create_dest_path,
+            allow_wildcard: action.allow_wildcard,
+            allow_empty_wildcard: action.allow_empty_wildcard,
+            include: action.include_patterns.clone(),
+            exclude: action.exclude_patterns.clone(),
+            always_replace: action.always_replace_existing_dest_paths,
+        };
+        let archives = Archives { shadow: self.core.shadow, cancel: self.cancel };
+        let env = CopyEnv { cancel: Some(self.cancel), threads: None, unpack: Some(&archives) };
+        let recalling = match reading {
+            Reading::Snapshot { links, .. } => links.as_ref(),
+            _ => None,
+        };
+        let copied = match reading {
+            // Nothing can be copied from nothing; the error is that of a missing file.
+            Reading::Empty => Err(files::Error::NotFound(request.src.clone())),
+            Reading::Snapshot { root, .. } => {
+                copy(&Source::snapshot(root).with_recall(recalling.map(|r| r as _)), target, &request, &env)
+            }
+            Reading::Local(local) => copy(&Source::context(&local.root, &local.tree), target, &request, &env),
+        };
+        let ignored = match reading {
+            Reading::Local(local) => local.is_excluded(&action.src),
+            _ => false,
+        };
+        copied.map(drop).map_err(|error| fault(error, ignored.then_some(&*action.src)))
+    }
+
+    /// The numbers of an owner; names are looked up where the op says.
+    fn owner(&self, step: &Step<'_>, work: &Work, states: &[State]) -> Result<Option<Owner>, Fault> {
+        let owner = match step.action {
+            Action::Copy(action) => &action.owner,
+            Action::Mkdir(action) => &action.owner,
+            Action::Mkfile(action) => &action.owner,
+            Action::Symlink(action) => &action.owner,
+            Action::Rm(_) => &None,
+        };
+        let Some(owner) = owner else { return Ok(None) };
+        let (users, groups) = (self.names(step, step.user_names, states)?, self.names(step, step.group_names, states)?);
+        let half = |user: &Option<pb::UserOpt>| user.as_ref().and_then(|user| user.user.clone());
+        let (user, group) = (half(&owner.user), half(&owner.group));
+        let reference = |user: &Option<pb::user_opt::User>, names: &Names| match user {
+            None => None,
+            Some(pb::user_opt::User::ById(id)) => Some(NameOrId::Id(*id)),
+            Some(pb::user_opt::User::ByName(by)) => Some(NameOrId::Name(by.name.clone(), names.is_own())),
+        };
+        let (user, group) = (reference(&user, &users), reference(&group, &groups));
+        let resolved = resolve_owner(
+            user.as_ref().map(|user| user.to_ref(&users, &work.root)),
+            group.as_ref().map(|group| group.to_ref(&groups, &work.root)),
+        )
+        .map_err(|error| fault(error, None))?;
+        for (what, name) in [("user", resolved.unknown_user), ("group", resolved.unknown_group)] {
+            if let Some(name) = name {
+                let text = format!("{what} `{name}` is not known in the image, 0 is used\n");
+                self.tasks.log(base::progress::Stream::Stderr, text.as_bytes());
+            }
+        }
+        Ok(Some(resolved.owner))
+    }
+
+    fn names(&self, step: &Step<'_>, slot: Option<Slot>, states: &[State]) -> Result<Names, Fault> {
+        match slot {
+            None => Ok(Names::None),
+            // Its own target is mounted already.
+            Some(slot) if slot == step.target => Ok(Names::Own),
+            Some(slot) => self.read(slot, states).map(Names::Other),
+        }
+    }
+}
+
+/// Where names of users are looked up.
+enum Names {
+    None,
+    Own,
+    Other(Reading),
+}
+
+impl Names {
+    fn is_own(&self) -> bool {
+        matches!(self, Names::Own)
+    }
+}
+
+enum NameOrId {
+    Id(u32),
+    Name(String, bool),
+}
+
+impl NameOrId {
+    fn to_ref<'a>(&'a self, names: &'a Names, own: &'a Root) -> OwnerRef<'a> {
+        match self {
+            NameOrId::Id(id) => OwnerRef::Id(*id),
+            NameOrId::Name(name, true) => OwnerRef::Name(name, Some(own)),
+            NameOrId::Name(name, false) => OwnerRef::Name(
+                name,
+                match names {
+                    Names::Other(reading) => reading.root(),
+                    Names::Own | Names::None => None,
+                },
+            ),
+        }
+    }
+}
+
+/// Copies all that a local source shows into a directory.
+pub(crate) fn copy_everything(local: &LocalTree, dir: &Path, cancel: &Cancel) -> Result<(), Fault> {
+    let root = Root::open(dir).map_err(|e| Fault::because(Kind::Environment, "cannot open a snapshot", e))?;
+    let request = Copy {
+        src: PathBuf::from("/"),
+        dest: PathBuf::from("/"),
+        dir_copy_contents: true,
+        create_dest_path: true,
+        ..Copy::default()
+    };
+    let env = CopyEnv { cancel: Some(cancel), ..CopyEnv::default() };
+    let copied = copy(&Source::context(&local.root, &local.tree), &Target::new(&root), &request, &env);
+    copied.map(drop).map_err(|error| fault(error, None))
+}
+
+fn fault(error: files::Error, ignored: Option<&str>) -> Fault {
+    let (missing, changed, full) = (error.is_not_found(), error.is_changed(), is_no_space(&error));
+    let kind = if full { Kind::Environment } else { Kind::User };
+    let fault = Fault::because(kind, "failed to change files", error);
+    match ignored {
+        _ if full => fault.hint("free space on the volume of the state directory, or run `hullworks prune`"),
+        _ if changed => fault.hint("the directory changes while it is built: build again when it is at rest"),
+        Some(path) if missing => fault.hint(format!("`{path}` is there, but `.dockerignore` excludes it")),
+        _ => fault,
+    }
+}
+
+fn is_no_space(error: &files::Error) -> bool {
+    let mut next: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>()
+            && io.kind() == io::ErrorKind::StorageFull
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+fn mode_bits(mode: i32) -> u32 {
+    u32::try_from(mode).unwrap_or(0) & 0o777
+}
+
+/// Nanoseconds since 1970; -1 keeps what is there.
+fn time(nanos: i64) -> Option<Time> {
+    (nanos != -1).then(|| Time::from_nanos(nanos))
+}
+
+/// `ADD` unpacks local archives.
+struct Archives<'a> {
+    shadow: bool,
+    cancel: &'a Cancel,
+}
+
+const XZ: &[u8] = b"\xfd7zXZ\0";
+const BZIP2: &[u8] = b"BZh";
+
+impl Unpack for Archives<'_> {
+    fn is_archive(&self, mut file: &File) -> io::Result<bool> {
+        let mut magic = [0; 6];
+        let n = file.read(&mut magic)?;
+        for (name, start) in [("xz", XZ), ("bzip2", BZIP2)] {
+            if magic[..n].starts_with(start) {
+                return Err(io::Error::other(format!("archives compressed with {name} are not supported yet")));
+            }
+        }
+        rustix::fs::seek(file, rustix::fs::SeekFrom::Start(0))?;
+        // An archive is what begins with a header that can be read.
+        let Ok(plain) = Decompressor::new(file, untar::Limits::default().bytes) else { return Ok(false) };
+        Ok(matches!(tar::Reader::new(plain).next(), Ok(Some(_))))
+    }
+
+    fn unpack(
+        &self,
+        file: File,
+        into: &Root,
+        owner: Option<Owner>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let mut options = untar::Options::archive();
+        options.owner = owner.map(|owner| (owner.uid, owner.gid));
+        options.shadow = self.shadow;
+        options.cancel = self.cancel.clone();
+        let plain = Decompressor::new(file, options.limits.bytes)?;
+        let dir = into.dir().try_clone_to_owned()?;
+        let report = untar::unpack(&dir, &mut TarSource(tar::Reader::new(plain)), &options)?;
+        let _ = report;
+        Ok(())
+    }
+}

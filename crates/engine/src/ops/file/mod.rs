@@ -1,0 +1,203 @@
+//! COPY, ADD, WORKDIR and what else changes files.
+//!
+//! Everything that the actions read is made readable first; then the whole op runs on one blocking thread, action by
+//! action, each on its target's tree ([`plan`]).
+
+mod action;
+mod plan;
+
+use std::sync::Arc;
+
+use base::{Cancel, Fault, Kind};
+use futures_util::future::try_join_all;
+use llb::pb;
+use store::{Active, CommitOptions, Hold, PrepareOptions};
+use sys::mount::Mounted;
+use sys::path::Root;
+
+use super::OpContext;
+use crate::core::{Core, active_view, blocking, store_fault};
+use crate::local::LocalTree;
+use crate::shadow::Recalling;
+use crate::tree::Tree;
+use plan::{Plan, Slot, Step};
+
+pub(crate) use action::copy_everything;
+
+/// A tree that actions can work with.
+#[derive(Clone)]
+enum Input {
+    Empty,
+    Snapshot(Arc<Hold>),
+    Local(Arc<LocalTree>),
+}
+
+pub(super) async fn run(ctx: &OpContext, op: &pb::FileOp, inputs: &[Tree]) -> Result<Vec<Tree>, Fault> {
+    // Checked before anything is fetched.
+    plan::plan(op, inputs.len()).map_err(malformed)?;
+    let ready = inputs.iter().map(|tree| async move {
+        Ok::<_, Fault>(match tree {
+            Tree::Empty => Input::Empty,
+            Tree::Local(local) => Input::Local(local.clone()),
+            Tree::Snapshot(hold) => {
+                ctx.core.fill(ctx.job(), &ctx.tasks, hold).await?;
+                Input::Snapshot(hold.clone())
+            }
+        })
+    });
+    let inputs = try_join_all(ready).await?;
+    let (core, op, cancel) = (ctx.core.clone(), op.clone(), ctx.blocking_cancel());
+    let description = ctx.op.label.name.clone();
+    let warn = ctx.tasks.clone();
+    blocking(move || {
+        let plan = plan::plan(&op, inputs.len()).map_err(malformed)?;
+        Run { core: &core, inputs: &inputs, cancel: &cancel, description: &description, tasks: &warn }.all(&plan)
+    })
+    .await
+}
+
+fn malformed(error: plan::Error) -> Fault {
+    Fault::because(Kind::User, "malformed file op", error)
+}
+
+/// One op under way.
+struct Run<'a> {
+    core: &'a Core,
+    inputs: &'a [Input],
+    cancel: &'a Cancel,
+    description: &'a str,
+    tasks: &'a base::report::Tasks,
+}
+
+/// The result of an action.
+enum State {
+    /// The next action goes on here.
+    Open(Work),
+    Done(Input),
+    /// Handed on to the action that goes on with it.
+    Taken,
+}
+
+/// A tree being changed. Unmounted before it is committed: fields drop in this order.
+struct Work {
+    root: Root,
+    mounted: Mounted,
+    active: Active,
+}
+
+impl Run<'_> {
+    fn all(&self, plan: &Plan<'_>) -> Result<Vec<Tree>, Fault> {
+        let mut states: Vec<State> = Vec::with_capacity(plan.steps.len());
+        for step in &plan.steps {
+            self.cancel.check().map_err(|_| Fault::cancelled())?;
+            let mut work = self.target(step, &mut states)?;
+            self.act(step, &mut work, &states)?;
+            states.push(if step.commit { State::Done(self.commit(work)?) } else { State::Open(work) });
+        }
+        let output = |action: &usize| match &states[*action] {
+            State::Done(Input::Snapshot(hold)) => Ok(Tree::Snapshot(hold.clone())),
+            _ => Err(Fault::new(Kind::Internal, "an output of a file op was not committed")),
+        };
+        plan.outputs.iter().map(output).collect()
+    }
+
+    fn target(&self, step: &Step<'_>, states: &mut [State]) -> Result<Work, Fault> {
+        match step.target {
+            Slot::Empty => self.begin(None),
+            Slot::Input(index) => self.begin(Some(&self.inputs[index])),
+            Slot::Action(index) => match std::mem::replace(&mut states[index], State::Taken) {
+                State::Open(work) => Ok(work),
+                State::Done(input) => {
+                    states[index] = State::Done(input.clone());
+                    self.begin(Some(&input))
+                }
+                State::Taken => Err(Fault::new(Kind::Internal, "a tree of a file op was used twice")),
+            },
+        }
+    }
+
+    fn begin(&self, base: Option<&Input>) -> Result<Work, Fault> {
+        let base = match base {
+            None | Some(Input::Empty) => None,
+            Some(Input::Snapshot(hold)) => Some(hold.id()),
+            Some(Input::Local(local)) => {
+                // Nothing is written to the user's directory: the changes go to a copy of it.
+                let active = self.core.store.snapshots().prepare(None, self.options());
+                let active = active.map_err(|e| store_fault("cannot begin a snapshot", e))?;
+                copy_everything(local, &active.dir(), self.cancel)?;
+                return self.open(active);
+            }
+        };
+        let active = self.core.store.snapshots().prepare(base.as_ref(), self.options());
+        self.open(active.map_err(|e| store_fault("cannot begin a snapshot", e))?)
+    }
+
+    fn options(&self) -> PrepareOptions {
+        PrepareOptions { description: self.description.to_owned(), ..PrepareOptions::default() }
+    }
+
+    fn open(&self, active: Active) -> Result<Work, Fault> {
+        let mounted = self.core.mount(&active_view(&active)?)?;
+        let root = open_root(&mounted)?;
+        Ok(Work { root, mounted, active })
+    }
+
+    fn commit(&self, work: Work) -> Result<Input, Fault> {
+        let Work { root, mounted, active } = work;
+        drop(root);
+        let unmounted = mounted.unmount();
+        unmounted.map_err(|e| Fault::because(Kind::Environment, "cannot unmount a snapshot", e))?;
+        let hold = self.core.store.snapshots().commit(active, CommitOptions::default());
+        Ok(Input::Snapshot(Arc::new(hold.map_err(|e| store_fault("cannot commit a snapshot", e))?)))
+    }
+
+    /// A tree that is only read.
+    fn read(&self, slot: Slot, states: &[State]) -> Result<Reading, Fault> {
+        let input = match slot {
+            Slot::Empty => &Input::Empty,
+            Slot::Input(index) => &self.inputs[index],
+            Slot::Action(index) => match &states[index] {
+                State::Done(input) => input,
+                _ => return Err(Fault::new(Kind::Internal, "a tree of a file op was read before it was done")),
+            },
+        };
+        Ok(match input {
+            Input::Empty => Reading::Empty,
+            Input::Local(local) => Reading::Local(local.clone()),
+            Input::Snapshot(hold) => {
+                let mounted = self.core.mount(&self.core.view(hold)?)?;
+                let links = match self.core.shadow {
+                    true => {
+                        let table = self.core.store.snapshots().link_owners(&hold.id());
+                        let table = table.map_err(|e| store_fault("cannot read a snapshot", e))?;
+                        Some(Recalling::new(mounted.path(), table))
+                    }
+                    false => None,
+                };
+                Reading::Snapshot { root: open_root(&mounted)?, links, _mounted: mounted }
+            }
+        })
+    }
+}
+
+fn open_root(mounted: &Mounted) -> Result<Root, Fault> {
+    Root::open(mounted.path()).map_err(|e| Fault::because(Kind::Environment, "cannot open a snapshot", e))
+}
+
+/// A tree that is only read; unmounted when dropped.
+enum Reading {
+    Empty,
+    /// `links` reads records of what the kernel refused.
+    Snapshot { root: Root, links: Option<Recalling>, _mounted: Mounted },
+    Local(Arc<LocalTree>),
+}
+
+impl Reading {
+    fn root(&self) -> Option<&Root> {
+        match self {
+            Reading::Empty => None,
+            Reading::Snapshot { root, .. } => Some(root),
+            Reading::Local(local) => Some(&local.root),
+        }
+    }
+}

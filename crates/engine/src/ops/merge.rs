@@ -1,0 +1,42 @@
+//! Trees laid over each other: `COPY --link`.
+
+use base::Fault;
+use llb::pb;
+
+use super::OpContext;
+use crate::core::store_fault;
+use crate::tree::Tree;
+
+/// Lays the inputs over each other, the first one at the bottom.
+pub(super) async fn run(ctx: &OpContext, op: &pb::MergeOp, inputs: &[Tree]) -> Result<Vec<Tree>, Fault> {
+    let mut merged: Option<std::sync::Arc<store::Hold>> = None;
+    for input in &op.inputs {
+        let tree = usize::try_from(input.input).ok().and_then(|index| inputs.get(index));
+        let tree = tree.ok_or_else(|| Fault::user(format!("merge op reads input {}", input.input)))?;
+        let Some(upper) = ctx.core.snapshot(ctx, tree).await? else { continue };
+        merged = Some(match merged {
+            None => upper,
+            Some(lower) => stack(ctx, lower, upper).await?,
+        });
+    }
+    Ok(vec![merged.map_or(Tree::Empty, Tree::Snapshot)])
+}
+
+/// Stacks all layers of `upper` on `lower`, one snapshot for each, so that their blobs are used again.
+async fn stack(
+    ctx: &OpContext,
+    lower: std::sync::Arc<store::Hold>,
+    upper: std::sync::Arc<store::Hold>,
+) -> Result<std::sync::Arc<store::Hold>, Fault> {
+    let snapshots = ctx.core.store.snapshots();
+    let mut layers = snapshots.chain(&upper.id()).map_err(|e| store_fault("cannot read a snapshot", e))?;
+    layers.reverse();
+    let mut top = lower;
+    for layer in layers {
+        let (snapshots, cancel) = (snapshots.clone(), ctx.blocking_cancel());
+        let parent = top.id();
+        let stacked = crate::core::blocking(move || snapshots.restack(&parent, &layer, &cancel)).await;
+        top = std::sync::Arc::new(stacked.map_err(|e| store_fault("cannot merge snapshots", e))?);
+    }
+    Ok(top)
+}

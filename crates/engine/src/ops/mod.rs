@@ -1,0 +1,195 @@
+//! Ops: for each, first how its result is remembered, then how it is made. One file per op.
+
+mod exec;
+pub(crate) mod file;
+mod merge;
+pub(crate) mod source;
+
+use std::sync::Arc;
+
+use base::{Digest, Fault, Kind, Platform, Secret};
+use llb::key::{OpKey, Selector};
+use llb::pb;
+use tokio_util::sync::CancellationToken;
+
+use crate::core::Core;
+use crate::job::Job;
+use crate::tree::Tree;
+use base::report::{Label, Tasks};
+
+/// What definitions may ask of ops: BuildKit's capability ids.
+pub(crate) const CAPS: &[&str] = &[
+    "source.image",
+    "source.image.resolvemode",
+    "source.image.layerlimit",
+    "source.image.checksum",
+    "source.local",
+    "source.local.unique",
+    "source.local.sessionid",
+    "source.local.includepatterns",
+    "source.local.followpaths",
+    "source.local.excludepatterns",
+    "source.local.sharedkeyhint",
+    "source.local.differ",
+    "exec.meta.base",
+    "exec.meta.cgroup.parent",
+    "exec.meta.network",
+    "exec.meta.proxyenv",
+    "exec.meta.security",
+    "exec.meta.setsdefaultpath",
+    "exec.meta.ulimit",
+    "exec.meta.removemountstubs.recursive",
+    "exec.mount.bind",
+    "exec.mount.bind.readwrite-nooutput",
+    "exec.mount.cache",
+    "exec.mount.cache.sharing",
+    "exec.mount.cache.content",
+    "exec.mount.selector",
+    "exec.mount.tmpfs",
+    "exec.mount.tmpfs.size",
+    "exec.mount.secret",
+    "exec.cgroup",
+    "exec.secretenv",
+    "exec.validexitcode",
+    "file.base",
+    "file.rm.wildcard",
+    "file.rm.nofollowsymlink",
+    "file.copy.includeexcludepatterns",
+    "file.copy.requiredpaths",
+    "file.copy.alwaysreplaceexistingdestpaths",
+    "file.copy.modestring",
+    "file.symlink.create",
+    "constraints",
+    "platform",
+    "meta.ignorecache",
+    "meta.description",
+    "meta.exportcache",
+    "mergeop",
+];
+
+/// An op of a graph with what was read out of it.
+#[derive(Debug)]
+pub(crate) struct Op {
+    pub(crate) vertex: llb::Vertex,
+    pub(crate) platform: Platform,
+    pub(crate) label: Label,
+    /// What inputs are digested by, found out together with the key.
+    content: std::sync::OnceLock<Vec<Option<Vec<Selector>>>>,
+}
+
+/// What an op has at hand while it runs.
+pub(crate) struct OpContext {
+    pub(crate) core: Arc<Core>,
+    /// The builds that want it, never empty; the first one is asked first.
+    pub(crate) jobs: Vec<Arc<Job>>,
+    pub(crate) op: Arc<Op>,
+    pub(crate) tasks: Tasks,
+    pub(crate) cancel: CancellationToken,
+    /// The same for code that blocks.
+    pub(crate) flag: base::Cancel,
+}
+
+impl OpContext {
+    pub(crate) fn job(&self) -> &Arc<Job> {
+        &self.jobs[0]
+    }
+
+    /// A flag for blocking code, set when the op is cancelled.
+    pub(crate) fn blocking_cancel(&self) -> base::Cancel {
+        self.flag.clone()
+    }
+
+    /// The secret of the first client that has it.
+    async fn secret(&self, id: &str) -> Result<Option<Secret>, Fault> {
+        for job in &self.jobs {
+            if let Some(secret) = job.secret(id).await? {
+                return Ok(Some(secret));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The digest that an op states, and whether it can state another one.
+pub(crate) struct StatedKey {
+    pub(crate) digest: solver::KeyDigest,
+    pub(crate) inputs: Vec<solver::CacheMapInput>,
+    pub(crate) last: solver::Last,
+}
+
+impl Op {
+    pub(crate) fn new(vertex: llb::Vertex, label: Label, default_platform: &Platform) -> Op {
+        let platform = vertex.op.platform.as_ref().map(platform).unwrap_or_else(|| default_platform.clone());
+        Op { vertex, platform, label, content: std::sync::OnceLock::new() }
+    }
+
+    fn kind(&self) -> Result<&pb::op::Op, Fault> {
+        self.vertex.op.op.as_ref().ok_or_else(|| Fault::user("vertex without an op"))
+    }
+
+    pub(crate) fn is_source(&self) -> bool {
+        matches!(self.vertex.op.op, Some(pb::op::Op::Source(_)))
+    }
+
+    /// How the result of an op that is no source is remembered.
+    pub(crate) fn stated_key(&self) -> Result<StatedKey, Fault> {
+        let key = self.op_key()?;
+        let inputs = key
+            .inputs
+            .iter()
+            .map(|input| solver::CacheMapInput { selector: input.selector, by_content: input.content.is_some() });
+        let inputs = inputs.collect();
+        let _ = self.content.set(key.inputs.into_iter().map(|input| input.content).collect());
+        Ok(StatedKey { digest: solver::KeyDigest::Stable(key.digest), inputs, last: solver::Last::Yes })
+    }
+
+    fn op_key(&self) -> Result<OpKey, Fault> {
+        let inputs = self.vertex.inputs.len();
+        let key = match self.kind()? {
+            pb::op::Op::Exec(op) => llb::key::exec(op, &self.platform, inputs),
+            pb::op::Op::File(op) => llb::key::file(op, inputs),
+            pb::op::Op::Merge(op) => Ok(llb::key::merge(op)),
+            pb::op::Op::Diff(op) => Ok(llb::key::diff(op)),
+            pb::op::Op::Source(_) => return Err(Fault::new(Kind::Internal, "sources state their keys themselves")),
+            pb::op::Op::Build(_) => return Err(Fault::user("build ops are not supported yet")),
+        };
+        key.map_err(|e| Fault::because(Kind::User, "malformed op", e))
+    }
+}
+
+/// How the op's result is remembered.
+pub(crate) async fn key(ctx: &OpContext, index: u32) -> Result<StatedKey, Fault> {
+    match ctx.op.kind()? {
+        pb::op::Op::Source(op) => source::key(ctx, op, index).await,
+        _ => ctx.op.stated_key(),
+    }
+}
+
+/// Digests what the op reads of an input.
+pub(crate) async fn content(ctx: &OpContext, input: u32, tree: &Tree) -> Result<Option<Digest>, Fault> {
+    let selectors = ctx.op.content.get().and_then(|inputs| inputs.get(input as usize)).cloned().flatten();
+    match selectors {
+        None => Ok(None),
+        Some(selectors) => ctx.core.content_digest(ctx, tree, selectors).await.map(Some),
+    }
+}
+
+/// Makes the op's outputs.
+pub(crate) async fn run(ctx: &OpContext, inputs: &[Tree]) -> Result<Vec<Tree>, Fault> {
+    match ctx.op.kind()? {
+        pb::op::Op::Source(op) => source::run(ctx, op).await.map(|tree| vec![tree]),
+        pb::op::Op::Exec(op) => exec::run(ctx, op, inputs).await,
+        pb::op::Op::File(op) => file::run(ctx, op, inputs).await,
+        pb::op::Op::Merge(op) => crate::ops::merge::run(ctx, op, inputs).await,
+        pb::op::Op::Diff(_) => Err(Fault::user("diff ops are not supported yet")),
+        pb::op::Op::Build(_) => Err(Fault::user("build ops are not supported yet")),
+    }
+}
+
+/// A platform as it stands in LLB.
+pub(crate) fn platform(platform: &pb::Platform) -> Platform {
+    let mut own = Platform::new(&platform.os, &platform.architecture, &platform.variant);
+    own.os_version.clone_from(&platform.os_version);
+    own.os_features.clone_from(&platform.os_features);
+    own
+}

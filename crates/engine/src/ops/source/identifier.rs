@@ -1,0 +1,171 @@
+//! What a source op asks for: its identifier and attributes, read and checked.
+//!
+//! An attribute that is not known is an error: ignoring it could build something else than was asked for.
+
+use std::collections::BTreeMap;
+
+use base::{Digest, Fault, Kind};
+use image::reference::Reference;
+use llb::pb;
+
+/// A source that this version can read.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    Image(ImageSource),
+    Local(LocalSource),
+}
+
+/// `docker-image://`
+#[derive(Clone, Debug)]
+pub(crate) struct ImageSource {
+    pub(crate) reference: Reference,
+    pub(crate) mode: ResolveMode,
+    /// Only so many layers.
+    pub(crate) layer_limit: Option<usize>,
+    /// The manifest must have this digest.
+    pub(crate) checksum: Option<Digest>,
+}
+
+/// Whether an image that is here already may be used without asking its registry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum ResolveMode {
+    #[default]
+    Default,
+    ForcePull,
+    PreferLocal,
+}
+
+impl From<llb::build::ResolveMode> for ResolveMode {
+    fn from(mode: llb::build::ResolveMode) -> Self {
+        match mode {
+            llb::build::ResolveMode::Default => ResolveMode::Default,
+            llb::build::ResolveMode::ForcePull => ResolveMode::ForcePull,
+            llb::build::ResolveMode::PreferLocal => ResolveMode::PreferLocal,
+        }
+    }
+}
+
+/// `local://`: a directory of the client, seen through filters. Filters are `None` where the client
+/// sent none, which the cache key tells apart from an empty list.
+#[derive(Clone, Debug)]
+pub(crate) struct LocalSource {
+    pub(crate) name: String,
+    /// The session that has it; any session of the build where none is named.
+    pub(crate) session: Option<String>,
+    pub(crate) include: Option<Vec<String>>,
+    pub(crate) exclude: Option<Vec<String>>,
+    pub(crate) follow_paths: Option<Vec<String>>,
+}
+
+impl Source {
+    pub(crate) fn read(op: &pb::SourceOp) -> Result<Source, Fault> {
+        let id = &op.identifier;
+        let (scheme, rest) = id
+            .split_once("://")
+            .ok_or_else(|| Fault::user(format!("source `{id}` has no scheme such as docker-image://")))?;
+        match scheme {
+            "docker-image" => image_source(rest, &op.attrs).map(Source::Image),
+            "local" => local_source(rest, &op.attrs).map(Source::Local),
+            "git" | "http" | "https" | "oci-layout" | "docker-image+blob" | "oci-layout+blob" => {
+                Err(Fault::user(format!("source `{}` is not supported yet", base::redact_url(id))))
+            }
+            _ => Err(Fault::user(format!("source `{id}` has an unknown scheme"))),
+        }
+    }
+}
+
+fn image_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<ImageSource, Fault> {
+    let reference = name
+        .parse::<Reference>()
+        .map_err(|e| Fault::because(Kind::User, format!("bad image reference `{name}`"), e))?;
+    let mut source = ImageSource { reference, mode: ResolveMode::Default, layer_limit: None, checksum: None };
+    for (key, value) in attrs {
+        match key.as_str() {
+            "image.resolvemode" => {
+                source.mode = match value.as_str() {
+                    "" | "default" => ResolveMode::Default,
+                    "pull" => ResolveMode::ForcePull,
+                    "local" => ResolveMode::PreferLocal,
+                    _ => return Err(bad(key, value, "not a resolve mode")),
+                }
+            }
+            // Only says how `du` shows the image.
+            "image.recordtype" => {}
+            "image.layerlimit" => {
+                let limit = value.parse().ok().filter(|n| *n > 0);
+                source.layer_limit = Some(limit.ok_or_else(|| bad(key, value, "not a number of layers"))?);
+            }
+            "image.checksum" => {
+                source.checksum = Some(value.parse().map_err(|_| bad(key, value, "not a digest"))?);
+            }
+            _ => return Err(unknown(key)),
+        }
+    }
+    Ok(source)
+}
+
+fn local_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<LocalSource, Fault> {
+    let mut source =
+        LocalSource { name: name.to_owned(), session: None, include: None, exclude: None, follow_paths: None };
+    for (key, value) in attrs {
+        let list = || -> Result<_, Fault> {
+            serde_json::from_str::<Option<Vec<String>>>(value).map_err(|_| bad(key, value, "not a list of patterns"))
+        };
+        match key.as_str() {
+            "local.session" => source.session = Some(value.clone()),
+            "local.includepattern" => source.include = list()?,
+            "local.excludepatterns" => source.exclude = list()?,
+            "local.followpaths" => source.follow_paths = list()?,
+            // How earlier transfers are found again and compared; a directory read in place has none.
+            "local.sharedkeyhint" | "local.differ" | "local.unique" => {}
+            _ => return Err(unknown(key)),
+        }
+    }
+    if let Some((prefix, session)) = source.session.as_deref().and_then(|s| s.split_once(':')) {
+        source.name = format!("{prefix}-{}", source.name);
+        source.session = Some(session.to_owned());
+    }
+    Ok(source)
+}
+
+fn bad(key: &str, value: &str, why: &str) -> Fault {
+    Fault::user(format!("source attribute `{key}`: `{value}` is {why}"))
+}
+
+fn unknown(key: &str) -> Fault {
+    Fault::user(format!("source attribute `{key}` is not supported yet"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(identifier: &str, attrs: &[(&str, &str)]) -> Result<Source, String> {
+        let attrs = attrs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        Source::read(&pb::SourceOp { identifier: identifier.into(), attrs }).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn attributes_are_read_and_unknown_ones_refused() {
+        let attrs = [("local.session", "s"), ("local.followpaths", "[\"a\"]"), ("local.excludepatterns", "null")];
+        let Ok(Source::Local(local)) = read("local://context", &attrs) else { panic!("a local source") };
+        assert_eq!((local.name.as_str(), local.session.as_deref()), ("context", Some("s")));
+        assert_eq!((local.follow_paths, local.exclude), (Some(vec!["a".to_owned()]), None));
+        let attrs = [("image.resolvemode", "pull"), ("image.layerlimit", "2")];
+        let Ok(Source::Image(image)) = read("docker-image://docker.io/library/x:1", &attrs) else { panic!("an image") };
+        assert_eq!((image.mode, image.layer_limit), (ResolveMode::ForcePull, Some(2)));
+
+        for (id, attrs, wanted) in [
+            ("x", &[][..], "no scheme"),
+            ("ftp://x", &[], "unknown scheme"),
+            ("git://u:p@h/x", &[], "git://xxxxx@h/x` is not supported yet"),
+            ("docker-image://UPPER", &[], "bad image reference"),
+            ("docker-image://x", &[("image.layerlimit", "0")], "`0` is not a number of layers"),
+            ("docker-image://x", &[("image.new", "")], "`image.new` is not supported yet"),
+            ("local://x", &[("local.followpaths", "{")], "not a list of patterns"),
+        ] {
+            let error = read(id, attrs).expect_err(id);
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+}

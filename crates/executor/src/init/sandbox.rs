@@ -1,0 +1,238 @@
+//! A step's first process, from its birth as a copy of init until it becomes the step's program.
+//!
+//! The order matters: groups before namespaces that show them, mounts while we may mount, the filter while we may
+//! install one, the user last.
+
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{DumpableBehavior, Signal};
+use rustix::thread::{Gid, Uid};
+use sys::caps::Caps;
+use sys::mount::{Depth, FsView, Restrict, restrict};
+use sys::path::Root;
+use sys::seccomp::Filter;
+
+use super::mounts::{Builder, setup};
+use super::stubs::{Keep, make_directories};
+use super::user::{User, look_up};
+use super::{exec, report, system};
+use crate::message::{CgroupView, Failure, Report, Sandbox};
+
+/// What init hands to its copy.
+pub(super) struct Inherited {
+    pub(super) message: OwnedFd,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+    pub(super) socket: OwnedFd,
+    /// It was born in its control group.
+    pub(super) in_cgroup: bool,
+}
+
+/// Becomes the step, or reports why not and ends.
+pub(super) fn run(inherited: Inherited, filter: &Filter) -> ! {
+    let failure = match prepare(&inherited, filter) {
+        Ok((args, env)) => exec::become_program(&args, &env),
+        Err(failure) => failure,
+    };
+    report(inherited.socket.as_fd(), &Report::Failed(failure.shortened()), None);
+    sys::process::exit_now(1)
+}
+
+fn prepare(inherited: &Inherited, filter: &Filter) -> Result<(Vec<String>, Vec<String>), Failure> {
+    let os = |what: &'static str| move |errno: Errno| setup(what, std::io::Error::from(errno));
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(os("cannot watch our parent"))?;
+    sys::process::unblock_signals().map_err(|error| setup("cannot begin", error))?;
+    let _ = rustix::process::setsid();
+    rustix::process::umask(Mode::empty());
+
+    rather_us_than_the_executor();
+
+    let mut bytes = Vec::new();
+    let unread = |error: std::io::Error| setup("cannot read the message", error);
+    let message = inherited.message.try_clone().map_err(unread)?;
+    std::fs::File::from(message).read_to_end(&mut bytes).map_err(unread)?;
+    let (mut sandbox, files) = Sandbox::decode(&bytes).map_err(Failure::Setup)?;
+
+    rustix::stdio::dup2_stdout(&inherited.stdout).map_err(os("cannot redirect output"))?;
+    rustix::stdio::dup2_stderr(&inherited.stderr).map_err(os("cannot redirect output"))?;
+    join_groups(&sandbox, inherited.in_cgroup)?;
+    if sandbox.own_network {
+        sys::ns::loopback_up().map_err(|error| setup("cannot set the network up", error))?;
+    }
+    rustix::system::sethostname(sandbox.hostname.as_bytes()).map_err(os("cannot set the host name"))?;
+    sys::process::own_keyring();
+
+    let user = build_root(&mut sandbox, &files, inherited)?;
+    system::null_stdin()?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    set_limits(&sandbox)?;
+    if user.uid != 0 {
+        for fd in [&inherited.stdout, &inherited.stderr] {
+            // So that the user can open /dev/stdout; some kinds of files refuse, and then it cannot.
+            let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(user.uid)), None);
+        }
+    }
+    sys::process::close_on_exec_from(3).map_err(|error| setup("cannot close descriptors", error))?;
+    if !sandbox.insecure {
+        filter.install().map_err(|error| setup("cannot lock the step in", error))?;
+    }
+    // As root first; a directory that only the user may enter, on a file system that knows no root, after that.
+    let entered = enter_working_directory(&sandbox);
+    become_user(&sandbox, &user)?;
+    if let Err(error) = entered.or_else(|_| enter_working_directory(&sandbox)) {
+        let directory = working_directory(&sandbox);
+        return Err(Failure::Invalid(format!("cannot use the working directory `{directory}`: {error}")));
+    }
+    // A path such as /proc/self/fd/7 can lead out by way of a descriptor that we still have (CVE-2024-21626).
+    if !rustix::process::getcwd(Vec::new()).is_ok_and(|cwd| cwd.as_bytes().starts_with(b"/")) {
+        let directory = working_directory(&sandbox);
+        return Err(Failure::Invalid(format!("the working directory `{directory}` is outside of the root")));
+    }
+    // A change of user clears it; it is what kills us when init is killed.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(os("cannot watch our parent"))?;
+    Ok((std::mem::take(&mut sandbox.args), exec::environment(std::mem::take(&mut sandbox.env), &user.home)))
+}
+
+/// Its part below a mount may be missing still.
+fn enter_working_directory(sandbox: &Sandbox) -> std::io::Result<()> {
+    let directory = Path::new(working_directory(sandbox));
+    match rustix::process::chdir(directory) {
+        Err(Errno::NOENT) => {
+            std::fs::create_dir_all(directory)?;
+            Ok(rustix::process::chdir(directory)?)
+        }
+        result => Ok(result?),
+    }
+}
+
+/// How much sooner than the executor a step is killed where memory runs out, in thousandths of it.
+const OOM_SCORE: i32 = 250;
+
+/// Where memory runs out, one build fails rather than the daemon with all of them. As good as we can.
+fn rather_us_than_the_executor() {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let Some(now) = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok()) else { return };
+    // While nobody may look into us, the file belongs to the machine's root. Nobody sees us yet who may.
+    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable);
+    let _ = std::fs::write(FILE, (now + OOM_SCORE).min(1000).to_string());
+    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
+fn working_directory(sandbox: &Sandbox) -> &str {
+    if sandbox.cwd.is_empty() { "/" } else { &sandbox.cwd }
+}
+
+fn join_groups(sandbox: &Sandbox, joined: bool) -> Result<(), Failure> {
+    let unified = sandbox.join_unified.iter().filter(|_| !joined);
+    for file in sandbox.join.iter().chain(unified) {
+        std::fs::write(file, "0")
+            .map_err(|error| setup(format_args!("cannot join the control group of `{}`", file.display()), error))?;
+    }
+    if sandbox.cgroup == CgroupView::Unified {
+        sys::ns::own_cgroup_view().map_err(|error| setup("cannot begin", error))?;
+    }
+    Ok(())
+}
+
+/// Mounts the root and all that belongs into it, and enters it.
+fn build_root(sandbox: &mut Sandbox, files: &[&[u8]], inherited: &Inherited) -> Result<User, Failure> {
+    let failed = |error: sys::Error| setup("cannot mount the root", error);
+    let os = |errno: Errno| setup("cannot mount the root", std::io::Error::from(errno));
+    let io = |error: std::io::Error| setup("cannot open the root", error);
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(os)?;
+    let place = sandbox.state.join("rootfs");
+    FsView::from(sandbox.rootfs.clone()).mount_at(&place).map_err(failed)?;
+    if sandbox.no_devices {
+        restrict(&place, Restrict::NO_DEVICES, Depth::Top).map_err(failed)?;
+    }
+    let root = Root::open(&place).map_err(io)?;
+    let user = look_up(&root, &sandbox.user).map_err(Failure::Invalid)?;
+    if sandbox.single_id && (user.uid, user.gid) != (0, 0) {
+        return Err(Failure::Invalid(format!(
+            "user {}:{} does not exist here: only id 0 is mapped, for want of a range in /etc/subuid and /etc/subgid",
+            user.uid, user.gid
+        )));
+    }
+    let cwd = working_directory(sandbox);
+    let directories = make_directories(&root, cwd, user.uid, user.gid)
+        .map_err(|error| setup(format_args!("cannot make the working directory `{cwd}`"), error))?;
+    let bare = root.dir().try_clone_to_owned().map_err(io)?;
+    let mut builder = Builder {
+        root,
+        state: sandbox.state.clone(),
+        no_devices: sandbox.no_devices,
+        single_id: sandbox.single_id,
+        keep: if sandbox.remove_stubs_recursive { Keep::Nothing } else { Keep::Parents },
+        directories,
+        made: Vec::new(),
+        files,
+    };
+    let built = fill_root(&mut builder, sandbox);
+    if !builder.made.is_empty() {
+        let stubs = std::mem::take(&mut builder.made);
+        report(inherited.socket.as_fd(), &Report::Stubs(stubs), Some(bare.as_fd()));
+    }
+    built?;
+    drop((builder, bare));
+    if sandbox.readonly_rootfs {
+        // What is mounted inside decides for itself.
+        restrict(&place, Restrict::READ_ONLY, Depth::Top).map_err(failed)?;
+    }
+    system::change_root(&sandbox.state)?;
+    Ok(user)
+}
+
+fn fill_root(builder: &mut Builder<'_>, sandbox: &mut Sandbox) -> Result<(), Failure> {
+    let mounts = std::mem::take(&mut sandbox.mounts);
+    builder.write_files(&mounts)?;
+    builder.mount_system(sandbox)?;
+    mounts.into_iter().try_for_each(|mount| builder.mount(mount))?;
+    if sandbox.insecure { Ok(()) } else { builder.mask() }
+}
+
+fn set_limits(sandbox: &Sandbox) -> Result<(), Failure> {
+    for &(resource, soft, hard) in &sandbox.rlimits {
+        sys::process::set_limit(resource, soft, hard)
+            .map_err(|error| setup(format_args!("cannot set limit {resource} to {soft}:{hard}"), error))?;
+    }
+    Ok(())
+}
+
+fn become_user(sandbox: &Sandbox, user: &User) -> Result<(), Failure> {
+    let failed = |error: sys::Error| setup("cannot become the step's user", error);
+    let os = |errno: Errno| setup("cannot become the step's user", std::io::Error::from(errno));
+    let caps = if sandbox.insecure { Caps::all() } else { sys::caps::SANDBOX };
+    sys::caps::limit_bounding_set(caps).map_err(failed)?;
+    sys::caps::keep_across_setuid(true).map_err(failed)?;
+    let groups: Vec<Gid> = user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
+    match rustix::thread::set_thread_groups(&groups) {
+        Ok(()) => {}
+        // Where a single group is mapped, the list may not be changed (user_namespaces(7)).
+        Err(Errno::PERM | Errno::INVAL) if sandbox.single_id => {}
+        Err(errno) => return Err(os(errno)),
+    }
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(os)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(os)?;
+    sys::caps::keep_across_setuid(false).map_err(failed)?;
+    sys::caps::set(caps, sandbox.insecure).map_err(failed)
+}
+
+impl Failure {
+    /// A text that fits into a message.
+    fn shortened(mut self) -> Failure {
+        const MOST: usize = 16 << 10;
+        let (Failure::Invalid(text) | Failure::Setup(text) | Failure::Program { text, .. }) = &mut self;
+        if text.len() > MOST {
+            let end = (0..=MOST).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+            text.truncate(end);
+            text.push('…');
+        }
+        self
+    }
+}

@@ -1,0 +1,127 @@
+//! Steps started by root: control groups, real devices, all ids.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use sys::cgroup::{Devices, Group, Groups, own_memory_limit, own_oom_kills};
+use sys::userns::Isolation;
+use tokio_util::sync::CancellationToken;
+
+use crate::helper::Helper;
+use crate::message::CgroupView;
+use crate::run::{Surroundings, run};
+use crate::{Error, Executor, Exit, OutOfMemory, Security, Step, StepIo, limits};
+
+pub(crate) struct Privileged {
+    // First, so that init has left the groups when they are removed.
+    helper: Arc<Helper>,
+    groups: Option<Groups>,
+    state: PathBuf,
+    /// For want of device rules, and where devices are real, no device node can be opened at all.
+    no_devices: bool,
+    cgroup: CgroupView,
+    next: AtomicU64,
+    /// How often memory ran out in our own group, when last looked at.
+    oom_kills: Mutex<Option<u64>>,
+}
+
+impl Privileged {
+    pub(crate) fn open(state: PathBuf, isolation: &Isolation) -> Result<Privileged, Error> {
+        let groups = match Groups::open() {
+            Ok(groups) => Some(groups),
+            Err(error) => {
+                tracing::warn!("steps run without control groups: {error}");
+                None
+            }
+        };
+        let ruled = groups.as_ref().is_some_and(Groups::rules_devices);
+        if !ruled && !isolation.nested {
+            tracing::warn!("no writable device control group: steps cannot open device nodes of their own making");
+        }
+        let helper = Helper::start(groups.as_ref().map(Groups::shared).unwrap_or_default())?;
+        let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        Ok(Privileged {
+            helper: Arc::new(helper),
+            groups,
+            state,
+            no_devices: !ruled && !isolation.nested,
+            cgroup: if unified { CgroupView::Unified } else { CgroupView::None },
+            next: AtomicU64::new(0),
+            oom_kills: Mutex::new(own_oom_kills()),
+        })
+    }
+
+    /// The group of a step that asks for limits, or to be elsewhere.
+    fn group(&self, step: &Step) -> Result<Option<Group>, Error> {
+        let parent = step.cgroup_parent.as_deref().filter(|parent| !parent.is_empty());
+        if step.resources.is_unlimited() && parent.is_none() {
+            return Ok(None);
+        }
+        let limits = limits::of_group(&step.resources);
+        let missing = |what: String| tracing::warn!("a step runs without the limits that it asks for: {what}");
+        let Some(groups) = &self.groups else {
+            missing("no control groups".to_owned());
+            return Ok(None);
+        };
+        if let Some(controller) = groups.missing_for(&limits) {
+            missing(format!("the controller `{controller}` is not available"));
+        }
+        let devices = match step.security {
+            Security::Sandbox => Devices::Ruled,
+            Security::Insecure => Devices::All,
+        };
+        let name = format!("step-{}-{}", std::process::id(), self.next.fetch_add(1, Ordering::Relaxed));
+        match groups.create(&name, parent, devices, &limits) {
+            Ok(group) => Ok(Some(group)),
+            // A wrong value is the user's business, the rest is the machine's.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ERANGE)) => {
+                Err(Error::Invalid(crate::init::chain(&error)))
+            }
+            Err(error) => {
+                missing(crate::init::chain(&error));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether our own group ran out of memory since last asked, which tells why a step was killed.
+    fn ran_out_of_memory(&self) -> Option<OutOfMemory> {
+        let mut last = self.oom_kills.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let now = own_oom_kills();
+        let before = std::mem::replace(&mut *last, now);
+        let limit = own_memory_limit().map(base::ByteSize);
+        (now > before && before.is_some()).then_some(OutOfMemory { limit })
+    }
+}
+
+#[async_trait]
+impl Executor for Privileged {
+    async fn run(&self, step: Step, io: StepIo, cancel: CancellationToken) -> Result<Exit, Error> {
+        let group = self.group(&step)?;
+        let join = match step.security {
+            Security::Insecure => self.groups.as_ref().map(Groups::outside).unwrap_or_default(),
+            Security::Sandbox => Vec::new(),
+        };
+        let surroundings = Surroundings {
+            state: self.state.clone(),
+            group,
+            join,
+            cgroup: self.cgroup,
+            no_devices: self.no_devices && step.security == Security::Sandbox,
+            bind_devices: false,
+            single_id: false,
+        };
+        let mut exit = run(self.helper.clone(), step, io, surroundings, cancel).await?;
+        if exit.code == 128 + libc::SIGKILL && exit.out_of_memory.is_none() {
+            exit.out_of_memory = self.ran_out_of_memory();
+        }
+        Ok(exit)
+    }
+
+    fn name(&self) -> &'static str {
+        "privileged"
+    }
+}

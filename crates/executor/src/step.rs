@@ -1,0 +1,262 @@
+//! What a step is, and how it ended.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::progress::Stream;
+use base::{ByteSize, Secret};
+use sys::mount::FsView;
+
+/// The host name of a step that asks for none; upstream's, which builds may have grown to rely on.
+pub const DEFAULT_HOSTNAME: &str = "buildkitsandbox";
+/// The search path of a step whose environment names none.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// One process to run on a root file system, and all that it may see.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The tree that becomes `/`.
+    pub rootfs: FsView,
+    /// Nobody may write to `/` itself; mounts decide for themselves.
+    pub readonly_rootfs: bool,
+    /// What is mounted into it, in this order.
+    pub mounts: Vec<StepMount>,
+    /// The program and its arguments; never empty.
+    pub args: Vec<String>,
+    /// `NAME=value`; of one name the last counts. `PATH` and `HOME` are added where missing.
+    pub env: Vec<String>,
+    /// The working directory inside; made, owned by the user, where missing. Empty is `/`.
+    pub cwd: String,
+    /// As Dockerfile's `USER`: `name|uid[:group|gid]`; empty is root.
+    pub user: String,
+    /// [`DEFAULT_HOSTNAME`] where none.
+    pub hostname: Option<String>,
+    /// Which network it sees.
+    pub network: Network,
+    /// How far it is locked in.
+    pub security: Security,
+    /// More lines of `/etc/hosts`.
+    pub extra_hosts: Vec<ExtraHost>,
+    /// Resource limits of processes.
+    pub ulimits: Vec<Ulimit>,
+    /// The size of `/dev/shm`; 64 MiB where none.
+    pub shm_size: Option<ByteSize>,
+    /// A cgroup below which the step's own is made, instead of ours.
+    pub cgroup_parent: Option<String>,
+    /// Limits of all its processes together.
+    pub resources: Resources,
+    /// Mount points that had to be made, and their parents, are removed afterwards where empty, not only the
+    /// mount points themselves.
+    pub remove_mount_stubs_recursive: bool,
+}
+
+impl Step {
+    /// A step with nothing special about it.
+    pub fn new(rootfs: FsView, args: impl IntoIterator<Item = impl Into<String>>) -> Step {
+        Step {
+            rootfs,
+            readonly_rootfs: false,
+            mounts: Vec::new(),
+            args: args.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            cwd: String::new(),
+            user: String::new(),
+            hostname: None,
+            network: Network::Host,
+            security: Security::Sandbox,
+            extra_hosts: Vec::new(),
+            ulimits: Vec::new(),
+            shm_size: None,
+            cgroup_parent: None,
+            resources: Resources::default(),
+            remove_mount_stubs_recursive: false,
+        }
+    }
+}
+
+/// Something mounted into a step.
+#[derive(Clone, Debug)]
+pub struct StepMount {
+    /// An absolute path inside the step. Symlinks in it never lead out of the root.
+    pub target: String,
+    /// What is mounted.
+    pub source: MountSource,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug)]
+pub enum MountSource {
+    /// A snapshot, or a part of it.
+    View {
+        /// The tree.
+        view: FsView,
+        /// The part of it; empty or `/` is all of it. Symlinks in it never lead out of the tree.
+        subpath: String,
+        /// Nobody may write through the mount.
+        read_only: bool,
+    },
+    /// A file or directory of the host, such as an agent's socket.
+    Bind {
+        /// An absolute path.
+        path: PathBuf,
+        /// Nobody may write through the mount.
+        read_only: bool,
+    },
+    /// An empty file system in memory.
+    Tmpfs {
+        /// At most so many bytes; half of the memory where none.
+        size: Option<ByteSize>,
+    },
+    /// A file that exists in memory only, and only for this step.
+    Secret {
+        /// Its bytes.
+        data: Secret,
+        /// Its owner inside.
+        uid: u32,
+        /// Its group inside.
+        gid: u32,
+        /// Its permissions.
+        mode: u32,
+    },
+}
+
+/// Which network a step sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Network {
+    /// Ours.
+    #[default]
+    Host,
+    /// A loopback interface of its own.
+    None,
+}
+
+/// How far a step is locked in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Security {
+    /// Few capabilities, a seccomp filter, hidden kernel files.
+    #[default]
+    Sandbox,
+    /// Whatever we may do ourselves (`RUN --security=insecure`).
+    Insecure,
+}
+
+/// A line of `/etc/hosts`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtraHost {
+    /// The name.
+    pub host: String,
+    /// Where it leads.
+    pub ip: IpAddr,
+}
+
+/// One of `setrlimit(2)`'s limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ulimit {
+    /// Its name in lower case without prefix: `nofile`.
+    pub name: String,
+    /// What applies; -1 is no limit.
+    pub soft: i64,
+    /// What the process may raise it to; -1 is no limit.
+    pub hard: i64,
+}
+
+/// Limits of all processes of a step together, where the machine lets us set them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// At most so much memory.
+    pub memory: Option<ByteSize>,
+    /// At most so much memory and swap; -1 is no limit.
+    pub memory_swap: Option<i64>,
+    /// Share of the processors against other steps; 1024 is one share.
+    pub cpu_shares: Option<u64>,
+    /// Microseconds of processor time in each period.
+    pub cpu_quota: Option<i64>,
+    /// The period in microseconds; 100,000 where none.
+    pub cpu_period: Option<u64>,
+    /// The processors it may run on: `0-3,7`.
+    pub cpuset_cpus: Option<String>,
+    /// The memory nodes it may use.
+    pub cpuset_mems: Option<String>,
+    /// At most so many processes and threads.
+    pub pids: Option<u64>,
+}
+
+impl Resources {
+    /// Nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Resources::default()
+    }
+}
+
+/// Where a step's output goes.
+#[derive(Clone)]
+pub struct StepIo {
+    /// Called with each piece, in order within a stream, from one task; must not block for long.
+    pub output: Output,
+}
+
+/// Takes a piece of output.
+pub type Output = Arc<dyn Fn(Stream, &[u8]) + Send + Sync>;
+
+impl StepIo {
+    /// Hands each piece of output to `output`.
+    pub fn new(output: impl Fn(Stream, &[u8]) + Send + Sync + 'static) -> StepIo {
+        StepIo { output: Arc::new(output) }
+    }
+
+    /// Forgets all output.
+    pub fn discard() -> StepIo {
+        StepIo::new(|_, _| {})
+    }
+}
+
+/// How a step ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exit {
+    /// Its exit code, or 128 and the number of the signal that killed it, as shells and runtimes count.
+    pub code: i32,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// A process of it was killed because memory ran out.
+    pub out_of_memory: Option<OutOfMemory>,
+    /// What it used.
+    pub usage: Usage,
+}
+
+impl Exit {
+    /// It exited with 0.
+    pub fn is_success(&self) -> bool {
+        self.code == 0
+    }
+
+    /// What went wrong in the words of a build log: `exit code: 137: out of memory, limit 512.00MB`.
+    pub fn describe(&self) -> String {
+        let mut text = format!("exit code: {}", self.code);
+        match self.out_of_memory {
+            Some(OutOfMemory { limit: Some(limit) }) => text.push_str(&format!(": out of memory, limit {limit}")),
+            Some(OutOfMemory { limit: None }) => text.push_str(": out of memory"),
+            None => {}
+        }
+        text
+    }
+}
+
+/// Memory ran out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfMemory {
+    /// The limit that was hit, where we know it.
+    pub limit: Option<ByteSize>,
+}
+
+/// What a step used.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Processor time in user mode.
+    pub user: Duration,
+    /// Processor time in the kernel.
+    pub system: Duration,
+    /// The largest resident set of one of its processes.
+    pub max_rss: ByteSize,
+}

@@ -1,0 +1,95 @@
+//! `type=oci` and `type=docker`: an image as a tar or as an OCI layout in a directory.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use base::{Fault, Kind};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use image::archive::{ArchiveKind, name_manifests, write_archive};
+use image::{Descriptor, Reference};
+use session::Output;
+use store::Store;
+
+use crate::assemble::Assembled;
+use crate::tree::{Target, no_directory, write_stream};
+use crate::{Context, ImageOptions, blocking, image_fault};
+
+pub(crate) async fn write(
+    context: &Context,
+    assembled: Assembled,
+    image: &ImageOptions,
+    docker: bool,
+    tar: bool,
+    output: Output,
+) -> Result<BTreeMap<String, String>, Fault> {
+    let names = names(image)?;
+    let lazy = assembled.layers.iter().filter(|layer| !layer.present);
+    let fetches = lazy.map(|layer| context.lazy.fetch_blob(layer.snapshot));
+    stream::iter(fetches).buffer_unordered(4).try_collect::<Vec<()>>().await?;
+
+    let mut response = assembled.response();
+    if !names.is_empty() {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        response.insert("image.name".to_owned(), names.join(","));
+    }
+    let seconds = image.epoch.unwrap_or_else(|| jiff::Timestamp::now().as_second());
+    let created = jiff::Timestamp::from_second(seconds).unwrap_or_default().to_string();
+    let kind = if docker { ArchiveKind::Docker } else { ArchiveKind::Oci };
+    let roots = name_manifests(&assembled.root, &names, &created);
+    let store = context.store.clone();
+    match (tar, output) {
+        (true, output) => {
+            let task = context.tasks.start("sending tarball", 0);
+            let target = Target::of(output, "one tar")?;
+            write_stream(target, task, move |sink| {
+                write_archive(sink, kind, &roots, |blob| open(&store, blob)).map(drop).map_err(to_io)
+            })
+            .await?;
+        }
+        (false, Output::Directory(dir)) => {
+            let _task = context.tasks.start("copying files", 0);
+            // The archive is the layout: its entries become files.
+            blocking(move || write_layout(&dir, kind, &roots, &store)).await?;
+        }
+        (false, _) => return Err(no_directory("tar=false")),
+    }
+    Ok(response)
+}
+
+fn names(image: &ImageOptions) -> Result<Vec<Reference>, Fault> {
+    let parse = |name: &String| -> Result<Reference, Fault> {
+        let parsed = name.parse::<Reference>();
+        parsed.map(Reference::or_latest).map_err(|e| Fault::because(Kind::User, format!("bad image name `{name}`"), e))
+    };
+    image.names.iter().map(parse).collect()
+}
+
+fn open(store: &Store, blob: &Descriptor) -> Result<File, image::Error> {
+    let found = store.content().get(&blob.digest).map_err(io::Error::other)?;
+    let found =
+        found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("blob {} is gone", blob.digest)))?;
+    Ok(found.file)
+}
+
+fn to_io(error: image::Error) -> io::Error {
+    match error {
+        image::Error::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+fn write_layout(dir: &Path, kind: ArchiveKind, roots: &[Descriptor], store: &Store) -> Result<(), Fault> {
+    let failed = |e: io::Error| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), e);
+    std::fs::create_dir_all(dir).map_err(failed)?;
+    let (reader, writer) = io::pipe().map_err(failed)?;
+    std::thread::scope(|scope| {
+        let unpacking = scope.spawn(|| crate::tree::unpack_into(dir, reader));
+        let written = write_archive(writer, kind, roots, |blob| open(store, blob)).map(drop);
+        let unpacked = unpacking.join().unwrap_or_else(|_| Err(io::Error::other("unpacking stopped")));
+        // A failed unpack breaks the pipe; its reason is the one to tell.
+        unpacked.map_err(failed)?;
+        written.map_err(|e| image_fault("cannot write the image", e))
+    })
+}

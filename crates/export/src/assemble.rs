@@ -1,0 +1,195 @@
+//! Config, manifests and index around the layers of a result.
+
+use std::collections::BTreeMap;
+
+use base::{Digest, Fault, Platform};
+use image::{ConfigPatch, Descriptor, Flavor, ImageConfig, Index, LayerMeta, Manifest};
+
+use crate::layer::{self, Layer};
+use crate::{AnnotationPlace, BuildResult, Context, ImageOptions, PlatformResult, image_fault, store_fault};
+
+/// An image whose documents are in the content store.
+#[derive(Clone, Debug)]
+pub(crate) struct Assembled {
+    /// The manifest or index.
+    pub(crate) root: Descriptor,
+    /// Manifests of an index; the root itself where there is none.
+    pub(crate) manifests: Vec<Descriptor>,
+    /// Configs, which registries want before the manifests.
+    pub(crate) configs: Vec<Descriptor>,
+    pub(crate) layers: Vec<Layer>,
+    /// Of the only platform.
+    pub(crate) config_digest: Option<Digest>,
+}
+
+impl Assembled {
+    /// BuildKit's answers about the image.
+    pub(crate) fn response(&self) -> BTreeMap<String, String> {
+        use base64::Engine as _;
+        let mut response = BTreeMap::new();
+        response.insert("containerimage.digest".to_owned(), self.root.digest.to_string());
+        if let Some(config) = self.config_digest {
+            response.insert("containerimage.config.digest".to_owned(), config.to_string());
+        }
+        let json = serde_json::to_vec(&self.root).unwrap_or_default();
+        let descriptor = base64::engine::general_purpose::STANDARD.encode(json);
+        response.insert("containerimage.descriptor".to_owned(), descriptor);
+        response
+    }
+}
+
+pub(crate) async fn assemble(
+    context: &Context,
+    result: &BuildResult,
+    options: &ImageOptions,
+) -> Result<Assembled, Fault> {
+    let flavor = if options.oci_types.unwrap_or(true) { Flavor::Oci } else { Flavor::Docker };
+    let indexed = result.multi || result.platforms.len() > 1;
+    check_annotations(result, options, flavor, indexed)?;
+    let mut assembled = Assembled {
+        root: Descriptor::of("", b""),
+        manifests: vec![],
+        configs: vec![],
+        layers: vec![],
+        config_digest: None,
+    };
+    for platform in &result.platforms {
+        let task = context.tasks.start("exporting layers", 0);
+        let layers = platform_layers(context, platform, options).await?;
+        drop(task);
+        let (manifest, config) = manifest(context, platform, &layers, options, flavor)?;
+        assembled.config_digest = Some(config.digest);
+        assembled.configs.push(config);
+        assembled.manifests.push(manifest);
+        for layer in layers {
+            if assembled.layers.iter().all(|known| known.descriptor.digest != layer.descriptor.digest) {
+                assembled.layers.push(layer);
+            }
+        }
+    }
+    assembled.root = match &assembled.manifests[..] {
+        [only] if !indexed => only.clone(),
+        _ => {
+            assembled.config_digest = None;
+            index(context, &assembled.manifests, options, flavor)?
+        }
+    };
+    Ok(assembled)
+}
+
+async fn platform_layers(
+    context: &Context,
+    platform: &PlatformResult,
+    options: &ImageOptions,
+) -> Result<Vec<Layer>, Fault> {
+    let Some(tree) = &platform.tree else { return Ok(Vec::new()) };
+    let base = platform.base_config.as_deref().map(ImageConfig::parse).transpose();
+    let base = base.map_err(|e| image_fault("cannot read the config of the base image", e))?;
+    let base_diff_ids = base.map(|base| base.rootfs.diff_ids).unwrap_or_default();
+    layer::layers(context, tree, options, &base_diff_ids).await
+}
+
+fn manifest(
+    context: &Context,
+    platform: &PlatformResult,
+    layers: &[Layer],
+    options: &ImageOptions,
+    flavor: Flavor,
+) -> Result<(Descriptor, Descriptor), Fault> {
+    let doing = "cannot assemble the image";
+    let config = match &platform.config {
+        Some(config) => config.clone(),
+        None => ImageConfig::empty(&platform.platform.clone().unwrap_or_else(Platform::host)).to_json(),
+    };
+    let base_history = match &platform.base_config {
+        Some(base) => image::history_of(base).map_err(|e| image_fault(doing, e))?,
+        None => Vec::new(),
+    };
+    let metas: Vec<LayerMeta> = layers
+        .iter()
+        .map(|layer| LayerMeta {
+            description: layer.description.clone(),
+            created: layer.created.map(|created| clamp(created, options.epoch).into()),
+        })
+        .collect();
+    let history = image::history_of(&config).map_err(|e| image_fault(doing, e))?;
+    let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
+    let patch = ConfigPatch {
+        diff_ids: &diff_ids,
+        history: image::normalize_history(history, &metas),
+        epoch: options.epoch.and_then(|epoch| jiff::Timestamp::from_second(epoch).ok()),
+        base_history: &base_history,
+        inline_cache: None,
+    };
+    let config = image::patch_config(&config, patch).map_err(|e| image_fault(doing, e))?;
+    let config_descriptor = Descriptor::of(flavor.config(), &config);
+
+    let descriptors = layers.iter().map(|layer| {
+        let mut descriptor = layer.descriptor.clone();
+        if !options.prefer_nondist_layers {
+            descriptor.urls.clear();
+        }
+        descriptor
+    });
+    let mut manifest = Manifest::new(flavor, config_descriptor.clone(), descriptors.collect());
+    manifest.annotations = annotations(options, AnnotationPlace::Manifest, Some(&platform.id));
+    let bytes = manifest.to_json();
+    let mut descriptor = Descriptor::of(flavor.manifest(), &bytes);
+    descriptor.platform.clone_from(&platform.platform);
+    descriptor.annotations = annotations(options, AnnotationPlace::ManifestDescriptor, Some(&platform.id));
+    keep(context, &format!("exporting manifest {}", descriptor.digest), &bytes)?;
+    keep(context, &format!("exporting config {}", config_descriptor.digest), &config)?;
+    Ok((descriptor, config_descriptor))
+}
+
+fn clamp(time: jiff::Timestamp, epoch: Option<i64>) -> jiff::Timestamp {
+    match epoch.and_then(|epoch| jiff::Timestamp::from_second(epoch).ok()) {
+        Some(epoch) => time.min(epoch),
+        None => time,
+    }
+}
+
+fn index(
+    context: &Context,
+    manifests: &[Descriptor],
+    options: &ImageOptions,
+    flavor: Flavor,
+) -> Result<Descriptor, Fault> {
+    let mut index = Index::new(flavor, manifests.to_vec());
+    index.annotations = annotations(options, AnnotationPlace::Index, None);
+    let bytes = index.to_json();
+    let mut descriptor = Descriptor::of(flavor.index(), &bytes);
+    descriptor.annotations = annotations(options, AnnotationPlace::IndexDescriptor, None);
+    keep(context, &format!("exporting manifest list {}", descriptor.digest), &bytes)?;
+    Ok(descriptor)
+}
+
+fn keep(context: &Context, what: &str, bytes: &[u8]) -> Result<(), Fault> {
+    let _task = context.tasks.start(what, 0);
+    context.store.content().put(bytes).map(drop).map_err(|e| store_fault("cannot write the image", e))
+}
+
+fn annotations(options: &ImageOptions, place: AnnotationPlace, platform: Option<&str>) -> BTreeMap<String, String> {
+    let fits = |wanted: &Option<String>| wanted.is_none() || wanted.as_deref() == platform;
+    let chosen = options.annotations.iter().filter(|a| a.place == place && fits(&a.platform));
+    chosen.map(|a| (a.key.clone(), a.value.clone())).collect()
+}
+
+fn check_annotations(result: &BuildResult, options: &ImageOptions, flavor: Flavor, indexed: bool) -> Result<(), Fault> {
+    for annotation in &options.annotations {
+        let key = &annotation.key;
+        if let Some(platform) = &annotation.platform
+            && result.platforms.iter().all(|p| p.id != *platform)
+        {
+            return Err(Fault::user(format!("annotation `{key}` is for `{platform}`, which is not built")));
+        }
+        if flavor == Flavor::Docker {
+            return Err(Fault::user(format!("annotation `{key}` conflicts with `oci-mediatypes=false`")));
+        }
+        let of_index = matches!(annotation.place, AnnotationPlace::Index | AnnotationPlace::IndexDescriptor);
+        if of_index && !indexed {
+            return Err(Fault::user(format!("annotation `{key}` is for an index, but a single platform has none")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! The layer blobs of a snapshot: those that were pulled, those made earlier, those made now.
+//!
+//! tar, digest, compression, digest and store are one streaming pass. A blob is remembered beside its snapshot, by
+//! variant: compression, level and, for rewritten timestamps, the epoch.
+
+use std::sync::Arc;
+
+use base::{Digest, Fault, Kind};
+use image::layer::{Entry, Time};
+use image::{Compression, CompressionOptions, Descriptor, media_type};
+use store::{LayerRecord, LazyLayer, SnapshotId, Store};
+
+use crate::{Context, ImageOptions, blocking, store_fault};
+
+/// One layer of a result.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    pub(crate) descriptor: Descriptor,
+    pub(crate) diff_id: Digest,
+    pub(crate) description: String,
+    pub(crate) created: Option<jiff::Timestamp>,
+    pub(crate) snapshot: SnapshotId,
+    /// Repositories that have the blob, if it was pulled and not made anew.
+    pub(crate) sources: Vec<String>,
+    /// Its bytes are in the content store.
+    pub(crate) present: bool,
+}
+
+/// The layers of a snapshot, base first. Lazy ones stay where they are.
+pub(crate) async fn layers(
+    context: &Context,
+    top: &store::Hold,
+    options: &ImageOptions,
+    base_diff_ids: &[Digest],
+) -> Result<Vec<Layer>, Fault> {
+    let snapshots = context.store.snapshots();
+    let mut chain = snapshots.chain(&top.id()).map_err(|e| store_fault("cannot read a snapshot", e))?;
+    chain.reverse();
+    let mut layers = Vec::with_capacity(chain.len());
+    let mut on_base = true;
+    for (index, id) in chain.into_iter().enumerate() {
+        context.cancel.check().map_err(|_| Fault::cancelled())?;
+        let lazy = snapshots.lazy(&id);
+        on_base &= lazy.as_ref().map(|lazy| lazy.diff_id) == base_diff_ids.get(index).copied() && lazy.is_some();
+        let epoch = options.epoch.filter(|_| options.rewrite_timestamp && !on_base);
+        layers.push(layer(context, id, lazy, options, epoch).await?);
+    }
+    Ok(layers)
+}
+
+async fn layer(
+    context: &Context,
+    id: SnapshotId,
+    lazy: Option<Arc<LazyLayer>>,
+    options: &ImageOptions,
+    epoch: Option<i64>,
+) -> Result<Layer, Fault> {
+    let snapshots = context.store.snapshots();
+    let info = snapshots.info(&id).ok_or_else(|| Fault::new(Kind::Internal, format!("snapshot {id} is gone")))?;
+    let shown = |descriptor: Descriptor, diff_id, sources, present| Layer {
+        descriptor,
+        diff_id,
+        description: info.description.clone(),
+        created: jiff::Timestamp::try_from(info.created_at).ok(),
+        snapshot: id,
+        sources,
+        present,
+    };
+    let wanted = compression(options, context.threads);
+    if let Some(lazy) = lazy.filter(|lazy| epoch.is_none() && fits(lazy, &wanted)) {
+        let mut descriptor = Descriptor::new(lazy.media_type.clone(), lazy.digest, lazy.size);
+        descriptor.annotations.clone_from(&lazy.annotations);
+        let present = context.store.content().has(&lazy.digest);
+        return Ok(shown(descriptor, lazy.diff_id, lazy.sources.clone(), present));
+    }
+    let record = made(context, id, &wanted, epoch).await?;
+    let mut descriptor = Descriptor::new(record.media_type.clone(), record.digest, record.size);
+    descriptor.annotations.clone_from(&record.annotations);
+    Ok(shown(descriptor, record.diff_id, Vec::new(), true))
+}
+
+fn compression(options: &ImageOptions, threads: usize) -> CompressionOptions {
+    CompressionOptions { threads, ..options.compression }
+}
+
+/// Whether a layer that was pulled will do as it is.
+fn fits(lazy: &LazyLayer, wanted: &CompressionOptions) -> bool {
+    !wanted.needs_conversion(media_type::layer_compression(&lazy.media_type))
+}
+
+fn variant(wanted: &CompressionOptions, epoch: Option<i64>) -> String {
+    let kind = match wanted.kind {
+        Compression::Uncompressed => "uncompressed",
+        Compression::Gzip => "gzip",
+        Compression::Zstd => "zstd",
+    };
+    let level = wanted.level.map(|level| format!("-{level}")).unwrap_or_default();
+    let epoch = epoch.map(|epoch| format!("@{epoch}")).unwrap_or_default();
+    format!("{kind}{level}{epoch}")
+}
+
+/// A blob made from the snapshot, now or earlier.
+async fn made(
+    context: &Context,
+    id: SnapshotId,
+    wanted: &CompressionOptions,
+    epoch: Option<i64>,
+) -> Result<LayerRecord, Fault> {
+    let snapshots = context.store.snapshots();
+    let variant = variant(wanted, epoch);
+    let content = context.store.content();
+    let failed = |e| store_fault("cannot read the layers of a snapshot", e);
+    let mut known = snapshots.layer(&id, &variant).map_err(failed)?;
+    if known.is_none() && !wanted.force && epoch.is_none() {
+        // Whatever was made already will do, like a layer that was pulled.
+        let all = snapshots.layers(&id).map_err(failed)?;
+        known = all.into_iter().find(|(variant, _)| !variant.contains('@')).map(|(_, record)| record);
+    }
+    if let Some(record) = known.filter(|record| content.has(&record.digest)) {
+        return Ok(record);
+    }
+    let hold = snapshots.hold_quietly(&id);
+    let hold = hold.ok_or_else(|| Fault::new(Kind::Internal, format!("snapshot {id} is gone")))?;
+    context.lazy.fill(&hold).await?;
+    let (store, wanted, cancel) = (context.store.clone(), *wanted, context.cancel.clone());
+    blocking(move || make(&store, id, &variant, &wanted, epoch, &cancel)).await
+}
+
+fn make(
+    store: &Store,
+    id: SnapshotId,
+    variant: &str,
+    wanted: &CompressionOptions,
+    epoch: Option<i64>,
+    cancel: &base::Cancel,
+) -> Result<LayerRecord, Fault> {
+    let map = EntryMap::of(epoch);
+    store
+        .snapshots()
+        .make_blob_with(&id, variant, wanted, cancel, |entry| map.apply(entry))
+        .map_err(|e| store_fault("cannot write a layer", e))
+}
+
+/// What becomes of an entry on its way out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum EntryMap {
+    Keep,
+    /// No time is later: seconds since 1970.
+    Clamp(i64),
+}
+
+impl EntryMap {
+    pub(crate) fn of(epoch: Option<i64>) -> EntryMap {
+        epoch.map_or(EntryMap::Keep, EntryMap::Clamp)
+    }
+
+    pub(crate) fn apply(self, entry: &mut Entry) {
+        if let EntryMap::Clamp(epoch) = self
+            && entry.mtime.secs >= epoch
+        {
+            entry.mtime = Time { secs: epoch, nanos: 0 };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_tell_blobs_apart() {
+        let gzip = CompressionOptions::new(Compression::Gzip, 2);
+        let leveled = CompressionOptions { level: Some(9), ..gzip };
+        assert_eq!(variant(&gzip, None), "gzip");
+        assert_eq!(variant(&leveled, Some(0)), "gzip-9@0");
+        let one_thread = CompressionOptions { threads: 1, ..gzip };
+        assert_eq!(variant(&one_thread, None), variant(&gzip, None), "threads change no byte");
+    }
+
+    #[test]
+    fn times_are_clamped_down_only() {
+        for (secs, nanos, wanted) in [(5, 7, (5, 7)), (10, 7, (10, 0)), (11, 0, (10, 0))] {
+            let mut entry = Entry::new(*b"f", image::layer::EntryKind::Directory, 0o755);
+            entry.mtime = Time { secs, nanos };
+            EntryMap::Clamp(10).apply(&mut entry);
+            assert_eq!((entry.mtime.secs, entry.mtime.nanos), wanted);
+        }
+    }
+}

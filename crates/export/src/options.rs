@@ -1,0 +1,268 @@
+//! The attributes of an `--output`, read once. What is not known, or not supported yet, is refused by name.
+
+use std::collections::BTreeMap;
+
+use base::Fault;
+use image::{Compression, CompressionOptions};
+
+/// Attributes shared by the image exporters (`image`, `oci`, `docker`).
+#[derive(Clone, Debug)]
+pub struct ImageOptions {
+    /// Image names, in the order given.
+    pub names: Vec<String>,
+    /// OCI media types instead of Docker's. Unset: the exporter's own default.
+    pub oci_types: Option<bool>,
+    /// How layers are compressed.
+    pub compression: CompressionOptions,
+    /// Seconds since 1970 that no timestamp of the image may exceed.
+    pub epoch: Option<i64>,
+    /// Also those inside of layers.
+    pub rewrite_timestamp: bool,
+    /// Foreign layers keep their media type and URLs.
+    pub prefer_nondist_layers: bool,
+    /// Annotations by the place they go to.
+    pub annotations: Vec<Annotation>,
+}
+
+/// One annotation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Annotation {
+    /// Where it goes.
+    pub place: AnnotationPlace,
+    /// For one platform only, in its text form.
+    pub platform: Option<String>,
+    /// Its name.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+}
+
+/// What an annotation describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnnotationPlace {
+    /// The manifest (the default).
+    Manifest,
+    /// The manifest's descriptor in an index.
+    ManifestDescriptor,
+    /// The index.
+    Index,
+    /// The index's descriptor in an OCI layout.
+    IndexDescriptor,
+}
+
+/// Attributes of `type=image`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PushOptions {
+    /// Push to the registry of each name.
+    pub push: bool,
+    /// Push without a tag.
+    pub push_by_digest: bool,
+    /// Allow plain HTTP and unknown certificates.
+    pub insecure: bool,
+    /// Also answer `<name>@<digest>`.
+    pub name_canonical: bool,
+    /// `<prefix>@<digest>` for images without a name.
+    pub dangling_prefix: Option<String>,
+    /// The prefix counts only where no name is given.
+    pub dangling_empty_only: bool,
+}
+
+/// Takes attributes out one by one; what is left in the end was not understood.
+pub struct Attributes {
+    exporter: &'static str,
+    rest: BTreeMap<String, String>,
+}
+
+impl Attributes {
+    /// The attributes of one `--output type=<exporter>`.
+    pub fn new(exporter: &'static str, attrs: &BTreeMap<String, String>) -> Attributes {
+        Attributes { exporter, rest: attrs.clone() }
+    }
+
+    /// A text; empty counts as given.
+    pub fn text(&mut self, key: &str) -> Option<String> {
+        self.rest.remove(key)
+    }
+
+    /// A boolean as Go's `strconv.ParseBool` reads it.
+    pub fn boolean(&mut self, key: &str) -> Result<Option<bool>, Fault> {
+        let Some(text) = self.text(key) else { return Ok(None) };
+        match text.as_str() {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(Some(true)),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(Some(false)),
+            _ => Err(self.bad(key, &text, "expected true or false")),
+        }
+    }
+
+    fn flag(&mut self, key: &str) -> Result<bool, Fault> {
+        Ok(self.boolean(key)?.unwrap_or(false))
+    }
+
+    fn bad(&self, key: &str, value: &str, why: &str) -> Fault {
+        Fault::user(format!("output type={}: bad value `{value}` of `{key}`: {why}", self.exporter))
+    }
+
+    /// Fails if anything was not taken.
+    pub fn finish(self) -> Result<(), Fault> {
+        match self.rest.into_keys().next() {
+            None => Ok(()),
+            Some(key) => Err(Fault::user(format!("output type={}: attribute `{key}` is not supported", self.exporter))),
+        }
+    }
+
+    /// The attributes of image exporters.
+    pub fn image(&mut self) -> Result<ImageOptions, Fault> {
+        let names = self.text("name").unwrap_or_default();
+        let names = names.split(',').map(str::trim).filter(|n| !n.is_empty()).map(str::to_owned).collect();
+        let options = ImageOptions {
+            names,
+            oci_types: self.boolean("oci-mediatypes")?,
+            compression: self.compression()?,
+            epoch: self.epoch()?,
+            rewrite_timestamp: self.flag("rewrite-timestamp")?,
+            prefer_nondist_layers: self.flag("prefer-nondist-layers")?,
+            annotations: self.annotations()?,
+        };
+        // Said about attestations, which this version makes none of: nothing to do, nothing lost.
+        for key in ["attestation-inline", "oci-artifact"] {
+            self.flag(key)?;
+        }
+        if options.compression.kind == Compression::Zstd && options.oci_types == Some(false) {
+            return Err(Fault::user("output attribute `compression=zstd` conflicts with `oci-mediatypes=false`"));
+        }
+        Ok(options)
+    }
+
+    /// The attributes that only `type=image` has.
+    pub fn push(&mut self) -> Result<PushOptions, Fault> {
+        let options = PushOptions {
+            push: self.flag("push")?,
+            push_by_digest: self.flag("push-by-digest")?,
+            insecure: self.flag("registry.insecure")?,
+            name_canonical: self.flag("name-canonical")?,
+            dangling_prefix: self.text("dangling-name-prefix").filter(|p| !p.is_empty()),
+            dangling_empty_only: self.flag("danging-name-empty-only")?,
+        };
+        // There is no image store beside the build cache, as with BuildKit's OCI worker.
+        for key in ["store", "unpack"] {
+            self.flag(key)?;
+        }
+        Ok(options)
+    }
+
+    /// `source-date-epoch`, for every exporter.
+    pub fn epoch(&mut self) -> Result<Option<i64>, Fault> {
+        match self.text("source-date-epoch") {
+            None => Ok(None),
+            Some(text) if text.is_empty() => Ok(None),
+            Some(text) => match text.parse::<i64>() {
+                Ok(seconds) if seconds >= 0 => Ok(Some(seconds)),
+                _ => Err(self.bad("source-date-epoch", &text, "expected seconds since 1970")),
+            },
+        }
+    }
+
+    fn compression(&mut self) -> Result<CompressionOptions, Fault> {
+        let kind = match self.text("compression").as_deref() {
+            None | Some("" | "gzip") => Compression::Gzip,
+            Some("zstd") => Compression::Zstd,
+            Some("uncompressed") => Compression::Uncompressed,
+            Some("estargz") => return Err(Fault::user("output attribute `compression=estargz` is not supported yet")),
+            Some(other) => return Err(self.bad("compression", other, "expected gzip, zstd or uncompressed")),
+        };
+        let force = self.flag("force-compression")?;
+        let level = match self.text("compression-level") {
+            None => None,
+            Some(text) => {
+                let most = if kind == Compression::Zstd { 22 } else { 9 };
+                let level = text.parse().ok().filter(|level| (0..=most).contains(level));
+                Some(level.ok_or_else(|| self.bad("compression-level", &text, &format!("expected 0 to {most}")))?)
+            }
+        };
+        Ok(CompressionOptions { kind, level, force, threads: 1 })
+    }
+
+    /// `annotation[-place][\[platform\]].key=value`
+    fn annotations(&mut self) -> Result<Vec<Annotation>, Fault> {
+        let keys: Vec<String> = self.rest.keys().filter(|k| k.starts_with("annotation")).cloned().collect();
+        let mut annotations = Vec::new();
+        for full in keys {
+            let Some((head, key)) = full.split_once('.') else { continue };
+            // A platform in brackets may itself hold a dot.
+            let (head, key) = match full.split_once(']') {
+                Some((head, rest)) if head.contains('[') && !rest.is_empty() => {
+                    (head, rest.strip_prefix('.').unwrap_or(rest))
+                }
+                _ => (head, key),
+            };
+            let (place, platform) = match head.split_once('[') {
+                Some((place, platform)) => (place, Some(platform.trim_end_matches(']').to_owned())),
+                None => (head, None),
+            };
+            let place = match place {
+                "annotation" | "annotation-manifest" => AnnotationPlace::Manifest,
+                "annotation-manifest-descriptor" => AnnotationPlace::ManifestDescriptor,
+                "annotation-index" => AnnotationPlace::Index,
+                "annotation-index-descriptor" => AnnotationPlace::IndexDescriptor,
+                _ => continue,
+            };
+            if key.is_empty() {
+                return Err(Fault::user(format!("output attribute `{full}` names no annotation")));
+            }
+            let key = key.to_owned();
+            let value = self.rest.remove(&full).unwrap_or_default();
+            annotations.push(Annotation { place, platform, key, value });
+        }
+        Ok(annotations)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attributes(pairs: &[(&str, &str)]) -> Attributes {
+        let attrs = pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        Attributes::new("image", &attrs)
+    }
+
+    #[test]
+    fn attributes_are_read() {
+        let mut attrs = attributes(&[
+            ("name", "a, b:1"),
+            ("push", "true"),
+            ("compression", "zstd"),
+            ("compression-level", "22"),
+            ("annotation-index.k.x", "v"),
+            ("annotation[linux/arm64].a.b", "w"),
+            ("source-date-epoch", "0"),
+        ]);
+        let image = attrs.image().expect("good attributes");
+        assert_eq!(image.names, ["a", "b:1"]);
+        assert_eq!(image.compression.level, Some(22));
+        assert_eq!(image.epoch, Some(0));
+        let got: Vec<_> = image.annotations.iter().map(|a| (a.place, a.platform.as_deref(), a.key.as_str())).collect();
+        assert!(got.contains(&(AnnotationPlace::Index, None, "k.x")), "{got:?}");
+        assert!(got.contains(&(AnnotationPlace::Manifest, Some("linux/arm64"), "a.b")), "{got:?}");
+        assert!(attrs.push().expect("good attributes").push);
+        attrs.finish().expect("nothing is left");
+    }
+
+    #[test]
+    fn bad_and_unknown_attributes_are_refused() {
+        for (key, value, wanted) in [
+            ("push", "maybe", "expected true or false"),
+            ("compression", "lzma", "expected gzip"),
+            ("compression", "estargz", "not supported yet"),
+            ("compression-level", "10", "expected 0 to 9"),
+            ("source-date-epoch", "-1", "seconds since 1970"),
+            ("annotation.", "x", "names no annotation"),
+            ("tar", "x", "`tar` is not supported"),
+        ] {
+            let mut attrs = attributes(&[(key, value)]);
+            let result = attrs.image().and_then(|_| attrs.push()).and_then(|_| attrs.finish());
+            let error = result.expect_err(key).to_string();
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+}

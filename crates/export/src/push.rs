@@ -1,0 +1,178 @@
+//! Naming an image, and taking it to its registries.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base::report::{Task, Tasks};
+use base::{Digest, Fault, Kind};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use image::{Descriptor, Reference};
+use registry::{Class, FileSource, Progress, Repository, Target, UploadMode};
+
+use crate::assemble::Assembled;
+use crate::layer::Layer;
+use crate::{Context, ImageOptions, PushOptions};
+
+/// Blobs of one push that are under way at the same time; the registry client bounds hosts as well.
+const PARALLEL_BLOBS: usize = 8;
+
+pub(crate) async fn name_and_push(
+    context: &Context,
+    assembled: Assembled,
+    image: &ImageOptions,
+    options: &PushOptions,
+) -> Result<BTreeMap<String, String>, Fault> {
+    let names = names(image, options, &assembled.root)?;
+    if options.push && names.is_empty() {
+        return Err(Fault::user("nothing to push: the image has no name").hint("give it one with `name=` or `-t`"));
+    }
+    for name in &names {
+        drop(context.tasks.start(format!("naming to {name}"), 0));
+        if options.push {
+            push(context, &assembled, name, options)
+                .await
+                .map_err(|fault| fault.context(format!("failed to push {name}")))?;
+        }
+    }
+    let mut response = assembled.response();
+    if !names.is_empty() {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        response.insert("image.name".to_owned(), names.join(","));
+    }
+    Ok(response)
+}
+
+/// The names as they are answered, normalised.
+fn names(image: &ImageOptions, options: &PushOptions, root: &Descriptor) -> Result<Vec<Reference>, Fault> {
+    let parse = |name: &str| -> Result<Reference, Fault> {
+        name.parse().map_err(|e| Fault::because(Kind::User, format!("bad image name `{name}`"), e))
+    };
+    let mut names = Vec::new();
+    for name in &image.names {
+        let name = parse(name)?;
+        let tagged = if options.push_by_digest { name.clone().name_only() } else { name.clone().or_latest() };
+        if options.name_canonical {
+            names.push(tagged.clone().with_digest(root.digest));
+        }
+        names.push(tagged);
+    }
+    if let Some(prefix) = &options.dangling_prefix
+        && (names.is_empty() || !options.dangling_empty_only)
+    {
+        names.push(parse(prefix)?.with_digest(root.digest));
+    }
+    Ok(names)
+}
+
+async fn push(context: &Context, assembled: &Assembled, name: &Reference, options: &PushOptions) -> Result<(), Fault> {
+    let client = match options.insecure {
+        true => context.registry.with_registries(context.registry.registries().clone().with_insecure(name.domain())),
+        false => context.registry.clone(),
+    };
+    let moving = Arc::new(Moving { tasks: context.tasks.clone(), blobs: Mutex::default() });
+    let repository = client.repository(name, context.credentials.clone()).map_err(push_fault)?;
+    let repository = repository.with_progress(moving.clone());
+
+    let task = context.tasks.start("pushing layers", 0);
+    let layers = assembled.layers.iter().map(|layer| push_layer(context, &repository, layer));
+    stream::iter(layers).buffer_unordered(PARALLEL_BLOBS).try_collect::<Vec<()>>().await?;
+    let configs = assembled.configs.iter().map(|config| push_blob(context, &repository, config, &[]));
+    stream::iter(configs).buffer_unordered(PARALLEL_BLOBS).try_collect::<Vec<()>>().await?;
+    drop(task);
+
+    let _task = context.tasks.start(format!("pushing manifest for {name}@{}", assembled.root.digest), 0);
+    for manifest in &assembled.manifests {
+        if manifest.digest != assembled.root.digest {
+            put(context, &repository, &Target::Digest(manifest.digest), manifest).await?;
+        }
+    }
+    let target = match (options.push_by_digest, name.tag()) {
+        (false, Some(tag)) => Target::Tag(tag.to_owned()),
+        _ => Target::Digest(assembled.root.digest),
+    };
+    put(context, &repository, &target, &assembled.root).await
+}
+
+async fn push_layer(context: &Context, repository: &Repository, layer: &Layer) -> Result<(), Fault> {
+    // A repository of the same registry may hand the blob over, so that it need not pass through us.
+    let neighbours: Vec<String> = layer
+        .sources
+        .iter()
+        .filter_map(|source| source.parse::<Reference>().ok())
+        .filter(|source| repository.is_neighbour_of(source) && source.path() != repository.path())
+        .map(|source| source.path().to_owned())
+        .collect();
+    let known = !layer.present && repository.blob_exists(&layer.descriptor.digest).await.map_err(push_fault)?;
+    if known {
+        return Ok(());
+    }
+    if !layer.present && neighbours.is_empty() {
+        context.lazy.fetch_blob(layer.snapshot).await?;
+    }
+    let pushed = push_blob(context, repository, &layer.descriptor, &neighbours).await;
+    match pushed {
+        // The mount was refused and the bytes are not here: bring them and try once more.
+        Err(_) if !layer.present && !context.store.content().has(&layer.descriptor.digest) => {
+            context.lazy.fetch_blob(layer.snapshot).await?;
+            push_blob(context, repository, &layer.descriptor, &neighbours).await
+        }
+        other => other,
+    }
+}
+
+async fn push_blob(
+    context: &Context,
+    repository: &Repository,
+    descriptor: &Descriptor,
+    neighbours: &[String],
+) -> Result<(), Fault> {
+    let source = Arc::new(FileSource(context.store.content().path(&descriptor.digest)));
+    let pushed = repository.push_blob(descriptor, source, neighbours, UploadMode::default()).await;
+    pushed.map(drop).map_err(push_fault)
+}
+
+async fn put(
+    context: &Context,
+    repository: &Repository,
+    target: &Target,
+    descriptor: &Descriptor,
+) -> Result<(), Fault> {
+    let bytes = context.store.content().read(&descriptor.digest).ok().flatten();
+    let bytes = bytes.ok_or_else(|| Fault::new(Kind::Internal, format!("manifest {} is gone", descriptor.digest)))?;
+    let put = repository.push_manifest(target, &descriptor.media_type, bytes.into()).await;
+    put.map(drop).map_err(push_fault)
+}
+
+fn push_fault(error: registry::Error) -> Fault {
+    let hint = match error.class() {
+        Class::Unauthorised | Class::Denied => {
+            Some("log in with `docker login`, or check the credentials' right to push")
+        }
+        Class::TooLarge => Some("raise the body limit of the proxy in front of the registry"),
+        _ => None,
+    };
+    let fault = Fault::because(Kind::Remote, "failed to talk to the registry", error);
+    match hint {
+        Some(hint) => fault.hint(hint),
+        None => fault,
+    }
+}
+
+/// Shows the bytes of each blob as a task of its own, from its first byte on.
+struct Moving {
+    tasks: Tasks,
+    blobs: Mutex<BTreeMap<Digest, Task>>,
+}
+
+impl Progress for Moving {
+    fn moved(&self, blob: &Digest, current: u64, total: u64) {
+        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if current >= total {
+            if let Some(mut task) = blobs.remove(blob) {
+                task.at(current);
+            }
+            return;
+        }
+        blobs.entry(*blob).or_insert_with(|| self.tasks.start(blob.to_string(), total)).at(current);
+    }
+}

@@ -1,0 +1,185 @@
+//! `type=tar` and `type=local`: the files of a result, and where streams and directories go.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use base::report::Task;
+use base::{Fault, Kind};
+use files::untar;
+use image::layer::{Entry, EntryKind, tar};
+use session::Output;
+use store::TarSource;
+
+use crate::layer::EntryMap;
+use crate::{BuildResult, Context, PlatformResult, blocking};
+
+pub(crate) async fn write(
+    context: &Context,
+    result: &BuildResult,
+    local: bool,
+    epoch: Option<i64>,
+    platform_split: Option<bool>,
+    output: Output,
+) -> Result<BTreeMap<String, String>, Fault> {
+    let several = result.multi || result.platforms.len() > 1;
+    let split = platform_split.unwrap_or(several);
+    if !split && result.platforms.len() > 1 {
+        return Err(
+            Fault::user("several platforms cannot share one directory").hint("leave out `platform-split=false`")
+        );
+    }
+    for tree in result.platforms.iter().filter_map(|p| p.tree.as_ref()) {
+        context.lazy.fill(tree).await?;
+    }
+    let platforms: Vec<(Vec<u8>, PlatformResult)> = result
+        .platforms
+        .iter()
+        .map(|p| (if split { format!("{}/", p.id.replace('/', "_")).into_bytes() } else { Vec::new() }, p.clone()))
+        .collect();
+    let (store, cancel) = (context.store.clone(), context.cancel.clone());
+    let write_all = move |sink: &mut dyn Write| -> io::Result<()> {
+        let mut tar = tar::Writer::new(sink);
+        for (prefix, platform) in &platforms {
+            if !prefix.is_empty() {
+                let path = prefix[..prefix.len() - 1].to_vec();
+                let entry = Entry::new(path, EntryKind::Directory, 0o755);
+                tar.append(&entry, io::empty()).map_err(io::Error::other)?;
+            }
+            let id = platform.tree.as_ref().map(|tree| tree.id());
+            let map = |entry: &mut Entry| {
+                EntryMap::of(epoch).apply(entry);
+                entry.path.splice(0..0, prefix.iter().copied());
+                if let EntryKind::HardLink { target } = &mut entry.kind {
+                    target.splice(0..0, prefix.iter().copied());
+                }
+            };
+            let snapshots = store.snapshots();
+            snapshots.append_tree(id.as_ref(), &mut tar, &cancel, map).map_err(io::Error::other)?;
+        }
+        tar.finish().map(drop).map_err(io::Error::other)
+    };
+    match (local, output) {
+        (false, output) => {
+            let task = context.tasks.start("sending tarball", 0);
+            write_stream(Target::of(output, "one tar")?, task, write_all).await?;
+        }
+        (true, Output::Directory(dir)) => {
+            let _task = context.tasks.start("copying files", 0);
+            blocking(move || copy_out(&dir, write_all)).await?;
+        }
+        (true, _) => return Err(no_directory("type=local")),
+    }
+    Ok(BTreeMap::new())
+}
+
+pub(crate) fn no_directory(what: &str) -> Fault {
+    Fault::user(format!("output {what} needs a directory to write to")).hint("name it with `dest=<directory>`")
+}
+
+/// The tree is streamed as a tar from one thread and unpacked by another: one way of reading snapshots, and one of
+/// writing files, for all drivers and isolation levels.
+fn copy_out(dir: &Path, write_all: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send) -> Result<(), Fault> {
+    let failed = |e: io::Error| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), e);
+    std::fs::create_dir_all(dir).map_err(failed)?;
+    let (reader, mut writer) = io::pipe().map_err(failed)?;
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(move || write_all(&mut writer));
+        let unpacked = unpack_into(dir, reader);
+        let written = writing.join().unwrap_or_else(|_| Err(io::Error::other("reading the result stopped")));
+        unpacked.map_err(failed)?;
+        written.map_err(|e| Fault::because(Kind::Environment, "cannot read the result", e))
+    })
+}
+
+/// Unpacks a tar that we wrote ourselves into a directory of the user.
+pub(crate) fn unpack_into(dir: &Path, mut tar: impl Read) -> io::Result<()> {
+    let root = untar::open_root(dir)?;
+    let mut source = TarSource(tar::Reader::new(&mut tar));
+    // Files belong to whoever runs the build, as BuildKit's clients write them: 0 is that user in every namespace.
+    let options = untar::Options { owner: Some((0, 0)), ..untar::Options::archive() };
+    untar::unpack(&root, &mut source, &options).map_err(io::Error::other)?;
+    io::copy(&mut tar, &mut io::sink()).map(drop)
+}
+
+/// Where one stream goes.
+pub(crate) enum Target {
+    File(PathBuf),
+    Stdout,
+}
+
+impl Target {
+    pub(crate) fn of(output: Output, what: &str) -> Result<Target, Fault> {
+        match output {
+            Output::File(path) => Ok(Target::File(path)),
+            Output::Stdout => Ok(Target::Stdout),
+            Output::Directory(dir) => {
+                Err(Fault::user(format!("`{}` is a directory, but {what} is written", dir.display())))
+            }
+            Output::None => {
+                Err(Fault::user(format!("nothing says where {what} goes"))
+                    .hint("name a file with `dest=<file>`, or `-`"))
+            }
+        }
+    }
+}
+
+/// Writes a stream; a file appears under its name when it is whole.
+pub(crate) async fn write_stream(
+    target: Target,
+    task: Task,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
+) -> Result<(), Fault> {
+    blocking(move || match target {
+        Target::Stdout => {
+            let stdout = io::stdout().lock();
+            let mut sink = Counting { inner: stdout, task, written: 0 };
+            let written = write(&mut sink).and_then(|()| sink.flush());
+            written.map_err(|e| Fault::because(Kind::Environment, "cannot write to standard output", e))
+        }
+        Target::File(path) => write_file(&path, task, write)
+            .map_err(|e| Fault::because(Kind::Environment, format!("cannot write `{}`", path.display()), e)),
+    })
+    .await
+}
+
+fn write_file(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    // Devices and pipes are written to as they are; a rename would replace them.
+    if path.exists() && !path.is_file() {
+        let file = File::options().write(true).open(path)?;
+        return write(&mut Counting { inner: file, task, written: 0 });
+    }
+    let name = path.file_name().ok_or_else(|| io::Error::other("it names no file"))?;
+    let mut partial = name.to_owned();
+    partial.push(format!(".partial-{}", std::process::id()));
+    let partial = path.with_file_name(partial);
+    let file = File::create(&partial)?;
+    let mut sink = Counting { inner: io::BufWriter::with_capacity(1 << 20, file), task, written: 0 };
+    let result = write(&mut sink).and_then(|()| sink.flush()).and_then(|()| std::fs::rename(&partial, path));
+    if result.is_err() {
+        // The first error is the one to tell.
+        let _ = std::fs::remove_file(&partial);
+    }
+    result
+}
+
+/// Shows how much was written.
+struct Counting<W> {
+    inner: W,
+    task: Task,
+    written: u64,
+}
+
+impl<W: Write> Write for Counting<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(buf)?;
+        self.written += n as u64;
+        self.task.at(self.written);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}

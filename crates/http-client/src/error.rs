@@ -1,0 +1,208 @@
+//! Why no response came, told apart as far as callers act on it.
+
+use std::error::Error as StdError;
+use std::io;
+use std::path::PathBuf;
+
+/// No usable response. URLs inside are redacted already.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection was made; nothing was sent.
+    #[error("cannot connect to `{host}`: {cause}")]
+    Connect {
+        /// Host and port.
+        host: String,
+        /// At which step.
+        failure: ConnectFailure,
+        /// The innermost cause, in the words of the system that failed.
+        cause: String,
+    },
+    /// The server stayed silent for longer than allowed.
+    #[error("`{url}`: no {what} within {seconds} s")]
+    Timeout {
+        /// What was asked.
+        url: String,
+        /// What did not come: `answer`, `data`.
+        what: &'static str,
+        /// The limit.
+        seconds: u64,
+    },
+    /// The connection broke while the request or the response was under way.
+    #[error("`{url}`: connection lost: {cause}")]
+    Interrupted {
+        /// What was asked.
+        url: String,
+        /// The innermost cause.
+        cause: String,
+    },
+    /// A document is larger than its limit.
+    #[error("`{url}`: answer is larger than {limit} bytes")]
+    TooLarge {
+        /// What was asked.
+        url: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// A redirect that cannot be followed.
+    #[error("`{url}`: {reason}")]
+    Redirect {
+        /// What was asked.
+        url: String,
+        /// What is wrong with the redirect.
+        reason: String,
+    },
+    /// A certificate or key file is unusable.
+    #[error("cannot use `{}`: {cause}", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: String,
+    },
+    /// A proxy setting is unusable.
+    #[error("cannot use proxy `{proxy}`: {cause}")]
+    Proxy {
+        /// The setting, redacted.
+        proxy: String,
+        /// Why.
+        cause: String,
+    },
+    /// The TLS library or the pool refused its settings.
+    #[error("cannot set up https: {0}")]
+    Setup(String),
+    /// The bytes to send could not be read.
+    #[error("cannot read the data to send")]
+    Source(#[source] io::Error),
+}
+
+/// The step at which a connection failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectFailure {
+    /// The name has no address.
+    UnknownHost,
+    /// Nobody listens.
+    Refused,
+    /// No answer to the connection attempt.
+    Timeout,
+    /// The server's certificate is not one we trust, or the server does not trust ours.
+    Certificate,
+    /// The server does not speak TLS.
+    NotTls,
+    /// Something else: unreachable network, a reset, a proxy that refuses.
+    Other,
+}
+
+impl Error {
+    /// Whether the same request may succeed a little later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Connect { failure, cause, .. } => match failure {
+                ConnectFailure::Certificate | ConnectFailure::NotTls => false,
+                ConnectFailure::UnknownHost => is_temporary_lookup_failure(cause),
+                ConnectFailure::Refused | ConnectFailure::Timeout | ConnectFailure::Other => true,
+            },
+            Error::Timeout { .. } | Error::Interrupted { .. } => true,
+            Error::TooLarge { .. }
+            | Error::Redirect { .. }
+            | Error::Certificate { .. }
+            | Error::Proxy { .. }
+            | Error::Setup(_)
+            | Error::Source(_) => false,
+        }
+    }
+
+    /// At which step the connection failed, if it was that.
+    pub fn connect_failure(&self) -> Option<ConnectFailure> {
+        match self {
+            Error::Connect { failure, .. } => Some(*failure),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn from_reqwest(error: &reqwest::Error, url: &url::Url) -> Error {
+        let shown = base::redact_url(url.as_str());
+        let cause = root_cause(error);
+        let failure = connect_failure(error, &cause);
+        // With TLS 1.3 a server refuses our certificate when the handshake is over for us.
+        if error.is_connect() || failure == ConnectFailure::Certificate {
+            return Error::Connect { host: authority(url), failure, cause };
+        }
+        Error::Interrupted { url: shown, cause }
+    }
+}
+
+/// EAI_AGAIN in the words of glibc and musl.
+fn is_temporary_lookup_failure(cause: &str) -> bool {
+    cause.contains("Temporary failure") || cause.contains("Try again")
+}
+
+pub(crate) fn authority(url: &url::Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+/// The text of the innermost cause: the layers around it only say that a request failed.
+fn root_cause(error: &(dyn StdError + 'static)) -> String {
+    let mut last = error.to_string();
+    walk(error, &mut |e| {
+        last = e.to_string();
+        false
+    });
+    last
+}
+
+fn connect_failure(error: &(dyn StdError + 'static), cause: &str) -> ConnectFailure {
+    let mut found = None;
+    walk(error, &mut |e| {
+        if let Some(tls) = e.downcast_ref::<rustls::Error>() {
+            found = Some(tls_failure(tls));
+        } else if let Some(io) = e.downcast_ref::<io::Error>() {
+            found = match io.kind() {
+                io::ErrorKind::ConnectionRefused => Some(ConnectFailure::Refused),
+                io::ErrorKind::TimedOut => Some(ConnectFailure::Timeout),
+                _ => found,
+            };
+        }
+        false
+    });
+    if let Some(failure) = found {
+        return failure;
+    }
+    if cause.contains("lookup address") {
+        ConnectFailure::UnknownHost
+    } else if cause.contains("timed out") || cause.contains("deadline has elapsed") {
+        ConnectFailure::Timeout
+    } else {
+        ConnectFailure::Other
+    }
+}
+
+fn tls_failure(error: &rustls::Error) -> ConnectFailure {
+    use rustls::Error as Tls;
+    match error {
+        Tls::InvalidMessage(_) | Tls::PeerIncompatible(_) => ConnectFailure::NotTls,
+        Tls::InvalidCertificate(_)
+        | Tls::NoCertificatesPresented
+        | Tls::UnsupportedNameType
+        | Tls::InvalidCertRevocationList(_)
+        | Tls::AlertReceived(_) => ConnectFailure::Certificate,
+        _ => ConnectFailure::Other,
+    }
+}
+
+/// Visits an error and its causes until `visit` says stop. Unlike `source()`, steps into what an `io::Error` wraps.
+fn walk(error: &(dyn StdError + 'static), visit: &mut dyn FnMut(&(dyn StdError + 'static)) -> bool) {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if visit(error) {
+            return;
+        }
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner as &(dyn StdError + 'static)),
+            None => error.source(),
+        };
+    }
+}

@@ -1,0 +1,129 @@
+//! Compression of layers: one streaming pass out, a bounded and verified stream back in.
+//!
+//! ```text
+//! tar bytes ─▶ blocks of fixed size ─┬▶ sha256 (diff id)                        own thread
+//!                                    └▶ workers: deflate or zstd, one block each
+//!                                          └▶ in order: sha256 (digest) ─▶ sink  own thread
+//! ```
+//!
+//! Invariants: the bytes depend on content, kind and level alone, never on the number of threads or on how the
+//! content was cut into writes; memory is a few blocks per thread.
+
+mod compressor;
+mod decompressor;
+mod gzip;
+#[cfg(test)]
+mod tests;
+mod unpack;
+mod verify;
+mod zstd;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use compressor::{Compressed, Compressor};
+pub use decompressor::Decompressor;
+pub use unpack::{Unpacked, Unpacker};
+pub use verify::VerifyingReader;
+
+use crate::Error;
+
+/// How a layer is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Compression {
+    /// Plain tar.
+    Uncompressed,
+    /// One gzip member.
+    #[default]
+    Gzip,
+    /// zstd frames.
+    Zstd,
+}
+
+impl Compression {
+    /// What a stream that begins with `head` (4 bytes suffice) is compressed with.
+    pub fn detect(head: &[u8]) -> Compression {
+        match head {
+            [0x1f, 0x8b, 0x08, ..] => Compression::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
+            // A zstd stream may begin with a skippable frame, as those of `pzstd` do.
+            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
+            _ => Compression::Uncompressed,
+        }
+    }
+
+    /// The levels that may be asked for.
+    fn levels(self) -> (i32, i32) {
+        match self {
+            Compression::Uncompressed => (i32::MIN, i32::MAX),
+            Compression::Gzip => (-1, 9),
+            Compression::Zstd => (-7, 22),
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Compression::Uncompressed => "uncompressed",
+            Compression::Gzip => "gzip",
+            Compression::Zstd => "zstd",
+        })
+    }
+}
+
+impl FromStr for Compression {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Compression, Error> {
+        match text {
+            "uncompressed" => Ok(Compression::Uncompressed),
+            "gzip" => Ok(Compression::Gzip),
+            "zstd" => Ok(Compression::Zstd),
+            other => Err(Error::Compression(other.to_owned())),
+        }
+    }
+}
+
+/// What to make of a layer, and with how many threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompressionOptions {
+    /// The kind.
+    pub kind: Compression,
+    /// gzip -1 to 9, zstd -7 to 22; none is the kind's default.
+    pub level: Option<i32>,
+    /// Whether layers that exist with another compression are made anew.
+    pub force: bool,
+    /// Threads that compress; the bytes do not depend on it. 0 counts as 1.
+    pub threads: usize,
+}
+
+impl CompressionOptions {
+    /// The default level of a kind.
+    pub fn new(kind: Compression, threads: usize) -> CompressionOptions {
+        CompressionOptions { kind, level: None, force: false, threads }
+    }
+
+    /// Fails where the level is out of range.
+    pub fn validate(&self) -> Result<(), Error> {
+        let (min, max) = self.kind.levels();
+        match self.level {
+            Some(level) if level < min || level > max => {
+                let kind = if self.kind == Compression::Gzip { "gzip" } else { "zstd" };
+                Err(Error::CompressionLevel { kind, level, min, max })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a layer that exists as `have` must be made anew.
+    pub fn needs_conversion(&self, have: Option<Compression>) -> bool {
+        self.force && have != Some(self.kind)
+    }
+}
+
+impl Default for CompressionOptions {
+    fn default() -> CompressionOptions {
+        CompressionOptions::new(Compression::default(), 1)
+    }
+}

@@ -1,0 +1,251 @@
+//! Logging in: what hosts challenge us with, and the tokens that answer.
+//!
+//! [`Authority`] is shared by a process: it remembers each host's challenge, so that later requests carry their token
+//! at once, and keeps tokens by (host, credential, scopes) until they expire. Credentials themselves are kept only by
+//! the [`Wallet`] of one [`Repository`](crate::Repository), so that every build and every push asks for them anew.
+
+mod challenge;
+mod scope;
+#[cfg(test)]
+mod tests;
+mod token;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use base::{Digest, Secret};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
+use http_client::Client;
+use tokio::time::Instant;
+
+pub(crate) use challenge::{Challenge, parse_challenges};
+pub(crate) use scope::Scopes;
+
+use crate::Error;
+
+/// An error of somebody else's making.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What logs in to a registry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Credential {
+    /// User name and password.
+    Basic {
+        /// The user.
+        username: String,
+        /// The password.
+        password: Secret,
+    },
+    /// An OAuth2 refresh token (`identitytoken` of `config.json`).
+    Refresh(Secret),
+    /// A bearer token to send as it is (`registrytoken`).
+    Bearer(Secret),
+}
+
+/// Who knows the credentials. Asked when a host demands some, not before.
+#[async_trait]
+pub trait CredentialSource: Send + Sync {
+    /// The credential for a host such as `registry-1.docker.io` or `localhost:5000`. None is anonymous.
+    async fn get(&self, host: &str) -> Result<Option<Credential>, BoxError>;
+}
+
+/// Has no credentials.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Anonymous;
+
+#[async_trait]
+impl CredentialSource for Anonymous {
+    async fn get(&self, _: &str) -> Result<Option<Credential>, BoxError> {
+        Ok(None)
+    }
+}
+
+impl Credential {
+    /// Tells credentials apart without keeping them.
+    fn fingerprint(credential: Option<&Credential>) -> Digest {
+        let (kind, user, secret): (&[u8], &[u8], &[u8]) = match credential {
+            None => (b"anonymous", b"", b""),
+            Some(Credential::Basic { username, password }) => (b"basic", username.as_bytes(), password.expose()),
+            Some(Credential::Refresh(secret)) => (b"refresh", b"", secret.expose()),
+            Some(Credential::Bearer(secret)) => (b"bearer", b"", secret.expose()),
+        };
+        Digest::of([kind, user, secret].join(&0))
+    }
+}
+
+/// The credentials of one repository handle, each asked for once until it fails.
+pub(crate) struct Wallet {
+    source: Arc<dyn CredentialSource>,
+    known: tokio::sync::Mutex<HashMap<String, Option<Credential>>>,
+}
+
+impl Wallet {
+    pub(crate) fn new(source: Arc<dyn CredentialSource>) -> Wallet {
+        Wallet { source, known: tokio::sync::Mutex::default() }
+    }
+
+    /// The credential, and whether it was asked for just now. Concurrent askers wait for one answer.
+    async fn get(&self, host: &str) -> Result<(Option<Credential>, Age), Error> {
+        let mut known = self.known.lock().await;
+        if let Some(credential) = known.get(host) {
+            return Ok((credential.clone(), Age::Kept));
+        }
+        let credential =
+            self.source.get(host).await.map_err(|source| Error::Credentials { host: host.to_owned(), source })?;
+        known.insert(host.to_owned(), credential.clone());
+        Ok((credential, Age::Fresh))
+    }
+
+    async fn forget(&self, host: &str) {
+        self.known.lock().await.remove(host);
+    }
+}
+
+/// Whether something was made for this request or kept from earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Age {
+    Fresh,
+    Kept,
+}
+
+/// An `Authorization` header and where it comes from.
+#[derive(Debug)]
+pub(crate) struct Grant {
+    pub header: HeaderValue,
+    pub age: Age,
+    key: Option<TokenKey>,
+}
+
+/// Whom a login concerns.
+pub(crate) struct Party<'a> {
+    /// `https://host:port`.
+    pub origin: &'a str,
+    /// Host and port, as credentials know it.
+    pub host: &'a str,
+    pub client: &'a Client,
+    pub wallet: &'a Wallet,
+    /// What the login is for, in error texts.
+    pub subject: &'a str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct TokenKey {
+    origin: String,
+    credential: Digest,
+    scopes: String,
+}
+
+/// A token slot. Its lock makes concurrent requests share one trip to the token server.
+type Slot = Arc<tokio::sync::Mutex<Option<token::Token>>>;
+
+/// Challenges and tokens of a process.
+#[derive(Default)]
+pub(crate) struct Authority {
+    challenges: Mutex<HashMap<String, Challenge>>,
+    tokens: Mutex<HashMap<TokenKey, Slot>>,
+}
+
+/// Slots are swept when there are more than this.
+const MANY_TOKENS: usize = 1024;
+
+impl Authority {
+    /// Remembers what a host demands. Says whether that was new.
+    pub(crate) fn learn(&self, origin: &str, challenge: Challenge) -> bool {
+        // The scope is one request's matter, not the host's.
+        let challenge = challenge.without_scope();
+        let mut challenges = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
+        challenges.insert(origin.to_owned(), challenge.clone()).as_ref() != Some(&challenge)
+    }
+
+    /// The header for a request, as far as the host's demands are known. None: ask without.
+    pub(crate) async fn grant(&self, party: &Party<'_>, scopes: &Scopes) -> Result<Option<Grant>, Error> {
+        let challenge = self.challenges.lock().unwrap_or_else(PoisonError::into_inner).get(party.origin).cloned();
+        let Some(challenge) = challenge else { return Ok(None) };
+        let (credential, age) = party.wallet.get(party.host).await?;
+        match (challenge, credential) {
+            (_, Some(Credential::Bearer(token))) => Ok(bearer(token.expose()).map(|h| Grant::plain(h, age))),
+            (Challenge::Basic, Some(Credential::Basic { username, password })) => {
+                Ok(basic(&username, &password).map(|h| Grant::plain(h, age)))
+            }
+            // No credential that fits: the request itself shows what the host says to that.
+            (Challenge::Basic, _) => Ok(None),
+            (Challenge::Bearer { realm, service, scope: _ }, credential) => {
+                let realm = token::Realm { url: realm, service };
+                self.token(party, &realm, credential, scopes).await.map(Some)
+            }
+        }
+    }
+
+    async fn token(
+        &self,
+        party: &Party<'_>,
+        realm: &token::Realm,
+        credential: Option<Credential>,
+        scopes: &Scopes,
+    ) -> Result<Grant, Error> {
+        let key = TokenKey {
+            origin: party.origin.to_owned(),
+            credential: Credential::fingerprint(credential.as_ref()),
+            scopes: scopes.to_string(),
+        };
+        let slot = self.slot(&key);
+        let mut slot = slot.lock().await;
+        let (token, age) = match slot.as_ref().filter(|token| token.expires > Instant::now()) {
+            Some(token) => (token, Age::Kept),
+            None => {
+                let token = token::fetch(party, realm, credential.as_ref(), scopes).await?;
+                (&*slot.insert(token), Age::Fresh)
+            }
+        };
+        let header = bearer(token.value.expose()).ok_or_else(|| Error::Malformed {
+            subject: party.subject.to_owned(),
+            host: party.host.to_owned(),
+            cause: "its token cannot be sent in a header".to_owned(),
+        })?;
+        Ok(Grant { header, age, key: Some(key) })
+    }
+
+    fn slot(&self, key: &TokenKey) -> Slot {
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if tokens.len() > MANY_TOKENS {
+            let now = Instant::now();
+            tokens.retain(|_, slot| match slot.try_lock() {
+                Ok(token) => token.as_ref().is_some_and(|token| token.expires > now),
+                Err(_) => true,
+            });
+        }
+        tokens.entry(key.clone()).or_default().clone()
+    }
+
+    /// Drops what did not open the door, so that the next [`grant`](Authority::grant) asks for new keys.
+    pub(crate) async fn forget(&self, party: &Party<'_>, grant: &Grant) {
+        if let Some(key) = &grant.key {
+            self.tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        }
+        party.wallet.forget(party.host).await;
+    }
+}
+
+impl Grant {
+    fn plain(header: HeaderValue, age: Age) -> Grant {
+        Grant { header, age, key: None }
+    }
+}
+
+fn bearer(token: &[u8]) -> Option<HeaderValue> {
+    sensitive([b"Bearer ", token].concat())
+}
+
+fn basic(username: &str, password: &Secret) -> Option<HeaderValue> {
+    let pair = [username.as_bytes(), b":", password.expose()].concat();
+    sensitive(format!("Basic {}", STANDARD.encode(pair)).into_bytes())
+}
+
+fn sensitive(bytes: Vec<u8>) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_bytes(&bytes).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}

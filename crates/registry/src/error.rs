@@ -1,0 +1,329 @@
+//! What can go wrong with a registry, told apart as far as callers act on it.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base::Digest;
+use bytes::Bytes;
+use http::StatusCode;
+use http_client::Response;
+use serde::Deserialize;
+
+use crate::auth::BoxError;
+
+/// As much of an error document as is read.
+const ERROR_LIMIT: usize = 16 << 10;
+
+/// A pull, push or login failed. Texts hold no credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The registry, or its token server, answered and said no.
+    #[error("{0}")]
+    Answer(Box<Answer>),
+    /// No answer.
+    #[error("{subject}")]
+    Transport {
+        /// What was wanted.
+        subject: String,
+        /// Why there was none.
+        #[source]
+        source: http_client::Error,
+    },
+    /// The bytes are not those of the digest.
+    #[error("{subject}: `{host}` sent bytes of digest {found}")]
+    BadDigest {
+        /// What was wanted.
+        subject: String,
+        /// Who sent them.
+        host: String,
+        /// Their digest.
+        found: Digest,
+    },
+    /// There are more or fewer bytes than the descriptor says.
+    #[error("{subject}: `{host}` sent {found} bytes instead of {expected}")]
+    BadSize {
+        /// What was wanted.
+        subject: String,
+        /// Who sent them.
+        host: String,
+        /// By the descriptor.
+        expected: u64,
+        /// What came or was announced.
+        found: u64,
+    },
+    /// The transfer broke off again and again.
+    #[error("{subject}: `{host}` broke off after {received} of {expected} bytes: {cause}")]
+    Truncated {
+        /// What was wanted.
+        subject: String,
+        /// Who sent it.
+        host: String,
+        /// Bytes that came.
+        received: u64,
+        /// By the descriptor.
+        expected: u64,
+        /// The last failure.
+        cause: String,
+    },
+    /// The answer makes no sense.
+    #[error("{subject}: bad answer of `{host}`: {cause}")]
+    Malformed {
+        /// What was wanted.
+        subject: String,
+        /// Who answered.
+        host: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// Something that we do not do.
+    #[error("{subject}: {what}")]
+    Unsupported {
+        /// What was wanted.
+        subject: String,
+        /// What is not supported, and what is.
+        what: String,
+    },
+    /// The credentials for a host could not be had.
+    #[error("cannot get credentials for `{host}`")]
+    Credentials {
+        /// The host that asked for them.
+        host: String,
+        /// Why.
+        #[source]
+        source: BoxError,
+    },
+    /// The blob to push could not be read.
+    #[error("cannot read {subject}")]
+    Source {
+        /// What was to be pushed.
+        subject: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory of certificates could not be read.
+    #[error("cannot read `{}`", path.display())]
+    Config {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An answer that says no.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// What was wanted: `docker.io/library/x:latest`.
+    pub subject: String,
+    /// Who answered.
+    pub host: String,
+    /// Whether that is the registry itself.
+    pub role: Role,
+    /// The status.
+    pub status: StatusCode,
+    /// The registry's code, such as `MANIFEST_UNKNOWN`; empty if it gave none.
+    pub code: String,
+    /// The registry's message; empty if it gave none.
+    pub message: String,
+    /// How long it asks to wait.
+    pub retry_after: Option<Duration>,
+}
+
+/// What a host is to the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The registry of the image's name.
+    Registry,
+    /// A mirror of it.
+    Mirror,
+    /// The server that issues its tokens.
+    TokenServer,
+    /// A URL that the manifest names for a layer.
+    ForeignUrl,
+}
+
+/// Whose move it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// No or wrong credentials.
+    Unauthorised,
+    /// Good credentials without the right.
+    Denied,
+    /// No such repository, tag or blob.
+    NotFound,
+    /// Too many requests.
+    RateLimited,
+    /// No answer, or 5xx.
+    Unavailable,
+    /// Bytes do not match their digest or size.
+    BadDigest,
+    /// More than the registry takes, or than we take.
+    TooLarge,
+    /// The transfer broke off.
+    Truncated,
+    /// Something that we, or the registry, do not do.
+    Unsupported,
+    /// The request or the answer makes no sense.
+    Invalid,
+    /// This machine: files, certificates, credential helpers.
+    Local,
+}
+
+impl Error {
+    /// Whose move it is.
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Answer(answer) => answer.class(),
+            Error::Transport { source, .. } => match source {
+                http_client::Error::TooLarge { .. } => Class::TooLarge,
+                http_client::Error::Redirect { .. } => Class::Invalid,
+                http_client::Error::Connect { .. }
+                | http_client::Error::Timeout { .. }
+                | http_client::Error::Interrupted { .. } => Class::Unavailable,
+                http_client::Error::Certificate { .. }
+                | http_client::Error::Proxy { .. }
+                | http_client::Error::Setup(_)
+                | http_client::Error::Source(_) => Class::Local,
+            },
+            Error::BadDigest { .. } | Error::BadSize { .. } => Class::BadDigest,
+            Error::Truncated { .. } => Class::Truncated,
+            Error::Malformed { .. } => Class::Invalid,
+            Error::Unsupported { .. } => Class::Unsupported,
+            Error::Credentials { .. } | Error::Source { .. } | Error::Config { .. } => Class::Local,
+        }
+    }
+
+    /// Whether the registry has no such thing.
+    pub fn is_not_found(&self) -> bool {
+        self.class() == Class::NotFound
+    }
+
+    /// The whole chain in one line.
+    pub(crate) fn summary(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            next = cause.source();
+        }
+        text
+    }
+
+    /// Whether the same transfer may succeed a little later.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Error::Answer(answer) => matches!(answer.class(), Class::RateLimited | Class::Unavailable),
+            Error::Transport { source, .. } => source.is_transient(),
+            _ => false,
+        }
+    }
+}
+
+impl Answer {
+    /// Whose move it is: by the registry's code where it gives one, else by the status.
+    pub fn class(&self) -> Class {
+        match (self.code.as_str(), self.status.as_u16()) {
+            ("TOOMANYREQUESTS", _) | (_, 429) => Class::RateLimited,
+            ("DENIED", _) => Class::Denied,
+            ("UNAUTHORIZED", _) | (_, 401) => Class::Unauthorised,
+            ("DIGEST_INVALID" | "SIZE_INVALID", _) => Class::BadDigest,
+            ("NAME_UNKNOWN" | "MANIFEST_UNKNOWN" | "BLOB_UNKNOWN" | "BLOB_UPLOAD_UNKNOWN", _) => Class::NotFound,
+            ("UNSUPPORTED", _) => Class::Unsupported,
+            (_, 403) => Class::Denied,
+            (_, 404 | 410) => Class::NotFound,
+            (_, 413) => Class::TooLarge,
+            (_, 405 | 501) => Class::Unsupported,
+            (_, 408 | 500..) => Class::Unavailable,
+            _ => Class::Invalid,
+        }
+    }
+
+    /// Reads what an answer says about itself.
+    pub(crate) async fn read(subject: &str, host: &str, role: Role, response: Response) -> Box<Answer> {
+        let status = response.status();
+        let retry_after = response.retry_after();
+        let (code, message) = parse_document(&response.bytes_lossy(ERROR_LIMIT).await);
+        Box::new(Answer {
+            subject: subject.to_owned(),
+            host: host.to_owned(),
+            role,
+            status,
+            code,
+            message,
+            retry_after,
+        })
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Answer { subject, host, status, .. } = self;
+        match self.role {
+            Role::Registry => write!(f, "{subject}: registry answered {}", status.as_u16())?,
+            Role::Mirror => write!(f, "{subject}: mirror `{host}` answered {}", status.as_u16())?,
+            Role::TokenServer => write!(f, "{subject}: token server `{host}` answered {}", status.as_u16())?,
+            Role::ForeignUrl => write!(f, "{subject}: `{host}` answered {}", status.as_u16())?,
+        }
+        let code = self.code.to_ascii_lowercase().replace('_', " ");
+        let message = self.message.trim();
+        match (code.is_empty(), message.is_empty()) {
+            (true, true) => {
+                write!(f, " ({})", status.canonical_reason().unwrap_or("unknown status").to_ascii_lowercase())
+            }
+            (false, true) => write!(f, " ({code})"),
+            (true, false) => write!(f, " ({message})"),
+            (false, false) if message.to_ascii_lowercase().starts_with(&code) => write!(f, " ({message})"),
+            (false, false) => write!(f, " ({code}: {message})"),
+        }
+    }
+}
+
+/// Code and message of an error document: the distribution API's `errors`, the token servers' variants, or plain text.
+fn parse_document(bytes: &Bytes) -> (String, String) {
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Document {
+        errors: Vec<Item>,
+        // Token servers: Docker Hub says `details`, Quay and OAuth `error`, others `message`.
+        details: String,
+        message: String,
+        error: serde_json::Value,
+        error_description: String,
+    }
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Item {
+        code: String,
+        message: String,
+        detail: serde_json::Value,
+    }
+    let Ok(document) = serde_json::from_slice::<Document>(bytes) else {
+        return (String::new(), first_line(bytes));
+    };
+    if let Some(item) = document.errors.into_iter().next() {
+        let detail = item.detail.as_str().unwrap_or_default();
+        let message = if item.message.is_empty() { detail.to_owned() } else { item.message };
+        return (item.code, one_line(&message));
+    }
+    let error = document.error.as_str().unwrap_or_default().to_owned();
+    let texts = [document.error_description, document.details, document.message, error];
+    (String::new(), one_line(texts.iter().find(|text| !text.is_empty()).map_or("", String::as_str)))
+}
+
+/// Plain-text bodies help, HTML pages do not.
+fn first_line(bytes: &Bytes) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.trim_start().starts_with('<') => one_line(text.trim().lines().next().unwrap_or_default()),
+        _ => String::new(),
+    }
+}
+
+fn one_line(text: &str) -> String {
+    const LONGEST: usize = 300;
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect::<String>().trim().to_owned()
+}

@@ -1,0 +1,154 @@
+//! A session in the same process: directories are read in place, secrets come from files and the
+//! environment, credentials from docker's `config.json`.
+
+pub mod docker_config;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use base::{Fault, Kind, Secret};
+
+use crate::{Credentials, LocalDir, Output, Session};
+
+/// The largest secret that is accepted, as in BuildKit.
+pub const MAX_SECRET_BYTES: u64 = 500 * 1024;
+
+/// Where the value of a secret comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretSource {
+    /// Read when a step asks for it, so that rotated files are seen.
+    File(PathBuf),
+    /// Given when the build started (a value of the environment).
+    Value(Secret),
+}
+
+/// A client in the same process. Build it up, then share it as a [`Session`].
+pub struct LocalSession {
+    id: String,
+    dirs: BTreeMap<String, PathBuf>,
+    secrets: BTreeMap<String, SecretSource>,
+    outputs: Vec<Output>,
+    credentials: Box<dyn CredentialStore>,
+}
+
+/// Looks up registry credentials; docker's `config.json` in real life.
+#[async_trait]
+pub trait CredentialStore: Send + Sync {
+    /// What logs in to `host`. None is anonymous.
+    async fn get(&self, host: &str) -> Result<Option<Credentials>, Fault>;
+}
+
+/// Knows no credentials.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Anonymous;
+
+#[async_trait]
+impl CredentialStore for Anonymous {
+    async fn get(&self, _: &str) -> Result<Option<Credentials>, Fault> {
+        Ok(None)
+    }
+}
+
+impl LocalSession {
+    /// A session that shares nothing yet. `id` must differ from that of every other session.
+    pub fn new(id: impl Into<String>) -> LocalSession {
+        LocalSession {
+            id: id.into(),
+            dirs: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            outputs: Vec::new(),
+            credentials: Box::new(Anonymous),
+        }
+    }
+
+    /// Shares a directory.
+    #[must_use]
+    pub fn with_dir(mut self, name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        self.dirs.insert(name.into(), path.into());
+        self
+    }
+
+    /// Offers a secret.
+    #[must_use]
+    pub fn with_secret(mut self, id: impl Into<String>, source: SecretSource) -> Self {
+        self.secrets.insert(id.into(), source);
+        self
+    }
+
+    /// Says where the next export of the request goes: one call per export, in order.
+    #[must_use]
+    pub fn with_output(mut self, output: Output) -> Self {
+        self.outputs.push(output);
+        self
+    }
+
+    /// Where credentials come from.
+    #[must_use]
+    pub fn with_credentials(mut self, store: impl CredentialStore + 'static) -> Self {
+        self.credentials = Box::new(store);
+        self
+    }
+}
+
+#[async_trait]
+impl Session for LocalSession {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    async fn local(&self, name: &str) -> Result<Option<LocalDir>, Fault> {
+        Ok(self.dirs.get(name).cloned().map(LocalDir::InPlace))
+    }
+
+    async fn secret(&self, id: &str) -> Result<Option<Secret>, Fault> {
+        match self.secrets.get(id) {
+            None => Ok(None),
+            Some(SecretSource::Value(secret)) => Ok(Some(secret.clone())),
+            Some(SecretSource::File(path)) => read_secret(id, path).await.map(Some),
+        }
+    }
+
+    async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Fault> {
+        self.credentials.get(host).await
+    }
+
+    async fn output(&self, index: usize) -> Result<Output, Fault> {
+        Ok(self.outputs.get(index).cloned().unwrap_or(Output::None))
+    }
+}
+
+async fn read_secret(id: &str, path: &std::path::Path) -> Result<Secret, Fault> {
+    use tokio::io::AsyncReadExt as _;
+    let doing = || format!("cannot read secret `{id}` from `{}`", path.display());
+    let failed = |e: std::io::Error| Fault::because(Kind::User, doing(), e);
+    let file = tokio::fs::File::open(path).await.map_err(failed)?;
+    let mut bytes = Vec::new();
+    // A limited read, not a look at the size: the path may be a pipe.
+    file.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes).await.map_err(failed)?;
+    if bytes.len() as u64 > MAX_SECRET_BYTES {
+        return Err(Fault::user(format!("{}: larger than {} KiB", doing(), MAX_SECRET_BYTES / 1024)));
+    }
+    Ok(Secret::new(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn secrets_are_read_late_and_bounded() {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let path = dir.path().join("s");
+        let session = LocalSession::new("s1")
+            .with_secret("file", SecretSource::File(path.clone()))
+            .with_secret("env", SecretSource::Value(Secret::new("v")));
+        assert!(session.secret("file").await.expect_err("missing").to_string().contains("`file`"));
+        std::fs::write(&path, "one").expect("scratch is writable");
+        assert_eq!(session.secret("file").await.expect("readable"), Some(Secret::new("one")));
+        std::fs::write(&path, vec![0; MAX_SECRET_BYTES as usize + 1]).expect("scratch is writable");
+        assert!(session.secret("file").await.expect_err("too large").to_string().contains("500 KiB"));
+        assert_eq!(session.secret("env").await.expect("a value"), Some(Secret::new("v")));
+        assert_eq!(session.secret("other").await.expect("none"), None);
+    }
+}

@@ -1,0 +1,156 @@
+//! What callers tell apart: a full disk, a store in use, data that is not there (any more), the rest.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base::{Cancelled, Digest};
+
+use crate::SnapshotId;
+
+/// A failure of the store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process has the store open.
+    #[error("state directory `{dir}` is in use by {holder} (waited {waited:?})")]
+    InUse {
+        /// The store.
+        dir: PathBuf,
+        /// The process that holds it.
+        holder: String,
+        /// For how long we waited.
+        waited: Duration,
+    },
+    /// The store was written by a later version.
+    #[error("state directory `{dir}` has format {found}, this program reads up to {supported}")]
+    Format {
+        /// The store.
+        dir: PathBuf,
+        /// Its format.
+        found: i64,
+        /// Ours.
+        supported: i64,
+    },
+    /// The disk or a quota is full.
+    #[error("no space left on the device of `{path}` while trying to {doing}")]
+    NoSpace {
+        /// A verb phrase.
+        doing: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The file system refused.
+    #[error("cannot {doing} `{path}`")]
+    Io {
+        /// A verb phrase.
+        doing: &'static str,
+        /// What it was done to.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The metadata database refused.
+    #[error("cannot {doing} the metadata database")]
+    Database {
+        /// A verb phrase.
+        doing: &'static str,
+        /// SQLite's answer.
+        source: rusqlite::Error,
+    },
+    /// The asked-for driver does not work here.
+    #[error("the {driver} snapshot driver does not work in `{dir}`: {reason}")]
+    Driver {
+        /// Its name.
+        driver: &'static str,
+        /// The store.
+        dir: PathBuf,
+        /// What was tried and what came of it.
+        reason: String,
+    },
+    /// The snapshot is gone: a miss.
+    #[error("snapshot {0} does not exist any more")]
+    Missing(SnapshotId),
+    /// The snapshot, or one below it, is a layer that was not unpacked yet.
+    #[error("snapshot {0} is not unpacked")]
+    NotFilled(SnapshotId),
+    /// Too many layers with content for one overlay.
+    #[error("a snapshot on {0} layers cannot be mounted: overlayfs takes at most {max}", max = sys::mount::MAX_LAYERS)]
+    TooDeep(usize),
+    /// The bytes are not those that were asked for.
+    #[error("blob has digest {actual}, not {expected}")]
+    DigestMismatch {
+        /// Asked for.
+        expected: Digest,
+        /// Received.
+        actual: Digest,
+    },
+    /// There are more or fewer bytes than announced.
+    #[error("blob has {actual} bytes, not {expected}")]
+    SizeMismatch {
+        /// Announced.
+        expected: u64,
+        /// Received.
+        actual: u64,
+    },
+    /// The layer is not the one that its image lists.
+    #[error("layer unpacks to diff id {actual}, but its image says {expected}")]
+    DiffId {
+        /// Of the image's configuration.
+        expected: Digest,
+        /// Of the tar.
+        actual: Digest,
+    },
+    /// A layer's tar or its compression is damaged, or cannot be written.
+    #[error(transparent)]
+    Layer(#[from] image::Error),
+    /// A tar stream cannot be unpacked.
+    #[error(transparent)]
+    Unpack(#[from] files::untar::Error),
+    /// A filter of `du` or `prune` cannot be read.
+    #[error("`{filter}` is not a filter: {why}")]
+    Filter {
+        /// As given.
+        filter: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The work was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+}
+
+impl Error {
+    /// Names what was done to which path when the kernel refused.
+    pub(crate) fn io(doing: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Error {
+        let (path, source) = (path.as_ref().to_owned(), source.into());
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::NoSpace { doing, path, source },
+            _ => Error::Io { doing, path, source },
+        }
+    }
+
+    /// Names what was done when the database refused.
+    pub(crate) fn database(doing: &'static str, source: rusqlite::Error) -> Error {
+        Error::Database { doing, source }
+    }
+
+    /// Whether a full disk or quota is the cause.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Error::NoSpace { .. } => true,
+            Error::Unpack(e) => e.is_no_space(),
+            Error::Layer(image::Error::Io(e)) => {
+                matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            Error::Database { source, .. } => source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
+            _ => false,
+        }
+    }
+
+    /// Whether the data is not there: a cache miss, not a failure.
+    pub fn is_miss(&self) -> bool {
+        matches!(self, Error::Missing(_) | Error::NotFilled(_))
+    }
+}

@@ -1,0 +1,266 @@
+//! Between trees and tars: a layer's blob into a snapshot, a snapshot's changes into a layer's blob. One pass each.
+
+use std::io::{self, Read, Write};
+
+use base::Cancel;
+use files::untar;
+use image::Descriptor;
+use image::layer::compression::{Compression, CompressionOptions, Compressor, Unpacker};
+use image::layer::{Entry, EntryKind, Time, tar};
+
+use crate::{
+    Change, ChangeKind, CommitOptions, Error, FileKind, FillTarget, Hold, LayerRecord, PrepareOptions, Result,
+    SnapshotId, Snapshots,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// A tar stream as [`files::untar`] takes it.
+pub struct TarSource<R: Read>(pub tar::Reader<R>);
+
+impl<R: Read> untar::Source for TarSource<R> {
+    fn next(&mut self) -> io::Result<Option<untar::Entry>> {
+        Ok(self.0.next()?.map(entry_of))
+    }
+
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf)
+    }
+}
+
+fn entry_of(header: tar::Header) -> untar::Entry {
+    let (major, minor) = header.device;
+    let kind = match header.flag {
+        tar::TypeFlag::File => untar::EntryKind::Regular { size: header.size },
+        tar::TypeFlag::HardLink => untar::EntryKind::Hardlink(header.link),
+        tar::TypeFlag::Symlink => untar::EntryKind::Symlink(header.link),
+        tar::TypeFlag::CharDevice => untar::EntryKind::CharDevice(major, minor),
+        tar::TypeFlag::BlockDevice => untar::EntryKind::BlockDevice(major, minor),
+        tar::TypeFlag::Directory => untar::EntryKind::Directory,
+        tar::TypeFlag::Fifo => untar::EntryKind::Fifo,
+    };
+    untar::Entry {
+        path: header.path,
+        kind,
+        mode: header.mode,
+        uid: header.uid,
+        gid: header.gid,
+        mtime: (header.mtime.secs, header.mtime.nanos),
+        atime: header.atime.map(|time| (time.secs, time.nanos)),
+        xattrs: header.xattrs.into_iter().collect(),
+    }
+}
+
+impl Snapshots {
+    /// Unpacks the blob of a lazy layer into its snapshot, verifying digest, size and diff id on the way.
+    ///
+    /// Download, decompression, digests and writing overlap. `limits` bound what a hostile layer may ask for.
+    pub fn unpack(
+        &self,
+        id: &SnapshotId,
+        blob: impl Read + Send + 'static,
+        limits: &untar::Limits,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let layer = self.lazy(id).ok_or(Error::Missing(*id))?;
+        self.fill(id, |target| {
+            let mut target = crate::FillTarget { dir: target.dir.clone(), options: target.options.clone() };
+            target.options.limits = *limits;
+            target.options.cancel = cancel.clone();
+            let descriptor = Descriptor::new(&layer.media_type, layer.digest, layer.size);
+            // Headers and padding come on top of the files' data.
+            let overhead = limits.entries.saturating_mul(4096);
+            let unpacker = Unpacker::start(blob, &descriptor, limits.bytes.saturating_add(overhead))?;
+            let mut source = TarSource(tar::Reader::new(unpacker));
+            let filled = target.unpack(&mut source)?;
+            let unpacked = source.0.drain()?.finish()?;
+            if unpacked.diff_id != layer.diff_id {
+                return Err(Error::DiffId { expected: layer.diff_id, actual: unpacked.diff_id });
+            }
+            Ok(filled)
+        })
+    }
+
+    /// Writes the snapshot's changes as a layer's tar; its bytes are those of upstream's for the same changes.
+    pub fn write_tar<W: Write>(&self, id: &SnapshotId, to: W, cancel: &Cancel) -> Result<W> {
+        self.write_tar_with(id, to, cancel, |_| {})
+    }
+
+    /// The same, each entry changed by `map` before it is written.
+    pub fn write_tar_with<W: Write>(
+        &self,
+        id: &SnapshotId,
+        to: W,
+        cancel: &Cancel,
+        map: impl Fn(&mut Entry),
+    ) -> Result<W> {
+        let mut writer = tar::Writer::new(to);
+        self.changes(id, |change| {
+            cancel.check()?;
+            append(&mut writer, change, &map)
+        })?;
+        Ok(writer.finish()?)
+    }
+
+    /// Adds the whole tree of a snapshot (none: nothing) to a tar, each entry changed by `map` before it is written.
+    pub fn append_tree<W: Write>(
+        &self,
+        id: Option<&SnapshotId>,
+        writer: &mut tar::Writer<W>,
+        cancel: &Cancel,
+        map: impl Fn(&mut Entry),
+    ) -> Result<()> {
+        self.changes_between(None, id, |change| {
+            cancel.check()?;
+            append(writer, change, &map)
+        })
+    }
+
+    /// The snapshot's layer blob in this compression; made, stored and recorded if it is not there.
+    ///
+    /// `variant` names the compression and whatever else decides the bytes (kind, level).
+    pub fn make_blob(
+        &self,
+        id: &SnapshotId,
+        variant: &str,
+        options: &CompressionOptions,
+        cancel: &Cancel,
+    ) -> Result<LayerRecord> {
+        self.make_blob_with(id, variant, options, cancel, |_| {})
+    }
+
+    /// The same, each entry changed by `map` before it is written; `variant` says how.
+    pub fn make_blob_with(
+        &self,
+        id: &SnapshotId,
+        variant: &str,
+        options: &CompressionOptions,
+        cancel: &Cancel,
+        map: impl Fn(&mut Entry),
+    ) -> Result<LayerRecord> {
+        let content = self.0.content();
+        self.make_layer(id, variant, || {
+            let compressor = Compressor::new(content.trusted_writer()?, options)?;
+            let compressor = self.write_tar_with(id, compressor, cancel, map)?;
+            let (compressed, writer) = compressor.finish()?;
+            // Held until the record refers to it.
+            let _hold = content.hold(&compressed.digest);
+            writer.finish_trusted(compressed.digest)?;
+            content.attach(&compressed.digest, id)?;
+            Ok(LayerRecord {
+                digest: compressed.digest,
+                size: compressed.size,
+                diff_id: compressed.diff_id,
+                media_type: media_type(options.kind).to_owned(),
+                annotations: Default::default(),
+            })
+        })
+    }
+}
+
+impl Snapshots {
+    /// Puts what one snapshot changes on its parent onto another parent: a new snapshot whose layer blobs are those
+    /// of `layer`. `layer` must be filled, with all below it, and so must `parent`.
+    ///
+    /// The changes go through a tar, which costs a copy of the data and needs to know nothing of the driver.
+    pub fn restack(&self, parent: &SnapshotId, layer: &SnapshotId, cancel: &Cancel) -> Result<Hold> {
+        let info = self.info(layer).ok_or(Error::Missing(*layer))?;
+        let options = PrepareOptions { kind: info.kind, description: info.description };
+        let mut active = self.prepare(Some(parent), options)?;
+        let dir = active.dir();
+        let target = FillTarget { dir: dir.clone(), options: self.layer_options() };
+        let (reader, writer) = io::pipe().map_err(|e| Error::io("open a pipe for", &dir, e))?;
+        let filled = std::thread::scope(|scope| {
+            let writing = scope.spawn(|| self.write_tar(layer, writer, cancel).map(drop));
+            let mut source = TarSource(tar::Reader::new(reader));
+            let filled = target.unpack(&mut source).and_then(|filled| {
+                source.0.drain()?;
+                Ok(filled)
+            });
+            let written =
+                writing.join().unwrap_or_else(|_| Err(Error::io("read", &dir, io::Error::other("it stopped"))));
+            // Where unpacking fails, the writer only sees a broken pipe.
+            filled.and_then(|filled| written.map(|()| filled))
+        })?;
+        active.record_links(&filled.links);
+        let created_at = Some(info.created_at);
+        let hold = self.commit(active, CommitOptions { created_at, ..CommitOptions::default() })?;
+        if let Some(lazy) = self.lazy(layer) {
+            let record = LayerRecord {
+                digest: lazy.digest,
+                size: lazy.size,
+                diff_id: lazy.diff_id,
+                media_type: lazy.media_type.clone(),
+                annotations: lazy.annotations.clone(),
+            };
+            self.set_layer(&hold.id(), "pulled", record)?;
+        }
+        for (variant, record) in self.layers(layer)? {
+            self.0.content().attach(&record.digest, &hold.id())?;
+            self.set_layer(&hold.id(), &variant, record)?;
+        }
+        Ok(hold)
+    }
+}
+
+/// OCI's media types of layers.
+fn media_type(kind: Compression) -> &'static str {
+    match kind {
+        Compression::Uncompressed => "application/vnd.oci.image.layer.v1.tar",
+        Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+        Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+    }
+}
+
+/// Adds one change to a layer's tar.
+fn append<W: Write>(writer: &mut tar::Writer<W>, change: &Change, map: impl Fn(&mut Entry)) -> Result<()> {
+    let Some(mut entry) = layer_entry(change) else { return Ok(()) };
+    map(&mut entry);
+    let mut header = entry.to_header();
+    if let Some(FileKind::CharDevice(major, minor) | FileKind::BlockDevice(major, minor)) =
+        change.metadata.as_ref().map(|m| &m.kind)
+    {
+        // Also on a hard link to a device, since upstream's layers have them there.
+        header.device = (*major, *minor);
+    }
+    match entry.kind {
+        EntryKind::File { size } if size > 0 => {
+            let file = change.open().map_err(|e| Error::io("open", display(&change.path), e))?;
+            writer.append_header(&header, file)?;
+        }
+        _ => writer.append_header(&header, io::empty())?,
+    }
+    Ok(())
+}
+
+/// The tar entry of a change.
+pub fn layer_entry(change: &Change) -> Option<Entry> {
+    if change.kind == ChangeKind::Delete {
+        return Some(Entry::whiteout(&change.path));
+    }
+    let metadata = change.metadata.as_ref()?;
+    let kind = match (&change.hardlink, &metadata.kind) {
+        (Some(target), _) => EntryKind::HardLink { target: target.clone() },
+        (None, FileKind::Regular) => EntryKind::File { size: metadata.size },
+        (None, FileKind::Directory) => EntryKind::Directory,
+        (None, FileKind::Symlink(target)) => EntryKind::Symlink { target: target.clone() },
+        (None, FileKind::CharDevice(major, minor)) => EntryKind::CharDevice { major: *major, minor: *minor },
+        (None, FileKind::BlockDevice(major, minor)) => EntryKind::BlockDevice { major: *major, minor: *minor },
+        (None, FileKind::Fifo) => EntryKind::Fifo,
+    };
+    Some(Entry {
+        path: change.path.clone(),
+        kind,
+        mode: metadata.mode,
+        uid: metadata.uid,
+        gid: metadata.gid,
+        mtime: Time { secs: metadata.mtime.0, nanos: metadata.mtime.1 },
+        xattrs: metadata.xattrs.iter().cloned().collect(),
+    })
+}
+
+fn display(path: &[u8]) -> std::path::PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    std::path::Path::new("/").join(std::ffi::OsStr::from_bytes(path))
+}

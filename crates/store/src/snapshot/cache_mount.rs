@@ -1,0 +1,248 @@
+//! Mutable snapshots for `RUN --mount=type=cache`: they live on from build to build, and their sharing has rules.
+//!
+//! One key (the mount's id, and the snapshot that it starts from) may have several instances:
+//!
+//! | wanted  | an instance is free | all are in use |
+//! |---------|---------------------|----------------|
+//! | shared  | join the one that is shared already, else take the free one | make another |
+//! | private | take it             | make another   |
+//! | locked  | take it             | wait           |
+//!
+//! Who waits is woken when any instance of the key is given back. An exec that names one key twice must ask once
+//! and use the answer twice: asking again while locked would wait for itself.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base::Cancel;
+use sys::mount::FsView;
+
+use super::table::Record;
+use super::{Hold, RecordKind, SnapshotId, Snapshots, active, layers, tree};
+use crate::{Error, Result, Store, locked, maintenance, now};
+
+/// Who else may use a cache mount at the same time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Sharing {
+    /// Everybody who wants it shared.
+    #[default]
+    Shared,
+    /// Nobody: others get an instance of their own.
+    Private,
+    /// Nobody: others wait.
+    Locked,
+}
+
+/// Which cache mount is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheMountRequest {
+    /// The mount's id (its target path, unless the user gave one).
+    pub id: String,
+    /// What a new instance starts from.
+    pub from: Option<SnapshotId>,
+    /// Who else may use it.
+    pub sharing: Sharing,
+    /// For people.
+    pub description: String,
+}
+
+impl CacheMountRequest {
+    fn key(&self) -> String {
+        match self.from {
+            None => self.id.clone(),
+            Some(from) => format!("{}:{from}", self.id),
+        }
+    }
+}
+
+type Wake = Box<dyn FnOnce() + Send>;
+
+/// The instances in use, and those who wait for one.
+#[derive(Default)]
+pub(super) struct Instances {
+    in_use: HashMap<SnapshotId, Use>,
+    waiting: HashMap<String, Vec<Wake>>,
+}
+
+#[derive(Clone, Copy)]
+enum Use {
+    Shared(usize),
+    Alone,
+}
+
+/// A cache mount in use; dropping it gives it back.
+#[derive(Debug)]
+pub struct CacheMount {
+    store: Store,
+    hold: Hold,
+    key: String,
+}
+
+impl CacheMount {
+    /// The snapshot behind it.
+    pub fn id(&self) -> SnapshotId {
+        self.hold.id()
+    }
+
+    /// How to see and write it: a plain directory, unless it starts from a snapshot of several layers. Then it is an
+    /// overlay, which the users of a shared mount must mount once and bind to all of them: it has one writer.
+    pub fn view(&self) -> Result<FsView> {
+        let inner = &self.store.inner;
+        let parent = inner.snapshots.with(self.id(), |record| record.parent).ok_or(Error::Missing(self.id()))?;
+        let lower = match parent {
+            Some(parent) => tree::layer_dirs(inner, parent)?,
+            None => Vec::new(),
+        };
+        tree::write_view(inner, self.id(), lower, true)
+    }
+}
+
+impl Drop for CacheMount {
+    fn drop(&mut self) {
+        let inner = &self.store.inner;
+        let (id, seq) = (self.id(), inner.snapshots.next_seq());
+        inner.snapshots.with_mut(id, |record| record.size = None);
+        let noted = inner.db.write("write to", |db| {
+            db.prepare_cached("UPDATE snapshot SET size = NULL, seq = ?2 WHERE id = ?1")?.execute((id.0, seq)).map(drop)
+        });
+        if let Err(error) = noted {
+            tracing::debug!(%error, snapshot = %id, "cache mount's use was not noted");
+        }
+        maintenance::note_change(inner);
+        let woken = {
+            let mut instances = locked(&inner.snapshots.instances);
+            match instances.in_use.get_mut(&id) {
+                Some(Use::Shared(count)) if *count > 1 => *count -= 1,
+                _ => {
+                    instances.in_use.remove(&id);
+                }
+            }
+            if instances.in_use.contains_key(&id) { None } else { instances.waiting.remove(&self.key) }
+        };
+        woken.into_iter().flatten().for_each(|wake| wake());
+    }
+}
+
+impl Snapshots {
+    /// Takes a cache mount, or none if it is locked by somebody else: then `wake` is called once as soon as it makes
+    /// sense to ask again. For async callers; blocking ones use [`cache_mount_wait`](Snapshots::cache_mount_wait).
+    pub fn cache_mount(
+        &self,
+        request: &CacheMountRequest,
+        wake: impl FnOnce() + Send + 'static,
+    ) -> Result<Option<CacheMount>> {
+        let inner = &self.0.inner;
+        let key = request.key();
+        let mut instances = locked(&inner.snapshots.instances);
+        let known = inner.snapshots.instances_of(&key);
+        let free = known.iter().find(|id| !instances.in_use.contains_key(id));
+        let shared = known.iter().find(|id| matches!(instances.in_use.get(id), Some(Use::Shared(_))));
+        let taken = match (request.sharing, free, shared) {
+            (Sharing::Shared, _, Some(shared)) => Some(*shared),
+            (_, Some(free), _) => Some(*free),
+            (Sharing::Locked, None, _) if !known.is_empty() => {
+                instances.waiting.entry(key).or_default().push(Box::new(wake));
+                return Ok(None);
+            }
+            (_, None, _) => None,
+        };
+        let hold = match taken.and_then(|id| self.hold(&id)) {
+            Some(hold) => hold,
+            None => self.new_instance(request, &key)?,
+        };
+        let entry = instances.in_use.entry(hold.id());
+        match request.sharing {
+            Sharing::Shared => entry
+                .and_modify(|used| {
+                    if let Use::Shared(n) = used {
+                        *n += 1
+                    }
+                })
+                .or_insert(Use::Shared(1)),
+            Sharing::Private | Sharing::Locked => entry.or_insert(Use::Alone),
+        };
+        Ok(Some(CacheMount { store: self.0.clone(), hold, key }))
+    }
+
+    /// Takes a cache mount, waiting while it is locked.
+    pub fn cache_mount_wait(&self, request: &CacheMountRequest, cancel: &Cancel) -> Result<CacheMount> {
+        loop {
+            cancel.check()?;
+            let bell = Arc::new((Mutex::new(false), std::sync::Condvar::new()));
+            let ring = Arc::clone(&bell);
+            let wake = move || {
+                *locked(&ring.0) = true;
+                ring.1.notify_all();
+            };
+            if let Some(mount) = self.cache_mount(request, wake)? {
+                return Ok(mount);
+            }
+            let mut rung = locked(&bell.0);
+            while !*rung && !cancel.is_cancelled() {
+                let waited = bell.1.wait_timeout(rung, Duration::from_millis(100));
+                rung = waited.map_or_else(|poisoned| poisoned.into_inner().0, |(rung, _)| rung);
+            }
+        }
+    }
+
+    fn new_instance(&self, request: &CacheMountRequest, key: &str) -> Result<Hold> {
+        let inner = &self.0.inner;
+        let parent = match &request.from {
+            Some(id) => Some(self.hold_quietly(id).ok_or(Error::Missing(*id))?),
+            None => None,
+        };
+        let below = match &parent {
+            Some(parent) => tree::layer_dirs(inner, parent.id())?,
+            None => Vec::new(),
+        };
+        let id = inner.snapshots.next_id();
+        let path = tree::make(inner, id, parent.as_ref().map(Hold::id))?;
+        // A plain directory can be shared by any number of mounts, an overlay cannot. What people start cache mounts
+        // from is nearly always one small layer, so it is copied.
+        let stacked = match &below[..] {
+            [] => false,
+            [only] => {
+                active::copy_tree(only, &path)?;
+                false
+            }
+            _ => {
+                let work = tree::work_dir(inner, id);
+                std::fs::create_dir(&work).map_err(|e| Error::io("create directory", &work, e))?;
+                true
+            }
+        };
+        let record = Record {
+            parent: parent.as_ref().filter(|_| stacked).map(Hold::id),
+            kind: RecordKind::CacheMount,
+            description: Arc::from(request.description.as_str()),
+            created: now(),
+            last_used: Some(now()),
+            usage: 1,
+            size: None,
+            chain: None,
+            lazy: None,
+            filled: true,
+            opaque: false,
+            empty: false,
+            implied: Vec::new(),
+            cache_key: Some(Arc::from(key)),
+            children: 0,
+            holds: 1,
+        };
+        layers::insert_row(inner, id, &record)?;
+        inner.snapshots.insert(id, record);
+        Ok(Hold { store: self.0.clone(), id })
+    }
+}
+
+impl super::State {
+    /// The instances of a cache mount, most recently used first.
+    fn instances_of(&self, key: &str) -> Vec<SnapshotId> {
+        let table = self.table();
+        let known = table.records.iter().filter(|(_, record)| record.cache_key.as_deref() == Some(key));
+        let mut known: Vec<_> = known.map(|(id, record)| (record.last_used, *id)).collect();
+        known.sort_by_key(|(used, id)| (std::cmp::Reverse(*used), *id));
+        known.into_iter().map(|(_, id)| id).collect()
+    }
+}

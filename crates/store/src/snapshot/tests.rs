@@ -1,0 +1,310 @@
+//! Lazy layers, layer records, cache mounts, deep stacks.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use base::{Cancel, Digest};
+use files::untar::Limits;
+use image::layer::{Entry, EntryKind, tar};
+use sys::mount::FsView;
+
+use crate::tests::{can_mount, copy_store, each_driver, inside, open_with, step};
+use crate::*;
+
+/// A layer's tar in short form: `dir/`, `file=data`.
+fn layer_tar(lines: &[&str]) -> Vec<u8> {
+    let mut writer = tar::Writer::new(Vec::new());
+    for line in lines {
+        match line.split_once('=') {
+            Some((path, data)) => {
+                let entry = Entry::new(path, EntryKind::File { size: data.len() as u64 }, 0o644);
+                writer.append(&entry, data.as_bytes()).expect("written");
+            }
+            None => {
+                let mut entry = Entry::new(line.trim_end_matches('/'), EntryKind::Directory, 0o2750);
+                entry.uid = rustix::process::geteuid().as_raw();
+                writer.append(&entry, std::io::empty()).expect("written");
+            }
+        }
+    }
+    writer.finish().expect("ended")
+}
+
+fn lazy_layer(tar: &[u8], below: Option<Digest>) -> LazyLayer {
+    let digest = Digest::of(tar);
+    LazyLayer {
+        digest,
+        size: tar.len() as u64,
+        media_type: "application/vnd.oci.image.layer.v1.tar".into(),
+        diff_id: digest,
+        chain_id: below.map_or(digest, |below| Digest::of(format!("{below} {digest}"))),
+        sources: vec!["registry.example/a".into()],
+        annotations: Default::default(),
+    }
+}
+
+fn unpack(store: &Store, hold: &Hold, tar: Vec<u8>) -> Result<()> {
+    store.snapshots().unpack(&hold.id(), std::io::Cursor::new(tar), &Limits::default(), &Cancel::new())
+}
+
+fn names(root: &Path) -> Vec<String> {
+    crate::diff::tests::picture(root, false)
+        .into_iter()
+        .map(|line| line.split(' ').next().unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[test]
+fn privileged_pulled_layers_are_unpacked_in_any_order_and_found_again() {
+    each_driver(|scratch, store| {
+        let tars = [layer_tar(&["etc/", "etc/a=1", "gone=x"]), layer_tar(&["etc/b=2", ".wh.gone=", "new/dir/c=3"])];
+        let first = lazy_layer(&tars[0], None);
+        let second = lazy_layer(&tars[1], Some(first.chain_id));
+        let snapshots = store.snapshots();
+        let bottom = snapshots.register_lazy(None, first.clone(), PrepareOptions::default()).expect("registered");
+        let top =
+            snapshots.register_lazy(Some(&bottom.id()), second.clone(), PrepareOptions::default()).expect("registered");
+        assert!(matches!(snapshots.view(&top.id()), Err(Error::NotFilled(_))));
+        assert!(
+            snapshots
+                .prepare(Some(&top.id()), PrepareOptions::default())
+                .and_then(|active| active.view().map(drop))
+                .is_err()
+        );
+        assert_eq!(snapshots.unfilled(&top.id()).expect("known"), [bottom.id(), top.id()]);
+        if store.driver().driver == Driver::Overlay {
+            unpack(&store, &top, tars[1].clone()).expect("the upper one first");
+            unpack(&store, &bottom, tars[0].clone()).expect("then the lower one");
+        } else {
+            assert!(
+                matches!(unpack(&store, &top, tars[1].clone()), Err(Error::NotFilled(_))),
+                "a copy needs its parent"
+            );
+            unpack(&store, &bottom, tars[0].clone()).expect("unpacked");
+            unpack(&store, &top, tars[1].clone()).expect("unpacked");
+        }
+        assert_eq!(snapshots.unfilled(&top.id()).expect("known"), []);
+        let check = |store: &Store, id| {
+            inside(&store.snapshots().view(&id).expect("a view"), scratch, |root| {
+                assert_eq!(names(root), ["etc", "etc/a", "etc/b", "new", "new/dir", "new/dir/c"]);
+                let etc = std::fs::metadata(root.join("etc")).expect("etc");
+                assert_eq!(
+                    etc.permissions().mode() & 0o7777,
+                    0o2750,
+                    "a directory that a layer implies looks as below"
+                );
+                assert_eq!(std::fs::metadata(root.join("new")).expect("new").permissions().mode() & 0o7777, 0o755);
+            });
+        };
+        check(&store, top.id());
+        let again = snapshots.register_lazy(
+            Some(&bottom.id()),
+            LazyLayer { sources: vec!["mirror.example/a".into()], ..second.clone() },
+            PrepareOptions::default(),
+        );
+        assert_eq!(again.expect("registered").id(), top.id(), "one chain, one snapshot");
+        assert_eq!(snapshots.lazy(&top.id()).expect("pulled").sources, ["registry.example/a", "mirror.example/a"]);
+        let (dir, driver, id) = (store.dir().to_owned(), store.driver().driver, top.id());
+        drop((bottom, top, snapshots, store));
+        let store = open_with(&dir, driver);
+        let found = store.snapshots().by_chain_id(&second.chain_id).expect("it survived");
+        assert_eq!(found.id(), id);
+        check(&store, id);
+    });
+}
+
+#[test]
+fn layers_that_are_not_what_they_should_be_leave_nothing() {
+    let (_dir, store) = copy_store();
+    let tar = layer_tar(&["a=1"]);
+    let good = lazy_layer(&tar, None);
+    let cases: [(LazyLayer, Vec<u8>, &str); 4] = [
+        (LazyLayer { digest: Digest::of("x"), chain_id: Digest::of("1"), ..good.clone() }, tar.clone(), "digest"),
+        (LazyLayer { diff_id: Digest::of("x"), chain_id: Digest::of("2"), ..good.clone() }, tar.clone(), "diff id"),
+        (LazyLayer { chain_id: Digest::of("3"), ..good.clone() }, tar[..700].to_vec(), ""),
+        (
+            LazyLayer { chain_id: Digest::of("4"), ..lazy_layer(&layer_tar(&["h=x", ".wh.="]), None) },
+            layer_tar(&["h=x", ".wh.="]),
+            "whiteout",
+        ),
+    ];
+    for (layer, bytes, word) in cases {
+        let hold = store.snapshots().register_lazy(None, layer, PrepareOptions::default()).expect("registered");
+        let error = unpack(&store, &hold, bytes).expect_err("refused");
+        assert!(error.to_string().contains(word), "{error}");
+        assert!(matches!(store.snapshots().view(&hold.id()), Err(Error::NotFilled(_))), "{word}");
+        let tree = store.dir().join("snapshots/1").join(hold.id().to_string());
+        assert!(!tree.exists() && !store.dir().join(format!("snapshots/1/t{}", hold.id())).exists());
+    }
+    let hold = store.snapshots().register_lazy(None, good, PrepareOptions::default()).expect("registered");
+    unpack(&store, &hold, tar[..700].to_vec()).expect_err("cut short");
+    unpack(&store, &hold, tar).expect("a second try");
+}
+
+#[test]
+fn a_layer_is_filled_once() {
+    let (_dir, store) = copy_store();
+    let tar = layer_tar(&["a=1"]);
+    let hold =
+        store.snapshots().register_lazy(None, lazy_layer(&tar, None), PrepareOptions::default()).expect("registered");
+    let count = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                store
+                    .snapshots()
+                    .fill(&hold.id(), |target| {
+                        count.fetch_add(1, Ordering::SeqCst);
+                        std::thread::sleep(std::time::Duration::from_millis(20));
+                        target.unpack(&mut TarSource(tar::Reader::new(&tar[..])))
+                    })
+                    .expect("filled")
+            });
+        }
+    });
+    assert_eq!(count.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn layer_blobs_are_made_once_and_give_the_chain_id() {
+    let (dir, store) = copy_store();
+    let snapshots = store.snapshots();
+    let base = step(&store, dir.path(), None, |root| std::fs::write(root.join("a"), "1").expect("written"));
+    let top = step(&store, dir.path(), Some(&base), |root| std::fs::write(root.join("b"), "2").expect("written"));
+    let options = image::layer::CompressionOptions::new(image::layer::Compression::Gzip, 2);
+    let blob = |hold: &Hold| snapshots.make_blob(&hold.id(), "gzip", &options, &Cancel::new()).expect("made");
+    let upper = blob(&top);
+    assert_eq!(snapshots.info(&top.id()).expect("known").chain_id, None, "what is below is not known yet");
+    let lower = blob(&base);
+    assert_eq!(snapshots.info(&base.id()).expect("known").chain_id, Some(lower.diff_id));
+    assert!(store.content().has(&upper.digest) && store.content().has(&lower.digest));
+    assert_eq!(upper.media_type, "application/vnd.oci.image.layer.v1.tar+gzip");
+    let never = || -> Result<LayerRecord> { panic!("it is there") };
+    assert_eq!(snapshots.make_layer(&top.id(), "gzip", never).expect("known"), upper);
+    store.content().delete(&upper.digest).expect("deleted");
+    assert_eq!(blob(&top), upper, "a blob that is gone is made again, with the same bytes");
+    let third = step(&store, dir.path(), Some(&base), |root| std::fs::write(root.join("c"), "3").expect("written"));
+    let layer = blob(&third);
+    let chain = Digest::of(format!("{} {}", lower.diff_id, layer.diff_id));
+    assert_eq!(snapshots.by_chain_id(&chain).expect("found").id(), third.id());
+    assert_eq!(snapshots.layers(&third.id()).expect("known")["gzip"], layer);
+}
+
+#[test]
+fn privileged_two_hundred_layers_and_empty_ones_in_between() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    let store = open_with(&dir.path().join("store"), Driver::Overlay);
+    let mut top: Option<Hold> = None;
+    for n in 0..600 {
+        top = Some(step(&store, dir.path(), top.as_ref(), |root| {
+            if n % 3 == 0 {
+                std::fs::write(root.join(format!("f{n}")), "x").expect("written");
+            }
+        }));
+    }
+    let top = top.expect("made");
+    assert_eq!(store.snapshots().layer_dirs(&top.id()).expect("known").len(), 200, "empty layers do not count");
+    inside(&store.snapshots().view(&top.id()).expect("a view"), dir.path(), |root| {
+        assert_eq!(std::fs::read_dir(root).expect("a tree").count(), 200);
+    });
+}
+
+#[test]
+fn privileged_the_top_directory_keeps_its_looks() {
+    each_driver(|scratch, store| {
+        let base = step(&store, scratch, None, |root| {
+            std::fs::set_permissions(root, PermissionsExt::from_mode(0o1770)).expect("set");
+            std::os::unix::fs::chown(root, Some(3), Some(4)).expect("set");
+        });
+        let top = step(&store, scratch, Some(&base), |_| ());
+        inside(&store.snapshots().view(&top.id()).expect("a view"), scratch, |root| {
+            let looks = std::fs::metadata(root).expect("there");
+            assert_eq!((looks.mode() & 0o7777, looks.uid(), looks.gid()), (0o1770, 3, 4));
+        });
+    });
+}
+
+fn request(id: &str, sharing: Sharing) -> CacheMountRequest {
+    CacheMountRequest { id: id.into(), from: None, sharing, description: format!("cached mount {id}") }
+}
+
+#[test]
+fn cache_mounts_are_shared_by_the_rules() {
+    let (dir, store) = copy_store();
+    let snapshots = store.snapshots();
+    let take = |sharing| snapshots.cache_mount(&request("m", sharing), || ()).expect("asked");
+    let shared = take(Sharing::Shared).expect("free");
+    assert_eq!(take(Sharing::Shared).expect("shared").id(), shared.id());
+    let private = take(Sharing::Private).expect("another one");
+    assert_ne!(private.id(), shared.id());
+    assert_ne!(take(Sharing::Private).expect("yet another one").id(), private.id());
+    drop((shared, private));
+
+    let locked = take(Sharing::Locked).expect("one is free");
+    let second = take(Sharing::Locked).expect("another is free");
+    let third = take(Sharing::Locked).expect("and a third");
+    let woken = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&woken);
+    let wake = move || _ = count.fetch_add(1, Ordering::SeqCst);
+    assert!(snapshots.cache_mount(&request("m", Sharing::Locked), wake).expect("asked").is_none());
+    let waiter = {
+        let store = store.clone();
+        std::thread::spawn(move || {
+            store.snapshots().cache_mount_wait(&request("m", Sharing::Locked), &Cancel::new()).expect("taken").id()
+        })
+    };
+    assert_eq!(woken.load(Ordering::SeqCst), 0);
+    let FsView::Dir { path, read_only: false } = locked.view().expect("a view") else { panic!("a plain directory") };
+    std::fs::write(path.join("kept"), "x").expect("written");
+    let id = locked.id();
+    drop(locked);
+    assert_eq!(waiter.join().expect("the thread"), id);
+    assert_eq!(woken.load(Ordering::SeqCst), 1);
+    let info = snapshots.info(&id).expect("known");
+    assert!(info.mutable && info.kind == RecordKind::CacheMount);
+    drop((second, third, snapshots));
+    drop(store);
+    let store = open_with(dir.path(), Driver::Copy);
+    let mounts: Vec<_> = (0..3)
+        .map(|_| store.snapshots().cache_mount_wait(&request("m", Sharing::Locked), &Cancel::new()).expect("free"))
+        .collect();
+    let kept = mounts
+        .iter()
+        .filter(|mount| matches!(mount.view(), Ok(FsView::Dir { path, .. }) if path.join("kept").exists()));
+    assert_eq!(kept.count(), 1, "they live on in the next process");
+    let cancel = Cancel::new();
+    cancel.cancel();
+    assert!(matches!(
+        store.snapshots().cache_mount_wait(&request("m", Sharing::Locked), &cancel),
+        Err(Error::Cancelled(_))
+    ));
+}
+
+#[test]
+fn privileged_cache_mounts_start_from_snapshots() {
+    each_driver(|scratch, store| {
+        let one = step(&store, scratch, None, |root| std::fs::create_dir(root.join("seed")).expect("made"));
+        let two = step(&store, scratch, Some(&one), |root| std::fs::write(root.join("seed/x"), "x").expect("written"));
+        for base in [&one, &two] {
+            let request = CacheMountRequest { from: Some(base.id()), ..request("m", Sharing::Locked) };
+            let take = || store.snapshots().cache_mount_wait(&request, &Cancel::new()).expect("free");
+            let mount = take();
+            inside(&mount.view().expect("a view"), scratch, |root| {
+                std::fs::write(root.join("seed/mine"), "y").expect("written");
+            });
+            let id = mount.id();
+            drop(mount);
+            let mount = take();
+            assert_eq!(mount.id(), id);
+            inside(&mount.view().expect("a view"), scratch, |root| {
+                assert!(root.join("seed/mine").exists());
+                assert_eq!(root.join("seed/x").exists(), base.id() == two.id());
+            });
+        }
+    });
+}

@@ -1,0 +1,340 @@
+//! How the disk is used, and giving it back: `du`, `prune`, garbage collection.
+//!
+//! Sizes are allocated blocks. A snapshot's size is its own directory plus the blobs that it is the first to refer to.
+//! The rules and the order of removal are BuildKit's: only what nobody holds and nothing stands on goes; with a bound on
+//! the size, one after another, those first that were used longest ago and least often.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use base::Digest;
+
+use crate::snapshot::{Record, tree};
+use crate::{Error, RecordKind, Result, SnapshotId, Store, locked, maintenance, now, snapshot, time};
+
+mod filter;
+mod order;
+
+#[cfg(test)]
+mod tests;
+
+pub use filter::UsageFilter;
+
+/// Blobs that belong to no snapshot go when nobody read them for so long.
+const ORPHAN_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// One line of `du`: BuildKit's `UsageRecord`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageRecord {
+    /// The snapshot's id, or the digest of a blob that belongs to none.
+    pub id: String,
+    /// Its content changes: a cache mount.
+    pub mutable: bool,
+    /// A build uses it, or something that is used stands on it.
+    pub in_use: bool,
+    /// Allocated bytes.
+    pub size: u64,
+    /// What it stands on.
+    pub parents: Vec<String>,
+    /// When it was made.
+    pub created_at: SystemTime,
+    /// When it was last used.
+    pub last_used_at: Option<SystemTime>,
+    /// How often it was used.
+    pub usage_count: u32,
+    /// For people.
+    pub description: String,
+    /// What it is for.
+    pub record_type: RecordKind,
+    /// Something outside of the build cache shares it; never so here.
+    pub shared: bool,
+}
+
+/// What to remove.
+#[derive(Clone, Debug, Default)]
+pub struct PruneOptions {
+    /// Also internal and frontend records.
+    pub all: bool,
+    /// Keep what was used within this time; zero keeps nothing for that reason.
+    pub keep_duration: Duration,
+    /// Never shrink the cache below this; 0 is no bound.
+    pub reserved_space: u64,
+    /// Shrink the cache to this; 0 is no bound.
+    pub max_used_space: u64,
+    /// Shrink the cache until so much of the disk is free; 0 is no bound.
+    pub min_free_space: u64,
+    /// Only records that one of these matches; all if there are none.
+    pub filters: Vec<String>,
+}
+
+impl Store {
+    /// All records, oldest first.
+    pub fn disk_usage(&self) -> Result<Vec<UsageRecord>> {
+        let inner = &self.inner;
+        self.measure()?;
+        let blobs = self.blob_sizes()?;
+        let mut usage = Vec::new();
+        {
+            let table = inner.snapshots.table();
+            let mut used: HashMap<SnapshotId, bool> = HashMap::new();
+            // Children have greater ids, so each is judged before its parent.
+            for (id, record) in table.records.iter().rev() {
+                let in_use = record.holds > 0 || used.get(id).copied().unwrap_or(false);
+                if in_use && let Some(parent) = record.parent {
+                    used.insert(parent, true);
+                }
+                let own = record.size.unwrap_or(0);
+                let size = own + blobs.of_snapshots.get(id).copied().unwrap_or(0);
+                usage.push(usage_record(*id, record, in_use, size));
+            }
+        }
+        usage.reverse();
+        for (digest, size, created, last_used) in blobs.orphans {
+            usage.push(UsageRecord {
+                id: digest.to_string(),
+                mutable: false,
+                in_use: inner.content.is_held(&digest),
+                size,
+                parents: Vec::new(),
+                created_at: time(created),
+                last_used_at: Some(time(locked(&inner.content.used).get(&digest).copied().unwrap_or(last_used))),
+                usage_count: 0,
+                description: "blob without a snapshot (a manifest or configuration)".to_owned(),
+                record_type: RecordKind::Internal,
+                shared: false,
+            });
+        }
+        Ok(usage)
+    }
+
+    /// Removes what `options` names and nothing uses; answers with what was removed. Its space is free on return.
+    pub fn prune(&self, options: &PruneOptions) -> Result<Vec<UsageRecord>> {
+        let filters = options.filters.iter().map(|filter| filter.parse()).collect::<Result<Vec<UsageFilter>>>()?;
+        let mut usage = self.disk_usage()?;
+        let total: u64 = usage.iter().map(|record| record.size).sum();
+        let keep = self.bytes_to_keep(total, options)?;
+        let mut removed = Vec::new();
+        let mut left = total;
+        loop {
+            let cut_off = SystemTime::now().checked_sub(options.keep_duration);
+            let mut candidates: Vec<&UsageRecord> = {
+                let may_go = |record: &&UsageRecord| self.may_go(record, options, cut_off, &filters);
+                usage.iter().filter(may_go).collect()
+            };
+            if candidates.is_empty() || keep.is_some_and(|keep| left < keep) {
+                break;
+            }
+            order::sort(&mut candidates);
+            if keep.is_some() {
+                // What the next removal is depends on this one: its parent may be next.
+                candidates.truncate(1);
+            }
+            let going: Vec<UsageRecord> = candidates.into_iter().cloned().collect();
+            let gone = self.remove_records(&going)?;
+            usage.retain(|record| !going.iter().any(|going| going.id == record.id));
+            left = left.saturating_sub(gone.iter().map(|record| record.size).sum());
+            removed.extend(gone);
+        }
+        self.after_prune(options)?;
+        Ok(removed)
+    }
+
+    /// Applies policies one after another, as the daemon does now and then, and when the disk is full.
+    pub fn gc(&self, policies: &[PruneOptions]) -> Result<Vec<UsageRecord>> {
+        let mut removed = Vec::new();
+        for policy in policies {
+            removed.extend(self.prune(policy)?);
+        }
+        let since = now().saturating_sub(i64::try_from(ORPHAN_AGE.as_nanos()).unwrap_or(i64::MAX));
+        maintenance::remove_orphan_blobs(&self.inner, since)?;
+        Ok(removed)
+    }
+
+    fn may_go(
+        &self,
+        record: &UsageRecord,
+        options: &PruneOptions,
+        cut_off: Option<SystemTime>,
+        filters: &[UsageFilter],
+    ) -> bool {
+        if !options.all && matches!(record.record_type, RecordKind::Internal | RecordKind::Frontend) {
+            return false;
+        }
+        let used_since = || record.last_used_at.zip(cut_off).is_some_and(|(used, cut_off)| used > cut_off);
+        if options.keep_duration > Duration::ZERO && used_since() {
+            return false;
+        }
+        if !filters.is_empty() && !filters.iter().any(|filter| filter.matches(record)) {
+            return false;
+        }
+        match record.id.parse::<SnapshotId>() {
+            Ok(id) => {
+                self.inner.snapshots.with(id, |record| record.holds == 0 && record.children == 0).unwrap_or(false)
+            }
+            Err(_) => !record.in_use,
+        }
+    }
+
+    fn remove_records(&self, going: &[UsageRecord]) -> Result<Vec<UsageRecord>> {
+        let ids: Vec<SnapshotId> = going.iter().filter_map(|record| record.id.parse().ok()).collect();
+        let doomed = self.inner.snapshots.doom(&ids);
+        snapshot::remove_all(&self.inner, doomed.clone())?;
+        let mut gone = Vec::new();
+        for record in going {
+            let is_gone = match (record.id.parse::<SnapshotId>(), record.id.parse::<Digest>()) {
+                (Ok(id), _) => doomed.contains(&id),
+                (_, Ok(digest)) => self.content().delete(&digest)?,
+                _ => false,
+            };
+            if is_gone {
+                gone.push(record.clone());
+            }
+        }
+        Ok(gone)
+    }
+
+    /// With `all` and no bound, also what another identity left: nothing here can ever read it.
+    fn after_prune(&self, options: &PruneOptions) -> Result<()> {
+        let bounded = options.max_used_space != 0 || options.reserved_space != 0 || options.min_free_space != 0;
+        if options.all && !bounded && options.filters.is_empty() && options.keep_duration.is_zero() {
+            self.remove_foreign()?;
+        }
+        maintenance::drain(&self.inner);
+        Ok(())
+    }
+
+    fn remove_foreign(&self) -> Result<()> {
+        let inner = &self.inner;
+        inner.db.write("write to", |db| {
+            let mine = inner.driver.identity;
+            for table in ["layer", "blob_ref", "kv", "result"] {
+                let sql =
+                    format!("DELETE FROM {table} WHERE snapshot IN (SELECT id FROM snapshot WHERE identity <> ?1)");
+                db.execute(&sql, [mine])?;
+            }
+            db.execute("DELETE FROM snapshot WHERE identity <> ?1", [mine])?;
+            db.execute("DELETE FROM identity WHERE id <> ?1", [mine]).map(drop)
+        })?;
+        let all = inner.dir.join("snapshots");
+        for entry in std::fs::read_dir(&all).map_err(|e| Error::io("read directory", &all, e))?.flatten() {
+            if entry.path() != inner.driver.snapshots {
+                maintenance::discard(inner, &entry.path());
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the blocks of snapshots whose size is not known.
+    fn measure(&self) -> Result<()> {
+        let inner = &self.inner;
+        let unknown: Vec<SnapshotId> = {
+            let table = inner.snapshots.table();
+            let unknown = table.records.iter().filter(|(_, record)| record.size.is_none());
+            unknown.map(|(id, _)| *id).collect()
+        };
+        let mut measured = Vec::new();
+        for id in unknown {
+            // Held, so that it is not removed under our feet.
+            let Some(_hold) = self.snapshots().hold_quietly(&id) else { continue };
+            match tree::allocated(&tree::dir(inner, id)) {
+                Ok(size) => measured.push((id, size)),
+                // A cache mount changes while we count: it is counted next time.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io("measure", tree::dir(inner, id), e)),
+            }
+        }
+        if measured.is_empty() {
+            return Ok(());
+        }
+        inner.snapshots.set_sizes(&measured);
+        inner.db.write("write to", |db| {
+            for (id, size) in &measured {
+                db.prepare_cached("UPDATE snapshot SET size = ?2 WHERE id = ?1")?.execute((id.0, *size as i64))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn blob_sizes(&self) -> Result<BlobSizes> {
+        let lazy: HashMap<Digest, SnapshotId> = {
+            let table = self.inner.snapshots.table();
+            let layers =
+                table.records.iter().rev().filter_map(|(id, record)| Some((record.lazy.as_ref()?.digest, *id)));
+            layers.collect()
+        };
+        let rows = self.inner.db.read("read", |db| {
+            let mut query = db.prepare(
+                "SELECT digest, size, created, last_used,
+                        (SELECT min(snapshot) FROM (SELECT snapshot FROM layer WHERE digest = b.digest
+                                                    UNION ALL SELECT snapshot FROM blob_ref WHERE digest = b.digest))
+                 FROM blob b ORDER BY created",
+            )?;
+            let rows = query.query_map([], |row| {
+                let size: i64 = row.get(1)?;
+                let owner: Option<i64> = row.get(4)?;
+                Ok((
+                    Digest::from_bytes(row.get(0)?),
+                    size.unsigned_abs(),
+                    row.get(2)?,
+                    row.get(3)?,
+                    owner.map(SnapshotId),
+                ))
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        })?;
+        let mut sizes = BlobSizes::default();
+        for (digest, size, created, last_used, owner) in rows {
+            let owner = owner.into_iter().chain(lazy.get(&digest).copied()).min();
+            match owner {
+                Some(owner) => *sizes.of_snapshots.entry(owner).or_default() += size,
+                None => sizes.orphans.push((digest, size, created, last_used)),
+            }
+        }
+        Ok(sizes)
+    }
+
+    /// To how many bytes the cache is to shrink; none if there is no bound.
+    fn bytes_to_keep(&self, total: u64, options: &PruneOptions) -> Result<Option<u64>> {
+        let PruneOptions { reserved_space, max_used_space, min_free_space, .. } = *options;
+        if reserved_space == 0 && max_used_space == 0 && min_free_space == 0 {
+            return Ok(None);
+        }
+        let mut keep = (max_used_space != 0).then_some(max_used_space);
+        if min_free_space != 0 {
+            let disk = rustix::fs::statvfs(&self.inner.dir)
+                .map_err(|e| Error::io("ask for free space of", &self.inner.dir, e))?;
+            let excess = min_free_space.saturating_sub(disk.f_bavail * disk.f_frsize);
+            let allowed = total.saturating_sub(excess);
+            keep = match keep {
+                keep if excess > 0 => Some(keep.map_or(allowed, |keep| keep.min(allowed))),
+                // Enough is free, and that was the only bound: nothing goes.
+                None => Some(u64::MAX),
+                keep => keep,
+            };
+        }
+        // Below the reserve nothing goes, so at most as much as is above it.
+        Ok(Some(keep.unwrap_or(0).max(reserved_space)))
+    }
+}
+
+#[derive(Default)]
+struct BlobSizes {
+    of_snapshots: HashMap<SnapshotId, u64>,
+    orphans: Vec<(Digest, u64, i64, i64)>,
+}
+
+fn usage_record(id: SnapshotId, record: &Record, in_use: bool, size: u64) -> UsageRecord {
+    UsageRecord {
+        id: id.to_string(),
+        mutable: record.cache_key.is_some(),
+        in_use,
+        size,
+        parents: record.parent.iter().map(SnapshotId::to_string).collect(),
+        created_at: time(record.created),
+        last_used_at: record.last_used.map(time),
+        usage_count: record.usage,
+        description: record.description.to_string(),
+        record_type: record.kind,
+        shared: false,
+    }
+}

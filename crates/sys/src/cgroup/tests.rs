@@ -1,0 +1,118 @@
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests; a skip says why")]
+
+use super::mounts::{Hierarchies, Hierarchy};
+use super::*;
+
+fn at(top: &str, own: &str) -> Option<Hierarchy> {
+    Some(Hierarchy { top: top.into(), own: own.into() })
+}
+
+#[test]
+fn our_groups_are_found_in_every_layout() {
+    const V2: &str = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup rw,nsdelegate";
+    const POD: &str = "30 24 0:26 /kubepods/pod1/c1 /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw";
+    const V1: &str = "30 24 0:26 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices\n\
+                      31 24 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                      32 24 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
+    for (cgroup, mountinfo, unified, devices) in [
+        ("0::/a/b", V2, at("/sys/fs/cgroup", "/sys/fs/cgroup/a/b"), None),
+        ("0::/", V2, at("/sys/fs/cgroup", "/sys/fs/cgroup"), None),
+        ("0::/../x", V2, None, None),
+        ("0::/kubepods/pod1/c1", POD, at("/sys/fs/cgroup", "/sys/fs/cgroup"), None),
+        ("0::/kubepods/pod1/c1/d", POD, at("/sys/fs/cgroup", "/sys/fs/cgroup/d"), None),
+        ("0::/kubepods/pod1/c10", POD, None, None),
+        ("0::/", POD, at("/sys/fs/cgroup", "/sys/fs/cgroup"), None),
+        (
+            "5:devices:/x\n4:cpu,cpuacct:/\n1:name=systemd:/\n0::/",
+            V1,
+            at("/sys/fs/cgroup/unified", "/sys/fs/cgroup/unified"),
+            at("/sys/fs/cgroup/devices", "/sys/fs/cgroup/devices/x"),
+        ),
+        ("", "", None, None),
+    ] {
+        let found = Hierarchies::parse(cgroup, mountinfo);
+        assert_eq!((found.unified, found.devices), (unified, devices), "{cgroup}");
+    }
+    let found = Hierarchies::parse("4:cpu,cpuacct:/", V1);
+    let names: Vec<_> = found.controllers.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["cpu", "cpuacct"]);
+}
+
+#[test]
+fn shares_become_weights() {
+    for (shares, expected) in [(2, 1), (1024, 39), (262_144, 10_000), (1, 1), (1 << 40, 10_000), (0, 0)] {
+        assert_eq!(weight(shares), expected, "{shares}");
+    }
+}
+
+#[test]
+fn oom_kills_are_counted() {
+    assert_eq!(oom_kills_in("low 0\noom 3\noom_kill 2\noom_group_kill 1\n"), 2);
+    assert_eq!(oom_kills_in("oom_kill_disable 0\nunder_oom 0\noom_kill 5"), 5);
+    assert_eq!(oom_kills_in(""), 0);
+}
+
+#[test]
+fn privileged_groups_limit_rule_and_vanish() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let groups = Groups::open().unwrap();
+    if !groups.rules_devices() {
+        eprintln!("skipped: no writable cgroup");
+        return;
+    }
+    for file in groups.shared().iter().chain(&groups.outside()) {
+        assert!(file.exists(), "{file:?}");
+    }
+    let limits = Limits { memory: Some(64 << 20), pids: Some(50), ..Limits::default() };
+    if let Some(missing) = groups.missing_for(&limits) {
+        eprintln!("skipped: no controller {missing}");
+        return;
+    }
+    let group = groups.create("t1", None, Devices::Ruled, &limits).unwrap();
+    let procs = group.procs();
+    assert!(procs.iter().all(|file| file.exists()) && !procs.is_empty());
+    let mut sleeper = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    for file in &procs {
+        fs::write(file, sleeper.id().to_string()).unwrap();
+    }
+    assert_eq!(group.oom_kills(), 0);
+    group.kill();
+    assert!(!sleeper.wait().unwrap().success());
+    drop(group);
+    assert!(procs.iter().all(|file| !file.exists()));
+    let shared = groups.shared();
+    drop(groups);
+    assert!(shared.iter().all(|file| !file.exists()));
+}
+
+#[test]
+fn privileged_device_program_is_accepted() {
+    let found = Hierarchies::of_this_process().unwrap();
+    let (true, Some(unified)) = (rustix::process::geteuid().is_root(), found.unified) else {
+        eprintln!("skipped: needs root and a cgroup2 mount");
+        return;
+    };
+    let dir = unified.own.join(format!("hw-devices-test-{}", std::process::id()));
+    if let Err(error) = fs::create_dir(&dir) {
+        eprintln!("skipped: {error}");
+        return;
+    }
+    let ruled = devices::rule_version2(&dir);
+    let run = |script: &str| {
+        let join = format!("echo $$ > {}/cgroup.procs && {script}", dir.display());
+        std::process::Command::new("sh").args(["-c", &join]).output().unwrap().status.success()
+    };
+    let node = std::env::temp_dir().join(format!("hw-node-{}", std::process::id()));
+    let node = node.display();
+    let null = run("echo > /dev/null && head -c1 /dev/zero >/dev/null");
+    // Loop devices are block devices everywhere; whether one is attached does not matter for the refusal.
+    let made = run(&format!("mknod {node} b 7 0"));
+    let opened = run(&format!("head -c0 {node}"));
+    let _ = fs::remove_file(node.to_string());
+    fs::remove_dir(&dir).unwrap();
+    ruled.unwrap();
+    assert!(null && made && !opened, "null {null}, made {made}, opened {opened}");
+}

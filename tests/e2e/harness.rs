@@ -1,0 +1,324 @@
+//! What every end-to-end test stands on.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    let path = std::env::var_os("HULLWORKS_BIN").map(PathBuf::from);
+    path.expect("HULLWORKS_BIN is not set: run these tests by `cargo xtask e2e`")
+}
+
+/// Skips the test, saying why, unless the machine has what it needs: `needs!(root)`, `needs!(tool "skopeo")`.
+#[macro_export]
+macro_rules! needs {
+    (root) => {
+        $crate::needs!(@ $crate::harness::is_root(), "it wants root")
+    };
+    (userns) => {
+        $crate::needs!(@ $crate::harness::can_unshare(), "it wants user namespaces")
+    };
+    (static binary) => {
+        $crate::needs!(@ $crate::harness::is_static(), "it wants the static binary")
+    };
+    (tool $name:literal) => {
+        $crate::needs!(@ $crate::harness::has_tool($name), concat!("it wants `", $name, "`"))
+    };
+    (@ $has:expr, $why:expr) => {
+        if !$has {
+            println!("skipped: {}", $why);
+            return;
+        }
+    };
+}
+
+/// Whether we are root.
+pub fn is_root() -> bool {
+    succeeds(Command::new("sh").args(["-c", "test \"$(id -u)\" = 0"]))
+}
+
+/// Whether an ordinary user may make a user namespace here.
+pub fn can_unshare() -> bool {
+    succeeds(as_user(Command::new("unshare").args(["--user", "--map-root-user", "true"])).current_dir("/"))
+}
+
+/// Whether the binary under test runs without the libraries of this machine.
+pub fn is_static() -> bool {
+    let interpreter = b"/ld-linux-";
+    !fs::read(binary()).unwrap().windows(interpreter.len()).any(|window| window == interpreter)
+}
+
+/// Whether a program is in PATH.
+pub fn has_tool(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(name).is_file())
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// The id of the ordinary user that tests act as when they are started by root.
+pub const USER: u32 = 1000;
+
+/// The command as an ordinary user: as it is unless we are root.
+fn as_user(command: &Command) -> Command {
+    if !is_root() {
+        let mut same = Command::new(command.get_program());
+        same.args(command.get_args());
+        return same;
+    }
+    let mut wrapped = Command::new("setpriv");
+    let (uid, gid) = (format!("--reuid={USER}"), format!("--regid={USER}"));
+    wrapped.args([&uid, &gid, "--clear-groups", "--"]).arg(command.get_program()).args(command.get_args());
+    wrapped
+}
+
+/// A directory and a state of one test. Both are gone with it.
+pub struct World {
+    dir: TempDir,
+    program: PathBuf,
+    user: bool,
+}
+
+impl World {
+    /// Commands run as whoever runs the tests.
+    pub fn new() -> World {
+        let dir = tempfile::Builder::new().prefix("hullworks-e2e-").tempdir().unwrap();
+        World { dir, program: binary(), user: false }
+    }
+
+    /// Commands run as an ordinary user, who owns everything here.
+    pub fn of_user() -> World {
+        let mut world = World { user: true, ..World::new() };
+        if is_root() {
+            std::os::unix::fs::chown(world.dir.path(), Some(USER), Some(USER)).unwrap();
+            // Where the binary is built may be a place that only root can enter.
+            world.program = world.path("hullworks");
+            fs::copy(binary(), &world.program).unwrap();
+        }
+        world
+    }
+
+    /// A path in the directory.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes a file, and the directories above it.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// `hullworks build` on the state of this world.
+    pub fn build(&self) -> Invocation {
+        self.hullworks(["build", "--progress=plain", "--root"]).arg(self.path("state"))
+    }
+
+    /// `buildctl-daemonless.sh` on the state of this world.
+    pub fn daemonless<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Invocation {
+        let flags = format!("--root={}", self.path("state").display());
+        self.hullworks(["buildctl-daemonless.sh"]).args(args).env("BUILDKITD_FLAGS", flags)
+    }
+
+    /// `hullworks` with these arguments.
+    pub fn hullworks<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Invocation {
+        self.run(&self.program).args(args)
+    }
+
+    /// Another program, such as a tool that judges what we wrote.
+    pub fn run(&self, program: impl AsRef<OsStr>) -> Invocation {
+        let mut command = Command::new(program);
+        command.current_dir(self.dir.path());
+        // The caller's own settings must not decide a test.
+        for variable in ["BUILDKIT_PROGRESS", "BUILDKITD_FLAGS", "DOCKER_CONFIG", "SOURCE_DATE_EPOCH", "XDG_DATA_HOME"]
+        {
+            command.env_remove(variable);
+        }
+        command.env("HOME", self.dir.path());
+        Invocation { command, stdin: Vec::new(), user: self.user }
+    }
+}
+
+/// A program about to be started.
+pub struct Invocation {
+    command: Command,
+    stdin: Vec<u8>,
+    user: bool,
+}
+
+impl Invocation {
+    /// Adds an argument.
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Sets a variable.
+    pub fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(key, value);
+        self
+    }
+
+    /// What standard input holds.
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = bytes.into();
+        self
+    }
+
+    /// Runs it and expects success.
+    pub fn succeeds(self) -> Ended {
+        let ended = self.ends();
+        assert!(ended.code == Some(0), "{ended:?}");
+        ended
+    }
+
+    /// Runs it and expects failure, with exit code 1 as upstream.
+    pub fn fails(self) -> Ended {
+        let ended = self.ends();
+        assert!(ended.code == Some(1), "{ended:?}");
+        ended
+    }
+
+    /// Runs it.
+    pub fn ends(self) -> Ended {
+        self.starts().ends()
+    }
+
+    /// Starts it and goes on.
+    pub fn starts(self) -> Running {
+        let line = format!("{:?}", self.command);
+        let mut command = self.command;
+        if self.user {
+            let mut wrapped = as_user(&command);
+            wrapped.current_dir(command.get_current_dir().unwrap());
+            for (key, value) in command.get_envs() {
+                match value {
+                    Some(value) => wrapped.env(key, value),
+                    None => wrapped.env_remove(key),
+                };
+            }
+            command = wrapped;
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {line}: {error}"));
+        let mut stdin = child.stdin.take().unwrap();
+        let bytes = self.stdin;
+        // It may end without reading.
+        let writer = std::thread::spawn(move || drop(stdin.write_all(&bytes)));
+        let stdout = collect(child.stdout.take().unwrap());
+        let stderr = collect(child.stderr.take().unwrap());
+        Running { line, child, writer, stdout, stderr }
+    }
+}
+
+/// What a pipe held so far, read by a thread until its end.
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    thread: JoinHandle<()>,
+}
+
+fn collect(mut pipe: impl Read + Send + 'static) -> Collected {
+    let bytes = Arc::new(Mutex::new(Vec::new()));
+    let shared = bytes.clone();
+    let thread = std::thread::spawn(move || {
+        let mut buffer = [0; 8192];
+        while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+            shared.lock().unwrap().extend_from_slice(&buffer[..count]);
+        }
+    });
+    Collected { bytes, thread }
+}
+
+impl Collected {
+    fn end(self) -> Vec<u8> {
+        self.thread.join().unwrap();
+        std::mem::take(&mut *self.bytes.lock().unwrap())
+    }
+}
+
+/// A program that runs.
+pub struct Running {
+    line: String,
+    child: Child,
+    writer: JoinHandle<()>,
+    stdout: Collected,
+    stderr: Collected,
+}
+
+impl Running {
+    /// Waits until a line of standard error ends in this text.
+    #[track_caller]
+    pub fn waits_for(&self, end: &str) {
+        let began = Instant::now();
+        let said = || String::from_utf8_lossy(&self.stderr.bytes.lock().unwrap()).into_owned();
+        while !said().lines().any(|line| line.ends_with(&format!(" {end}"))) {
+            let over = self.stderr.thread.is_finished() || began.elapsed() > Duration::from_secs(120);
+            assert!(!over, "`{end}` was never said: {}", said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Sends a signal, by its name without SIG.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub fn ends(mut self) -> Ended {
+        let status = self.child.wait().unwrap();
+        self.writer.join().unwrap();
+        let stderr = String::from_utf8_lossy(&self.stderr.end()).into_owned();
+        Ended { line: self.line, code: status.code(), stdout: self.stdout.end(), stderr }
+    }
+}
+
+/// A program that has ended.
+pub struct Ended {
+    line: String,
+    /// None: a signal.
+    pub code: Option<i32>,
+    /// What it wrote to standard output.
+    pub stdout: Vec<u8>,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+impl Ended {
+    /// Standard output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Fails unless standard error has this text.
+    #[track_caller]
+    pub fn says(&self, text: &str) -> &Ended {
+        assert!(self.stderr.contains(text), "`{text}` is not said: {self:?}");
+        self
+    }
+}
+
+impl std::fmt::Debug for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let stdout = String::from_utf8_lossy(&self.stdout[..self.stdout.len().min(4096)]);
+        write!(f, "{}\nexit code {:?}\n--- stdout\n{stdout}\n--- stderr\n{}", self.line, self.code, self.stderr)
+    }
+}

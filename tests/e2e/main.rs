@@ -1,0 +1,15 @@
+//! The shipped binary from outside: real files, real processes, real registries.
+//!
+//! `cargo xtask e2e` builds the binary and runs this with `HULLWORKS_BIN`. Each test has a directory and a state of its
+//! own ([`harness::World`]), so that tests run side by side. One file per subject.
+
+#![expect(clippy::unwrap_used, reason = "a test says why it fails by failing")]
+
+mod harness;
+mod who;
+
+mod cases;
+mod own_image;
+mod program;
+mod smoke;
+mod steps;

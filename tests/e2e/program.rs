@@ -1,0 +1,46 @@
+//! Which program the binary is, and what it says without building anything.
+
+use std::os::unix::fs::symlink;
+
+use crate::harness::{World, binary};
+
+#[test]
+fn versions_are_four_words() {
+    let world = World::new();
+    let version = world.hullworks(["--version"]).succeeds().text();
+    let words: Vec<&str> = version.split_whitespace().collect();
+    let [name, package, version, revision] = words.as_slice() else { panic!("{words:?}") };
+    assert_eq!((*name, *package), ("hullworks", "github.com/hullworks/hullworks"));
+    assert!(version.starts_with('v') && !revision.is_empty());
+}
+
+#[test]
+fn the_name_decides() {
+    let world = World::new();
+    let link = world.path("buildctl-daemonless.sh");
+    symlink(binary(), &link).unwrap();
+    let version = world.run(&link).arg("--version").succeeds().text();
+    assert!(version.starts_with("buildctl-daemonless.sh "), "{version}");
+    for name in ["buildkitd", "buildctl", "executor"] {
+        let link = world.path(name);
+        symlink(binary(), &link).unwrap();
+        world.run(&link).fails().says(&format!("error: `{name}` comes with a later release"));
+        world.hullworks([name, "--debug"]).fails().says("comes with a later release");
+    }
+}
+
+#[test]
+fn mistakes_are_exit_code_1() {
+    let world = World::new();
+    world.hullworks(["frobnicate"]).fails().says("error: unrecognized subcommand `frobnicate`");
+    world.build().arg("/no/such/dir").fails().says("no such file or directory");
+    world.daemonless(["build", "--frontend", "dockerfile.v0", "--opt", "target"]).fails().says("expected key=value");
+}
+
+#[test]
+fn a_bad_configuration_is_named_with_its_line() {
+    let world = World::new();
+    let config = world.write("buildkitd.toml", "[worker.oci]\ngc = \"yes\"\n");
+    let said = format!("`{}`, line 2: `worker.oci.gc`: expected true or false, found a string", config.display());
+    world.build().arg("--config").arg(&config).arg(world.path(".")).fails().says(&said);
+}

@@ -1,0 +1,85 @@
+//! What people see of steps: their output, their failures, and what a signal does to them.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::harness::World;
+use crate::needs;
+
+/// A context with a shell: Debian's static busybox.
+fn with_shell(world: &World, instructions: &str) {
+    fs::create_dir_all(world.path("context/bin")).unwrap();
+    for name in ["sh", "sleep", "wc"] {
+        fs::copy("/bin/busybox", world.path("context/bin").join(name)).unwrap();
+    }
+    world.write("context/Dockerfile", format!("FROM scratch\nCOPY bin /bin/\n{instructions}"));
+}
+
+#[test]
+fn output_is_shown_with_its_time() {
+    needs!(tool "busybox");
+    let world = World::new();
+    with_shell(&world, "RUN echo one; echo two >&2\n");
+    let ended = world.build().arg("context").succeeds();
+    for line in ["one", "two"] {
+        let shown = ended.stderr.lines().any(|l| l.starts_with("#") && l.ends_with(&format!(" {line}")));
+        assert!(shown, "{ended:?}");
+    }
+    ended.says("DONE");
+}
+
+#[test]
+fn a_failure_shows_place_output_and_cause() {
+    needs!(tool "busybox");
+    let world = World::new();
+    with_shell(&world, "RUN echo before; exit 42\nRUN echo never\n");
+    let ended = world.build().arg("context").fails();
+    ended.says("before\n------\nDockerfile:3\n--------------------\n");
+    ended.says("   3 | >>> RUN echo before; exit 42\n");
+    ended.says("error: failed to solve: process \"/bin/sh -c echo before; exit 42\" did not complete successfully: exit code: 42\n");
+    assert!(!ended.stderr.contains("never\n") || !ended.stderr.contains("0 never"), "{ended:?}");
+}
+
+#[test]
+fn secrets_reach_the_step_and_nothing_else() {
+    needs!(tool "busybox");
+    let world = World::new();
+    let secret = "hunter2-secret";
+    world.write("token", secret);
+    with_shell(&world, "RUN --mount=type=secret,id=t,required=true wc -c < /run/secrets/t > /length\n");
+    let ended = world.build().args(["--secret", "id=t,src=token", "--output", "out", "context"]).succeeds();
+    assert_eq!(fs::read_to_string(world.path("out/length")).unwrap().trim(), secret.len().to_string());
+    assert!(!ended.stderr.contains(secret), "{ended:?}");
+    let found =
+        world.run("grep").args(["--recursive", "--binary", "--files-with-matches", secret, "out", "state"]).ends();
+    assert!(found.code == Some(1), "the secret lies in {}", found.text());
+    world.build().args(["--no-cache", "context"]).fails().says("error: failed to solve: ");
+}
+
+#[test]
+fn the_first_signal_ends_the_build_and_its_steps() {
+    needs!(tool "busybox");
+    let world = World::new();
+    // An argument that no other process has.
+    let mark = format!("{}.25", 1000 + std::process::id());
+    with_shell(&world, &format!("RUN echo started; exec sleep {mark}\n"));
+    for signal in ["INT", "TERM"] {
+        let running = world.build().arg("context").starts();
+        running.waits_for("started");
+        running.signal(signal);
+        let began = Instant::now();
+        let ended = running.ends();
+        assert!(ended.code == Some(1), "{ended:?}");
+        ended.says("error: failed to solve: ");
+        assert!(began.elapsed() < Duration::from_secs(60), "it slept to its end");
+        assert!(!is_running(&mark), "the step goes on after SIG{signal}");
+    }
+}
+
+/// Whether some process has this argument.
+fn is_running(argument: &str) -> bool {
+    fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+    })
+}

@@ -1,0 +1,55 @@
+//! The shipped binary: release profile, static against musl.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::process::{cargo, output, run};
+use crate::{elf, packages};
+
+/// The binary that `HULLWORKS_BIN` names, else a new one.
+pub fn find_or_build() -> Result<PathBuf> {
+    match std::env::var_os("HULLWORKS_BIN") {
+        Some(path) => {
+            let path = PathBuf::from(path);
+            path.canonicalize().with_context(|| format!("HULLWORKS_BIN: {}", path.display()))
+        }
+        None => build(),
+    }
+}
+
+/// Builds the binary, with the Rust target and the C compiler for musl fetched where they are missing.
+pub fn build() -> Result<PathBuf> {
+    packages::ensure(packages::BUILD)?;
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    ensure_target(&target)?;
+    run(&mut cargo(&[
+        "build",
+        "--release",
+        "--locked",
+        "--target",
+        &target,
+        "--package",
+        "hullworks",
+        "--bin",
+        "hullworks",
+    ]))?;
+    let built = target_dir().join(&target).join("release/hullworks");
+    let bytes = std::fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    elf::require_static(&bytes).with_context(|| format!("{} is not static", built.display()))?;
+    built.canonicalize().with_context(|| format!("find {}", built.display()))
+}
+
+/// Where cargo builds.
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from)
+}
+
+fn ensure_target(target: &str) -> Result<()> {
+    let libraries = output("rustc", &["--print", "target-libdir", "--target", target]);
+    if libraries.is_some_and(|dir| Path::new(&dir).is_dir()) {
+        return Ok(());
+    }
+    run(std::process::Command::new("rustup").args(["target", "add", target]))
+        .with_context(|| format!("Rust's target {target} is missing"))
+}

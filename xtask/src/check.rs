@@ -1,0 +1,22 @@
+//! Everything that needs no built binary, and the renewal of what is generated.
+
+use anyhow::Result;
+
+use crate::process::{cargo, run};
+use crate::{arrows, packages};
+
+/// The cheap ones first.
+pub fn all() -> Result<()> {
+    // Unit tests meet the same tools that the end-to-end tests do.
+    packages::ensure(packages::TESTS)?;
+    arrows::check()?;
+    run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    run(&mut cargo(&["clippy", "--package", "hullworks", "--test", "e2e", "--locked", "--", "-D", "warnings"]))?;
+    run(&mut cargo(&["test", "--workspace", "--locked"]))
+}
+
+/// Goldens are written by the tests that read them: `BLESS` for our own, `INSTA_UPDATE` for snapshots.
+pub fn bless() -> Result<()> {
+    run(cargo(&["test", "--workspace", "--no-fail-fast"]).env("BLESS", "1").env("INSTA_UPDATE", "always"))
+}

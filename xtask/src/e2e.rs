@@ -1,0 +1,14 @@
+//! The end-to-end tests: the shipped binary from outside.
+
+use anyhow::Result;
+
+use crate::process::{self, cargo};
+use crate::{binary, packages};
+
+/// Builds the binary unless `HULLWORKS_BIN` names one, then runs the tests of `tests/e2e` with it.
+pub fn run(args: &[String]) -> Result<()> {
+    packages::ensure(packages::TESTS)?;
+    let binary = binary::find_or_build()?;
+    let mut test = cargo(&["test", "--locked", "--package", "hullworks", "--test", "e2e", "--"]);
+    process::run(test.args(args).env("HULLWORKS_BIN", binary))
+}
