@@ -195,7 +195,7 @@ fn lookup_in(source: SourceId, store: &dyn CacheStore, lookups: &[&Lookup]) -> R
 /// What each lookup finds. What one key of an input leads to, its other keys lead to from now on.
 fn meetings(source: SourceId, store: &dyn CacheStore, lookups: &[&Lookup]) -> Result<Vec<Meeting>, StoreError> {
     let root = |lookup: &&Lookup| root_key(lookup.digest, lookup.number());
-    let roots: Vec<KeyId> = lookups.iter().filter(|lookup| lookup.is_root()).map(|lookup| root(lookup)).collect();
+    let roots: Vec<KeyId> = lookups.iter().filter(|lookup| lookup.is_root()).map(root).collect();
     let ops: Vec<Inputs> =
         lookups.iter().filter(|lookup| !lookup.is_root()).map(|lookup| lookup.links(source)).collect();
     let exist = if roots.is_empty() { Vec::new() } else { store.exist(&roots)? };
