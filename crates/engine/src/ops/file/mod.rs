@@ -4,6 +4,7 @@
 //! action, each on its target's tree ([`plan`]).
 
 mod action;
+mod archive;
 mod plan;
 
 use std::sync::Arc;
