@@ -34,7 +34,7 @@ fn filter(include: &[&str], exclude: &[&str], follow: &[&str]) -> Filter {
 fn the_map_function_has_the_last_word() {
     let (_dir, root) = scratch();
     let everything = filter(&[], &[], &[]);
-    let mut says = |hit: &str, verdict| {
+    let says = |hit: &str, verdict| {
         paths(&root, &everything, &mut |path: &Path, _: &mut Stat| {
             if path == Path::new(hit) { verdict } else { Verdict::Keep }
         })
@@ -86,7 +86,7 @@ fn nobody_looks_into_what_is_excluded() {
         return;
     }
     let (dir, root) = scratch();
-    fs::set_permissions(dir.path().join("a/b"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(dir.path().join("a/b"), fs::Permissions::from_mode(0o0)).unwrap();
     let kept = paths(&root, &filter(&[], &["a/b"], &[]), &mut |_, _| Verdict::Keep);
     assert_eq!(kept, ["a", "a/3", "d", "d/4", "e"]);
     let error = walk(&root, &Filter::default(), &mut reset_owner, &Cancel::new()).unwrap_err();
