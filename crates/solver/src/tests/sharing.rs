@@ -410,7 +410,8 @@ fn adder(name: &str, inputs: &[&str]) -> Step {
 fn outputs_of_equal_ops_merge_without_going_round_in_circles() {
     let inputs = ["3", "4", "5"].map(|number| constant(number, number.parse().unwrap()));
     let names = ["3", "4", "5"];
-    let cases: [(&[(&str, u32)], i64, usize); 2] = [
+    type Case<'a> = (&'a [(&'a str, u32)], i64, usize);
+    let cases: [Case<'_>; 2] = [
         (&[("va", 1), ("vb", 0), ("va", 0), ("vb", 1)], 1 + 6 + 5 + 5 + 6, 1),
         (&[("vb", 0), ("va", 0), ("vc", 1), ("va", 1), ("va", 2), ("vb", 2)], 1 + 5 + 5 + 6 + 6 + 7 + 7, 2),
     ];
