@@ -6,9 +6,12 @@
 #![expect(clippy::unwrap_used, reason = "a test says why it fails by failing")]
 
 mod harness;
+mod kitchen;
 mod who;
 
+mod cache;
 mod cases;
+mod outputs;
 mod own_image;
 mod program;
 mod smoke;

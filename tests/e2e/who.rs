@@ -43,10 +43,12 @@ impl Who {
     /// A world whose files belong to them.
     pub fn world(self) -> World {
         let world = World::new();
-        symlink(binary(), world.path("buildctl-daemonless.sh")).unwrap();
-        if self != Who::Root && is_root() {
-            fs::remove_file(world.path("buildctl-daemonless.sh")).unwrap();
-            fs::copy(binary(), world.path("buildctl-daemonless.sh")).unwrap();
+        symlink("hullworks", world.path("buildctl-daemonless.sh")).unwrap();
+        if self == Who::Root || !is_root() {
+            symlink(binary(), world.path("hullworks")).unwrap();
+        } else {
+            // Where the binary is built may be a place that only root can enter.
+            fs::copy(binary(), world.path("hullworks")).unwrap();
             world.write("etc/passwd", format!("root:x:0:0:root:/root:/bin/sh\nbuilder:x:{USER}:{USER}::/:/bin/sh\n"));
             world.write("etc/subuid", "builder:100000:65536\n");
             chown(world.path("."), Some(USER), Some(USER)).unwrap();
@@ -75,6 +77,11 @@ impl Who {
             Who::Single if is_root() => user.args(["env", "PATH=/nowhere", program]),
             Who::Single => world.run("env").args(["PATH=/nowhere", program]),
         }
+    }
+
+    /// `hullworks` as them.
+    pub fn hullworks(self, world: &World) -> Invocation {
+        self.run(world, world.path("hullworks").to_str().unwrap())
     }
 
     /// `buildctl-daemonless.sh` as them.

@@ -147,6 +147,8 @@ pub(crate) enum EntryMap {
     Keep,
     /// No time is later: seconds since 1970.
     Clamp(i64),
+    /// Every time is this one.
+    Set(i64),
 }
 
 impl EntryMap {
@@ -155,10 +157,10 @@ impl EntryMap {
     }
 
     pub(crate) fn apply(self, entry: &mut Entry) {
-        if let EntryMap::Clamp(epoch) = self
-            && entry.mtime.secs >= epoch
-        {
-            entry.mtime = Time { secs: epoch, nanos: 0 };
+        match self {
+            EntryMap::Clamp(epoch) if entry.mtime.secs >= epoch => entry.mtime = Time { secs: epoch, nanos: 0 },
+            EntryMap::Set(epoch) => entry.mtime = Time { secs: epoch, nanos: 0 },
+            EntryMap::Keep | EntryMap::Clamp(_) => {}
         }
     }
 }
@@ -184,6 +186,8 @@ mod tests {
             entry.mtime = Time { secs, nanos };
             EntryMap::Clamp(10).apply(&mut entry);
             assert_eq!((entry.mtime.secs, entry.mtime.nanos), wanted);
+            EntryMap::Set(20).apply(&mut entry);
+            assert_eq!((entry.mtime.secs, entry.mtime.nanos), (20, 0));
         }
     }
 }

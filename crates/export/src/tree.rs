@@ -44,12 +44,15 @@ pub(crate) async fn write(
         for (prefix, platform) in &platforms {
             if !prefix.is_empty() {
                 let path = prefix[..prefix.len() - 1].to_vec();
-                let entry = Entry::new(path, EntryKind::Directory, 0o755);
+                let mut entry = Entry::new(path, EntryKind::Directory, 0o755);
+                epoch.map_or(EntryMap::Keep, EntryMap::Set).apply(&mut entry);
                 tar.append(&entry, io::empty()).map_err(io::Error::other)?;
             }
             let id = platform.tree.as_ref().map(|tree| tree.id());
+            // Unlike in layers, older times change too, as in BuildKit's `type=local` and `type=tar`.
+            let times = epoch.map_or(EntryMap::Keep, EntryMap::Set);
             let map = |entry: &mut Entry| {
-                EntryMap::of(epoch).apply(entry);
+                times.apply(entry);
                 entry.path.splice(0..0, prefix.iter().copied());
                 if let EntryKind::HardLink { target } = &mut entry.kind {
                     target.splice(0..0, prefix.iter().copied());

@@ -141,7 +141,9 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             false => vec![finish(CacheKey::with_deps(node.maps[0].digest, number, self.all_input_keys(id)))],
         };
         if let Some(result) = &output.stored {
-            let save = |key: &Arc<CacheKey>| (vertex, Save { key: key.clone(), result: result.clone() });
+            let save = |key: &Arc<CacheKey>| {
+                (vertex, Save { key: key.clone(), result: Some(result.clone()), also: Vec::new() })
+            };
             self.saves.extend(keys.iter().map(save));
         }
         // Readers must not find what is cached on top of a result that was asked to be made anew.

@@ -157,11 +157,14 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
                 if let Some(stored) = output.stored
                     && candidate.record.source != SourceId::LOCAL
                 {
-                    self.saves.push((vertex, Save { key: candidate.key.clone(), result: stored }));
+                    let save = Save { key: candidate.key.clone(), result: Some(stored), also: Vec::new() };
+                    self.saves.push((vertex, save));
                 }
                 self.report_cached(vertex);
                 let solved = Solved { result: output.result, keys: vec![candidate.key] };
                 self.conclude(edge, Ok(solved));
+                let merged = self.edges[edge].merged_from.clone();
+                self.link_merged(edge, &merged);
             }
             None => {
                 if cancelled {

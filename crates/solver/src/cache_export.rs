@@ -49,7 +49,7 @@ pub struct ChainLink {
 /// The chain of some keys: those of [`Solved::keys`](crate::Solved::keys). Keys of one moment and
 /// keys with an input that nothing lasting leads to are left out.
 ///
-/// With a store, other ways that it knows to the same keys are added (builds that had the same
+/// With a store (which should know all results by now: wait for [`Event::Saved`](crate::Event::Saved)), other ways that it knows to the same keys are added (builds that had the same
 /// content under other definitions), and other sources that stand for the same results. This asks the store, so
 /// call it on a blocking thread.
 pub fn chain(keys: &[Arc<CacheKey>], store: Option<(SourceId, &dyn CacheStore)>) -> Result<Chain, StoreError> {

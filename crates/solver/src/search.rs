@@ -99,8 +99,11 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             return;
         }
         let Some(Ok(solved)) = &self.edges[dep.child].outcome else { return };
+        let asking = dep.pending > 0 || (dep.unasked && !edge.no_match);
         let digest = match self.nodes[edge.vertex].content[input as usize] {
             ContentState::Known(digest) => digest,
+            // Not while there is something to load, or keys whose answer may bring something.
+            ContentState::Unknown if asking || !edge.records.is_empty() => return,
             ContentState::Unknown if dep.want == Level::Complete => {
                 let (vertex, result) = (edge.vertex, solved.result.clone());
                 return self.start_content(vertex, input, result);
@@ -138,6 +141,8 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         for input in &new {
             self.dep_mut(id, *input).unasked = false;
             self.take_view(id, *input);
+            // No answer will come for those that match already; what waited for it goes on.
+            self.touch(id, *input);
         }
         for input in unmatched {
             let question = Question::Input(self.known_of(id, input));

@@ -74,11 +74,13 @@ impl TestImage {
             "aarch64" => "arm64",
             other => other,
         };
+        let history = json!({"created": "2020-01-02T03:04:05Z", "created_by": "a layer of testkit"});
         let config = json!({
             "architecture": architecture,
             "os": "linux",
             "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["sh"]},
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
+            "history": vec![history; layers.len()],
         });
         let config = Bytes::from(config.to_string());
         let descriptors: Vec<Value> = layers.iter().map(|layer| descriptor(LAYER, layer)).collect();

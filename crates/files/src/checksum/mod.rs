@@ -94,6 +94,8 @@ pub(crate) struct Listed {
     pub(crate) digest: Option<Digest>,
     /// Whether unchanged times mean an unchanged file since then.
     pub(crate) settled: bool,
+    /// The file has no extended attributes as long as its times are the same.
+    pub(crate) no_xattrs: bool,
 }
 
 impl Tree {

@@ -520,7 +520,8 @@ fn privileged_local_sources_belong_to_root() {
 
 #[test]
 fn a_file_that_changed_since_its_checksum_is_never_copied() {
-    let change: [(&str, fn(&Path)); 4] = [
+    type Change = (&'static str, fn(&Path));
+    let change: [Change; 4] = [
         ("rewritten", |file| fs::write(file, "bbbb").unwrap()),
         ("gone", |file| fs::remove_file(file).unwrap()),
         ("a link", |file| {

@@ -172,7 +172,8 @@ fn deep_chains_do_not_overflow_the_stack() {
         key = Arc::new(CacheKey::with_deps(Digest::of(level.to_string()).into(), 0, deps));
     }
     let result = crate::CacheResult { id: "r".into(), created_at: 1 };
-    cache_manager::save(&store, &[Save { key: key.clone(), result }]).expect("in memory");
+    cache_manager::save(&store, &[Save { key: key.clone(), result: Some(result), also: Vec::new() }])
+        .expect("in memory");
     let chain = chain(&[key], Some((SourceId::LOCAL, &store))).expect("in memory");
     assert_eq!(chain.records.len(), 20_001);
     check(&chain);

@@ -26,7 +26,7 @@ fn with(op: &str, output: i32, deps: Vec<Vec<Dep>>) -> Arc<CacheKey> {
 
 fn put(store: &dyn CacheStore, key: &Arc<CacheKey>, result: &str) {
     let result = CacheResult { id: result.into(), created_at: 1 };
-    save(store, &[Save { key: key.clone(), result }]).expect("in memory");
+    save(store, &[Save { key: key.clone(), result: Some(result), also: Vec::new() }]).expect("in memory");
 }
 
 fn lookups(op: &str, output: u32, question: Question) -> Lookup {
@@ -251,7 +251,8 @@ fn a_batch_costs_a_few_calls_whatever_its_length() {
     let keys: Vec<Arc<CacheKey>> = (0..100).map(|n| root(&n.to_string())).collect();
     let saves = keys.iter().map(|key| Save {
         key: with("op", 0, vec![vec![dep(key, None)]]),
-        result: CacheResult { id: "r".into(), created_at: 1 },
+        result: Some(CacheResult { id: "r".into(), created_at: 1 }),
+        also: Vec::new(),
     });
     let saves: Vec<Save> = saves.collect();
     save(&*store, &saves).expect("in memory");
@@ -282,7 +283,7 @@ fn a_failing_source_finds_nothing_and_others_do() {
     assert_eq!(failure.map(|error| error.to_string()).as_deref(), Some("the cache store failed"));
     let result = CacheResult { id: "r".into(), created_at: 1 };
     let key = with("op", 0, vec![vec![dep(&root("foo"), None)]]);
-    assert!(save(&*bad, &[Save { key, result }]).is_err());
+    assert!(save(&*bad, &[Save { key, result: Some(result), also: Vec::new() }]).is_err());
 }
 
 /// The store's shortcut says what the trait's own way says.

@@ -166,7 +166,8 @@ fn round(w: &mut World, plan: &Plan, salt: &str) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    // PROPTEST_CASES asks for more.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn results_are_those_of_a_naive_evaluator(plan in plan()) {

@@ -1,21 +1,17 @@
 //! One action of a file op: from the wire's terms to those of `files`.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use base::{Cancel, Fault, Kind};
-use files::copy::{Copy, CopyEnv, Source, Unpack, copy};
+use files::copy::{Copy, CopyEnv, Source, copy};
 use files::ops::{Mkdir, Mkfile, Rm, Symlink, mkdir, mkfile, rm, symlink};
-use files::untar;
 use files::{ModeChange, Owner, OwnerRef, Symbolic, Target, Time, resolve_owner};
-use image::layer::compression::Decompressor;
-use image::layer::tar;
 use llb::pb;
 use llb::pb::file_action::Action;
-use store::TarSource;
 use sys::path::Root;
 
+use super::archive::Archives;
 use super::{Reading, Run, Slot, State, Step, Work};
 use crate::local::LocalTree;
 use crate::shadow::Recording;
@@ -249,46 +245,4 @@ fn mode_bits(mode: i32) -> u32 {
 /// Nanoseconds since 1970; -1 keeps what is there.
 fn time(nanos: i64) -> Option<Time> {
     (nanos != -1).then(|| Time::from_nanos(nanos))
-}
-
-/// `ADD` unpacks local archives.
-struct Archives<'a> {
-    shadow: bool,
-    cancel: &'a Cancel,
-}
-
-const XZ: &[u8] = b"\xfd7zXZ\0";
-const BZIP2: &[u8] = b"BZh";
-
-impl Unpack for Archives<'_> {
-    fn is_archive(&self, mut file: &File) -> io::Result<bool> {
-        let mut magic = [0; 6];
-        let n = file.read(&mut magic)?;
-        for (name, start) in [("xz", XZ), ("bzip2", BZIP2)] {
-            if magic[..n].starts_with(start) {
-                return Err(io::Error::other(format!("archives compressed with {name} are not supported yet")));
-            }
-        }
-        rustix::fs::seek(file, rustix::fs::SeekFrom::Start(0))?;
-        // An archive is what begins with a header that can be read.
-        let Ok(plain) = Decompressor::new(file, untar::Limits::default().bytes) else { return Ok(false) };
-        Ok(matches!(tar::Reader::new(plain).next(), Ok(Some(_))))
-    }
-
-    fn unpack(
-        &self,
-        file: File,
-        into: &Root,
-        owner: Option<Owner>,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let mut options = untar::Options::archive();
-        options.owner = owner.map(|owner| (owner.uid, owner.gid));
-        options.shadow = self.shadow;
-        options.cancel = self.cancel.clone();
-        let plain = Decompressor::new(file, options.limits.bytes)?;
-        let dir = into.dir().try_clone_to_owned()?;
-        let report = untar::unpack(&dir, &mut TarSource(tar::Reader::new(plain)), &options)?;
-        let _ = report;
-        Ok(())
-    }
 }

@@ -4,6 +4,7 @@
 //! action, each on its target's tree ([`plan`]).
 
 mod action;
+mod archive;
 mod plan;
 
 use std::sync::Arc;
@@ -188,7 +189,11 @@ fn open_root(mounted: &Mounted) -> Result<Root, Fault> {
 enum Reading {
     Empty,
     /// `links` reads records of what the kernel refused.
-    Snapshot { root: Root, links: Option<Recalling>, _mounted: Mounted },
+    Snapshot {
+        root: Root,
+        links: Option<Recalling>,
+        _mounted: Mounted,
+    },
     Local(Arc<LocalTree>),
 }
 

@@ -1,0 +1,168 @@
+//! What a second build does again. Every build is a process of its own.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, SystemTime};
+
+use crate::kitchen::{Kitchen, ran, steps};
+use crate::who::Who;
+
+const EVERYBODY: [Who; 3] = [Who::Root, Who::Ranges, Who::Single];
+
+#[test]
+fn only_what_changed_runs_again() {
+    for who in EVERYBODY {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        kitchen.dockerfile("FROM busybox\nCOPY a d /x/\nRUN cat /x/a > /b\nCOPY c /c\nRUN cat /c > /d\n");
+        for name in ["a", "d/1", "d/2", "c", "unrelated"] {
+            kitchen.file(name, name);
+        }
+        let all = ["COPY a d /x/", "COPY c /c", "RUN cat /c > /d", "RUN cat /x/a > /b"];
+        let path = |name: &str| kitchen.world.path("context").join(name);
+        assert_eq!(ran(&kitchen.build("").succeeds()), all, "{who:?}: first");
+        let check = |what: &str, expected: &[&str]| {
+            let ended = kitchen.build("").succeeds();
+            assert_eq!(ran(&ended), expected, "{who:?}: {what}: {ended:?}");
+            assert_eq!(steps(&ended).1.len(), all.len() - expected.len(), "{who:?}: {what}: {ended:?}");
+        };
+        check("nothing changed", &[]);
+
+        let file = fs::File::options().write(true).open(path("a")).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(1000)).unwrap();
+        kitchen.file("d/1", "d/1");
+        kitchen.file("unrelated", "changed");
+        kitchen.file("new", "new");
+        check("times and files that nobody reads", &[]);
+
+        kitchen.file("c", "other");
+        check("the last file", &["COPY c /c", "RUN cat /c > /d"]);
+        kitchen.file("c", "c");
+        check("and back", &[]);
+
+        fs::set_permissions(path("d/2"), fs::Permissions::from_mode(0o755)).unwrap();
+        check("a mode", &all);
+        kitchen.file("d/3", "");
+        check("a new file in a directory", &all);
+        fs::remove_file(path("d/3")).unwrap();
+        check("and gone", &[]);
+        fs::rename(path("d/1"), path("d/one")).unwrap();
+        check("a name", &all);
+
+        kitchen.dockerfile("FROM busybox\nCOPY a d /x/\nRUN cat /x/a > /b\nCOPY c /c\nRUN cat /c > /e\nCMD x\n");
+        check_changed(&kitchen, &["RUN cat /c > /e"]);
+    }
+}
+
+fn check_changed(kitchen: &Kitchen, expected: &[&str]) {
+    let ended = kitchen.build("").succeeds();
+    assert_eq!(ran(&ended), expected, "{ended:?}");
+}
+
+#[test]
+fn a_step_with_the_same_input_content_is_cached_though_an_earlier_one_ran() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    kitchen.dockerfile("FROM busybox AS one\nARG V\nRUN echo $V > /v; echo same > /same\nFROM busybox\nCOPY --from=one /same /\nRUN cat /same\n");
+    kitchen.build("--build-arg V=1").succeeds();
+    let ended = kitchen.build("--build-arg V=2").succeeds();
+    assert_eq!(ran(&ended), ["RUN echo $V > /v; echo same > /same"], "{ended:?}");
+}
+
+#[test]
+fn no_cache_is_for_all_or_for_stages() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    kitchen.dockerfile(
+        "FROM busybox AS one\nRUN echo 1 > /1\nFROM busybox AS two\nRUN echo 2 > /2\nCOPY --from=one /1 /\n",
+    );
+    let all = ["COPY --from=one /1 /", "RUN echo 1 > /1", "RUN echo 2 > /2"];
+    assert_eq!(ran(&kitchen.build("").succeeds()), all);
+    assert_eq!(ran(&kitchen.build("").succeeds()), [""; 0]);
+    assert_eq!(ran(&kitchen.build("--no-cache").succeeds()), all);
+    let filtered = kitchen.build("--no-cache-filter two").succeeds();
+    assert_eq!(ran(&filtered), ["COPY --from=one /1 /", "RUN echo 2 > /2"], "{filtered:?}");
+    let filtered = kitchen.build("--no-cache-filter one").succeeds();
+    assert_eq!(ran(&filtered), ["RUN echo 1 > /1"], "the content is the same: {filtered:?}");
+}
+
+#[test]
+fn a_failed_build_keeps_what_it_finished() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    kitchen.dockerfile("FROM busybox\nRUN echo 1 > /1\nRUN cat /missing\n");
+    kitchen.build("").fails().says("exit code: 1");
+    kitchen.dockerfile("FROM busybox\nRUN echo 1 > /1\nRUN cat /1\n");
+    assert_eq!(ran(&kitchen.build("").succeeds()), ["RUN cat /1"]);
+}
+
+#[test]
+fn equal_steps_run_once() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    let same = "RUN --mount=type=cache,target=/c echo x >> /c/count; sleep 0.3; cp /c/count /count\n";
+    let stages: String = (0..4).map(|n| format!("FROM busybox AS s{n}\n{same}")).collect();
+    kitchen.dockerfile(&format!(
+        "{stages}FROM scratch\nCOPY --from=s0 /count /0\nCOPY --from=s1 /count /1\nCOPY --from=s3 /count /3\n"
+    ));
+    kitchen.build("--output out").succeeds();
+    assert_eq!(fs::read_to_string(kitchen.world.path("out/3")).unwrap(), "x\n");
+}
+
+#[test]
+fn independent_stages_run_at_the_same_time_and_share_a_cache_mount() {
+    for who in EVERYBODY {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        // Each waits for the other's file.
+        let stage = |me: u8, other: u8| {
+            format!(
+                "FROM busybox AS s{me}\nRUN --mount=type=cache,target=/c touch /c/{me}; i=0; \
+                 while ! test -e /c/{other}; do i=$((i+1)); test $i -lt 300 || exit 1; sleep 0.1; done; touch /ok{me}\n"
+            )
+        };
+        let last = "FROM scratch\nCOPY --from=s1 /ok1 /\nCOPY --from=s2 /ok2 /\n";
+        kitchen.dockerfile(&format!("{}{}{last}", stage(1, 2), stage(2, 1)));
+        kitchen.build("").succeeds();
+    }
+}
+
+#[test]
+fn locked_cache_mounts_are_used_one_after_another_and_private_ones_not_together() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    let stages = |sharing: &str, script: &str| -> String {
+        let stage = |n| {
+            format!(
+                "FROM busybox AS s{n}\nRUN --mount=type=cache,id={sharing},target=/c,sharing={sharing} n={n}; {script}\n"
+            )
+        };
+        let copies = |n| format!("COPY --from=s{n} /ok /{n}\n");
+        format!("{}FROM scratch\n{}", (1..4).map(stage).collect::<String>(), (1..4).map(copies).collect::<String>())
+    };
+    kitchen.dockerfile(&stages(
+        "locked",
+        "mkdir /c/held || exit 1; sleep 0.3; rmdir /c/held; echo $n >> /c/all; cat /c/all > /ok",
+    ));
+    kitchen.build("--output locked").succeeds();
+    let lines = |name: &str| fs::read_to_string(kitchen.world.path(name)).unwrap().lines().count();
+    let mut seen = [lines("locked/1"), lines("locked/2"), lines("locked/3")];
+    seen.sort();
+    assert_eq!(seen, [1, 2, 3], "all used the same directory");
+
+    kitchen.dockerfile(&stages("private", "mkdir /c/held || exit 1; sleep 1; rmdir /c/held; touch /ok"));
+    kitchen.build("").succeeds();
+}
+
+#[test]
+fn cache_mounts_stay_between_builds_and_prune_empties_them() {
+    for who in EVERYBODY {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        kitchen.dockerfile("FROM busybox AS b\nARG N\nRUN --mount=type=cache,target=/c echo $N >> /c/l; cat /c/l > /l\nFROM scratch\nCOPY --from=b /l /\n");
+        let lines = || fs::read_to_string(kitchen.world.path("out/l")).unwrap().replace('\n', " ");
+        kitchen.build("--build-arg N=1 --output out").succeeds();
+        kitchen.build("--build-arg N=2 --output out").succeeds();
+        assert_eq!(lines(), "1 2 ", "{who:?}");
+        kitchen.build("--build-arg N=2 --no-cache --output out").succeeds();
+        assert_eq!(lines(), "1 2 2 ", "{who:?}: the content of cache mounts is no cache");
+        let du = kitchen.hullworks("du").succeeds().text();
+        assert!(du.lines().count() > 4, "{du}");
+        kitchen.hullworks("prune --all").succeeds();
+        assert!(kitchen.hullworks("du").succeeds().text().contains("Total:\t\t0B"));
+        kitchen.build("--build-arg N=3 --output out").succeeds();
+        assert_eq!(lines(), "3 ", "{who:?}");
+    }
+}

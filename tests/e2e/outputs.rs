@@ -1,0 +1,302 @@
+//! Where results go, judged by the programs that others read them with.
+
+use std::fs;
+use std::path::PathBuf;
+
+use hyper::Method;
+use serde_json::Value;
+use testkit::DockerRegistry;
+use testkit::image::{TestImage, noise};
+
+use crate::harness::{World, has_tool, is_root};
+use crate::kitchen::Kitchen;
+use crate::needs;
+use crate::who::Who;
+
+/// Files of several kinds, owners and modes; removals over the base.
+const DOCKERFILE: &str = "FROM busybox\nRUN mkdir -p /o/d && echo 1 > /o/d/f && ln /o/d/f /o/hard && ln -s d /o/soft \
+    && chown -R 3:4 /o/d && chmod 4750 /o/d/f && busybox mkfifo /o/pipe && touch /gone\n\
+    RUN rm /gone && rm -r /root && mkdir -m 700 /root && touch -d @1000000000 /old\n\
+    COPY --chown=1:2 --chmod=640 a /owned/a\nENV K=v\nCMD [\"sh\"]\n";
+
+fn prepared() -> Option<Kitchen> {
+    let kitchen = Kitchen::new(Who::Root)?;
+    kitchen.dockerfile(DOCKERFILE);
+    kitchen.file("a", "a\n");
+    Some(kitchen)
+}
+
+fn json(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes).unwrap()
+}
+
+/// What GNU tar lists of an archive, sorted.
+fn listing(world: &World, tar: &str) -> Vec<String> {
+    let args = ["--list", "--verbose", "--numeric-owner", "--full-time", "--utc", "--file", tar];
+    let text = world.run("tar").env("LC_ALL", "C").args(args).succeeds().text();
+    let mut lines: Vec<String> =
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ").replace(" ./", " ")).collect();
+    lines.retain(|line| !line.ends_with(' '));
+    // Which of two hard links is the file is up to the archive.
+    lines.retain(|line| !line.contains("o/hard") && !line.contains("o/d/f"));
+    lines.sort();
+    lines
+}
+
+#[test]
+fn privileged_other_tools_unpack_the_same_tree() {
+    needs!(root);
+    needs!(tool "skopeo");
+    needs!(tool "umoci");
+    let Some(kitchen) = prepared() else { return };
+    let world = &kitchen.world;
+    kitchen.build("--output type=tar,dest=tree.tar").succeeds();
+    let expected = listing(world, "tree.tar");
+    assert!(expected.iter().any(|line| line.starts_with("-rw-r----- 1/2 2 ")), "{expected:#?}");
+    for (n, (transport, output)) in [
+        ("oci-archive", "type=oci"),
+        ("oci-archive", "type=oci,compression=zstd"),
+        ("oci-archive", "type=oci,compression=zstd,compression-level=19,force-compression=true"),
+        ("oci-archive", "type=oci,compression=uncompressed,force-compression=true"),
+        ("oci-archive", "type=oci,compression=gzip,compression-level=9,force-compression=true"),
+        ("oci-archive", "type=oci,oci-mediatypes=false"),
+        ("docker-archive", "type=docker,name=some/name:tag"),
+        ("docker-archive", "type=docker,name=some/name:tag,compression=uncompressed"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        kitchen.build(&format!("--output {output},dest=image{n}.tar")).succeeds();
+        let image = format!("{transport}:image{n}.tar");
+        let config = world.run("skopeo").args(["inspect", "--config", &image]).succeeds().text();
+        assert!(config.contains("\"K=v\""), "{output}: {config}");
+        let (layout, bundle) = (format!("oci:layout{n}:x"), format!("bundle{n}"));
+        // What skopeo copies it also verifies.
+        world.run("skopeo").args(["copy", "--dest-decompress", &image, &layout]).succeeds();
+        let layout = format!("layout{n}:x");
+        // umoci reads gzip and plain layers only; skopeo made them plain.
+        world.run("umoci").args(["unpack", "--image", &layout, &bundle]).succeeds();
+        let pack = ["--create", "--file", "again.tar", "--directory", &format!("{bundle}/rootfs"), "."];
+        world.run("tar").args(pack).succeeds();
+        assert_eq!(listing(world, "again.tar"), expected, "{output}");
+    }
+}
+
+#[test]
+fn layers_have_the_compression_that_is_asked_for() {
+    let Some(kitchen) = prepared() else { return };
+    for (attributes, ours, base) in [
+        ("", "tar+gzip", "tar"),
+        (",compression=zstd", "tar+zstd", "tar"),
+        (",compression=zstd,force-compression=true", "tar+zstd", "tar+zstd"),
+        (",compression=uncompressed", "tar", "tar"),
+        (",compression=gzip,force-compression=true", "tar+gzip", "tar+gzip"),
+    ] {
+        kitchen.build(&format!("--output type=oci,tar=false,dest=layout{attributes}")).succeeds();
+        let path = |digest: &Value| kitchen.world.path("layout/blobs").join(digest.as_str().unwrap().replace(':', "/"));
+        let index = json(&fs::read(kitchen.world.path("layout/index.json")).unwrap());
+        let manifest = json(&fs::read(path(&index["manifests"][0]["digest"])).unwrap());
+        let layers = manifest["layers"].as_array().unwrap();
+        assert_eq!(layers.len(), 4, "{manifest:#}");
+        for (n, layer) in layers.iter().enumerate() {
+            let kind = if n == 0 { base } else { ours };
+            assert_eq!(layer["mediaType"], format!("application/vnd.oci.image.layer.v1.{kind}"), "{attributes}, {n}");
+            let head: [u8; 4] = fs::read(path(&layer["digest"])).unwrap()[..4].try_into().unwrap();
+            let is = match head {
+                [0x1f, 0x8b, ..] => "tar+gzip",
+                [0x28, 0xb5, 0x2f, 0xfd] => "tar+zstd",
+                _ => "tar",
+            };
+            assert_eq!(is, kind, "{attributes}, {n}");
+        }
+        fs::remove_dir_all(kitchen.world.path("layout")).unwrap();
+    }
+}
+
+#[test]
+fn an_image_is_pushed_under_its_names() {
+    needs!(tool "docker-registry");
+    needs!(tool "skopeo");
+    let Some(kitchen) = prepared() else { return };
+    let registry = DockerRegistry::start().unwrap();
+    let host = registry.host();
+    let line = format!("--push -t {host}/a/b:1 -t {host}/c:2 --metadata-file meta.json --iidfile iid");
+    kitchen.build(&line).succeeds().says("pushing manifest for");
+    let meta = json(&fs::read(kitchen.world.path("meta.json")).unwrap());
+    let digest = meta["containerimage.digest"].as_str().unwrap();
+    assert_eq!(meta["image.name"], format!("{host}/a/b:1,{host}/c:2"));
+    for name in ["a/b:1", "c:2"] {
+        let image = format!("docker://{host}/{name}");
+        let inspect = ["inspect", "--tls-verify=false", &image];
+        assert_eq!(json(&kitchen.world.run("skopeo").args(inspect).succeeds().stdout)["Digest"], digest);
+        if has_tool("crane") {
+            let image = format!("{host}/{name}");
+            kitchen.world.run("crane").args(["validate", "--insecure", "--remote", &image]).succeeds();
+        }
+    }
+    let iid = fs::read_to_string(kitchen.world.path("iid")).unwrap();
+    assert!(iid == digest || Some(iid.as_str()) == meta["containerimage.config.digest"].as_str(), "{iid}: {meta:#}");
+
+    let line =
+        format!("--output type=image,name={host}/by-digest,push=true,push-by-digest=true --metadata-file meta.json");
+    kitchen.build(&line).succeeds();
+    let image = format!("docker://{host}/by-digest@{digest}");
+    kitchen.world.run("skopeo").args(["inspect", "--tls-verify=false", &image]).succeeds();
+    let tags = ["list-tags", "--tls-verify=false", &format!("docker://{host}/by-digest")];
+    let tags = kitchen.world.run("skopeo").args(tags).ends();
+    assert!(!tags.text().contains("latest"), "{tags:?}");
+}
+
+#[test]
+fn layers_that_nobody_reads_are_mounted_and_not_downloaded() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    let layers = (0..3).map(|seed| {
+        testkit::image::tar(&[testkit::image::File {
+            path: "f",
+            mode: 0o644,
+            data: noise(seed, 10_000).to_vec(),
+            link: None,
+        }])
+    });
+    TestImage::of_layers(layers.collect()).put(&kitchen.registry, "library/big", "latest");
+    let host = kitchen.registry.host();
+    kitchen.dockerfile(&format!("FROM {host}/library/big\nLABEL a=b\nCMD [\"x\"]\n"));
+    kitchen.registry.forget_requests();
+    kitchen.build(&format!("--push -t {host}/other/name:1")).succeeds();
+    let requests = kitchen.registry.requests();
+    let blobs = |method: Method, part: &str| {
+        requests.iter().filter(|r| r.method == method && r.path.contains(part) && r.status < 300).count()
+    };
+    // One: the config of the base.
+    assert_eq!(blobs(Method::GET, "/blobs/"), 1, "{requests:#?}");
+    let mounts = requests.iter().filter(|r| r.query.contains("mount=") && r.status == 201).count();
+    assert_eq!(mounts, 3, "{requests:#?}");
+    assert_eq!(blobs(Method::PUT, "/blobs/uploads/"), 1, "only the config is sent: {requests:#?}");
+
+    // Later in a new process, and when a step reads them after all.
+    kitchen.dockerfile(&format!("FROM busybox\nCOPY --from={host}/other/name:1 /f /\n"));
+    kitchen.build("--output out").succeeds();
+    assert_eq!(fs::read(kitchen.world.path("out/f")).unwrap(), noise(2, 10_000));
+}
+
+#[test]
+fn the_same_build_has_the_same_bytes() {
+    let Some(kitchen) = prepared() else { return };
+    let build = |state: &str, dest: &str| -> Vec<u8> {
+        let args = format!("--output type=oci,rewrite-timestamp=true,dest={dest} --metadata-file {dest}.json");
+        kitchen.build_on(state, &args).env("SOURCE_DATE_EPOCH", "1700000000").succeeds();
+        fs::read(kitchen.world.path(dest)).unwrap()
+    };
+    let first = build("state1", "1.tar");
+    kitchen.world.run("touch").args(["-d", "2001-01-01", "context/a"]).succeeds();
+    assert!(first == build("state2", "2.tar"), "another state makes other bytes");
+    assert!(first == build("state1", "3.tar"), "the cache makes other bytes");
+}
+
+#[test]
+fn several_platforms_make_an_index() {
+    needs!(tool "skopeo");
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    kitchen.dockerfile("FROM scratch\nARG TARGETARCH\nARG TARGETVARIANT\nCOPY a-$TARGETARCH$TARGETVARIANT /a\n");
+    for name in ["a-amd64", "a-arm64", "a-armv7"] {
+        kitchen.file(name, name);
+    }
+    kitchen.build("--platform linux/amd64,linux/arm64,linux/arm/v7 --output type=oci,dest=image.tar").succeeds();
+    let inspect = ["inspect", "--raw", "oci-archive:image.tar"];
+    let index = json(&kitchen.world.run("skopeo").args(inspect).succeeds().stdout);
+    let platforms: Vec<String> = index["manifests"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| {
+            format!(
+                "{}{}",
+                m["platform"]["architecture"].as_str().unwrap(),
+                m["platform"]["variant"].as_str().unwrap_or_default()
+            )
+        })
+        .collect();
+    assert_eq!(platforms, ["amd64", "arm64", "armv7"]);
+    kitchen.build("--platform linux/amd64,linux/arm64,linux/arm/v7 --output out").succeeds();
+    for (dir, name) in [("linux_amd64", "a-amd64"), ("linux_arm64", "a-arm64"), ("linux_arm_v7", "a-armv7")] {
+        assert_eq!(fs::read_to_string(kitchen.world.path("out").join(dir).join("a")).unwrap(), name);
+    }
+}
+
+#[test]
+fn standard_output_takes_one_archive() {
+    let Some(kitchen) = prepared() else { return };
+    for output in ["-", "type=tar,dest=-", "type=oci,dest=-", "type=docker,name=x,dest=-"] {
+        let stdout = kitchen.build(&format!("--output {output}")).succeeds().stdout;
+        kitchen.world.write("stdout.tar", &stdout);
+        let list = kitchen.world.run("tar").args(["--list", "--file", "stdout.tar"]).succeeds().text();
+        let wanted = if output.contains("oci") || output.contains("docker") { "index.json\n" } else { "owned/a\n" };
+        assert!(list.contains(wanted), "{output}: {list}");
+    }
+}
+
+#[test]
+fn a_directory_gets_the_files_and_keeps_its_own() {
+    let Some(kitchen) = prepared() else { return };
+    kitchen.world.write("out/mine", "mine");
+    kitchen.world.write("out/owned/a", "old");
+    kitchen.build("--output type=local,dest=out").succeeds();
+    let out = |name: &str| kitchen.world.path("out").join(name);
+    assert_eq!(fs::read_to_string(out("mine")).unwrap(), "mine");
+    assert_eq!(fs::read_to_string(out("owned/a")).unwrap(), "a\n");
+    assert_eq!(fs::read_link(out("o/soft")).unwrap(), PathBuf::from("d"));
+}
+
+#[test]
+fn privileged_podman_loads_it() {
+    needs!(root);
+    needs!(tool "podman");
+    let Some(kitchen) = prepared() else { return };
+    for (n, output) in ["type=oci", "type=docker", "type=docker,compression=zstd"].into_iter().enumerate() {
+        let name = format!("localhost/loaded:{n}");
+        kitchen.build(&format!("--output {output},name={name},dest=image.tar")).succeeds();
+        let podman = || {
+            kitchen.world.run("podman").args(["--root", "podman", "--runroot", "podman-run", "--storage-driver=vfs"])
+        };
+        podman().args(["load", "--input", "image.tar"]).succeeds();
+        let inspect = podman().args(["image", "inspect", "--format", "{{.Config.Cmd}}", &name]).succeeds();
+        assert_eq!(inspect.text().trim(), "[sh]");
+    }
+    assert!(is_root());
+}
+
+#[test]
+fn buildkits_users_write_it_like_this() {
+    for who in [Who::Root, Who::Ranges, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        let host = kitchen.registry.host();
+        kitchen.file(
+            "build/Containerfile",
+            "FROM busybox AS base\nARG K\nRUN --mount=type=secret,id=token test \"$(cat /run/secrets/token)\" = t\n\
+             RUN echo $K > /k\nFROM base AS app\nCOPY app /app\nRUN exit 1\n",
+        );
+        kitchen.file("app", "app");
+        kitchen.world.write("token", "t");
+        let line = format!(
+            "build --frontend dockerfile.v0 --local context=context --local dockerfile=context/build --opt filename=Containerfile \
+             --opt target=base --opt build-arg:K=V --secret id=token,src=token --progress=plain --metadata-file meta.json \
+             --output type=image,\"name={host}/app:1,{host}/app:2\",push=true"
+        );
+        let build = who.daemonless(&kitchen.world).args(line.replace('"', "").split_whitespace().map(|word| {
+            word.replace(&format!("name={host}/app:1,{host}/app:2"), &format!("\"name={host}/app:1,{host}/app:2\""))
+        }));
+        build.env("BUILDKITD_FLAGS", "--root=state --config=buildkitd.toml").succeeds();
+        let meta = json(&fs::read(kitchen.world.path("meta.json")).unwrap());
+        for tag in ["1", "2"] {
+            let (_, manifest) = kitchen.registry.manifest("app", tag).unwrap();
+            assert_eq!(testkit_digest(&manifest), meta["containerimage.digest"].as_str().unwrap());
+        }
+    }
+}
+
+/// The digest of bytes, by a program of the machine.
+fn testkit_digest(bytes: &[u8]) -> String {
+    let world = World::new();
+    let sum = world.run("sha256sum").stdin(bytes).succeeds().text();
+    format!("sha256:{}", sum.split(' ').next().unwrap())
+}
