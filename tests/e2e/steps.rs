@@ -76,6 +76,16 @@ fn the_first_signal_ends_the_build_and_its_steps() {
     }
 }
 
+#[test]
+fn what_one_stage_made_another_copies() {
+    needs!(tool "busybox");
+    let world = World::new();
+    let stages = "RUN echo made > /made\nFROM scratch\nCOPY --from=0 /made /copied\n";
+    with_shell(&world, stages);
+    world.build().args(["--output", "out", "context"]).succeeds();
+    assert_eq!(fs::read_to_string(world.path("out/copied")).unwrap(), "made\n");
+}
+
 /// Whether some process has this argument.
 fn is_running(argument: &str) -> bool {
     fs::read_dir("/proc").unwrap().flatten().any(|entry| {
