@@ -70,7 +70,9 @@ fn a_step_with_the_same_input_content_is_cached_though_an_earlier_one_ran() {
 #[test]
 fn no_cache_is_for_all_or_for_stages() {
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };
-    kitchen.dockerfile("FROM busybox AS one\nRUN echo 1 > /1\nFROM busybox AS two\nRUN echo 2 > /2\nCOPY --from=one /1 /\n");
+    kitchen.dockerfile(
+        "FROM busybox AS one\nRUN echo 1 > /1\nFROM busybox AS two\nRUN echo 2 > /2\nCOPY --from=one /1 /\n",
+    );
     let all = ["COPY --from=one /1 /", "RUN echo 1 > /1", "RUN echo 2 > /2"];
     assert_eq!(ran(&kitchen.build("").succeeds()), all);
     assert_eq!(ran(&kitchen.build("").succeeds()), [""; 0]);
@@ -95,7 +97,9 @@ fn equal_steps_run_once() {
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };
     let same = "RUN --mount=type=cache,target=/c echo x >> /c/count; sleep 0.3; cp /c/count /count\n";
     let stages: String = (0..4).map(|n| format!("FROM busybox AS s{n}\n{same}")).collect();
-    kitchen.dockerfile(&format!("{stages}FROM scratch\nCOPY --from=s0 /count /0\nCOPY --from=s1 /count /1\nCOPY --from=s3 /count /3\n"));
+    kitchen.dockerfile(&format!(
+        "{stages}FROM scratch\nCOPY --from=s0 /count /0\nCOPY --from=s1 /count /1\nCOPY --from=s3 /count /3\n"
+    ));
     kitchen.build("--output out").succeeds();
     assert_eq!(fs::read_to_string(kitchen.world.path("out/3")).unwrap(), "x\n");
 }
@@ -122,12 +126,17 @@ fn locked_cache_mounts_are_used_one_after_another_and_private_ones_not_together(
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };
     let stages = |sharing: &str, script: &str| -> String {
         let stage = |n| {
-            format!("FROM busybox AS s{n}\nRUN --mount=type=cache,id={sharing},target=/c,sharing={sharing} n={n}; {script}\n")
+            format!(
+                "FROM busybox AS s{n}\nRUN --mount=type=cache,id={sharing},target=/c,sharing={sharing} n={n}; {script}\n"
+            )
         };
         let copies = |n| format!("COPY --from=s{n} /ok /{n}\n");
         format!("{}FROM scratch\n{}", (1..4).map(stage).collect::<String>(), (1..4).map(copies).collect::<String>())
     };
-    kitchen.dockerfile(&stages("locked", "mkdir /c/held || exit 1; sleep 0.3; rmdir /c/held; echo $n >> /c/all; cat /c/all > /ok"));
+    kitchen.dockerfile(&stages(
+        "locked",
+        "mkdir /c/held || exit 1; sleep 0.3; rmdir /c/held; echo $n >> /c/all; cat /c/all > /ok",
+    ));
     kitchen.build("--output locked").succeeds();
     let lines = |name: &str| fs::read_to_string(kitchen.world.path(name)).unwrap().lines().count();
     let mut seen = [lines("locked/1"), lines("locked/2"), lines("locked/3")];

@@ -150,10 +150,8 @@ impl Case {
 
     /// Builds it; the result lies beside the context.
     fn build(&self, who: Who, world: &World, base: &Base, upstream: Option<&Path>) -> Ended {
-        let config = format!(
-            "[registry.\"docker.io\"]\nmirrors = [\"{0}\"]\n[registry.\"{0}\"]\nhttp = true\n",
-            base.host
-        );
+        let config =
+            format!("[registry.\"docker.io\"]\nmirrors = [\"{0}\"]\n[registry.\"{0}\"]\nhttp = true\n", base.host);
         world.write("buildkitd.toml", config);
         fs::create_dir(world.path("context")).unwrap();
         for (name, text) in &self.sections[1..] {

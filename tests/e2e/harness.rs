@@ -26,6 +26,9 @@ macro_rules! needs {
     (userns) => {
         $crate::needs!(@ $crate::harness::can_unshare(), "it wants user namespaces")
     };
+    (static binary) => {
+        $crate::needs!(@ $crate::harness::is_static(), "it wants the static binary")
+    };
     (tool $name:literal) => {
         $crate::needs!(@ $crate::harness::has_tool($name), concat!("it wants `", $name, "`"))
     };
@@ -45,6 +48,12 @@ pub fn is_root() -> bool {
 /// Whether an ordinary user may make a user namespace here.
 pub fn can_unshare() -> bool {
     succeeds(as_user(Command::new("unshare").args(["--user", "--map-root-user", "true"])).current_dir("/"))
+}
+
+/// Whether the binary under test runs without the libraries of this machine.
+pub fn is_static() -> bool {
+    let interpreter = b"/ld-linux-";
+    !fs::read(binary()).unwrap().windows(interpreter.len()).any(|window| window == interpreter)
 }
 
 /// Whether a program is in PATH.

@@ -141,7 +141,8 @@ fn an_image_is_pushed_under_its_names() {
     let iid = fs::read_to_string(kitchen.world.path("iid")).unwrap();
     assert!(iid == digest || Some(iid.as_str()) == meta["containerimage.config.digest"].as_str(), "{iid}: {meta:#}");
 
-    let line = format!("--output type=image,name={host}/by-digest,push=true,push-by-digest=true --metadata-file meta.json");
+    let line =
+        format!("--output type=image,name={host}/by-digest,push=true,push-by-digest=true --metadata-file meta.json");
     kitchen.build(&line).succeeds();
     let image = format!("docker://{host}/by-digest@{digest}");
     kitchen.world.run("skopeo").args(["inspect", "--no-tags", "--tls-verify=false", &image]).succeeds();
@@ -152,9 +153,14 @@ fn an_image_is_pushed_under_its_names() {
 #[test]
 fn layers_that_nobody_reads_are_mounted_and_not_downloaded() {
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };
-    let layers = (0..3).map(|seed| testkit::image::tar(&[testkit::image::File {
-        path: "f", mode: 0o644, data: noise(seed, 10_000).to_vec(), link: None,
-    }]));
+    let layers = (0..3).map(|seed| {
+        testkit::image::tar(&[testkit::image::File {
+            path: "f",
+            mode: 0o644,
+            data: noise(seed, 10_000).to_vec(),
+            link: None,
+        }])
+    });
     TestImage::of_layers(layers.collect()).put(&kitchen.registry, "library/big", "latest");
     let host = kitchen.registry.host();
     kitchen.dockerfile(&format!("FROM {host}/library/big\nLABEL a=b\nCMD [\"x\"]\n"));
@@ -205,7 +211,13 @@ fn several_platforms_make_an_index() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|m| format!("{}{}", m["platform"]["architecture"].as_str().unwrap(), m["platform"]["variant"].as_str().unwrap_or_default()))
+        .map(|m| {
+            format!(
+                "{}{}",
+                m["platform"]["architecture"].as_str().unwrap(),
+                m["platform"]["variant"].as_str().unwrap_or_default()
+            )
+        })
         .collect();
     assert_eq!(platforms, ["amd64", "arm64", "armv7"]);
     kitchen.build("--platform linux/amd64,linux/arm64,linux/arm/v7 --output out").succeeds();
@@ -246,7 +258,9 @@ fn privileged_podman_loads_it() {
     for (n, output) in ["type=oci", "type=docker", "type=docker,compression=zstd"].into_iter().enumerate() {
         let name = format!("localhost/loaded:{n}");
         kitchen.build(&format!("--output {output},name={name},dest=image.tar")).succeeds();
-        let podman = || kitchen.world.run("podman").args(["--root", "podman", "--runroot", "podman-run", "--storage-driver=vfs"]);
+        let podman = || {
+            kitchen.world.run("podman").args(["--root", "podman", "--runroot", "podman-run", "--storage-driver=vfs"])
+        };
         podman().args(["load", "--input", "image.tar"]).succeeds();
         let inspect = podman().args(["image", "inspect", "--format", "{{.Config.Cmd}}", &name]).succeeds();
         assert_eq!(inspect.text().trim(), "[sh]");
@@ -259,8 +273,11 @@ fn buildkits_users_write_it_like_this() {
     for who in [Who::Root, Who::Ranges, Who::Single] {
         let Some(kitchen) = Kitchen::new(who) else { continue };
         let host = kitchen.registry.host();
-        kitchen.file("build/Containerfile", "FROM busybox AS base\nARG K\nRUN --mount=type=secret,id=token test \"$(cat /run/secrets/token)\" = t\n\
-             RUN echo $K > /k\nFROM base AS app\nCOPY app /app\nRUN exit 1\n");
+        kitchen.file(
+            "build/Containerfile",
+            "FROM busybox AS base\nARG K\nRUN --mount=type=secret,id=token test \"$(cat /run/secrets/token)\" = t\n\
+             RUN echo $K > /k\nFROM base AS app\nCOPY app /app\nRUN exit 1\n",
+        );
         kitchen.file("app", "app");
         kitchen.world.write("token", "t");
         let line = format!(

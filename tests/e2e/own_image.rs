@@ -8,6 +8,7 @@ use crate::needs;
 
 #[test]
 fn the_project_builds_its_own_image() {
+    needs!(static binary);
     needs!(tool "skopeo");
     needs!(tool "umoci");
     let world = World::new();

@@ -60,9 +60,11 @@ impl Core {
             Tree::Local(local) => {
                 let local = local.clone();
                 blocking(move || {
-                    let env = Env { cancel: Some(&cancel), ..Env::default() };
+                    let env = Env { memo: Some(&local.memo), cancel: Some(&cancel), ..Env::default() };
                     let place = Place::at(local.root.clone());
-                    content_key(&selectors, Some((&local.tree, &place)), &env)
+                    let digest = content_key(&selectors, Some((&local.tree, &place)), &env);
+                    local.memo.save();
+                    digest
                 })
                 .await
                 .map_err(failed)

@@ -43,12 +43,7 @@ impl Core {
         }
     }
 
-    async fn fill_all(
-        self: &Arc<Self>,
-        job: &Arc<Job>,
-        tasks: &Tasks,
-        missing: Vec<SnapshotId>,
-    ) -> Result<(), Fault> {
+    async fn fill_all(self: &Arc<Self>, job: &Arc<Job>, tasks: &Tasks, missing: Vec<SnapshotId>) -> Result<(), Fault> {
         let start = |id: SnapshotId| {
             let (core, job, tasks) = (self.clone(), job.clone(), tasks.clone());
             self.fills.layers.join(id, || fill_one(core, job, tasks, id).boxed())

@@ -14,6 +14,7 @@ mod frontend;
 mod images;
 mod job;
 mod local;
+mod memo;
 mod open;
 mod ops;
 mod places;

@@ -15,9 +15,13 @@ use tokio::sync::OnceCell;
 
 use crate::core::{Core, blocking};
 use crate::job::Job;
+use crate::memo::FileDigests;
 use crate::ops::OpContext;
 use crate::ops::source::LocalSource;
 use crate::tree::Tree;
+
+/// Where digests of files are kept, by directory.
+const DIGESTS: &str = "file-digests";
 
 /// A directory of the client.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub(crate) struct LocalTree {
     pub(crate) root: Arc<Root>,
     /// Its files and what is known of their content.
     pub(crate) tree: checksum::Tree,
+    /// Digests of files that earlier builds read.
+    pub(crate) memo: FileDigests,
     /// What `.dockerignore` and the like leave out.
     exclude: Vec<String>,
     /// A copy of it, for those who cannot read it in place.
@@ -40,14 +46,16 @@ impl LocalTree {
             follow: source.follow_paths.clone().unwrap_or_default(),
         };
         let cancel = ctx.blocking_cancel();
-        let (listed, tree) = blocking(move || {
+        let kept = ctx.core.store.kv(DIGESTS);
+        let (root, tree, memo) = blocking(move || {
+            let memo = FileDigests::load(kept, root.path().to_string_lossy().into_owned());
             let tree = checksum::Tree::of_context(&root, &filter, &cancel);
-            tree.map(|tree| (root, tree))
+            tree.map(|tree| (root, tree, memo))
         })
         .await
         .map_err(|e| Fault::because(Kind::User, format!("cannot read the files of `{}`", source.name), e))?;
         let exclude = source.exclude.clone().unwrap_or_default();
-        Ok(Tree::Local(Arc::new(LocalTree { root: listed, tree, exclude, copy: OnceCell::new() })))
+        Ok(Tree::Local(Arc::new(LocalTree { root, tree, memo, exclude, copy: OnceCell::new() })))
     }
 
     /// Whether the path is there, but excluded: worth a hint where it is missed.

@@ -8,7 +8,10 @@ use llb::pb;
 
 /// The source maps of a build's definitions.
 #[derive(Default)]
-pub(crate) struct Places(HashMap<Digest, Vec<(Arc<SourceFile>, Vec<SourceSpan>)>>);
+pub(crate) struct Places(HashMap<Digest, Vec<Place>>);
+
+/// Lines of a file.
+type Place = (Arc<SourceFile>, Vec<SourceSpan>);
 
 impl Places {
     /// Adds the map of one definition. Places that point outside of it are dropped: a client made them.

@@ -77,10 +77,11 @@ impl Helper {
             Some(program) => launch(&sys::mount::fd_path(program.as_fd()), &theirs).or_else(|_| launch(own, &theirs)),
             None => launch(own, &theirs),
         }?;
+        let init = Init { control: Some(control), process };
         for file in &self.join {
-            std::fs::write(file, process.id().to_string())?;
+            std::fs::write(file, init.process.id().to_string())?;
         }
-        Ok(Init { control: Some(control), process })
+        Ok(init)
     }
 }
 

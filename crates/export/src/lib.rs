@@ -101,7 +101,8 @@ pub enum Exporter {
 impl Exporter {
     /// Reads an output's type and attributes. Unknown ones are refused by name.
     pub fn read(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Exporter, Fault> {
-        let (name, exporter): (&'static str, fn(&mut Attributes) -> Result<Exporter, Fault>) = match kind {
+        type Read = fn(&mut Attributes) -> Result<Exporter, Fault>;
+        let (name, exporter): (&'static str, Read) = match kind {
             "image" => ("image", |attrs| Ok(Exporter::Image(attrs.image()?, attrs.push()?))),
             "oci" => ("oci", |attrs| read_archive(attrs, false)),
             "docker" => ("docker", |attrs| read_archive(attrs, true)),

@@ -78,8 +78,9 @@ fn look_up(what: &'static str, name: &str, root: Option<&Root>, file: &str) -> R
         Err(error) => return Err(failed(error)),
     };
     let lines = text.split(|byte| *byte == b'\n').map(|line| line.trim_ascii());
-    let comments = what == "group";
-    for line in lines.filter(|line| !line.is_empty() && !(comments && line.starts_with(b"#"))) {
+    // Only group files know comments, as upstream reads them.
+    let is_comment = |line: &[u8]| what == "group" && line.starts_with(b"#");
+    for line in lines.filter(|line| !line.is_empty() && !is_comment(line)) {
         let mut fields = line.split(|byte| *byte == b':');
         if fields.next() == Some(name.as_bytes()) {
             let fields = line.split(|byte| *byte == b':').map(|field| String::from_utf8_lossy(field).into_owned());

@@ -15,7 +15,8 @@ use sys::path::Root;
 
 use crate::checksum::{Recall, Xattrs};
 use crate::lexical;
-use crate::stat::{Kind, Stat};
+use crate::stat::{Kind, Stat, Time};
+use crate::target::timestamps;
 
 pub(crate) fn decode(text: &str) -> Vec<u8> {
     if text == "%%" {
@@ -75,6 +76,22 @@ impl TestTree {
         tree
     }
 
+    /// Gives entry `i` of the text the time `base + i`, and the root `base - 1`.
+    pub(crate) fn set_times(&self, spec: &[&str], base: i64) {
+        let set = |path: &Path, secs: i64| {
+            let time = Time { secs, nanos: 0 };
+            let times = timestamps((time, time));
+            rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        };
+        for (index, line) in spec.iter().enumerate().rev() {
+            if !line.starts_with("xattr") && !line.starts_with("hard") {
+                let name = decode(line.split(' ').nth(1).unwrap());
+                set(&self.path().join(lexical::to_path(&name)), base + index as i64);
+            }
+        }
+        set(&self.path(), base - 1);
+    }
+
     pub(crate) fn path(&self) -> PathBuf {
         self.scratch.path().join("root")
     }
@@ -132,8 +149,8 @@ impl TestTree {
                     let (uid, gid) = (Uid::from_raw(number(3)), Gid::from_raw(number(4)));
                     rustix::fs::chownat(CWD, &path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).unwrap();
                 }
-                // A set-group-id bit of a foreign group is dropped for ordinary users.
-                let shown = if real { mode() } else { mode() & 0o1777 | 0o400 };
+                // Ordinary users must be able to go on, and get no set-group-id bit of a foreign group.
+                let shown = if real { mode() } else { mode() & 0o1777 | 0o700 };
                 fs::set_permissions(&path, fs::Permissions::from_mode(shown)).unwrap();
             }
         }

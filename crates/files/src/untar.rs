@@ -681,7 +681,9 @@ impl<'a> Unpacker<'a> {
             return Err(refused(path, "its link target is empty"));
         }
         self.replace(path, place, "create symlink", || rustix::fs::symlinkat(&*goal, &*place.dir, &*place.name))?;
-        self.own_name(path, place, entry, target, false)?;
+        if !self.is_born_with(entry) {
+            self.own_name(path, place, entry, target, false)?;
+        }
         self.attributes_name(path, place, entry)?;
         self.time_name(path, place, entry)
     }
@@ -786,10 +788,15 @@ impl<'a> Unpacker<'a> {
         self.time_name(path, place, entry)
     }
 
+    /// Whether a new file in the current directory belongs to the entry's owner from the start.
+    fn is_born_with(&self, entry: &Entry) -> bool {
+        let inherits = self.steps.last().map_or(self.root_setgid, |step| step.setgid);
+        !inherits && (entry.uid, entry.gid) == self.ids
+    }
+
     /// Sets the owner of an open file or directory; says whether it had to.
     fn own_fd(&mut self, path: &[u8], fd: &OwnedFd, entry: &Entry, existing: bool) -> Result<bool, Error> {
-        let inherits = self.steps.last().map_or(self.root_setgid, |step| step.setgid);
-        if !existing && !inherits && (entry.uid, entry.gid) == self.ids {
+        if !existing && self.is_born_with(entry) {
             return Ok(false);
         }
         match rustix::fs::fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))) {

@@ -22,7 +22,7 @@ pub(crate) fn of_fd(fd: impl AsFd) -> io::Result<Xattrs> {
 
 /// All attributes of an entry of a directory, never following it.
 pub(crate) fn of_entry(dir: impl AsFd, name: &OsStr) -> io::Result<Xattrs> {
-    let path = entry_path(dir, name);
+    let path = entry_path(&dir, name);
     read_all(|list| rustix::fs::llistxattr(&path, list), |name, value| rustix::fs::lgetxattr(&path, name, value))
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn set_on_fd(fd: impl AsFd, name: &[u8], value: &[u8]) -> Result<(), 
 
 /// Sets an attribute of an entry, never following it.
 pub(crate) fn set_on_entry(dir: impl AsFd, entry: &OsStr, name: &[u8], value: &[u8]) -> Result<(), Errno> {
-    rustix::fs::lsetxattr(entry_path(dir, entry), OsStr::from_bytes(name), value, XattrFlags::empty())
+    rustix::fs::lsetxattr(entry_path(&dir, entry), OsStr::from_bytes(name), value, XattrFlags::empty())
 }
 
 /// There are no calls for xattrs relative to a directory (before Linux 6.13), but procfs names open directories, and

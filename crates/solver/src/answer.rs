@@ -157,11 +157,14 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
                 if let Some(stored) = output.stored
                     && candidate.record.source != SourceId::LOCAL
                 {
-                    self.saves.push((vertex, Save { key: candidate.key.clone(), result: stored }));
+                    let save = Save { key: candidate.key.clone(), result: Some(stored), also: Vec::new() };
+                    self.saves.push((vertex, save));
                 }
                 self.report_cached(vertex);
                 let solved = Solved { result: output.result, keys: vec![candidate.key] };
                 self.conclude(edge, Ok(solved));
+                let merged = self.edges[edge].merged_from.clone();
+                self.link_merged(edge, &merged);
             }
             None => {
                 if cancelled {
@@ -224,12 +227,14 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         let digest = map.expect("a lookup follows a cache map").digest;
         let key = CacheKey::with_deps(digest, output, self.input_keys(id))
             .for_vertex(node.vertex.digest)
+            .with_records(found.records)
+            .exported(node.vertex.export_cache)
             .known_as(found.sources.iter().map(|source| (*source, found.id.clone())));
         let key = Arc::new(key);
         let sources = node.sources.clone();
         let edge = &mut self.edges[id];
-        edge.add_records(&key, &found.records, &sources);
-        edge.keys.push(Known { key, records: found.records, id: Some(found.id) });
+        edge.add_records(&key, key.records(), &sources);
+        edge.keys.push(Known { key, id: Some(found.id) });
         if edge.demand() > Level::Initial {
             self.enqueue(id);
         }

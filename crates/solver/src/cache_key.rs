@@ -21,6 +21,8 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use base::{Digest, DigestParseError};
 
+use crate::cache_manager::Record;
+
 /// The output index of a key made from an input's content instead of from an op.
 pub const CONTENT_OUTPUT: i32 = -1;
 
@@ -80,6 +82,13 @@ pub struct Dep {
     pub selector: Option<Digest>,
 }
 
+impl Dep {
+    /// Whether both are the same key in memory, read in the same way.
+    pub(crate) fn is_same(&self, other: &Dep) -> bool {
+        Arc::ptr_eq(&self.key, &other.key) && self.selector == other.selector
+    }
+}
+
 /// What an edge is remembered by.
 pub struct CacheKey {
     digest: KeyDigest,
@@ -87,6 +96,9 @@ pub struct CacheKey {
     vertex: Option<Digest>,
     /// For each input all keys it is known by; empty for root keys.
     deps: Vec<Vec<Dep>>,
+    /// What could be loaded when the key was found or made.
+    records: Vec<Record>,
+    exported: Option<bool>,
     root_id: OnceLock<KeyId>,
     /// The id in each store that knows or was asked about this key.
     ids: Mutex<Vec<(SourceId, KeyId)>>,
@@ -105,12 +117,33 @@ impl CacheKey {
 
     /// The key of an op that reads inputs.
     pub fn with_deps(digest: KeyDigest, output: i32, deps: Vec<Vec<Dep>>) -> CacheKey {
-        CacheKey { digest, output, vertex: None, deps, root_id: OnceLock::new(), ids: Mutex::default() }
+        CacheKey {
+            digest,
+            output,
+            vertex: None,
+            deps,
+            records: Vec::new(),
+            exported: None,
+            root_id: OnceLock::new(),
+            ids: Mutex::default(),
+        }
     }
 
     /// Notes the vertex that the key was made for; remote caches name it beside results.
     pub fn for_vertex(mut self, vertex: Digest) -> CacheKey {
         self.vertex = Some(vertex);
+        self
+    }
+
+    /// Notes what can be loaded.
+    pub fn with_records(mut self, records: Vec<Record>) -> CacheKey {
+        self.records = records;
+        self
+    }
+
+    /// Notes whether the client wants the result in exported caches.
+    pub fn exported(mut self, exported: Option<bool>) -> CacheKey {
+        self.exported = exported;
         self
     }
 
@@ -133,6 +166,16 @@ impl CacheKey {
     /// The vertex that the key was made for.
     pub fn vertex(&self) -> Option<Digest> {
         self.vertex
+    }
+
+    /// What could be loaded when the key was found or made, best first.
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// Whether the client wants the result in exported caches, if it said so.
+    pub fn is_exported(&self) -> Option<bool> {
+        self.exported
     }
 
     /// For each input the keys it is known by.

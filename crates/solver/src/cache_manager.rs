@@ -93,8 +93,10 @@ pub struct Record {
 pub struct Save {
     /// The key; links from all its inputs' keys are written with it.
     pub key: Arc<CacheKey>,
-    /// The result.
-    pub result: CacheResult,
+    /// The result; none if only links are new.
+    pub result: Option<CacheResult>,
+    /// Further keys of inputs, by the number of the input, that lead to it.
+    pub also: Vec<(u32, Dep)>,
 }
 
 /// Answers lookups, in their order. A source that fails finds nothing; its first error is returned
@@ -126,22 +128,20 @@ pub fn lookup<S: Sources + ?Sized>(sources: &S, lookups: &[Lookup]) -> (Vec<Answ
 /// Saves results in the local cache, in one transaction.
 pub fn save(store: &dyn CacheStore, saves: &[Save]) -> Result<(), StoreError> {
     let source = SourceId::LOCAL;
-    resolve(source, store, saves.iter().map(|save| &save.key))?;
-    let result = |save: &Save| Change::Result { key: id_of(&save.key, source), result: save.result.clone() };
-    let mut changes: Vec<Change> = saves.iter().map(result).collect();
+    let also = saves.iter().flat_map(|save| &save.also).map(|(_, dep)| &dep.key);
+    resolve(source, store, saves.iter().map(|save| &save.key).chain(also))?;
+    let result = |save: &Save| Some(Change::Result { key: id_of(&save.key, source), result: save.result.clone()? });
+    let mut changes: Vec<Change> = saves.iter().filter_map(result).collect();
+    let mut links: Vec<(LinkRow, Arc<CacheKey>)> = saves.iter().flat_map(|save| save.links(source)).collect();
+    let mut seen: HashSet<*const CacheKey> = saves.iter().map(|save| Arc::as_ptr(&save.key)).collect();
     // A link that is missing means that the key it comes from may be unknown too, and so on downwards.
-    let mut level: Vec<Arc<CacheKey>> = saves.iter().map(|save| save.key.clone()).collect();
-    let mut seen: HashSet<*const CacheKey> = level.iter().map(Arc::as_ptr).collect();
-    while !level.is_empty() {
-        let (links, inputs) = links_to(source, &level);
-        level.clear();
-        for ((row, input), known) in links.iter().zip(inputs).zip(store.has_links(&links)?) {
-            if known {
-                continue;
-            }
-            changes.push(Change::Link(row.clone()));
+    while !links.is_empty() {
+        let (rows, inputs): (Vec<LinkRow>, Vec<Arc<CacheKey>>) = links.drain(..).unzip();
+        let known = store.has_links(&rows)?;
+        for ((row, input), _) in rows.into_iter().zip(inputs).zip(known).filter(|(_, known)| !known) {
+            changes.push(Change::Link(row));
             if seen.insert(Arc::as_ptr(&input)) {
-                level.push(input);
+                links.extend(links_to(source, &input));
             }
         }
     }
@@ -155,21 +155,23 @@ pub fn key_id(source: SourceId, store: &dyn CacheStore, key: &Arc<CacheKey>) -> 
     Ok(id_of(key, source))
 }
 
-/// All links that lead to `keys`, and the input keys that they come from.
-fn links_to(source: SourceId, keys: &[Arc<CacheKey>]) -> (Vec<LinkRow>, Vec<Arc<CacheKey>>) {
-    let mut rows = Vec::new();
-    let mut inputs = Vec::new();
-    for key in keys {
-        let to = id_of(key, source);
-        for (input, deps) in key.deps().iter().enumerate() {
-            for dep in deps {
-                let from = id_of(&dep.key, source);
-                rows.push(LinkRow { from, link: key.link(input, dep.selector), to: to.clone() });
-                inputs.push(dep.key.clone());
-            }
-        }
+/// All links that lead to a key, and the input keys that they come from.
+fn links_to(source: SourceId, key: &CacheKey) -> Vec<(LinkRow, Arc<CacheKey>)> {
+    let inputs = key.deps().iter().enumerate();
+    inputs.flat_map(|(input, deps)| deps.iter().map(move |dep| link_from(source, key, input, dep))).collect()
+}
+
+fn link_from(source: SourceId, key: &CacheKey, input: usize, dep: &Dep) -> (LinkRow, Arc<CacheKey>) {
+    let (from, to) = (id_of(&dep.key, source), id_of(key, source));
+    (LinkRow { from, link: key.link(input, dep.selector), to }, dep.key.clone())
+}
+
+impl Save {
+    fn links(&self, source: SourceId) -> Vec<(LinkRow, Arc<CacheKey>)> {
+        let mut links = links_to(source, &self.key);
+        links.extend(self.also.iter().map(|(input, dep)| link_from(source, &self.key, *input as usize, dep)));
+        links
     }
-    (rows, inputs)
 }
 
 fn lookup_in(source: SourceId, store: &dyn CacheStore, lookups: &[&Lookup]) -> Result<Vec<Answer>, StoreError> {
@@ -192,7 +194,7 @@ fn lookup_in(source: SourceId, store: &dyn CacheStore, lookups: &[&Lookup]) -> R
 /// What each lookup finds. What one key of an input leads to, its other keys lead to from now on.
 fn meetings(source: SourceId, store: &dyn CacheStore, lookups: &[&Lookup]) -> Result<Vec<Meeting>, StoreError> {
     let root = |lookup: &&Lookup| root_key(lookup.digest, lookup.number());
-    let roots: Vec<KeyId> = lookups.iter().filter(|lookup| lookup.is_root()).map(|lookup| root(lookup)).collect();
+    let roots: Vec<KeyId> = lookups.iter().filter(|lookup| lookup.is_root()).map(root).collect();
     let ops: Vec<Inputs> =
         lookups.iter().filter(|lookup| !lookup.is_root()).map(|lookup| lookup.links(source)).collect();
     let exist = if roots.is_empty() { Vec::new() } else { store.exist(&roots)? };

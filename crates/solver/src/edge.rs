@@ -61,8 +61,6 @@ pub(crate) struct Edge<R, E> {
 
     pub level: Level,
     pub keys: Vec<Known>,
-    /// The keys that its own run made, whether readers may search by them or not.
-    pub produced: Vec<Known>,
     /// Of the cache maps of a vertex without inputs, how many were looked up.
     pub maps_seen: usize,
     /// Lookups under way.
@@ -96,13 +94,12 @@ pub(crate) struct Edge<R, E> {
     pub outcome: Option<Result<Solved<R>, SolveError<E>>>,
 }
 
-/// A key of an edge, and what was stored under it when it was found.
+/// A key of an edge that its readers may search by.
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub key: Arc<CacheKey>,
     /// What it was found by; none for keys that a run made.
     pub id: Option<KeyId>,
-    pub records: Vec<Record>,
 }
 
 /// A record and the key it was found under.
@@ -200,7 +197,6 @@ impl<R, E> Edge<R, E> {
             queued: false,
             level: Level::Initial,
             keys: Vec::new(),
-            produced: Vec::new(),
             maps_seen: 0,
             pending: 0,
             meetings: 0,

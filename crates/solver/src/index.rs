@@ -80,3 +80,6 @@ impl Index {
         self.edges.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,9 +2,11 @@
 //!
 //! Knows no container, file, network, clock, thread or tokio.
 
+mod act;
 mod action;
 mod answer;
 mod arena;
+pub mod cache_export;
 mod cache_key;
 pub mod cache_manager;
 mod cache_store;
@@ -15,6 +17,7 @@ mod merge;
 mod op;
 mod process;
 mod report;
+mod search;
 mod solver;
 
 pub use action::{Action, ActionId, Event, JobId, Last, Notice, RequestId, Status};
@@ -28,4 +31,4 @@ pub use op::{CacheMap, CacheMapInput, Cause, Input, Output, Phase, SolveError, S
 pub use solver::Solver;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,8 @@
 //! Putting one edge in the place of another that turned out to be the same.
 
 use crate::Solver;
+use crate::cache_key::Dep;
+use crate::cache_manager::Save;
 use crate::edge::{EdgeId, Level};
 use crate::graph::Exec;
 use crate::index::{Atom, By};
@@ -99,6 +101,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         let mut merged = std::mem::take(&mut self.edges[from].merged_from);
         merged.push(from);
         self.edges[from].merged = Some(to);
+        self.link_merged(to, &merged);
         self.edges[to].merged_from.extend(merged);
         let holders = self.nodes[self.edges[from].vertex].jobs.clone();
         let vertex = self.edges[to].vertex;
@@ -108,6 +111,23 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             self.report_merged(to);
         }
         self.enqueue(to);
+    }
+
+    /// Has the cache know that the inputs of replaced edges lead to the result that is there already.
+    pub(crate) fn link_merged(&mut self, id: EdgeId, merged: &[EdgeId]) {
+        let edge = &self.edges[id];
+        let Some(key) = edge.outcome.iter().flatten().flat_map(|solved| &solved.keys).next().cloned() else { return };
+        let mut also = Vec::new();
+        for merged in merged.iter().filter(|merged| self.edges.get(**merged).is_some()) {
+            for (input, (deps, known)) in (0..).zip(self.input_keys(*merged).into_iter().zip(key.deps())) {
+                let new = |dep: &Dep| !known.iter().any(|known| known.is_same(dep));
+                also.extend(deps.into_iter().filter(new).map(|dep| (input, dep)));
+            }
+        }
+        if !also.is_empty() {
+            let vertex = edge.vertex;
+            self.saves.push((vertex, Save { key, result: None, also }));
+        }
     }
 
     /// Makes a reader of `from` read `to`.

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::snapshot::tree;
-use crate::{Error, Inner, Result, content, locked};
+use crate::{Error, Inner, Result, locked};
 
 /// Data is synced when nothing changed for so long,
 const IDLE: Duration = Duration::from_secs(5);
@@ -230,7 +230,7 @@ pub(crate) fn remove_orphan_blobs(inner: &Inner, unused_since: i64) -> Result<u6
         inner.db.write("write to", |db| {
             db.prepare_cached("DELETE FROM blob WHERE digest = ?1")?.execute([digest.as_bytes()]).map(drop)
         })?;
-        content::remove_file(&content::blob_path(&inner.dir, &digest))?;
+        inner.content.remove_unheld(&inner.dir, &digest)?;
         freed += size.unsigned_abs();
     }
     Ok(freed)

@@ -6,8 +6,11 @@ use executor::{OutOfMemory, Resources};
 use crate::bed::Bed;
 use crate::{Outcome, Skip, Test};
 
-pub const ALL: &[(&str, Test)] =
-    &[("privileged_memory_limits_are_named", memory), ("privileged_process_limits_hold", pids)];
+pub const ALL: &[(&str, Test)] = &[
+    ("privileged_memory_limits_are_named", memory),
+    ("privileged_process_limits_hold", pids),
+    ("steps_die_before_the_executor", oom_score),
+];
 
 fn groups(limits: &sys::cgroup::Limits) -> Result<(), Skip> {
     let groups = sys::cgroup::Groups::open().map_err(|error| Skip(error.to_string()))?;
@@ -39,5 +42,12 @@ fn pids(bed: &Bed) -> Outcome {
     step.resources = Resources { pids: Some(10), ..Resources::default() };
     let ran = bed.run(step).unwrap();
     assert!(ran.stderr.contains("fork"), "{ran:?}");
+    Ok(())
+}
+
+fn oom_score(bed: &Bed) -> Outcome {
+    let own: i32 = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim().parse().unwrap();
+    let said = bed.say(bed.script("a", "cat /proc/self/oom_score_adj"));
+    assert_eq!(said.trim(), (own + 250).min(1000).to_string());
     Ok(())
 }

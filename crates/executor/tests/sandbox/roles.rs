@@ -151,10 +151,16 @@ fn victim_leaves_nothing(program: &Path, filters: &[&str]) -> bool {
     victim.kill().unwrap();
     victim.wait().unwrap();
     let ended = wait_for(0);
-    // Its groups are swept by whoever comes next, its files are ours to remove here.
-    drop(sys::cgroup::Groups::open());
-    let groups = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-    let left = groups.filter(|group| group.path().join(format!("hullworks-{}", victim.id())).exists()).count();
+    // Its groups are swept by whoever comes next, once the kernel has let go of its last process.
+    let left = || {
+        drop(sys::cgroup::Groups::open());
+        let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        hierarchies.filter(|dir| dir.path().join(format!("hullworks-{}", victim.id())).exists()).count()
+    };
+    while left() > 0 && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let left = left();
     let _ = std::fs::remove_dir_all(std::env::temp_dir().join(format!("hw-exec-{}", victim.id())));
     let right = began && ended && left == 0;
     println!("test root::{NAME} ... {}", if right { "ok" } else { "FAILED" });

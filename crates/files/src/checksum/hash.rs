@@ -48,6 +48,7 @@ pub(super) struct Done {
     pub(super) digest: Digest,
     pub(super) stat: Stat,
     pub(super) settled: bool,
+    pub(super) no_xattrs: bool,
 }
 
 impl Job {
@@ -104,7 +105,7 @@ impl Reader<'_> {
         for job in jobs {
             let known = job.stat.filter(|stat| stat.kind == Kind::File && job.kind == Kind::File);
             match known.and_then(|stat| Some((stat, memo.get(&MemoKey::of(&stat))?))) {
-                Some((stat, digest)) => done.push(Done { id: job.id, digest, stat, settled: true }),
+                Some((stat, digest)) => done.push(Done { id: job.id, digest, stat, settled: true, no_xattrs: false }),
                 None => left.push(job),
             }
         }
@@ -164,6 +165,7 @@ impl Reader<'_> {
             return Ok(None);
         }
         let mut xattrs = xattr::of_fd(&file)?;
+        let no_xattrs = xattrs.is_empty();
         let stat = self.seen(job, raw, &mut xattrs)?;
         let mut hasher = FileHeader { stat: &stat, link: &[], xattrs: &xattrs }.hasher(self.flavor);
         // What the kernel refused to make is recorded on an empty regular file.
@@ -192,7 +194,7 @@ impl Reader<'_> {
         {
             memo.put(&MemoKey::of(&raw), &digest);
         }
-        Ok(Some(Done { id: job.id, digest, stat, settled }))
+        Ok(Some(Done { id: job.id, digest, stat, settled, no_xattrs }))
     }
 
     /// Hashes what has no content: links, devices, pipes, sockets.
@@ -201,7 +203,7 @@ impl Reader<'_> {
         let mut xattrs = xattr::of_entry(dir, &job.name)?;
         let stat = self.seen(job, raw, &mut xattrs)?;
         let digest = FileHeader { stat: &stat, link: &job.link, xattrs: &xattrs }.hasher(self.flavor).finish();
-        Ok(Done { id: job.id, digest, stat, settled: false })
+        Ok(Done { id: job.id, digest, stat, settled: false, no_xattrs: false })
     }
 
     /// The metadata that counts: with owners reset in local sources, and with what was recorded in snapshots.

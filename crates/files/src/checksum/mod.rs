@@ -94,6 +94,8 @@ pub(crate) struct Listed {
     pub(crate) digest: Option<Digest>,
     /// Whether unchanged times mean an unchanged file since then.
     pub(crate) settled: bool,
+    /// The file has no extended attributes as long as its times are the same.
+    pub(crate) no_xattrs: bool,
 }
 
 impl Tree {
@@ -164,6 +166,16 @@ impl Tree {
     /// What the walk or the checksum saw at a path, and where it points; none if the tree does not hold it.
     pub(crate) fn get(&self, path: &[u8]) -> Option<(Option<Stat>, Option<Vec<u8>>)> {
         self.lock().get(path)
+    }
+
+    /// Takes the files of `root` for those that were hashed.
+    #[cfg(test)]
+    pub(crate) fn pretend_seen(&self, root: &Root) {
+        for path in self.paths() {
+            let stat = root.stat(&path, sys::path::Links::FollowParents).expect("a file to stand in");
+            let stat = Stat { uid: 0, gid: 0, ..stat.into() };
+            self.lock().set_stat(lexical::to_bytes(&path), stat);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Nodes> {

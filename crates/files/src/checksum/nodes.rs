@@ -33,6 +33,8 @@ pub(super) struct Node {
     pub(super) stat: Option<Box<Stat>>,
     /// When it was hashed, its last change lay back so far that another one cannot go unseen; see [`super::memo`].
     pub(super) settled: bool,
+    /// Hashing found no extended attributes.
+    pub(super) no_xattrs: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -56,7 +58,7 @@ pub(super) struct Nodes(pub(super) Vec<Node>);
 
 impl Node {
     pub(super) fn new(name: &[u8], what: What) -> Node {
-        Node { name: name.into(), what, digest: None, stat: None, settled: false }
+        Node { name: name.into(), what, digest: None, stat: None, settled: false, no_xattrs: false }
     }
 
     pub(super) fn unlisted_dir(name: &[u8]) -> Node {
@@ -151,6 +153,13 @@ impl Nodes {
         Some((node.stat.as_deref().copied(), link))
     }
 
+    #[cfg(test)]
+    pub(super) fn set_stat(&mut self, path: &[u8], stat: Stat) {
+        if let Some(id) = self.find_known(path) {
+            self.node_mut(id).stat = Some(Box::new(stat));
+        }
+    }
+
     pub(super) fn list(&self, path: &[u8]) -> Option<Vec<Listed>> {
         let dir = self.find_known(path)?;
         if !self.node(dir).is_dir() {
@@ -159,7 +168,13 @@ impl Nodes {
         let listed = |id: &NodeId| {
             let node = self.node(*id);
             let stat = node.stat.as_deref().copied();
-            Listed { name: node.name.to_vec(), stat, digest: node.digest, settled: node.settled }
+            Listed {
+                name: node.name.to_vec(),
+                stat,
+                digest: node.digest,
+                settled: node.settled,
+                no_xattrs: node.no_xattrs,
+            }
         };
         Some(self.children(dir).iter().map(listed).collect())
     }
@@ -338,6 +353,7 @@ impl Work<'_> {
             let node = self.nodes.node_mut(done.id);
             node.digest = Some(done.digest);
             node.settled = done.settled;
+            node.no_xattrs = done.no_xattrs;
             if self.flavor == Flavor::Context {
                 node.stat = Some(Box::new(done.stat));
             }

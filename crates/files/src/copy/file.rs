@@ -121,8 +121,10 @@ impl<'a> Hands<'a> {
         if raw.kind != Kind::File || one.known.is_some_and(|known| !raw.is_same_content(&known.stat)) {
             return Err(Error::Changed(shown(&one.src)));
         }
-        let mut xattrs =
-            xattr::of_fd(&source).map_err(|error| one.source_failed(job.source, "read attributes of", error))?;
+        let mut xattrs = match one.known {
+            Some(Known { no_xattrs: true, settled: true, .. }) => Xattrs::new(),
+            _ => xattr::of_fd(&source).map_err(|error| one.source_failed(job.source, "read attributes of", error))?,
+        };
         let stat = one.seen(job.source, raw, &mut xattrs)?;
         if raw.nlink > 1 && self.shared.link_to_first(&raw, &one.dst) {
             return Ok(());

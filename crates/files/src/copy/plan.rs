@@ -110,6 +110,9 @@ pub(super) fn run(job: &CopyJob<'_>, src: &[u8], stat: &Stat, dst: &[u8]) -> Res
     };
     if stat.kind == Kind::Dir {
         copy_tree(&shared, src, stat, dst)?;
+    } else if dst.is_empty() {
+        // Upstream would put the file in place of the whole tree.
+        return Err(Error::IsADirectory(shown(dst)));
     } else {
         let (src_dir, name) = lexical::split(src);
         let (dst_dir, dst_name) = lexical::split(dst);

@@ -41,6 +41,7 @@ pub(super) struct Known {
     pub(super) stat: Stat,
     pub(super) digest: Option<Digest>,
     pub(super) settled: bool,
+    pub(super) no_xattrs: bool,
 }
 
 impl<'a> Source<'a> {
@@ -103,7 +104,7 @@ impl<'a> Source<'a> {
         let (dir, name) = lexical::split(path);
         let entries = self.view?.list(dir.strip_suffix(b"/").unwrap_or(dir))?;
         let entry = entries.into_iter().find(|entry| entry.name == name)?;
-        Some(Known { stat: entry.stat?, digest: entry.digest, settled: entry.settled })
+        Some(Known { stat: entry.stat?, digest: entry.digest, settled: entry.settled, no_xattrs: entry.no_xattrs })
     }
 
     /// The entries of a directory, by name.
@@ -111,7 +112,12 @@ impl<'a> Source<'a> {
         if let Some(view) = self.view {
             let entries = view.list(path).ok_or_else(|| Error::Changed(shown(path)))?;
             let entry = |listed: crate::checksum::Listed| {
-                let known = listed.stat.map(|stat| Known { stat, digest: listed.digest, settled: listed.settled });
+                let known = listed.stat.map(|stat| Known {
+                    stat,
+                    digest: listed.digest,
+                    settled: listed.settled,
+                    no_xattrs: listed.no_xattrs,
+                });
                 SourceEntry { name: listed.name, kind: known.map(|known| known.stat.kind), known }
             };
             return Ok(entries.into_iter().map(entry).collect());

@@ -90,6 +90,16 @@ impl Pattern {
         })
     }
 
+    /// The byte that every path that matches ends in, if there is one. Broken patterns must be met to complain.
+    pub(super) fn last_byte(&self) -> Option<u8> {
+        match &self.kind {
+            Kind::Exact => self.text.last().copied(),
+            Kind::Suffix(suffix) => suffix.last().copied(),
+            Kind::Expression { screen, .. } => screen.suffix.bytes().last(),
+            Kind::Prefix(_) | Kind::Broken => None,
+        }
+    }
+
     /// Whether the path or a directory above it matches.
     pub(super) fn matches_with_parents(&self, path: &[u8]) -> Result<bool, PatternError> {
         if self.matches(path)? {

@@ -36,11 +36,17 @@ pub enum PatternError {
 pub struct Matcher {
     patterns: Vec<Pattern>,
     exclusions: bool,
+    /// For each byte that a path may end in, the patterns that can match it. Long lists are mostly names and
+    /// extensions, so of hundreds of patterns a handful is left.
+    by_last_byte: Vec<Vec<u32>>,
 }
 
 /// What is known of a directory, for matching what lies in it: one flag per pattern.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MatchInfo(Vec<bool>);
+pub struct MatchInfo {
+    matched: Vec<bool>,
+    any: bool,
+}
 
 /// Why a path matches or does not: see [`Matcher::explain`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +78,14 @@ impl Matcher {
             }
         }
         let exclusions = list.iter().any(|pattern| pattern.exclusion);
-        Ok(Matcher { patterns: list, exclusions })
+        let mut by_last_byte = vec![Vec::new(); 256];
+        for (index, pattern) in (0..).zip(&list) {
+            match pattern.last_byte() {
+                Some(last) => by_last_byte[usize::from(last)].push(index),
+                None => by_last_byte.iter_mut().for_each(|patterns| patterns.push(index)),
+            }
+        }
+        Ok(Matcher { patterns: list, exclusions, by_last_byte })
     }
 
     /// None if the list holds no pattern at all: an absent filter, which is not one that matches nothing.
@@ -113,7 +126,8 @@ impl Matcher {
             info[index] = hit;
             matched = now;
         })?;
-        Ok((matched, MatchInfo(info)))
+        let any = info.contains(&true);
+        Ok((matched, MatchInfo { matched: info, any }))
     }
 
     /// Which pattern decides over a path.
@@ -150,14 +164,14 @@ impl Matcher {
         parent: &MatchInfo,
         mut each: impl FnMut(usize, bool, bool),
     ) -> Result<(), PatternError> {
-        let known = !parent.0.is_empty();
+        let known = !parent.matched.is_empty();
         let mut matched = false;
-        for (index, pattern) in self.patterns.iter().enumerate() {
+        let mut try_one = |index: usize, pattern: &Pattern| {
             // What the directory matches, its entries match; else only patterns that would change the verdict count.
-            let hit = if known && parent.0[index] {
+            let hit = if known && parent.matched[index] {
                 true
             } else if pattern.exclusion != matched {
-                continue;
+                return Ok(());
             } else if known {
                 pattern.matches(path)?
             } else {
@@ -167,6 +181,19 @@ impl Matcher {
                 matched = !pattern.exclusion;
             }
             each(index, hit, matched);
+            Ok(())
+        };
+        match path.last() {
+            Some(last) if known && !parent.any => {
+                for index in &self.by_last_byte[usize::from(*last)] {
+                    try_one(*index as usize, &self.patterns[*index as usize])?;
+                }
+            }
+            _ => {
+                for (index, pattern) in self.patterns.iter().enumerate() {
+                    try_one(index, pattern)?;
+                }
+            }
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-mod world;
+pub(crate) mod world;
 
 mod caching;
 mod random;

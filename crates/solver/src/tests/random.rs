@@ -7,6 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::world::*;
+use crate::RequestId;
 
 /// A vertex of a random graph. Equal seeds are equal ops; what they make depends on the seed and the inputs.
 #[derive(Clone, Debug)]
@@ -20,10 +21,21 @@ struct Spec {
 }
 
 #[derive(Clone, Debug)]
+struct Request {
+    vertex: prop::sample::Index,
+    output: u32,
+    job: usize,
+    /// After how many answers it is asked, and taken back.
+    asked: u8,
+    cancelled: Option<u8>,
+}
+
+#[derive(Clone, Debug)]
 struct Plan {
     specs: Vec<Spec>,
-    /// Which edges are asked for, by which of three jobs, and after how many steps they are taken back.
-    requests: Vec<(prop::sample::Index, u32, usize, Option<u8>)>,
+    requests: Vec<Request>,
+    /// After how many answers each of three jobs ends, if early. Later requests of it belong to a new job.
+    ends: [Option<u8>; 3],
     order: u64,
     loads_fail: bool,
     limit: Option<usize>,
@@ -45,13 +57,17 @@ fn spec() -> impl Strategy<Value = Spec> {
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
-    let cancel = prop::option::weighted(0.2, 0..20u8);
-    let request = (any::<prop::sample::Index>(), 0..2u32, 0..3usize, cancel);
+    let cancelled = prop::option::weighted(0.2, 0..30u8);
+    let asked = prop_oneof![Just(0), 0..25u8];
+    let request = (any::<prop::sample::Index>(), 0..2u32, 0..3usize, asked, cancelled)
+        .prop_map(|(vertex, output, job, asked, cancelled)| Request { vertex, output, job, asked, cancelled });
     let requests = prop::collection::vec(request, 1..6);
     let specs = prop::collection::vec(spec(), 1..12);
     let limit = prop::option::of(1..3usize);
-    (specs, requests, any::<u64>(), prop::bool::weighted(0.2), limit)
-        .prop_map(|(specs, requests, order, loads_fail, limit)| Plan { specs, requests, order, loads_fail, limit })
+    let end = || prop::option::weighted(0.2, 0..30u8);
+    (specs, requests, any::<u64>(), prop::bool::weighted(0.2), limit, [end(), end(), end()]).prop_map(
+        |(specs, requests, order, loads_fail, limit, ends)| Plan { specs, requests, order, loads_fail, limit, ends },
+    )
 }
 
 /// The steps of a plan, and what each makes; none where it or something below fails.
@@ -108,35 +124,41 @@ fn below(steps: &[Step], at: usize) -> Vec<Step> {
 
 fn round(w: &mut World, plan: &Plan, salt: &str) {
     let (steps, values) = steps(&plan.specs, salt);
-    let jobs = [w.solver.begin(), w.solver.begin(), w.solver.begin()];
-    let mut open = Vec::new();
+    let mut jobs = [w.solver.begin(), w.solver.begin(), w.solver.begin()];
+    let mut open: Vec<(RequestId, usize, Option<Made>)> = Vec::new();
     let mut cancels = Vec::new();
-    for (at, output, job, cancel) in &plan.requests {
-        let at = at.index(steps.len());
-        let request = w.ask_output(jobs[*job], &below(&steps, at), *output);
-        match cancel {
-            Some(after) => cancels.push((*after, request)),
-            None => open.push((request, values[&(steps[at].name.clone(), *output)].clone())),
+    for now in 0..=u8::MAX {
+        for request in plan.requests.iter().filter(|request| request.asked == now) {
+            let at = request.vertex.index(steps.len());
+            let id = w.ask_output(jobs[request.job], &below(&steps, at), request.output);
+            open.push((id, request.job, values[&(steps[at].name.clone(), request.output)].clone()));
+            cancels.extend(request.cancelled.map(|cancelled| (cancelled, id)));
         }
-    }
-    let mut done = 0;
-    while w.answer_one() {
-        done += 1;
-        for (_, request) in cancels.extract_if(.., |(after, _)| *after == done) {
-            w.solver.cancel(request);
-            w.poll();
+        for (_, id) in cancels.extract_if(.., |(at, _)| *at == now) {
+            if !w.answers.contains_key(&id) {
+                w.solver.cancel(id);
+                open.retain(|(open, ..)| *open != id);
+            }
         }
+        for (job, id) in jobs.iter_mut().enumerate().filter(|(job, _)| plan.ends[*job] == Some(now)) {
+            w.solver.end(*id);
+            open.retain(|(id, of, _)| *of != job || w.answers.contains_key(id));
+            *id = w.solver.begin();
+        }
+        w.answer_one();
     }
-    for (request, expected) in open {
+    w.run();
+    for (request, _, expected) in open {
         let answer = w.answers.get(&request).expect("no action is outstanding, so every request is answered");
         assert_eq!(answer.as_ref().ok().map(|solved| &solved.result), expected.as_ref());
     }
+    let ends = plan.ends.iter().flatten().count();
     for step in &steps {
         let call = format!("exec {}", step.name);
         // With and without the wish to run it anew it may run once each.
         let fresh = steps.iter().any(|step| step.ignore_cache);
         let runs = w.calls.get(&call).copied().unwrap_or_default();
-        assert!(runs <= 1 + usize::from(fresh) + w.cancelled.len(), "{call}: {runs} times");
+        assert!(runs <= 1 + usize::from(fresh) + w.cancelled.len() + ends, "{call}: {runs} times");
     }
     jobs.into_iter().for_each(|job| w.end(job));
     assert!(w.solver.is_idle());
@@ -144,7 +166,8 @@ fn round(w: &mut World, plan: &Plan, salt: &str) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    // PROPTEST_CASES asks for more.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn results_are_those_of_a_naive_evaluator(plan in plan()) {
@@ -166,7 +189,8 @@ proptest! {
             spec.random = false;
             spec.seed %= 5;
         });
-        plan.requests.iter_mut().for_each(|request| request.3 = None);
+        plan.requests.iter_mut().for_each(|request| request.cancelled = None);
+        plan.ends = [None; 3];
         let mut w = World::shuffled(plan.order | 1, plan.limit);
         round(&mut w, &plan, "a");
         w.take_counts();

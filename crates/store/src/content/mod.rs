@@ -172,7 +172,7 @@ impl Content {
             db.prepare_cached("DELETE FROM blob_ref WHERE digest = ?1")?.execute([digest.as_bytes()])?;
             db.prepare_cached("DELETE FROM blob WHERE digest = ?1")?.execute([digest.as_bytes()])
         })?;
-        remove_file(&self.path(digest))
+        self.0.inner.content.remove_unheld(&self.0.inner.dir, digest)
     }
 
     /// Sets a label of the blob (`containerd.io/distribution.source.<registry>` = repositories).
@@ -262,6 +262,16 @@ impl Drop for BlobHold {
 }
 
 impl State {
+    /// Removes the blob's file unless it is held (by now). Who holds it after this writes it anew; the lock sees to it that
+    /// nobody's new file is taken for the old one. Says whether it was there and is gone.
+    pub(crate) fn remove_unheld(&self, dir: &Path, digest: &Digest) -> Result<bool> {
+        let holds = locked(&self.holds);
+        if holds.contains_key(digest) || self.claims.is_claimed(digest) {
+            return Ok(false);
+        }
+        remove_file(&blob_path(dir, digest))
+    }
+
     pub(crate) fn is_held(&self, digest: &Digest) -> bool {
         locked(&self.holds).contains_key(digest) || self.claims.is_claimed(digest)
     }

@@ -4,7 +4,7 @@ use base::Digest;
 use rusqlite::Connection;
 
 use super::{SnapshotId, tree};
-use crate::{Inner, Result, content, keys, maintenance};
+use crate::{Inner, Result, keys, maintenance};
 
 /// Removes snapshots that were taken out of the table. Their blobs go with them unless something else wants these.
 pub(crate) fn remove_all(inner: &Inner, doomed: Vec<SnapshotId>) -> Result<u64> {
@@ -27,7 +27,7 @@ pub(crate) fn remove_all(inner: &Inner, doomed: Vec<SnapshotId>) -> Result<u64> 
         }
     }
     for digest in &orphans {
-        content::remove_file(&content::blob_path(&inner.dir, digest))?;
+        inner.content.remove_unheld(&inner.dir, digest)?;
     }
     Ok(orphans.len() as u64)
 }

@@ -189,7 +189,11 @@ fn open_root(mounted: &Mounted) -> Result<Root, Fault> {
 enum Reading {
     Empty,
     /// `links` reads records of what the kernel refused.
-    Snapshot { root: Root, links: Option<Recalling>, _mounted: Mounted },
+    Snapshot {
+        root: Root,
+        links: Option<Recalling>,
+        _mounted: Mounted,
+    },
     Local(Arc<LocalTree>),
 }
 

@@ -1,0 +1,114 @@
+//! Digests of the files in clients' directories, kept from build to build: an unchanged file is not read again.
+//!
+//! One record per directory, all its files in it: one read when the directory is opened, one write after something
+//! new was learned. Which files count as unchanged is `files::checksum::memo`'s business.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+
+use base::Digest;
+use files::Time;
+use files::checksum::memo::{Memo, MemoKey};
+use store::Kv;
+
+const ENTRY_BYTES: usize = 8 * 3 + 12 * 2 + 32;
+/// 40 MB; directories with more files have some of them read again.
+const MOST_ENTRIES: usize = 500_000;
+
+/// What is known of the files of one directory.
+#[derive(Debug)]
+pub(crate) struct FileDigests {
+    store: Kv,
+    directory: String,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// From earlier builds.
+    old: HashMap<MemoKey, Digest>,
+    /// Asked for or learned in this build: what is kept.
+    used: HashMap<MemoKey, Digest>,
+    learned: bool,
+}
+
+impl FileDigests {
+    /// What earlier builds learned about `directory`. A damaged record is as good as none.
+    pub(crate) fn load(store: Kv, directory: String) -> FileDigests {
+        let bytes = store.get(&directory).ok().flatten().unwrap_or_default();
+        let old = bytes.chunks_exact(ENTRY_BYTES).filter_map(decode).collect();
+        FileDigests { store, directory, known: Mutex::new(Known { old, ..Known::default() }) }
+    }
+
+    /// Keeps what this build learned, if it learned anything.
+    pub(crate) fn save(&self) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::take(&mut known.learned) {
+            return;
+        }
+        // A build may look at a part of the directory only: what it did not see is kept too, up to a bound.
+        let seen: HashSet<(u64, u64)> = known.used.keys().map(|key| (key.dev, key.ino)).collect();
+        let unseen = known.old.iter().filter(|(key, _)| !seen.contains(&(key.dev, key.ino)));
+        let entries = known.used.iter().chain(unseen).take(MOST_ENTRIES);
+        let bytes: Vec<u8> = entries.flat_map(|(key, digest)| encode(key, digest)).collect();
+        if let Err(error) = self.store.put(&self.directory, bytes) {
+            tracing::debug!(%error, directory = self.directory, "file digests were not kept");
+        }
+    }
+}
+
+impl Memo for FileDigests {
+    fn get(&self, key: &MemoKey) -> Option<Digest> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let digest = known.old.get(key).or_else(|| known.used.get(key)).copied()?;
+        known.used.insert(*key, digest);
+        Some(digest)
+    }
+
+    fn put(&self, key: &MemoKey, digest: &Digest) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.used.insert(*key, *digest);
+        known.learned = true;
+    }
+}
+
+fn encode(key: &MemoKey, digest: &Digest) -> [u8; ENTRY_BYTES] {
+    let mut bytes = [0; ENTRY_BYTES];
+    let mut rest = &mut bytes[..];
+    let mut put = |part: &[u8]| {
+        let (here, after) = std::mem::take(&mut rest).split_at_mut(part.len());
+        here.copy_from_slice(part);
+        rest = after;
+    };
+    [key.dev, key.ino, key.size].iter().for_each(|number| put(&number.to_le_bytes()));
+    for time in [key.mtime, key.ctime] {
+        put(&time.secs.to_le_bytes());
+        put(&time.nanos.to_le_bytes());
+    }
+    put(digest.as_bytes());
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Option<(MemoKey, Digest)> {
+    let number = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    let time = |at: usize| {
+        let secs = i64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?);
+        let nanos = u32::from_le_bytes(bytes.get(at + 8..at + 12)?.try_into().ok()?);
+        Some(Time { secs, nanos })
+    };
+    let key = MemoKey { dev: number(0)?, ino: number(8)?, size: number(16)?, mtime: time(24)?, ctime: time(36)? };
+    Some((key, Digest::from_bytes(bytes.get(48..80)?.try_into().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_round_trip() {
+        let time = |secs, nanos| Time { secs, nanos };
+        let key = MemoKey { dev: 1, ino: u64::MAX, size: 3, mtime: time(-4, 5), ctime: time(6, 7) };
+        assert_eq!(decode(&encode(&key, &Digest::of("x"))), Some((key, Digest::of("x"))));
+        assert_eq!(decode(&[0; ENTRY_BYTES - 1]), None);
+    }
+}
