@@ -2,8 +2,8 @@
 //! the diff ids that **upstream** made of it. Root, a user with ranges and a user with one id must all get the same.
 //!
 //! A case is a text of sections. The head has `args:` lines (for `buildctl-daemonless.sh build`), `flags:` (for
-//! `BUILDKITD_FLAGS`), `needs:` (`root`,
-//! programs), `differs:` (a golden section that we mean to differ from) and remarks. `-- Dockerfile --` and `-- context/.. --` are files, `-- setup --` is run by a shell in the context for what
+//! `BUILDKITD_FLAGS`), `needs:` (`root`, `ids`, programs), `differs:` (a golden section that we mean to differ from) and
+//! remarks. `-- Dockerfile --` and `-- context/.. --` are files, `-- setup --` is run by a shell in the context for what
 //! text cannot say. `-- tree --` (what GNU tar lists of `type=tar`), `-- config --` and `-- layers --` (of `type=oci`)
 //! are golden; `-- error --` has the lines that must be said instead.
 //!
@@ -80,9 +80,13 @@ fn check(who: Who) {
     assert!(failures.is_empty(), "{} cases differ\n{}", failures.len(), failures.join("\n"));
 }
 
-/// Whether a case has what its head asks for: `root`, or programs.
+/// Whether a case has what its head asks for: `root`, `ids` (steps that run as several users), or programs.
 fn is_here(need: &str, who: Who) -> bool {
-    if need == "root" { who == Who::Root } else { has_tool(need) }
+    match need {
+        "root" => who == Who::Root,
+        "ids" => who != Who::Single,
+        tool => has_tool(tool),
+    }
 }
 
 /// The digest of the one layer of the base image.

@@ -72,9 +72,9 @@ fn privileged_other_tools_unpack_the_same_tree() {
         assert!(config.contains("\"K=v\""), "{output}: {config}");
         let (layout, bundle) = (format!("oci:layout{n}:x"), format!("bundle{n}"));
         // What skopeo copies it also verifies.
-        world.run("skopeo").args(["copy", "--dest-decompress", &image, &layout]).succeeds();
+        world.run("skopeo").args(["copy", "--dest-compress-format=gzip", &image, &layout]).succeeds();
         let layout = format!("layout{n}:x");
-        // umoci reads gzip and plain layers only; skopeo made them plain.
+        // Debian's umoci reads no zstd; skopeo made it gzip.
         world.run("umoci").args(["unpack", "--image", &layout, &bundle]).succeeds();
         let pack = ["--create", "--file", "again.tar", "--directory", &format!("{bundle}/rootfs"), "."];
         world.run("tar").args(pack).succeeds();
@@ -85,14 +85,18 @@ fn privileged_other_tools_unpack_the_same_tree() {
 #[test]
 fn layers_have_the_compression_that_is_asked_for() {
     let Some(kitchen) = prepared() else { return };
-    for (attributes, ours, base) in [
+    // A state each: what is compressed already stays so unless it is forced, as upstream.
+    for (n, (attributes, ours, base)) in [
         ("", "tar+gzip", "tar"),
         (",compression=zstd", "tar+zstd", "tar"),
         (",compression=zstd,force-compression=true", "tar+zstd", "tar+zstd"),
         (",compression=uncompressed", "tar", "tar"),
         (",compression=gzip,force-compression=true", "tar+gzip", "tar+gzip"),
-    ] {
-        kitchen.build(&format!("--output type=oci,tar=false,dest=layout{attributes}")).succeeds();
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        kitchen.build_on(&format!("state{n}"), &format!("--output type=oci,tar=false,dest=layout{attributes}")).succeeds();
         let path = |digest: &Value| kitchen.world.path("layout/blobs").join(digest.as_str().unwrap().replace(':', "/"));
         let index = json(&fs::read(kitchen.world.path("layout/index.json")).unwrap());
         let manifest = json(&fs::read(path(&index["manifests"][0]["digest"])).unwrap());
@@ -127,7 +131,7 @@ fn an_image_is_pushed_under_its_names() {
     assert_eq!(meta["image.name"], format!("{host}/a/b:1,{host}/c:2"));
     for name in ["a/b:1", "c:2"] {
         let image = format!("docker://{host}/{name}");
-        let inspect = ["inspect", "--tls-verify=false", &image];
+        let inspect = ["inspect", "--no-tags", "--tls-verify=false", &image];
         assert_eq!(json(&kitchen.world.run("skopeo").args(inspect).succeeds().stdout)["Digest"], digest);
         if has_tool("crane") {
             let image = format!("{host}/{name}");
@@ -141,10 +145,9 @@ fn an_image_is_pushed_under_its_names() {
         format!("--output type=image,name={host}/by-digest,push=true,push-by-digest=true --metadata-file meta.json");
     kitchen.build(&line).succeeds();
     let image = format!("docker://{host}/by-digest@{digest}");
-    kitchen.world.run("skopeo").args(["inspect", "--tls-verify=false", &image]).succeeds();
-    let tags = ["list-tags", "--tls-verify=false", &format!("docker://{host}/by-digest")];
-    let tags = kitchen.world.run("skopeo").args(tags).ends();
-    assert!(!tags.text().contains("latest"), "{tags:?}");
+    kitchen.world.run("skopeo").args(["inspect", "--no-tags", "--tls-verify=false", &image]).succeeds();
+    let image = format!("docker://{host}/by-digest:latest");
+    kitchen.world.run("skopeo").args(["inspect", "--no-tags", "--tls-verify=false", &image]).fails();
 }
 
 #[test]
@@ -188,7 +191,7 @@ fn the_same_build_has_the_same_bytes() {
         fs::read(kitchen.world.path(dest)).unwrap()
     };
     let first = build("state1", "1.tar");
-    kitchen.world.run("touch").args(["-d", "2001-01-01", "context/a"]).succeeds();
+    kitchen.world.run("touch").args(["-d", "2031-01-01", "context/a"]).succeeds();
     assert!(first == build("state2", "2.tar"), "another state makes other bytes");
     assert!(first == build("state1", "3.tar"), "the cache makes other bytes");
 }

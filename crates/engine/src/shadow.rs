@@ -22,6 +22,14 @@ impl Recording {
         Recording { root: root.to_owned(), links: Mutex::default() }
     }
 
+    /// Takes the records of an archive that was unpacked into a directory of the tree.
+    pub(crate) fn unpacked(&self, dir: &Path, links: Table) {
+        use std::os::unix::ffi::OsStrExt as _;
+        let dir = dir.strip_prefix(&self.root).unwrap_or(dir);
+        let links = links.below(dir.as_os_str().as_bytes());
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).extend(&links);
+    }
+
     /// Owners of links, for the snapshot's table.
     pub(crate) fn into_links(self) -> Table {
         self.links.into_inner().unwrap_or_else(PoisonError::into_inner)

@@ -120,6 +120,12 @@ impl Table {
         self.entries.extend(upper.entries.iter().map(|(k, v)| (k.clone(), v.clone())));
     }
 
+    /// The same records of a tree that lies in the directory `dir` (without leading slash; empty for the root).
+    pub fn below(self, dir: &[u8]) -> Table {
+        let path = |name: Vec<u8>| if dir.is_empty() { name } else { [dir, b"/", &name].concat() };
+        Table { entries: self.entries.into_iter().map(|(name, record)| (path(name), record)).collect() }
+    }
+
     /// The table as bytes: `uid NUL gid NUL path NUL target NUL`, sorted by path.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();

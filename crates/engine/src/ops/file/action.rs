@@ -24,7 +24,7 @@ impl Run<'_> {
         let result = match step.action {
             Action::Copy(action) => {
                 let reading = self.read(step.source, states)?;
-                self.copy(action, owner, &reading, &target)?;
+                self.copy(action, owner, &reading, &target, recording.as_ref())?;
                 Ok(())
             }
             Action::Mkdir(action) => mkdir(
@@ -78,6 +78,7 @@ impl Run<'_> {
         owner: Option<Owner>,
         reading: &Reading,
         target: &Target<'_>,
+        recording: Option<&Recording>,
     ) -> Result<(), Fault> {
         let mode = match action.mode_str.as_str() {
             "" if action.mode < 0 => ModeChange::Keep,
@@ -100,7 +101,7 @@ impl Run<'_> {
             exclude: action.exclude_patterns.clone(),
             always_replace: action.always_replace_existing_dest_paths,
         };
-        let archives = Archives { shadow: self.core.shadow, cancel: self.cancel };
+        let archives = Archives { recording, cancel: self.cancel };
         let env = CopyEnv { cancel: Some(self.cancel), threads: None, unpack: Some(&archives) };
         let recalling = match reading {
             Reading::Snapshot { links, .. } => links.as_ref(),

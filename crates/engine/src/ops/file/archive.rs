@@ -11,9 +11,12 @@ use image::layer::{Compression, tar};
 use store::TarSource;
 use sys::path::Root;
 
+use crate::shadow::Recording;
+
 /// What tells an archive from a file, and writes what is in one.
 pub(super) struct Archives<'a> {
-    pub(super) shadow: bool,
+    /// Keeps owners of links that the kernel refuses.
+    pub(super) recording: Option<&'a Recording>,
     pub(super) cancel: &'a Cancel,
 }
 
@@ -55,11 +58,14 @@ impl Unpack for Archives<'_> {
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut options = untar::Options::archive();
         options.owner = owner.map(|owner| (owner.uid, owner.gid));
-        options.shadow = self.shadow;
+        options.shadow = self.recording.is_some();
         options.cancel = self.cancel.clone();
         let plain = plain(file, options.limits.bytes)?.ok_or("it is compressed twice")?;
         let dir = into.dir().try_clone_to_owned()?;
-        untar::unpack(&dir, &mut TarSource(tar::Reader::new(plain)), &options)?;
+        let report = untar::unpack(&dir, &mut TarSource(tar::Reader::new(plain)), &options)?;
+        if let Some(recording) = self.recording {
+            recording.unpacked(into.path(), report.links);
+        }
         Ok(())
     }
 }
