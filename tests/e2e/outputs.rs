@@ -96,7 +96,9 @@ fn layers_have_the_compression_that_is_asked_for() {
     .into_iter()
     .enumerate()
     {
-        kitchen.build_on(&format!("state{n}"), &format!("--output type=oci,tar=false,dest=layout{attributes}")).succeeds();
+        kitchen
+            .build_on(&format!("state{n}"), &format!("--output type=oci,tar=false,dest=layout{attributes}"))
+            .succeeds();
         let path = |digest: &Value| kitchen.world.path("layout/blobs").join(digest.as_str().unwrap().replace(':', "/"));
         let index = json(&fs::read(kitchen.world.path("layout/index.json")).unwrap());
         let manifest = json(&fs::read(path(&index["manifests"][0]["digest"])).unwrap());

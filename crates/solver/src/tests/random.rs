@@ -70,10 +70,10 @@ fn plan() -> impl Strategy<Value = Plan> {
     )
 }
 
-/// The steps of a plan, and what each makes; none where it or something below fails.
 /// What each output of a step is worth, by step and output.
 type Worth = HashMap<(String, u32), Option<Made>>;
 
+/// The steps of a plan, and what each makes; none where it or something below fails.
 fn steps(specs: &[Spec], salt: &str) -> (Vec<Step>, Worth) {
     let mut steps: Vec<Step> = Vec::new();
     let mut values: HashMap<(String, u32), Option<Made>> = HashMap::new();
