@@ -105,6 +105,19 @@ fn equal_steps_run_once() {
 }
 
 #[test]
+fn steps_that_run_are_not_stopped_and_started_again() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    // Each stage ends at another time, and its COPY is the first of all that follow.
+    let stage = |n| format!("FROM busybox AS s{n}\nRUN echo started; sleep 0.{n}; touch /ok\n");
+    let copy = |n| format!("COPY --from=s{n} /ok /{n}\n");
+    let stages: String = (1..6).map(stage).collect();
+    kitchen.dockerfile(&format!("{stages}FROM scratch\n{}", (1..6).map(copy).collect::<String>()));
+    let ended = kitchen.build("").succeeds();
+    let starts = ended.stderr.lines().filter(|line| line.starts_with('#') && line.ends_with(" started")).count();
+    assert_eq!(starts, 5, "{ended:?}");
+}
+
+#[test]
 fn independent_stages_run_at_the_same_time_and_share_a_cache_mount() {
     for who in EVERYBODY {
         let Some(kitchen) = Kitchen::new(who) else { continue };

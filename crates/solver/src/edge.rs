@@ -306,6 +306,9 @@ impl Dep {
         let hold = self.want.max(Level::Fast);
         match goal {
             Goal { demand: Level::Initial, .. } => Level::Initial,
+            // Without a match for it the edge is going to run, and so are those above: they just have to learn of it.
+            // What already runs for it must not be stopped and started again meanwhile.
+            Goal { satisfied: true, no_match: true, .. } => self.want,
             // Keep cheap work that has begun: whoever wants more later needs it at once.
             Goal { satisfied: true, .. } => self.want.min(Level::Fast),
             Goal { demand: Level::Complete, has_records: true, .. } => Level::Initial,

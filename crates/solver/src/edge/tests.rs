@@ -55,6 +55,13 @@ fn inputs_are_wanted_as_far_as_the_goal_needs() {
             Initial,
             Initial,
         ),
+        (
+            "what has to run goes on while those above learn of it",
+            Goal { demand: Slow, satisfied: true, no_match: true, ..goal },
+            view(Slow, Fast, true),
+            Complete,
+            Complete,
+        ),
         ("something to load", Goal { has_records: true, ..goal }, view(Slow, Slow, true), Slow, Initial),
         ("nothing can match", Goal { no_match: true, ..goal }, view(Initial, Initial, false), Initial, Complete),
         ("nothing is known yet", Goal { has_map: false, ..goal }, view(Slow, Slow, false), Initial, Fast),
