@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::world::*;
 use crate::RequestId;
@@ -168,9 +169,18 @@ fn round(w: &mut World, plan: &Plan, salt: &str) {
     assert!(w.solver.index.is_empty());
 }
 
+fn fixed_plans() -> ProptestConfig {
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    match config.rng_seed {
+        RngSeed::Random => ProptestConfig { rng_seed: RngSeed::Fixed(0), ..config },
+        RngSeed::Fixed(_) => config,
+    }
+}
+
 proptest! {
-    // PROPTEST_CASES asks for more.
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    // The same plans every time, so that a run can be repeated; PROPTEST_CASES asks for more, PROPTEST_RNG_SEED for
+    // others.
+    #![proptest_config(fixed_plans())]
 
     #[test]
     fn results_are_those_of_a_naive_evaluator(plan in plan()) {
