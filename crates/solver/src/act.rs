@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::Solver;
 use crate::action::{Action, ActionId, Status};
-use crate::cache_key::{CacheKey, Dep as KeyDep, SourceId};
+use crate::cache_key::{CacheKey, Dep as KeyDep, KeyDigest, SourceId};
 use crate::cache_manager::{Record, Save};
 use crate::cache_store::CacheResult;
 use crate::edge::{Dep, EdgeId, Known, Level};
@@ -130,15 +130,11 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             let cause = Cause::NoSuchOutput { asked: edge.output, outputs: outputs.len() };
             return self.conclude(id, Err(SolveError { vertex: digest, phase: Phase::Exec, cause }));
         };
-        let (vertex, number) = (edge.vertex, edge.output as i32);
-        let local = |result: &CacheResult| Record { source: SourceId::LOCAL, result: result.clone() };
-        let records: Vec<Record> = output.stored.iter().map(local).collect();
-        let finish = |key: CacheKey| {
-            Arc::new(key.for_vertex(digest).with_records(records.clone()).exported(node.vertex.export_cache))
-        };
+        let vertex = edge.vertex;
+        let key = |digest, deps| Arc::new(self.finished_key(id, digest, deps, output.stored.as_ref()));
         let keys: Vec<Arc<CacheKey>> = match node.is_root() {
-            true => node.maps.iter().map(|map| finish(CacheKey::root(map.digest, number))).collect(),
-            false => vec![finish(CacheKey::with_deps(node.maps[0].digest, number, self.all_input_keys(id)))],
+            true => self.stated(id).into_iter().map(|digest| key(digest, Vec::new())).collect(),
+            false => vec![key(node.maps[0].digest, self.all_input_keys(id))],
         };
         if let Some(result) = &output.stored {
             let save = |key: &Arc<CacheKey>| {
@@ -151,6 +147,36 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             self.edges[id].keys.extend(keys.iter().map(|key| Known { key: key.clone(), id: None }));
         }
         self.conclude(id, Ok(Solved { result: output.result, keys }));
+    }
+
+    /// A key for a result of the edge that is (or will soon be) in the local cache.
+    pub(crate) fn finished_key(
+        &self,
+        id: EdgeId,
+        digest: KeyDigest,
+        deps: Vec<Vec<KeyDep>>,
+        stored: Option<&CacheResult>,
+    ) -> CacheKey {
+        let edge = &self.edges[id];
+        let vertex = &self.nodes[edge.vertex].vertex;
+        let local = |result: &CacheResult| Record { source: SourceId::LOCAL, result: result.clone() };
+        CacheKey::with_deps(digest, edge.output as i32, deps)
+            .for_vertex(vertex.digest)
+            .with_records(stored.map(local).into_iter().collect())
+            .exported(vertex.export_cache)
+    }
+
+    /// All that a source stated, and the sources that it took the place of: they stand for the same.
+    pub(crate) fn stated(&self, id: EdgeId) -> Vec<KeyDigest> {
+        let merged = self.edges[id].merged_from.iter();
+        let edges = [id].into_iter().chain(merged.copied()).filter_map(|edge| self.edges.get(edge));
+        let mut digests = Vec::new();
+        for map in edges.flat_map(|edge| &self.nodes[edge.vertex].maps) {
+            if !digests.contains(&map.digest) {
+                digests.push(map.digest);
+            }
+        }
+        digests
     }
 
     /// The keys of the inputs, and of those of the edges that this one took the place of: they stand for the same.

@@ -7,8 +7,9 @@ use base::Digest;
 use crate::Solver;
 use crate::action::{ActionId, Event, Last, Status};
 use crate::cache_key::{CacheKey, SourceId};
-use crate::cache_manager::{Answer, Found, Save};
-use crate::edge::{EdgeId, Known, Level};
+use crate::cache_manager::{Answer, Found, Record, Save};
+use crate::cache_store::CacheResult;
+use crate::edge::{Candidate, EdgeId, Known, Level};
 use crate::graph::{ContentState, Exec, VertexId};
 use crate::op::{CacheMap, Cause, Output, Phase, SolveError, Solved, Stopped};
 use crate::solver::{Asked, Kind, Pending};
@@ -154,14 +155,9 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         let Some((_, candidate)) = loading else { return };
         match answer {
             Some(output) => {
-                if let Some(stored) = output.stored
-                    && candidate.record.source != SourceId::LOCAL
-                {
-                    let save = Save { key: candidate.key.clone(), result: Some(stored), also: Vec::new() };
-                    self.saves.push((vertex, save));
-                }
+                let keys = self.keys_of_loaded(edge, &candidate, output.stored.as_ref());
+                let solved = Solved { result: output.result, keys };
                 self.report_cached(vertex);
-                let solved = Solved { result: output.result, keys: vec![candidate.key] };
                 self.conclude(edge, Ok(solved));
                 let merged = self.edges[edge].merged_from.clone();
                 self.link_merged(edge, &merged);
@@ -176,6 +172,33 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
                 self.enqueue(edge);
             }
         }
+    }
+
+    /// The keys of a loaded result: that of its record and, for a source, all that it stated, since
+    /// they stand for the same. What the local cache does not know yet is saved.
+    fn keys_of_loaded(&mut self, id: EdgeId, loaded: &Candidate, stored: Option<&CacheResult>) -> Vec<Arc<CacheKey>> {
+        let edge = &self.edges[id];
+        let node = &self.nodes[edge.vertex];
+        let mut keys = vec![loaded.key.clone()];
+        if node.is_root() {
+            let found = edge.keys.iter().map(|known| known.key.clone());
+            let stated = self.stated(id).into_iter();
+            let stated = stated.map(|digest| Arc::new(self.finished_key(id, digest, Vec::new(), stored)));
+            for key in found.chain(stated) {
+                if !keys.iter().any(|known| known.digest() == key.digest()) {
+                    keys.push(key);
+                }
+            }
+        }
+        let vertex = edge.vertex;
+        if let Some(result) = stored {
+            let local = Record { source: SourceId::LOCAL, result: result.clone() };
+            let known = |key: &CacheKey| key.known_in().iter().any(|(source, _)| *source == SourceId::LOCAL);
+            let unsaved = keys.iter().filter(|key| !known(key) || !key.records().contains(&local));
+            let save = |key: &Arc<CacheKey>| Save { key: key.clone(), result: Some(result.clone()), also: Vec::new() };
+            self.saves.extend(unsaved.map(|key| (vertex, save(key))));
+        }
+        keys
     }
 
     fn looked_up(&mut self, asked: Vec<Asked>, answers: Vec<Answer>) {

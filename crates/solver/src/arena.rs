@@ -53,6 +53,11 @@ impl<K, T> Arena<K, T> {
         place.as_mut().filter(|_| *generation == id.generation)
     }
 
+    #[cfg(test)]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().filter_map(|(_, value)| value.as_ref())
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }

@@ -43,6 +43,7 @@ pub(crate) enum Level {
     Complete,
 }
 
+#[derive(Debug)]
 pub(crate) struct Edge<R, E> {
     pub vertex: VertexId,
     pub output: u32,
@@ -112,6 +113,7 @@ pub(crate) struct Candidate {
 }
 
 /// An input of an edge.
+#[derive(Debug)]
 pub(crate) struct Dep {
     pub child: EdgeId,
     /// What the child was told that we want.

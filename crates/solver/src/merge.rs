@@ -1,9 +1,11 @@
 //! Putting one edge in the place of another that turned out to be the same.
 
+use std::sync::Arc;
+
 use crate::Solver;
-use crate::cache_key::Dep;
-use crate::cache_manager::Save;
-use crate::edge::{EdgeId, Level};
+use crate::cache_key::{CacheKey, Dep, KeyDigest, SourceId};
+use crate::cache_manager::{Record, Save};
+use crate::edge::{EdgeId, Known, Level};
 use crate::graph::Exec;
 use crate::index::{Atom, By};
 
@@ -101,8 +103,8 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         let mut merged = std::mem::take(&mut self.edges[from].merged_from);
         merged.push(from);
         self.edges[from].merged = Some(to);
+        self.edges[to].merged_from.extend(&merged);
         self.link_merged(to, &merged);
-        self.edges[to].merged_from.extend(merged);
         let holders = self.nodes[self.edges[from].vertex].jobs.clone();
         let vertex = self.edges[to].vertex;
         holders.into_iter().for_each(|job| self.hold(job, vertex));
@@ -124,9 +126,37 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
                 also.extend(deps.into_iter().filter(new).map(|dep| (input, dep)));
             }
         }
+        let vertex = edge.vertex;
+        if key.is_root() {
+            self.add_stated(id);
+        }
         if !also.is_empty() {
-            let vertex = edge.vertex;
             self.saves.push((vertex, Save { key, result: None, also }));
+        }
+    }
+
+    /// Adds what replaced sources stated to the keys of the result that is there already.
+    fn add_stated(&mut self, id: EdgeId) {
+        let edge = &self.edges[id];
+        let Some(Ok(solved)) = &edge.outcome else { return };
+        let local = |record: &&Record| record.source == SourceId::LOCAL;
+        let stored = solved.keys.iter().flat_map(|key| key.records()).find(local).map(|record| record.result.clone());
+        let new = |digest: &KeyDigest| !solved.keys.iter().any(|key| key.digest() == *digest);
+        let key = |digest| Arc::new(self.finished_key(id, digest, Vec::new(), stored.as_ref()));
+        let keys: Vec<Arc<CacheKey>> = self.stated(id).into_iter().filter(new).map(key).collect();
+        let (vertex, ignore_cache) = (edge.vertex, edge.ignore_cache);
+        for key in keys {
+            let edge = &mut self.edges[id];
+            if let Some(Ok(solved)) = &mut edge.outcome {
+                solved.keys.push(key.clone());
+            }
+            if !ignore_cache {
+                edge.keys.push(Known { key: key.clone(), id: None });
+            }
+            if stored.is_some() {
+                self.saves.push((vertex, Save { key, result: stored.clone(), also: Vec::new() }));
+            }
+            self.notify(id);
         }
     }
 

@@ -62,6 +62,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         // An op that runs for another output is not worth a search.
         edge.no_match |= matches!(self.nodes[edge.vertex].exec, Exec::Running { .. } | Exec::Done(_));
         self.ask(id, &touched);
+        touched.iter().for_each(|input| self.want_content(id, *input));
         touched
     }
 
@@ -91,31 +92,36 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         }
     }
 
-    /// Takes in the digest of an input's content, or asks for it if it is wanted by now.
+    /// Takes in the digest of an input's content.
     fn learn_content(&mut self, id: EdgeId, input: u32) {
         let edge = &self.edges[id];
         let dep = &edge.deps()[input as usize];
-        if edge.maps_seen == 0 || !dep.by_content || matches!(dep.content, Content::Known(_)) {
+        let ContentState::Known(digest) = self.nodes[edge.vertex].content[input as usize] else { return };
+        if edge.maps_seen == 0 || matches!(dep.content, Content::Known(_)) {
             return;
         }
-        let Some(Ok(solved)) = &self.edges[dep.child].outcome else { return };
-        let asking = dep.pending > 0 || (dep.unasked && !edge.no_match);
-        let digest = match self.nodes[edge.vertex].content[input as usize] {
-            ContentState::Known(digest) => digest,
-            // Not while there is something to load, or keys whose answer may bring something.
-            ContentState::Unknown if asking || !edge.records.is_empty() => return,
-            ContentState::Unknown if dep.want == Level::Complete => {
-                let (vertex, result) = (edge.vertex, solved.result.clone());
-                return self.start_content(vertex, input, result);
-            }
-            _ => return,
-        };
         let search = !edge.no_match && digest.is_some();
         let narrow = edge.is_narrow();
         self.edges[id].recheck |= narrow;
         let dep = self.dep_mut(id, input);
         dep.content = Content::Known(digest.map(|digest| Arc::new(CacheKey::content(digest))));
         dep.unasked |= search;
+    }
+
+    /// Asks for the digest of an input's content if it is wanted, unless there is something to load, or an open
+    /// question whose answer may bring something.
+    fn want_content(&mut self, id: EdgeId, input: u32) {
+        let edge = &self.edges[id];
+        let dep = &edge.deps()[input as usize];
+        let wanted = dep.want == Level::Complete && dep.by_content && matches!(dep.content, Content::Unknown);
+        let unknown = self.nodes[edge.vertex].content[input as usize] == ContentState::Unknown;
+        if !wanted || !unknown || edge.maps_seen == 0 || dep.pending > 0 || !edge.records.is_empty() {
+            return;
+        }
+        if let Some(Ok(solved)) = &self.edges[dep.child].outcome {
+            let (vertex, result) = (edge.vertex, solved.result.clone());
+            self.start_content(vertex, input, result);
+        }
     }
 
     /// Looks up what inputs have that is new: together with what is known of all others if these match already,
@@ -141,8 +147,6 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         for input in &new {
             self.dep_mut(id, *input).unasked = false;
             self.take_view(id, *input);
-            // No answer will come for those that match already; what waited for it goes on.
-            self.touch(id, *input);
         }
         for input in unmatched {
             let question = Question::Input(self.known_of(id, input));

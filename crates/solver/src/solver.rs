@@ -259,3 +259,17 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         Some(id)
     }
 }
+
+#[cfg(test)]
+impl<V: std::fmt::Debug, R: Clone + std::fmt::Debug, E: Clone + std::fmt::Debug> Solver<V, R, E> {
+    /// What every edge waits for.
+    pub(crate) fn dump(&self, name: impl Fn(&V) -> String) -> String {
+        let mut text = String::new();
+        for edge in self.nodes.iter().flat_map(|node| node.edges.values()) {
+            let state = &self.edges[*edge];
+            let vertex = &self.nodes[state.vertex];
+            text += &format!("{}@{} {edge:?} {state:?}\n", name(&vertex.vertex.op), state.output);
+        }
+        text
+    }
+}
