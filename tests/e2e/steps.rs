@@ -9,7 +9,7 @@ use crate::needs;
 /// A context with a shell: Debian's static busybox.
 fn with_shell(world: &World, instructions: &str) {
     fs::create_dir_all(world.path("context/bin")).unwrap();
-    for name in ["sh", "sleep", "wc"] {
+    for name in ["sh", "sleep", "cat", "wc"] {
         fs::copy("/bin/busybox", world.path("context/bin").join(name)).unwrap();
     }
     world.write("context/Dockerfile", format!("FROM scratch\nCOPY bin /bin/\n{instructions}"));
@@ -80,10 +80,16 @@ fn the_first_signal_ends_the_build_and_its_steps() {
 fn what_one_stage_made_another_copies() {
     needs!(tool "busybox");
     let world = World::new();
-    let stages = "RUN echo made > /made\nFROM scratch\nCOPY --from=0 /made /copied\n";
+    // Large files take other ways than small ones.
+    let stages = "RUN echo made > /small; cat /bin/sh > /large\nFROM scratch\nCOPY --from=0 /small /large /copied/\n";
     with_shell(&world, stages);
     world.build().args(["--output", "out", "context"]).succeeds();
-    assert_eq!(fs::read_to_string(world.path("out/copied")).unwrap(), "made\n");
+    assert_eq!(fs::read_to_string(world.path("out/copied/small")).unwrap(), "made\n");
+    assert!(fs::read(world.path("out/copied/large")).unwrap() == fs::read("/bin/busybox").unwrap());
+    // Another process, another mount: the stage is the same.
+    world.write("context/Dockerfile", format!("FROM scratch\nCOPY bin /bin/\n{stages}COPY --from=0 /large /again\n"));
+    world.build().args(["--output", "out", "context"]).succeeds().says("CACHED");
+    assert!(fs::read(world.path("out/again")).unwrap() == fs::read("/bin/busybox").unwrap());
 }
 
 /// Whether some process has this argument.

@@ -94,9 +94,12 @@ fn by_kernel(from: &File, to: &File, size: u64, cancel: Option<&Cancel>) -> io::
     Ok(Some(read_at))
 }
 
+/// Leaves the position at the start, where reading goes on: the search for a hole moves it to the end of a file
+/// that has none.
 fn has_holes(from: &File, size: u64) -> bool {
-    rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(0)).is_ok_and(|hole| hole < size)
-        && rustix::fs::seek(from, rustix::fs::SeekFrom::Start(0)).is_ok()
+    let hole = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(0));
+    let rewound = rustix::fs::seek(from, rustix::fs::SeekFrom::Start(0));
+    hole.is_ok_and(|hole| hole < size) && rewound.is_ok()
 }
 
 /// Copies what is between the holes.
@@ -127,4 +130,22 @@ fn sparse(mut from: &File, to: &File, size: u64, buffer: &mut [u8], cancel: Opti
     }
     to.set_len(size)?;
     Ok(from.metadata()?.len().min(size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Between file systems the kernel copies nothing, and reading starts where the search for holes ended.
+    #[test]
+    fn the_search_for_holes_leaves_files_at_their_start() {
+        for (written, at, holes) in [(4 << 20, 0, false), (1, 4 << 20, true)] {
+            let mut file = tempfile::tempfile().expect("a file");
+            file.write_all_at(&vec![b'x'; written], at).expect("written");
+            let size = file.metadata().expect("a size").len();
+            // Not every file system knows holes; none sees one where there is none.
+            assert!(!has_holes(&file, size) || holes);
+            assert_eq!(file.stream_position().expect("a position"), 0);
+        }
+    }
 }
