@@ -513,3 +513,21 @@ fn results_are_let_go_with_their_last_job() {
     w.end(job);
     assert_eq!(counts(&w), [1, 1, 1]);
 }
+
+#[test]
+fn an_input_that_completes_as_another_turns_out_to_lead_nowhere_is_still_digested() {
+    let mut w = World::new();
+    let steps = [constant("base", 1), constant("context", 2), sum("copy", 0, &["base", "context"]).content(&[1])];
+    let job = w.solver.begin();
+    let request = w.ask(job, &steps);
+    w.run_except(|action| action == "map base" || action == "exec context");
+    assert_eq!(w.run_only(|action| action == "map base"), 1);
+    assert_eq!(w.waiting(), ["exec context", "lookup"]);
+    w.answer_unseen("lookup");
+    w.answer_unseen("exec context");
+    w.run();
+    assert_eq!(text(&w.answer(request)), "3");
+    assert_eq!(w.count("content copy/1"), 1);
+    w.end(job);
+    assert!(w.solver.is_idle());
+}
