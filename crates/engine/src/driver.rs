@@ -3,12 +3,15 @@
 //! One task has the solver; it never waits for a disk, a network or a step. Actions run as tasks of their own and
 //! send their answers back. Dropping the last [`Driver`] ends the task.
 
+use std::any::Any;
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use base::progress::{Event as Progress, Vertex as Shown};
 use base::{Digest, Fault, Kind};
+use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use solver::cache_manager;
 use solver::{
@@ -265,9 +268,8 @@ impl Owner {
                 };
                 // Only sources need to look anywhere; all others are read off the op, which is quicker than a task.
                 if ctx.op.is_source() {
-                    self.spawn(ctx, move |ctx| async move {
-                        let stated = ops::key(&ctx, index).await;
-                        Event::CacheMap(id, ctx.outcome(stated.map(cache_map)))
+                    self.spawn(id, ctx, Event::CacheMap, move |ctx| async move {
+                        ops::key(&ctx, index).await.map(cache_map)
                     });
                 } else {
                     let stated = ctx.op.stated_key();
@@ -278,19 +280,15 @@ impl Owner {
                 let Some(ctx) = self.context(id, &vertex) else {
                     return self.solver.handle(Event::Content(id, Err(Stopped::Cancelled)));
                 };
-                self.spawn(ctx, move |ctx| async move {
-                    let digest = ops::content(&ctx, input, &result).await;
-                    Event::Content(id, ctx.outcome(digest))
-                });
+                self.spawn(id, ctx, Event::Content, move |ctx| async move { ops::content(&ctx, input, &result).await });
             }
             Action::Exec { id, vertex, inputs } => {
                 let Some(ctx) = self.context(id, &vertex) else {
                     return self.solver.handle(Event::Exec(id, Err(Stopped::Cancelled)));
                 };
-                self.spawn(ctx, move |ctx| async move {
-                    let trees = ops::run(&ctx, &inputs).await;
-                    let outputs = trees.map(|trees| trees.into_iter().map(|tree| output(&ctx.core, tree)).collect());
-                    Event::Exec(id, ctx.outcome(outputs))
+                self.spawn(id, ctx, Event::Exec, move |ctx| async move {
+                    let trees = ops::run(&ctx, &inputs).await?;
+                    Ok(trees.into_iter().map(|tree| output(&ctx.core, tree)).collect())
                 });
             }
             Action::Load { id, record, .. } => {
@@ -299,23 +297,27 @@ impl Owner {
             }
             Action::Lookup { id, lookups } => {
                 let store = self.core.store.cache_keys();
-                self.spawn_blocking(move || {
+                // Without answers all are misses.
+                self.spawn_blocking(id, Event::Lookup, move || {
                     let local: [(SourceId, Arc<dyn CacheStore>); 1] = [(SourceId::LOCAL, Arc::new(store))];
                     let (found, failure) = cache_manager::lookup(&local[..], &lookups);
                     if let Some(error) = failure {
                         tracing::warn!(%error, "cache look-up failed, taken as a miss");
                     }
-                    Event::Lookup(id, found)
+                    found
                 });
             }
             Action::Save { id, saves } => {
                 let store = self.core.store.cache_keys();
-                self.spawn_blocking(move || {
-                    if let Err(error) = cache_manager::save(&store, &saves) {
-                        tracing::warn!(%error, "results were not remembered");
-                    }
-                    Event::Saved(id)
-                });
+                self.spawn_blocking(
+                    id,
+                    |id, ()| Event::Saved(id),
+                    move || {
+                        if let Err(error) = cache_manager::save(&store, &saves) {
+                            tracing::warn!(%error, "results were not remembered");
+                        }
+                    },
+                );
             }
             Action::Cancel(id) => {
                 if let Some((token, flag)) = self.running.get(&id) {
@@ -349,21 +351,37 @@ impl Owner {
         Some(OpContext { core: self.core.clone(), jobs, op: vertex.op.clone(), tasks, cancel, flag })
     }
 
-    fn spawn<F>(&self, ctx: OpContext, work: impl FnOnce(OpContext) -> F)
-    where
-        F: Future<Output = Answered> + Send + 'static,
+    /// Works for a vertex on a task of its own. A panic fails the vertex: the solver gets its answer in any case.
+    fn spawn<T: Send + 'static, F>(
+        &self,
+        id: ActionId,
+        ctx: OpContext,
+        event: fn(ActionId, Result<T, Stopped<Fault>>) -> Answered,
+        work: impl FnOnce(OpContext) -> F,
+    ) where
+        F: Future<Output = Result<T, Fault>> + Send + 'static,
     {
         let Some(answers) = self.answers.upgrade() else { return };
-        let answer = work(ctx);
+        let cancel = ctx.cancel.clone();
+        let work = AssertUnwindSafe(work(ctx)).catch_unwind();
         tokio::spawn(async move {
-            let _ = answers.send(Message::Answer(answer.await));
+            let result = work.await.unwrap_or_else(|panic| Err(panicked(&*panic)));
+            let stop = |fault| if cancel.is_cancelled() { Stopped::Cancelled } else { Stopped::Failed(fault) };
+            let _ = answers.send(Message::Answer(event(id, result.map_err(stop))));
         });
     }
 
-    fn spawn_blocking(&self, work: impl FnOnce() -> Answered + Send + 'static) {
+    /// Works with the cache on a blocking thread. A panic, as any failure there, is as good as an empty answer.
+    fn spawn_blocking<T: Default + 'static>(
+        &self,
+        id: ActionId,
+        event: fn(ActionId, T) -> Answered,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) {
         let Some(answers) = self.answers.upgrade() else { return };
         tokio::task::spawn_blocking(move || {
-            let _ = answers.send(Message::Answer(work()));
+            let result = std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_default();
+            let _ = answers.send(Message::Answer(event(id, result)));
         });
     }
 
@@ -414,10 +432,11 @@ impl Owner {
     }
 }
 
-impl OpContext {
-    fn outcome<T>(&self, result: Result<T, Fault>) -> Result<T, Stopped<Fault>> {
-        result.map_err(|fault| if self.cancel.is_cancelled() { Stopped::Cancelled } else { Stopped::Failed(fault) })
-    }
+/// What a panic of an op tells people. It said where on standard error already.
+fn panicked(panic: &(dyn Any + Send)) -> Fault {
+    let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    Fault::new(Kind::Internal, format!("a bug in the builder: {}", said.unwrap_or("it panicked")))
+        .hint("please report it, with what was printed above")
 }
 
 fn cache_map(stated: ops::StatedKey) -> (CacheMap, solver::Last) {

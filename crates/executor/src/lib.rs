@@ -63,7 +63,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// There is no way to run steps here.
-    #[error("cannot run steps here: {why}")]
+    #[error("no way to isolate them: {why}")]
     Unprivileged {
         /// What was tried, and what would help.
         why: String,
