@@ -1,10 +1,12 @@
 //! Where trees are, and how they are seen.
 
+use std::ffi::CStr;
 use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid};
 use sys::mount::{FsView, MAX_LAYERS, Overlay};
 use sys::shadow;
 
@@ -220,22 +222,38 @@ pub(super) fn write_links(inner: &Inner, id: SnapshotId, table: &shadow::Table) 
 
 /// Allocated bytes of a tree; a file with several names counts once.
 pub(crate) fn allocated(path: &Path) -> std::io::Result<u64> {
+    let open = |at: BorrowedFd<'_>, name: &CStr| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(at, name, flags, Mode::empty())
+    };
+    let top = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut seen = std::collections::HashSet::new();
     let mut total = 0;
-    let mut waiting = vec![path.to_owned()];
-    while let Some(dir) = waiting.pop() {
-        total += std::fs::symlink_metadata(&dir)?.blocks() * 512;
-        for entry in std::fs::read_dir(&dir)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                waiting.push(entry.path());
-                continue;
-            }
-            let metadata = entry.metadata()?;
-            if metadata.nlink() == 1 || seen.insert((metadata.dev(), metadata.ino())) {
-                total += metadata.blocks() * 512;
-            }
+    // Directories by the way to them: as few are open at a time as the tree is deep.
+    let mut stack = vec![(Dir::read_from(&top)?, top)];
+    total += blocks(&rustix::fs::fstat(&stack[0].1)?);
+    while let Some((entries, dir)) = stack.last_mut() {
+        let Some(entry) = entries.read() else {
+            stack.pop();
+            continue;
+        };
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let stat = rustix::fs::statat(&*dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if stat.st_nlink == 1 || seen.insert((stat.st_dev, stat.st_ino)) {
+            total += blocks(&stat);
+        }
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            let child = open(dir.as_fd(), name)?;
+            stack.push((Dir::read_from(&child)?, child));
         }
     }
     Ok(total)
+}
+
+fn blocks(stat: &rustix::fs::Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
 }

@@ -33,7 +33,6 @@ pub struct Compressor<W: Write + Send + 'static> {
     threads: usize,
     pool: Pool,
     block: Vec<u8>,
-    before: Option<Arc<Block>>,
     count: u64,
     state: State<W>,
 }
@@ -58,7 +57,7 @@ struct Running<W> {
 #[derive(Clone, Copy)]
 enum Codec {
     Store,
-    Gzip(u32),
+    Gzip(i32),
     Zstd(Option<i32>),
 }
 
@@ -76,7 +75,6 @@ impl Drop for Block {
 
 struct Job {
     block: Arc<Block>,
-    before: Option<Arc<Block>>,
     reply: SyncSender<Result<Encoded, Error>>,
 }
 
@@ -99,7 +97,7 @@ impl<W: Write + Send + 'static> Compressor<W> {
             Compression::Uncompressed => Codec::Store,
             Compression::Gzip => {
                 let level = options.level.filter(|level| *level >= 0).unwrap_or(gzip::DEFAULT_LEVEL);
-                Codec::Gzip(level.unsigned_abs())
+                Codec::Gzip(level)
             }
             Compression::Zstd => Codec::Zstd(options.level),
         };
@@ -108,7 +106,6 @@ impl<W: Write + Send + 'static> Compressor<W> {
             threads: options.threads.max(1),
             pool: Pool::default(),
             block: Vec::new(),
-            before: None,
             count: 0,
             state: State::Small(sink),
         })
@@ -126,7 +123,6 @@ impl<W: Write + Send + 'static> Compressor<W> {
                         return Err(running.join_failed());
                     }
                 }
-                self.before = None;
                 running.finish(self.count)
             }
             State::Failed => Err(Error::Io(io::Error::other("the compressor failed before"))),
@@ -140,7 +136,7 @@ impl<W: Write + Send + 'static> Compressor<W> {
         let mut output = Output::start(self.codec, sink)?;
         if !last.is_empty() {
             let block = Arc::new(Block { data: last, pool: self.pool.clone() });
-            let encoded = BlockEncoder::new(self.codec)?.encode(&block, None, Vec::new())?;
+            let encoded = BlockEncoder::new(self.codec)?.encode(&block, Vec::new())?;
             output.put(&encoded)?;
         }
         output.finish(hasher, self.count)
@@ -170,12 +166,11 @@ impl<W: Write + Send + 'static> Compressor<W> {
         // The place in the output first: its bound is what limits the blocks in flight.
         running.order.send(encoded).map_err(|_| Stopped)?;
         running.hash.send(block.clone()).map_err(|_| Stopped)?;
-        let before = self.before.replace(block.clone());
         match self.codec {
             Codec::Store => {
                 reply.send(Ok(Encoded { bytes: Bytes::Block(block), crc: Crc::new() })).map_err(|_| Stopped)
             }
-            _ => running.jobs.send(Job { block, before, reply }).map_err(|_| Stopped),
+            _ => running.jobs.send(Job { block, reply }).map_err(|_| Stopped),
         }
     }
 }
@@ -273,12 +268,9 @@ fn work(codec: Codec, queue: &Mutex<Receiver<Job>>, pool: &Pool) {
     loop {
         // One worker at a time waits here, the others for it: the lock is held while waiting, not while working.
         let job = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv();
-        let Ok(Job { block, before, reply }) = job else { return };
+        let Ok(Job { block, reply }) = job else { return };
         let encoded = match &mut encoder {
-            Ok(encoder) => {
-                let before = before.as_ref().map(|before| before.data.as_slice());
-                encoder.encode(&block, before, pool.take(0))
-            }
+            Ok(encoder) => encoder.encode(&block, pool.take(0)),
             Err(error) => Err(Error::Io(io::Error::other(error.to_string()))),
         };
         // Nobody waits for it once the output failed.
@@ -306,17 +298,17 @@ impl BlockEncoder {
     fn new(codec: Codec) -> Result<BlockEncoder, Error> {
         Ok(match codec {
             Codec::Store => BlockEncoder::Store,
-            Codec::Gzip(level) => BlockEncoder::Gzip(gzip::Deflater::new(level)),
+            Codec::Gzip(level) => BlockEncoder::Gzip(gzip::Deflater::new(level)?),
             Codec::Zstd(level) => BlockEncoder::Zstd(zstd::Encoder::new(level)?),
         })
     }
 
-    fn encode(&mut self, block: &Arc<Block>, before: Option<&[u8]>, mut out: Vec<u8>) -> Result<Encoded, Error> {
+    fn encode(&mut self, block: &Arc<Block>, mut out: Vec<u8>) -> Result<Encoded, Error> {
         let mut crc = Crc::new();
         match self {
             BlockEncoder::Store => return Ok(Encoded { bytes: Bytes::Block(block.clone()), crc }),
             BlockEncoder::Gzip(deflater) => {
-                deflater.encode(before.unwrap_or_default(), &block.data, &mut out)?;
+                deflater.encode(&block.data, &mut out)?;
                 crc.update(&block.data);
             }
             BlockEncoder::Zstd(encoder) => encoder.encode(&block.data, &mut out)?,

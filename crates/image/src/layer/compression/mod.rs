@@ -11,6 +11,7 @@
 
 mod compressor;
 mod decompressor;
+mod deflate_end;
 mod gzip;
 #[cfg(test)]
 mod tests;
