@@ -92,6 +92,7 @@ impl Reader for Plain {
     }
 
     fn finish(&mut self, now: Timestamp) -> Vec<FailedStep> {
+        self.trace.end(now);
         self.refresh(now);
         for index in changed(&self.trace).collect::<Vec<_>>() {
             let _ = self.printer.item(&mut self.trace.items[index], index);

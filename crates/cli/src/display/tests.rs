@@ -407,6 +407,8 @@ fn output_byte_by_byte_is_shown_as_if_it_came_at_once() {
         out.text()
     };
     assert_eq!(shown(&whole), shown(&split));
+    // The build ended before the step did: it was given up.
+    assert_eq!(shown(&whole), format!("#1 {MAKE}\n#1 0.100 one\n#1 0.100 two\n#1 CANCELED\n"));
 }
 
 #[test]

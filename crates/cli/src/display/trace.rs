@@ -222,6 +222,18 @@ impl Trace {
         }
     }
 
+    /// The build ended. What still runs by then was given up: nobody waited for its end.
+    pub fn end(&mut self, now: Timestamp) {
+        for index in &self.visible {
+            let item = &mut self.items[*index];
+            if item.is_started() && !item.is_completed() {
+                item.runs.values_mut().for_each(|end| _ = end.get_or_insert(now));
+                item.error = Some("cancelled".to_owned());
+                item.touch(now);
+            }
+        }
+    }
+
     /// Visible items and how many of them are done, over all that was announced.
     pub fn counts(&self) -> (usize, usize) {
         let groups = self.groups.values().filter(|index| self.items[**index].visible).count();
