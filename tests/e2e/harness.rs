@@ -282,6 +282,21 @@ impl Running {
         assert!(status.unwrap().success());
     }
 
+    /// Waits for its end, and says how much memory it had at most, in bytes: itself, not its steps.
+    pub fn ends_with_peak(mut self) -> (Ended, u64) {
+        let status = format!("/proc/{}/status", self.child.id());
+        let mut peak = 0;
+        // The kernel keeps the maximum, so that only what comes after the last look is missed.
+        while self.child.try_wait().unwrap().is_none() {
+            let text = fs::read_to_string(&status).unwrap_or_default();
+            let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+            peak = peak.max(kib.unwrap_or(0) << 10);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        (self.ends(), peak)
+    }
+
     /// Waits for its end.
     pub fn ends(mut self) -> Ended {
         let status = self.child.wait().unwrap();

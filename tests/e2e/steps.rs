@@ -9,7 +9,7 @@ use crate::needs;
 /// A context with a shell: Debian's static busybox.
 fn with_shell(world: &World, instructions: &str) {
     fs::create_dir_all(world.path("context/bin")).unwrap();
-    for name in ["sh", "sleep", "cat", "wc"] {
+    for name in ["sh", "sleep", "cat", "wc", "yes", "head", "tr"] {
         fs::copy("/bin/busybox", world.path("context/bin").join(name)).unwrap();
     }
     world.write("context/Dockerfile", format!("FROM scratch\nCOPY bin /bin/\n{instructions}"));
@@ -74,6 +74,58 @@ fn the_first_signal_ends_the_build_and_its_steps() {
         assert!(began.elapsed() < Duration::from_secs(60), "it slept to its end");
         assert!(!is_running(&mark), "the step goes on after SIG{signal}");
     }
+}
+
+/// More than the builder itself needs, and much less than what the steps print.
+const MEMORY: u64 = 150 << 20;
+
+#[test]
+fn a_flood_of_output_is_clipped_and_costs_no_memory() {
+    needs!(tool "busybox");
+    let world = World::new();
+    // Lines; one line that never ends; and a step that fails behind a flood.
+    for (flood, line) in [
+        ("yes | head -n 10000000", "y"),
+        ("head -c 100000000 /dev/zero | tr '\\0' x", "x"),
+        ("yes | head -n 3000000; echo why >&2; exit 3", "y"),
+    ] {
+        with_shell(&world, &format!("RUN {flood}\n"));
+        let (ended, peak) = world.build().args(["--no-cache", "context"]).starts().ends_with_peak();
+        let fails = flood.ends_with("exit 3");
+        assert!(ended.code == Some(i32::from(fails)), "{:?}: {}", ended.code, end(&ended.stderr));
+        assert!(peak > 0 && peak < MEMORY, "{flood}: {peak} bytes of memory");
+        let shown = ended.stderr.matches(line).count();
+        assert!((100_000..8 << 20).contains(&shown), "{flood}: {shown}");
+        let cut = ended.stderr.matches("[output clipped, log limit ").count();
+        assert!(cut > 0, "{}", end(&ended.stderr));
+        if fails {
+            let said = end(&ended.stderr);
+            assert!(said.contains(" why\n------\nDockerfile:3\n"), "the last output is not shown: {said}");
+        }
+    }
+}
+
+#[test]
+fn output_without_a_limit_is_shown_whole_and_costs_no_memory() {
+    needs!(tool "busybox");
+    let world = World::new();
+    // Two steps at once, so that one waits for the other.
+    let step = "RUN yes QQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQ | head -n 1000000";
+    with_shell(&world, &format!("{step}\nFROM scratch\nCOPY bin /bin/\n{step}; :\nCOPY --from=0 /bin/sh /x\n"));
+    let build = world.build().env("BUILDKIT_STEP_LOG_MAX_SIZE", "-1").arg("context");
+    let (ended, peak) = build.starts().ends_with_peak();
+    assert!(ended.code == Some(0), "{}", end(&ended.stderr));
+    assert!(peak > 0 && peak < MEMORY, "{peak} bytes of memory");
+    // Where the display turned to the other step in the middle of a line, it is in two pieces.
+    let output = ended.stderr.lines().filter(|line| !line.contains("yes"));
+    let shown: usize = output.map(|line| line.bytes().filter(|byte| *byte == b'Q').count()).sum();
+    assert_eq!(shown, 31 * 2_000_000);
+}
+
+/// The end of a text that is too long to be shown.
+fn end(text: &str) -> &str {
+    let from = text.len().saturating_sub(2000);
+    text.get(from..).unwrap_or(text)
 }
 
 #[test]

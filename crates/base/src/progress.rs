@@ -1,8 +1,11 @@
 //! The one event stream of a build, in BuildKit's terms (`moby.buildkit.v1.StatusResponse`).
 //!
 //! Every display, log, history record and metric is a reader of these events. Emitting never blocks
-//! for long and never fails: a slow reader is its own problem.
+//! for long and never fails. Whoever emits without end asks for [`Sink::room`] first, so that a slow reader costs
+//! time and not memory.
 
+use std::future::ready;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -118,7 +121,15 @@ pub struct Warning {
 pub trait Sink: Send + Sync {
     /// Takes one event. Called from many threads; must not block on a reader.
     fn emit(&self, event: Event);
+
+    /// Ready when readers have caught up so far that more output of steps may come.
+    fn room(&self) -> Room {
+        Box::pin(ready(()))
+    }
 }
+
+/// Ready when there is room for more output.
+pub type Room = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A sink that forgets everything.
 #[derive(Debug, Default, Clone, Copy)]

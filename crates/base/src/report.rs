@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Digest;
-use crate::progress::{Event, Log, ProgressGroup, Sink, Status, Stream, Vertex};
+use crate::progress::{Event, Log, ProgressGroup, Room, Sink, Status, Stream, Vertex};
 use jiff::Timestamp;
 
 /// Several readers of one stream: a vertex that builds share reports to each of them.
@@ -25,6 +25,20 @@ impl Sink for Fanout {
         if let Some((last, rest)) = self.0.split_last() {
             rest.iter().for_each(|sink| sink.emit(event.clone()));
             last.emit(event);
+        }
+    }
+
+    fn room(&self) -> Room {
+        match &self.0[..] {
+            [one] => one.room(),
+            all => {
+                let all: Vec<Room> = all.iter().map(|sink| sink.room()).collect();
+                Box::pin(async move {
+                    for room in all {
+                        room.await;
+                    }
+                })
+            }
         }
     }
 }
@@ -141,6 +155,11 @@ impl Tasks {
         };
         self.sink.emit(Event::Status(status.clone()));
         Task { sink: self.sink.clone(), status, shown: now }
+    }
+
+    /// Ready when readers have room for more output.
+    pub fn room(&self) -> Room {
+        self.sink.room()
     }
 
     /// Output of a step.

@@ -223,7 +223,8 @@ fn lower_all(
     let (globals, stages) = instruction::stages(document)?;
     let ignore = OnceLock::new();
     if let Some(bytes) = &found.ignore {
-        ignore.get_or_init(|| ignore::parse(bytes));
+        let patterns = ignore::parse(&format!("{}.dockerignore", found.file.name), bytes)?;
+        ignore.get_or_init(|| patterns);
     }
     let build_platforms: Vec<Platform> =
         if request.build_platforms.is_empty() { vec![Platform::host()] } else { request.build_platforms.to_vec() };

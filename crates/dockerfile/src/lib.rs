@@ -13,6 +13,7 @@ mod error;
 pub mod expand;
 mod frontend;
 mod git;
+mod glob;
 mod gotext;
 pub mod ignore;
 pub mod instruction;

@@ -17,6 +17,7 @@ use crate::core::{Core, blocking, store_fault};
 use crate::driver::{Driver, JobHandle};
 use crate::frontend;
 use crate::job::{Built, BuiltPlatform, Job};
+use crate::step_log::LogLimits;
 use crate::tree::Tree;
 
 /// The engine: one per state directory. Cheap to clone.
@@ -41,6 +42,8 @@ pub struct EngineOptions {
     pub lock_wait: Duration,
     /// Environment for outgoing connections: proxy variables, from the program's environment.
     pub proxy: BTreeMap<String, String>,
+    /// How much of a step's output is shown.
+    pub step_log: LogLimits,
     /// What `sys::userns::enter` got at the start of the program.
     pub isolation: sys::userns::Isolation,
 }

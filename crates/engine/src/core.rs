@@ -25,6 +25,8 @@ pub(crate) struct Core {
     /// Where views are mounted for a moment.
     pub(crate) scratch: PathBuf,
     pub(crate) content_trees: crate::content::ContentTrees,
+    /// How much of a step's output is shown.
+    pub(crate) step_log: crate::step_log::LogLimits,
     /// What this machine runs, the preferred one first; never empty.
     pub(crate) platforms: Vec<Platform>,
 }

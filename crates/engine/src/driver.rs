@@ -4,7 +4,7 @@
 //! send their answers back. Dropping the last [`Driver`] ends the task.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,7 +108,7 @@ impl JobHandle {
         let mut vertices = Vec::with_capacity(graph.vertices().len());
         for vertex in graph.vertices() {
             self.job.check_rights(vertex)?;
-            check_caps(vertex).map_err(|fault| self.job.locate(fault, vertex.digest))?;
+            ops::check_caps(vertex).map_err(|fault| self.locate(graph, fault, vertex.digest))?;
             vertices.push(self.vertex(graph, vertex));
         }
         let edge = Input { vertex: graph.vertex(output.vertex).digest, output: output.index };
@@ -123,6 +123,24 @@ impl JobHandle {
         };
         drop(withdrawal);
         result
+    }
+
+    /// Adds the place of a vertex, or of the first one above it that has a place: what ADD downloads is a vertex of
+    /// its own, and the instruction's place is with the copying.
+    fn locate(&self, graph: &llb::Graph, fault: Fault, digest: Digest) -> Fault {
+        let mut fault = self.job.locate(fault, digest);
+        let mut below = HashSet::from([digest]);
+        // Inputs stand in front of those that read them.
+        for vertex in graph.vertices() {
+            if !fault.places().is_empty() {
+                break;
+            }
+            if vertex.inputs.iter().any(|edge| below.contains(&graph.vertex(edge.vertex).digest)) {
+                fault = self.job.locate(fault, vertex.digest);
+                below.insert(vertex.digest);
+            }
+        }
+        fault
     }
 
     fn vertex(&self, graph: &llb::Graph, vertex: &llb::Vertex) -> Vertex<Arc<Op>> {
@@ -171,15 +189,6 @@ impl Drop for Withdrawal<'_> {
 impl Drop for JobHandle {
     fn drop(&mut self) {
         self.driver.send(Message::End { job: self.id });
-    }
-}
-
-/// Refuses ops that rely on something which this version does not know.
-fn check_caps(vertex: &llb::Vertex) -> Result<(), Fault> {
-    let unknown = vertex.metadata.caps.iter().find(|(cap, needed)| **needed && !ops::CAPS.contains(&cap.as_str()));
-    match unknown {
-        None => Ok(()),
-        Some((cap, _)) => Err(Fault::user(format!("the build needs `{cap}`, which is not supported yet"))),
     }
 }
 

@@ -201,6 +201,9 @@ pub(crate) fn registry_fault(error: registry::Error) -> Fault {
         Class::Unauthorised | Class::Denied => Some("log in with `docker login`, or check the credentials' rights"),
         Class::NotFound => Some("check the spelling of name and tag"),
         Class::RateLimited => Some("log in, or use a mirror (`[registry.\"..\"] mirrors` in buildkitd.toml)"),
+        _ if error.is_certificate() => {
+            Some("see `ca`, `keypair` and `insecure` of `[registry.\"HOST\"]` in buildkitd.toml")
+        }
         _ => None,
     };
     let fault = Fault::because(Kind::Remote, "failed to talk to the registry", error);

@@ -19,9 +19,11 @@ mod open;
 mod ops;
 mod places;
 mod shadow;
+mod step_log;
 mod tree;
 
 pub use api::{
     CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,
     SolveRequest, SolveResponse, UsageRecord,
 };
+pub use step_log::LogLimits;

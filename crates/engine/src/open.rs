@@ -62,6 +62,7 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         content_trees: ContentTrees::default(),
         shadow: options.isolation.ids == Ids::Single,
         scratch,
+        step_log: options.step_log,
         platforms,
     });
     let driver = Driver::start(core.clone(), parallelism);

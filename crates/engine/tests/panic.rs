@@ -73,6 +73,7 @@ impl Session for Buggy {
 async fn a_panic_is_a_fault_of_the_build(isolation: sys::userns::Isolation) {
     let state = tempfile::tempdir().unwrap();
     let options = EngineOptions {
+        step_log: engine::LogLimits::default(),
         root: state.path().to_owned(),
         config: config::Config::default(),
         snapshotter: SnapshotterChoice::Copy,

@@ -198,13 +198,13 @@ impl Talk {
                     // Where this fails, init is gone, and the step with it.
                     let _ = rustix::net::send(&self.socket, b"kill", SendFlags::NOSIGNAL);
                 }
-                read = tokio::io::AsyncReadExt::read(&mut self.stdout, &mut out_buffer), if out_open => {
+                read = read(&io, &mut self.stdout, &mut out_buffer), if out_open => {
                     match read {
                         Ok(0) | Err(_) => out_open = false,
                         Ok(n) => (io.output)(Stream::Stdout, &out_buffer[..n]),
                     }
                 }
-                read = tokio::io::AsyncReadExt::read(&mut self.stderr, &mut err_buffer), if err_open => {
+                read = read(&io, &mut self.stderr, &mut err_buffer), if err_open => {
                     match read {
                         Ok(0) | Err(_) => err_open = false,
                         Ok(n) => (io.output)(Stream::Stderr, &err_buffer[..n]),
@@ -258,6 +258,12 @@ impl Talk {
             }
         }
     }
+}
+
+/// Reads what a step wrote, once there is room for it. Nothing is lost where the future is dropped.
+async fn read(io: &StepIo, pipe: &mut Receiver, buffer: &mut [u8]) -> std::io::Result<usize> {
+    (io.room)().await;
+    tokio::io::AsyncReadExt::read(pipe, buffer).await
 }
 
 /// The next report and its descriptor; no report when init is gone.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::progress::Stream;
+use base::progress::{Room, Stream};
 use base::{ByteSize, Secret};
 use sys::mount::FsView;
 
@@ -195,6 +195,8 @@ impl Resources {
 pub struct StepIo {
     /// Called with each piece, in order within a stream, from one task; must not block for long.
     pub output: Output,
+    /// Awaited before more output is read: until it is ready, a step that goes on writing waits as well.
+    pub room: Arc<dyn Fn() -> Room + Send + Sync>,
 }
 
 /// Takes a piece of output.
@@ -203,7 +205,13 @@ pub type Output = Arc<dyn Fn(Stream, &[u8]) + Send + Sync>;
 impl StepIo {
     /// Hands each piece of output to `output`.
     pub fn new(output: impl Fn(Stream, &[u8]) + Send + Sync + 'static) -> StepIo {
-        StepIo { output: Arc::new(output) }
+        StepIo { output: Arc::new(output), room: Arc::new(|| Box::pin(std::future::ready(()))) }
+    }
+
+    /// Holds the step back until there is room. What it had written when it ended is handed on at once: that is no
+    /// more than two pipes hold.
+    pub fn held_back_by(self, room: impl Fn() -> Room + Send + Sync + 'static) -> StepIo {
+        StepIo { room: Arc::new(room), ..self }
     }
 
     /// Forgets all output.

@@ -149,6 +149,9 @@ fn push_fault(error: registry::Error) -> Fault {
             Some("log in with `docker login`, or check the credentials' right to push")
         }
         Class::TooLarge => Some("raise the body limit of the proxy in front of the registry"),
+        _ if error.is_certificate() => {
+            Some("see `ca`, `keypair` and `insecure` of `[registry.\"HOST\"]` in buildkitd.toml")
+        }
         _ => None,
     };
     let fault = Fault::because(Kind::Remote, "failed to talk to the registry", error);

@@ -148,10 +148,36 @@ pub(crate) fn authority(url: &url::Url) -> String {
 fn root_cause(error: &(dyn StdError + 'static)) -> String {
     let mut last = error.to_string();
     walk(error, &mut |e| {
-        last = e.to_string();
+        last = match e.downcast_ref::<rustls::Error>() {
+            Some(rustls::Error::InvalidCertificate(why)) => certificate_words(why),
+            _ => e.to_string(),
+        };
         false
     });
     last
+}
+
+/// What is wrong with a server's certificate; rustls says it in the names of its types.
+fn certificate_words(why: &rustls::CertificateError) -> String {
+    use rustls::CertificateError as Why;
+    match why {
+        Why::UnknownIssuer => "its certificate is signed by no authority that is trusted here".to_owned(),
+        Why::Expired | Why::ExpiredContext { .. } => "its certificate has expired".to_owned(),
+        Why::NotValidYet | Why::NotValidYetContext { .. } => {
+            "its certificate is not valid yet: one of the two clocks may be wrong".to_owned()
+        }
+        Why::NotValidForName => "its certificate is for another name".to_owned(),
+        Why::NotValidForNameContext { presented, .. } if presented.is_empty() => {
+            "its certificate names no host (a common name alone does not count)".to_owned()
+        }
+        Why::NotValidForNameContext { presented, .. } => {
+            format!("its certificate is for another name: {}", presented.join(", "))
+        }
+        Why::Other(other) if matches!(other.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity)) => {
+            "its certificate is that of a CA, and not itself trusted here".to_owned()
+        }
+        other => format!("its certificate is not valid: {other}"),
+    }
 }
 
 fn connect_failure(error: &(dyn StdError + 'static), cause: &str) -> ConnectFailure {

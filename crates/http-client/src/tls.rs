@@ -1,17 +1,20 @@
 //! TLS identities: whom we trust and who we are. Equal identities share one connection pool.
 //!
-//! Roots are the system's bundle (webpki's where an image has none) plus the extra CA files.
+//! Roots are the system's bundle (webpki's where an image has none) plus the extra CA files. A server that shows one of
+//! these very certificates is trusted as well, as by Go's clients: in-house registries often have just one certificate,
+//! made by `openssl req -x509`, which says of itself that it is a CA.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ClientConfig, ResolvesClientCert};
+use rustls::client::{ClientConfig, ResolvesClientCert, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
-use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::Error;
 
@@ -52,7 +55,10 @@ impl TlsIdentity {
             .with_safe_default_protocol_versions()
             .map_err(|error| Error::Setup(error.to_string()))?;
         let builder = match self.verify {
-            Verify::Full => builder.with_root_certificates(self.roots()?),
+            Verify::Full => {
+                let verifier = Trusting::new(self.roots()?, provider.clone())?;
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+            }
             Verify::Skip => {
                 builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustAnyone(provider.clone())))
             }
@@ -64,11 +70,12 @@ impl TlsIdentity {
         Ok(builder.with_client_cert_resolver(Arc::new(KeyRing(keys))))
     }
 
-    fn roots(&self) -> Result<RootCertStore, Error> {
+    fn roots(&self) -> Result<Roots, Error> {
         let mut roots = system_roots().clone();
         for path in &self.extra_roots {
             for certificate in read_certificates(path)? {
-                roots.add(certificate).map_err(|error| unusable(path, error))?;
+                roots.anchors.add(certificate.clone()).map_err(|error| unusable(path, error))?;
+                roots.certificates.push(certificate);
             }
         }
         Ok(roots)
@@ -85,20 +92,29 @@ impl KeyPair {
     }
 }
 
+/// Whom we trust.
+#[derive(Clone, Debug)]
+struct Roots {
+    /// As issuers.
+    anchors: RootCertStore,
+    /// As servers: the same certificates, whole.
+    certificates: Vec<CertificateDer<'static>>,
+}
+
 /// Read once per process: the bundle is some hundred kilobytes of PEM.
-fn system_roots() -> &'static RootCertStore {
-    static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
+fn system_roots() -> &'static Roots {
+    static ROOTS: OnceLock<Roots> = OnceLock::new();
     ROOTS.get_or_init(|| {
         let native = rustls_native_certs::load_native_certs();
         for error in &native.errors {
             tracing::debug!(%error, "system certificates");
         }
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(native.certs);
-        if roots.is_empty() {
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        let mut anchors = RootCertStore::empty();
+        anchors.add_parsable_certificates(native.certs.iter().cloned());
+        if anchors.is_empty() {
+            anchors.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
-        roots
+        Roots { anchors, certificates: native.certs }
     })
 }
 
@@ -135,6 +151,70 @@ impl ResolvesClientCert for KeyRing {
 
     fn has_certs(&self) -> bool {
         !self.0.is_empty()
+    }
+}
+
+/// The usual verifier: webpki's rules, and one of Go's.
+#[derive(Debug)]
+struct Trusting {
+    webpki: Arc<WebPkiServerVerifier>,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+impl Trusting {
+    fn new(roots: Roots, provider: Arc<CryptoProvider>) -> Result<Trusting, Error> {
+        let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots.anchors), provider).build();
+        let webpki = webpki.map_err(|error| Error::Setup(error.to_string()))?;
+        Ok(Trusting { webpki, certificates: roots.certificates })
+    }
+
+    /// Whether all that webpki has against a certificate is that it is a CA's, and it is one that we were told to
+    /// trust. That it is valid today has been checked by then; the test below would notice if that changed.
+    fn is_trusted_itself(&self, certificate: &CertificateDer<'_>, error: &rustls::Error) -> bool {
+        let rustls::Error::InvalidCertificate(CertificateError::Other(other)) = error else { return false };
+        matches!(other.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
+            && self.certificates.iter().any(|trusted| trusted == certificate)
+    }
+}
+
+impl ServerCertVerifier for Trusting {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match self.webpki.verify_server_cert(end_entity, intermediates, server, ocsp_response, now) {
+            Err(error) if self.is_trusted_itself(end_entity, &error) => {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            result => result,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.webpki.verify_tls12_signature(message, cert, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.webpki.verify_tls13_signature(message, cert, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
     }
 }
 
@@ -176,5 +256,55 @@ impl ServerCertVerifier for TrustAnyone {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, date_time_ymd};
+
+    use super::*;
+
+    /// A certificate that is its own CA, as `openssl req -x509` makes them, valid in 2030.
+    fn own_ca() -> CertificateDer<'static> {
+        let mut params = CertificateParams::new(vec!["registry.test".to_owned()]).expect("a name");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        (params.not_before, params.not_after) = (date_time_ymd(2030, 1, 1), date_time_ymd(2031, 1, 1));
+        let key = rcgen::KeyPair::generate().expect("ring makes keys");
+        params.self_signed(&key).expect("it signs itself").der().clone()
+    }
+
+    fn at(year: i32) -> UnixTime {
+        let time = date_time_ymd(year, 6, 1).unix_timestamp();
+        UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(time).expect("after 1970")))
+    }
+
+    #[test]
+    fn a_server_may_show_a_certificate_that_is_trusted_itself() {
+        let (trusted, other) = (own_ca(), own_ca());
+        let mut roots = Roots { anchors: RootCertStore::empty(), certificates: vec![trusted.clone()] };
+        roots.anchors.add(trusted.clone()).expect("well formed");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = Trusting::new(roots, provider).expect("a verifier");
+        let check = |certificate: &CertificateDer<'_>, name: &'static str, year| {
+            let name = ServerName::try_from(name).expect("a name");
+            verifier.verify_server_cert(certificate, &[], &name, &[], at(year)).map(drop)
+        };
+        use CertificateError::{ExpiredContext, NotValidForNameContext, NotValidYetContext};
+        check(&trusted, "registry.test", 2030).expect("it is trusted");
+        let refused = |result| match result {
+            Err(rustls::Error::InvalidCertificate(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        let why = refused(check(&trusted, "other.test", 2030));
+        assert!(matches!(why, NotValidForNameContext { .. }), "{why:?}");
+        let why = refused(check(&trusted, "registry.test", 2032));
+        assert!(matches!(why, ExpiredContext { .. }), "{why:?}");
+        let why = refused(check(&trusted, "registry.test", 2029));
+        assert!(matches!(why, NotValidYetContext { .. }), "{why:?}");
+        // Of the same name, by another key.
+        refused(check(&other, "registry.test", 2030));
     }
 }

@@ -202,6 +202,12 @@ impl Error {
         self.class() == Class::NotFound
     }
 
+    /// Whether one side's certificate is not one that the other trusts.
+    pub fn is_certificate(&self) -> bool {
+        let Error::Transport { source, .. } = self else { return false };
+        source.connect_failure() == Some(http_client::ConnectFailure::Certificate)
+    }
+
     /// The whole chain in one line.
     pub(crate) fn summary(&self) -> String {
         let mut text = self.to_string();

@@ -38,6 +38,9 @@ Environment:
   BUILDCTL_CONNECT_RETRIES_MAX
                      how often to try for a state directory that is in use [default: 10]
   BUILDKIT_PROGRESS  what --progress=auto means
+  BUILDKIT_STEP_LOG_MAX_SIZE, BUILDKIT_STEP_LOG_MAX_SPEED
+                     bytes that a step shows of each output, in all (2 MiB) and
+                     per second (200 KiB); -1 is no limit
   DOCKER_CONFIG      directory of docker's config.json [default: ~/.docker]
 
 Exit codes: 0 on success, 1 on any failure.";

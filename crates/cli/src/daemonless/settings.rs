@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base::{Fault, Kind};
 use config::{Config, Lookup};
-use engine::{EngineOptions, SnapshotterChoice};
+use engine::{EngineOptions, LogLimits, SnapshotterChoice};
 
 use crate::environment::Environment;
 
@@ -20,6 +20,8 @@ pub struct Settings {
     pub snapshotter: SnapshotterChoice,
     /// How long another process may hold the state directory before we give up.
     pub lock_wait: Duration,
+    /// How much of a step's output is shown.
+    pub step_log: LogLimits,
     /// What is logged on standard error.
     pub log: Option<tracing::Level>,
     /// The log is JSON.
@@ -53,13 +55,32 @@ impl Settings {
             root,
             snapshotter: SnapshotterChoice::Auto,
             lock_wait: LOCK_WAIT,
+            step_log: LogLimits::default(),
             log: None,
             log_json: false,
             warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
         };
         let snapshotter = settings.config.worker.oci.snapshotter.clone();
         settings.choose_snapshotter("worker.oci.snapshotter", &snapshotter)?;
+        settings.limit_step_log(environment);
         Ok(settings)
+    }
+
+    /// Takes upstream's variables for how much of a step's output is shown; -1 is without end.
+    fn limit_step_log(&mut self, environment: &Environment) {
+        let limits = [
+            ("BUILDKIT_STEP_LOG_MAX_SIZE", &mut self.step_log.size),
+            ("BUILDKIT_STEP_LOG_MAX_SPEED", &mut self.step_log.speed),
+        ];
+        for (name, limit) in limits {
+            let Some(text) = environment.get(name) else { continue };
+            match (text, text.parse()) {
+                ("-1", _) => *limit = None,
+                (_, Ok(bytes)) => *limit = Some(bytes),
+                // Upstream keeps its default as well, but says nothing.
+                (_, Err(_)) => self.warnings.push(format!("{name}: `{text}` is no number of bytes, nor -1: not used")),
+            }
+        }
     }
 
     /// Takes a snapshotter by upstream's name.
@@ -85,6 +106,7 @@ impl Settings {
             config: self.config.clone(),
             snapshotter: self.snapshotter,
             lock_wait: self.lock_wait,
+            step_log: self.step_log,
             proxy: environment.proxies(),
             isolation: environment
                 .isolation

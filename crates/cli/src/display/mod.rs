@@ -1,7 +1,8 @@
 //! What people see of a build: readers of the one event stream.
 //!
-//! [`Display::start`] puts the readers on a thread of their own, so that a slow terminal never slows a build; the
-//! build writes into [`Display::sink`]. [`Display::finish`] waits until everything is printed.
+//! [`Display::start`] puts the readers on a thread of their own, so that a slow terminal slows nothing but steps that
+//! print more than [`queue`] holds; the build writes into [`Display::sink`]. [`Display::finish`] waits until everything
+//! is printed.
 //!
 //! - [`plain`]: lines, one step at a time, for logs;
 //! - [`tty`]: a frame that is drawn over and over;
@@ -10,6 +11,7 @@
 mod colors;
 mod log_window;
 mod plain;
+mod queue;
 mod rawjson;
 mod trace;
 mod tty;
@@ -19,13 +21,14 @@ mod tests;
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use base::Fault;
 use base::progress::{Event, Sink};
 use jiff::Timestamp;
+use queue::{Entrance, Exit, Message, queue, weight};
 
 use crate::environment::Environment;
 use crate::fault::FailedStep;
@@ -77,28 +80,16 @@ trait Reader: Send {
 
 /// Readers on their own thread.
 pub struct Display {
-    events: Arc<ChannelSink>,
+    events: Arc<Entrance>,
     thread: JoinHandle<Vec<FailedStep>>,
-}
-
-struct ChannelSink(Sender<Message>);
-
-enum Message {
-    Event(Box<Event>),
-    End,
-}
-
-impl Sink for ChannelSink {
-    fn emit(&self, event: Event) {
-        // After the end there is nobody left to read it.
-        let _ = self.0.send(Message::Event(Box::new(event)));
-    }
 }
 
 /// Shortest time between two refreshes.
 const REFRESH: Duration = Duration::from_millis(100);
 /// Longest time between two refreshes.
 const TICK: Duration = Duration::from_millis(150);
+/// Output of this size is not kept until the next refresh is due.
+const LOUD: usize = 1 << 20;
 
 impl Display {
     /// Starts the reader for `mode` on `out`, and one that writes JSON to `trace` (`--trace`).
@@ -117,9 +108,9 @@ impl Display {
         }
         readers.extend(trace.map(|file| Box::new(rawjson::RawJson::new(file)) as Box<dyn Reader>));
         let pace = env.get("TTY_DISPLAY_RATE").and_then(|text| text.parse().ok()).map(Duration::from_millis);
-        let (sender, receiver) = channel();
-        let thread = std::thread::spawn(move || run(&receiver, &mut readers, pace));
-        Display { events: Arc::new(ChannelSink(sender)), thread }
+        let (entrance, exit) = queue();
+        let thread = std::thread::spawn(move || run(&exit, &mut readers, pace));
+        Display { events: Arc::new(entrance), thread }
     }
 
     /// Where the build writes its events.
@@ -129,16 +120,17 @@ impl Display {
 
     /// Shows everything that was emitted so far and stops. Answers the steps that failed with their last output.
     pub fn finish(self) -> Vec<FailedStep> {
-        let _ = self.events.0.send(Message::End);
+        self.events.end();
         self.thread.join().unwrap_or_default()
     }
 }
 
-fn run(receiver: &Receiver<Message>, readers: &mut [Box<dyn Reader>], pace: Option<Duration>) -> Vec<FailedStep> {
+fn run(exit: &Exit, readers: &mut [Box<dyn Reader>], pace: Option<Duration>) -> Vec<FailedStep> {
     let (shortest, longest) = pace.map_or((REFRESH, TICK), |pace| (pace, pace.max(Duration::from_millis(1))));
     let mut refreshed: Option<Instant> = None;
     let mut dirty = false;
     let mut batch = Vec::new();
+    let mut unshown = 0;
     loop {
         let due = match refreshed {
             Some(at) if dirty => shortest.saturating_sub(at.elapsed()),
@@ -149,10 +141,10 @@ fn run(receiver: &Receiver<Message>, readers: &mut [Box<dyn Reader>], pace: Opti
             Message::Event(event) => batch.push(*event),
             Message::End => ended = true,
         };
-        match receiver.recv_timeout(due) {
+        match exit.messages.recv_timeout(due) {
             Ok(message) => {
                 take(message);
-                receiver.try_iter().for_each(take);
+                exit.messages.try_iter().for_each(take);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => ended = true,
@@ -160,16 +152,19 @@ fn run(receiver: &Receiver<Message>, readers: &mut [Box<dyn Reader>], pace: Opti
         let now = Timestamp::now();
         if !batch.is_empty() {
             readers.iter_mut().for_each(|reader| reader.update(&batch, now));
+            let weight = batch.iter().map(weight).sum();
             batch.clear();
+            exit.taken(weight);
+            unshown += weight;
             dirty = true;
         }
         if ended {
             return readers.iter_mut().flat_map(|reader| reader.finish(now)).collect();
         }
-        if refreshed.is_none_or(|at| at.elapsed() >= shortest) {
+        if refreshed.is_none_or(|at| at.elapsed() >= shortest) || unshown >= LOUD {
             readers.iter_mut().for_each(|reader| reader.refresh(now));
             refreshed = Some(Instant::now());
-            dirty = false;
+            (dirty, unshown) = (false, 0);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! until another has waited too long ([`PATIENCE`]); steps that have ended are printed at once, since theirs is a
 //! short block.
 
-use std::io::Write;
+use std::io::{BufWriter, Write};
 
 use base::ByteSize;
 use base::progress::Event;
@@ -19,6 +19,10 @@ use crate::fault::FailedStep;
 const PATIENCE: f64 = 5.0;
 /// How long others wait for a current step that talks.
 const GREAT_PATIENCE: f64 = 10.0;
+/// Output of this size does not wait for the floor.
+const LOUD: usize = 1 << 20;
+/// Lines are written together, in pieces of this size.
+const BUFFER: usize = 64 << 10;
 /// A sub-task is printed again when it moved this far ..
 const PROGRESS_STEP: f64 = 0.05;
 /// .. or after this many seconds.
@@ -31,7 +35,7 @@ pub(super) struct Plain {
 }
 
 struct Printer {
-    out: Box<dyn Write + Send>,
+    out: BufWriter<Box<dyn Write + Send>>,
     /// The item that has the floor, until it ends.
     current: Option<usize>,
     /// The cursor is in the middle of a line of the current item.
@@ -45,7 +49,7 @@ struct Printer {
 impl Plain {
     pub fn new(out: Box<dyn Write + Send>, environment: &Environment) -> Plain {
         let printer = Printer {
-            out,
+            out: BufWriter::with_capacity(BUFFER, out),
             current: None,
             mid_line: false,
             numbers: Vec::new(),
@@ -73,7 +77,7 @@ impl Plain {
     }
 }
 
-fn changed(trace: &Trace) -> impl Iterator<Item = usize> + '_ {
+fn changed(trace: &Trace) -> impl Iterator<Item = usize> + Clone + '_ {
     trace.visible.iter().copied().filter(|index| trace.items[*index].changed)
 }
 
@@ -88,6 +92,7 @@ impl Reader for Plain {
     }
 
     fn finish(&mut self, now: Timestamp) -> Vec<FailedStep> {
+        self.trace.end(now);
         self.refresh(now);
         for index in changed(&self.trace).collect::<Vec<_>>() {
             let _ = self.printer.item(&mut self.trace.items[index], index);
@@ -102,6 +107,9 @@ impl Printer {
     /// long.
     fn next(&self, trace: &Trace, now: Timestamp) -> Option<usize> {
         let waiting = changed(trace).filter(|index| Some(*index) != self.current);
+        if let Some(loud) = waiting.clone().find(|index| trace.items[*index].pending_bytes() >= LOUD) {
+            return Some(loud);
+        }
         let (since, index) = waiting.filter_map(|index| Some((trace.items[index].waiting_since?, index))).min()?;
         let waited = seconds(since, now);
         let current = self.current.map(|index| &trace.items[index]);
@@ -173,13 +181,17 @@ impl Printer {
     }
 
     fn log(&mut self, piece: &LogPiece, number: usize) -> std::io::Result<()> {
-        if !(self.mid_line && piece.continues) {
-            self.end_line()?;
-            write!(self.out, "#{number} {} ", log_time(piece.at))?;
+        let mut goes_on = self.mid_line && piece.continues;
+        let begin = format!("#{number} {} ", log_time(piece.at));
+        for line in piece.bytes.split_inclusive(|byte| *byte == b'\n') {
+            if !std::mem::take(&mut goes_on) {
+                self.end_line()?;
+                self.out.write_all(begin.as_bytes())?;
+            }
+            self.out.write_all(line)?;
+            self.mid_line = !line.ends_with(b"\n");
         }
-        self.out.write_all(&piece.text)?;
-        self.mid_line = !piece.complete;
-        if piece.complete { writeln!(self.out) } else { Ok(()) }
+        Ok(())
     }
 
     fn end_line(&mut self) -> std::io::Result<()> {

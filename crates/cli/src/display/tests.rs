@@ -366,3 +366,61 @@ fn modes() {
     assert_eq!(choose("auto", &asked), Some(Mode::RawJson));
     assert_eq!(choose("plain", &asked), Some(Mode::Plain));
 }
+
+#[test]
+fn the_last_lines_of_a_step_are_bounded_and_right() {
+    let failed = Vertex { error: Some("exit code: 2".to_owned()), ..vertex(MAKE, Some(0), Some(9000)) };
+    let mut events = vec![(0, Event::Vertex(vertex(MAKE, Some(0), None)))];
+    // A piece with more lines than are kept goes on in the line before it.
+    events.push((100, log(MAKE, 100, "begun ")));
+    events.push((200, log(MAKE, 200, &(0..12).map(|n| format!("{n}\n")).collect::<String>())));
+    events.push((300, log(MAKE, 300, "open ")));
+    events.push((400, log(MAKE, 400, "line\nlong ")));
+    for at in 0..100 {
+        events.push((500 + at, log(MAKE, 500 + at, &"x".repeat(9000))));
+    }
+    events.push((700, log(MAKE, 700, "end")));
+    events.push((9000, Event::Vertex(failed)));
+    let mut plain = plain::Plain::new(Box::new(Shared::default()), &Environment::default());
+    let steps = play(&mut plain, &events, 100);
+    let [step] = &steps[..] else { panic!("{steps:?}") };
+    let tail = String::from_utf8(step.tail.clone()).expect("text");
+    let lines: Vec<&str> = tail.lines().collect();
+    assert_eq!(
+        lines[..9],
+        ["0.200 4", "0.200 5", "0.200 6", "0.200 7", "0.200 8", "0.200 9", "0.200 10", "0.200 11", "0.300 open line"]
+    );
+    assert!(lines.len() == 10 && lines[9].starts_with("0.400 [..]xx") && lines[9].ends_with("xend"), "{lines:?}");
+    assert!(tail.len() < 10_000, "{}", tail.len());
+}
+
+#[test]
+fn output_byte_by_byte_is_shown_as_if_it_came_at_once() {
+    let text = "one\ntwo";
+    let begin = (0, Event::Vertex(vertex(MAKE, Some(0), None)));
+    let whole = vec![begin.clone(), (100, log(MAKE, 100, text))];
+    let bytes = text.char_indices().map(|(n, _)| (100, log(MAKE, 100, &text[n..=n])));
+    let split: Vec<_> = std::iter::once(begin).chain(bytes).collect();
+    let shown = |events: &[(i64, Event)]| {
+        let out = Shared::default();
+        play(&mut plain::Plain::new(Box::new(out.clone()), &Environment::default()), events, 100);
+        out.text()
+    };
+    assert_eq!(shown(&whole), shown(&split));
+    // The build ended before the step did: it was given up.
+    assert_eq!(shown(&whole), format!("#1 {MAKE}\n#1 0.100 one\n#1 0.100 two\n#1 CANCELED\n"));
+}
+
+#[test]
+fn a_step_that_says_much_does_not_wait_for_the_floor() {
+    let out = Shared::default();
+    let mut plain = plain::Plain::new(Box::new(out.clone()), &Environment::default());
+    let begin = [MAKE, TEST].map(|name| Event::Vertex(vertex(name, Some(0), None)));
+    plain.update(&begin, at(0));
+    plain.refresh(at(0));
+    plain.update(&[log(MAKE, 10, "quiet\n"), log(TEST, 10, &"loud\n".repeat(1 << 18))], at(10));
+    plain.refresh(at(10));
+    let text = out.text();
+    assert_eq!(text.matches(" loud\n").count(), 1 << 18);
+    assert!(text.contains(" quiet\n"), "the other is not forgotten");
+}

@@ -13,6 +13,8 @@ use crate::fault::FailedStep;
 
 /// How much of the end of a step's log is kept for when it fails.
 const TAIL_LINES: usize = 10;
+/// How much of the end of each of these lines: a line may never end.
+const TAIL_LINE_BYTES: usize = 4096;
 
 /// Everything known.
 #[derive(Default)]
@@ -44,7 +46,7 @@ pub(super) struct Item {
     pub pending_log: Vec<LogPiece>,
     /// The last line so far does not end in a newline.
     open_line: bool,
-    tail: VecDeque<Vec<u8>>,
+    tail: VecDeque<TailLine>,
     pub window: LogWindow,
     /// Something changed since a line display printed this item.
     pub changed: bool,
@@ -64,16 +66,23 @@ pub(super) struct StatusState {
     pub printed: Option<(u64, Timestamp)>,
 }
 
-/// A line of output, or a part of one.
+/// Output of one moment.
 pub(super) struct LogPiece {
     /// Seconds since the step began.
     pub at: f64,
-    /// Without the newline.
-    pub text: Vec<u8>,
-    /// It goes on from the piece before.
+    pub bytes: Vec<u8>,
+    /// It goes on in the line of the piece before.
     pub continues: bool,
-    /// A newline followed.
-    pub complete: bool,
+}
+
+/// One of the last lines of output.
+struct TailLine {
+    /// Seconds since the step began.
+    at: f64,
+    /// Without the newline.
+    text: Vec<u8>,
+    /// Its beginning is gone.
+    cut: bool,
 }
 
 impl Item {
@@ -119,26 +128,75 @@ impl Item {
     }
 
     fn add_log(&mut self, log: &Log) {
+        if log.bytes.is_empty() {
+            return;
+        }
         self.window.write(&log.bytes);
         let at = self.last_start().map_or(0.0, |start| seconds(start, log.timestamp));
-        for line in log.bytes.split_inclusive(|b| *b == b'\n') {
-            let complete = line.ends_with(b"\n");
-            let text = line.strip_suffix(b"\n").unwrap_or(line).to_vec();
-            self.add_tail(at, &text);
-            self.pending_log.push(LogPiece { at, text, continues: self.open_line, complete });
-            self.open_line = !complete;
+        match self.pending_log.last_mut() {
+            // What cannot be told apart by its time needs no piece of its own: some write byte by byte.
+            Some(last) if log_time(last.at) == log_time(at) => last.bytes.extend_from_slice(&log.bytes),
+            _ => self.pending_log.push(LogPiece { at, bytes: log.bytes.clone(), continues: self.open_line }),
+        }
+        self.add_tail(at, &log.bytes);
+    }
+
+    /// Output that nobody printed yet.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_log.iter().map(|piece| piece.bytes.len()).sum()
+    }
+
+    fn add_tail(&mut self, at: f64, bytes: &[u8]) {
+        let last = last_lines(bytes, TAIL_LINES);
+        // Lines in between make the open one an old one.
+        let mut goes_on = self.open_line && last.len() == bytes.len();
+        for line in last.split_inclusive(|b| *b == b'\n') {
+            let text = line.strip_suffix(b"\n").unwrap_or(line);
+            match self.tail.back_mut() {
+                Some(last) if std::mem::take(&mut goes_on) => last.add(text),
+                _ => {
+                    let mut new = TailLine { at, text: Vec::new(), cut: false };
+                    new.add(text);
+                    self.tail.push_back(new);
+                }
+            }
+            self.open_line = text.len() == line.len();
+        }
+        let gone = self.tail.len().saturating_sub(TAIL_LINES);
+        self.tail.drain(..gone);
+    }
+}
+
+impl TailLine {
+    fn add(&mut self, text: &[u8]) {
+        let text = if text.len() > TAIL_LINE_BYTES {
+            self.text.clear();
+            self.cut = true;
+            &text[text.len() - TAIL_LINE_BYTES..]
+        } else {
+            text
+        };
+        self.text.extend_from_slice(text);
+        // Not at every byte.
+        if self.text.len() > 2 * TAIL_LINE_BYTES {
+            self.text.drain(..self.text.len() - TAIL_LINE_BYTES);
+            self.cut = true;
         }
     }
 
-    fn add_tail(&mut self, at: f64, text: &[u8]) {
-        match self.tail.back_mut() {
-            Some(last) if self.open_line => last.extend_from_slice(text),
-            _ => self.tail.push_back([log_time(at).as_bytes(), b" ", text].concat()),
-        }
-        if self.tail.len() > TAIL_LINES {
-            self.tail.pop_front();
-        }
+    fn print(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(log_time(self.at).as_bytes());
+        out.extend_from_slice(if self.cut { b" [..]" } else { b" " });
+        out.extend_from_slice(&self.text);
+        out.push(b'\n');
     }
+}
+
+/// The end of `bytes`, from the beginning of the last so many lines.
+fn last_lines(bytes: &[u8], count: usize) -> &[u8] {
+    let inner = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let newlines = inner.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n');
+    newlines.map(|(at, _)| &bytes[at + 1..]).nth(count - 1).unwrap_or(bytes)
 }
 
 /// The time in front of a line of output: three digits are shown while they fit.
@@ -164,6 +222,18 @@ impl Trace {
         }
     }
 
+    /// The build ended. What still runs by then was given up: nobody waited for its end.
+    pub fn end(&mut self, now: Timestamp) {
+        for index in &self.visible {
+            let item = &mut self.items[*index];
+            if item.is_started() && !item.is_completed() {
+                item.runs.values_mut().for_each(|end| _ = end.get_or_insert(now));
+                item.error = Some("cancelled".to_owned());
+                item.touch(now);
+            }
+        }
+    }
+
     /// Visible items and how many of them are done, over all that was announced.
     pub fn counts(&self) -> (usize, usize) {
         let groups = self.groups.values().filter(|index| self.items[**index].visible).count();
@@ -178,10 +248,7 @@ impl Trace {
             .filter(|item| item.error.is_some() && !item.is_cancelled())
             .map(|item| {
                 let mut tail = Vec::new();
-                for line in &item.tail {
-                    tail.extend_from_slice(line);
-                    tail.push(b'\n');
-                }
+                item.tail.iter().for_each(|line| line.print(&mut tail));
                 FailedStep { name: item.name.clone(), tail }
             })
             .collect()

@@ -136,6 +136,7 @@ impl Reader for Tty {
     }
 
     fn finish(&mut self, now: Timestamp) -> Vec<FailedStep> {
+        self.trace.end(now);
         let _ = self.draw(now, true);
         self.trace.failed_steps()
     }

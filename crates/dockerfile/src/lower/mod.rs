@@ -271,7 +271,7 @@ impl<'a> Lowering<'a> {
         let local = Some(LocalRead { session: local.session, name: local.name });
         let read = ReadRequest { definition, local, paths: vec![IGNORE.to_owned()], limit: None, log_name };
         let bytes = self.input.ask.read_files(&read)?.into_iter().next().flatten();
-        Ok(bytes.map(|bytes| ignore::parse(&bytes)).unwrap_or_default())
+        bytes.map_or_else(|| Ok(Vec::new()), |bytes| ignore::parse(IGNORE, &bytes))
     }
 
     /// The build context, noting that it is needed.

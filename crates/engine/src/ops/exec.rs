@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use base::progress::Stream;
 use base::{ByteSize, Fault, Kind, Secret};
@@ -12,6 +13,7 @@ use sys::mount::FsView;
 use super::OpContext;
 use crate::cache_mount::CacheDir;
 use crate::core::active_view;
+use crate::step_log::StepLog;
 use crate::tree::Tree;
 
 /// How much of a failed step's output its error carries.
@@ -52,19 +54,23 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
         return Err(Fault::user(format!("device `{}` is not supported yet", op.cdi_devices[0].name)));
     }
 
-    let tail = Arc::new(Mutex::new(Tail::default()));
+    let output = Arc::new(Mutex::new((StepLog::new(ctx.core.step_log), Tail::default())));
     let io = {
-        let (tail, tasks) = (tail.clone(), ctx.tasks.clone());
-        StepIo::new(move |stream: Stream, bytes: &[u8]| {
-            tail.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
-            tasks.log(stream, bytes);
-        })
+        let (output, tasks, began) = (output.clone(), ctx.tasks.clone(), Instant::now());
+        let room = ctx.tasks.clone();
+        let io = StepIo::new(move |stream: Stream, bytes: &[u8]| {
+            let (log, tail) = &mut *output.lock().unwrap_or_else(PoisonError::into_inner);
+            tail.push(bytes);
+            log.push(stream, bytes, began.elapsed(), &mut |shown| tasks.log(stream, shown));
+        });
+        io.held_back_by(move || room.room())
     };
     let exit = ctx.core.executor.run(step, io, ctx.cancel.clone()).await.map_err(|e| run_fault(ctx, meta, e))?;
     let allowed = if meta.valid_exit_codes.is_empty() { &[0][..] } else { &meta.valid_exit_codes[..] };
     if !allowed.contains(&exit.code) {
-        let tail = tail.lock().unwrap_or_else(PoisonError::into_inner).bytes();
-        return Err(exit_fault(meta, &exit).log_tail(tail));
+        let (log, tail) = &mut *output.lock().unwrap_or_else(PoisonError::into_inner);
+        log.held().for_each(|(stream, bytes)| ctx.tasks.log(stream, &bytes));
+        return Err(exit_fault(meta, &exit).log_tail(tail.bytes()));
     }
     prepared.commit(ctx).await
 }

@@ -18,7 +18,7 @@ use crate::tree::Tree;
 use base::report::{Label, Tasks};
 
 /// What definitions may ask of ops: BuildKit's capability ids.
-pub(crate) const CAPS: &[&str] = &[
+const CAPS: &[&str] = &[
     "source.image",
     "source.image.resolvemode",
     "source.image.layerlimit",
@@ -66,6 +66,35 @@ pub(crate) const CAPS: &[&str] = &[
     "meta.exportcache",
     "mergeop",
 ];
+
+/// Refuses ops that rely on something which this version does not know.
+pub(crate) fn check_caps(vertex: &llb::Vertex) -> Result<(), Fault> {
+    let unknown = vertex.metadata.caps.iter().find(|(cap, needed)| **needed && !CAPS.contains(&cap.as_str()));
+    match unknown {
+        None => Ok(()),
+        Some((cap, _)) => Err(not_there_yet(cap, &vertex.name())),
+    }
+}
+
+/// Names the instruction as it was written; for definitions that came from elsewhere, what they need.
+fn not_there_yet(cap: &str, name: &str) -> Fault {
+    let is = |family: &str| cap.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    let (what, hint) = if is("source.http") {
+        ("ADD of a URL", "download it in a RUN step, or COPY it from the build context")
+    } else if is("source.git") {
+        ("a git repository as a source", "clone it in a RUN step, or into the build context")
+    } else if is("source.ocilayout") {
+        ("an OCI layout as a source", "push the image to a registry")
+    } else if is("exec.mount.ssh") {
+        ("RUN --mount=type=ssh", "pass a deploy key with `--mount=type=secret` instead")
+    } else if is("exec.meta.cdi") {
+        ("RUN --device", "")
+    } else {
+        return Fault::user(format!("`{name}` needs `{cap}`, which is not supported yet"));
+    };
+    let fault = Fault::user(format!("{what} is not supported yet: `{name}`"));
+    if hint.is_empty() { fault } else { fault.hint(hint) }
+}
 
 /// An op of a graph with what was read out of it.
 #[derive(Debug)]
@@ -192,4 +221,22 @@ pub(crate) fn platform(platform: &pb::Platform) -> Platform {
     own.os_version.clone_from(&platform.os_version);
     own.os_features.clone_from(&platform.os_features);
     own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_named_as_it_was_written() {
+        for (cap, said) in [
+            ("source.http", "ADD of a URL is not supported yet: `NAME`"),
+            ("source.http.checksum", "ADD of a URL is not supported yet: `NAME`"),
+            ("source.git", "a git repository as a source is not supported yet: `NAME`"),
+            ("exec.mount.ssh", "RUN --mount=type=ssh is not supported yet: `NAME`"),
+            ("source.httpx", "`NAME` needs `source.httpx`, which is not supported yet"),
+        ] {
+            assert_eq!(not_there_yet(cap, "NAME").to_string(), said);
+        }
+    }
 }

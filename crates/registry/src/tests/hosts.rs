@@ -39,10 +39,27 @@ async fn certificates_are_checked_unless_told_otherwise() {
     }
     for config in [RegistryConfig::default(), RegistryConfig { http: Some(false), ..RegistryConfig::default() }] {
         let error = resolve(&registry, config).await.expect_err("nobody knows this CA");
-        let words = format!("cannot connect to `{}`: invalid peer certificate: UnknownIssuer", registry.host());
+        let words = format!(
+            "cannot connect to `{}`: its certificate is signed by no authority that is trusted here",
+            registry.host()
+        );
         assert_eq!(chain(&error), format!("{}/{REPO}:v1: {words}", registry.host()));
     }
     assert!(registry.requests().iter().all(|request| request.status == 200), "nothing was asked without trust");
+}
+
+#[tokio::test]
+async fn a_self_signed_certificate_is_trusted_where_it_is_configured() {
+    let registry = with_image(Registry::builder().self_signed().start());
+    let ca = RegistryConfig { ca: vec![registry.ca()], ..RegistryConfig::default() };
+    resolve(&registry, ca).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let error = resolve(&registry, RegistryConfig::default()).await.expect_err("nobody knows it");
+    assert!(error.is_certificate(), "{}", chain(&error));
+    assert!(
+        chain(&error).ends_with("its certificate is that of a CA, and not itself trusted here"),
+        "{}",
+        chain(&error)
+    );
 }
 
 #[tokio::test]

@@ -41,6 +41,7 @@ pub struct Registry {
 pub struct Builder {
     tls: bool,
     client_certificates: bool,
+    self_signed: bool,
     pub(crate) auth: Auth,
     pub(crate) locations: Locations,
     pub(crate) largest_upload: Option<u64>,
@@ -91,6 +92,13 @@ impl Builder {
     #[must_use]
     pub fn client_certificates(mut self) -> Builder {
         (self.tls, self.client_certificates) = (true, true);
+        self
+    }
+
+    /// HTTPS, with a certificate that is its own CA: the usual `openssl req -x509`.
+    #[must_use]
+    pub fn self_signed(mut self) -> Builder {
+        (self.tls, self.self_signed) = (true, true);
         self
     }
 

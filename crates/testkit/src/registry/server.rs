@@ -41,8 +41,9 @@ impl Drop for Running {
 
 pub(super) fn start(options: Builder) -> Registry {
     let certificates = options.tls.then(|| scratch("registry-tls"));
-    let acceptor =
-        certificates.as_ref().map(|dir| TlsAcceptor::from(tls::make(dir.path(), options.client_certificates)));
+    let acceptor = certificates
+        .as_ref()
+        .map(|dir| TlsAcceptor::from(tls::make(dir.path(), options.client_certificates, options.self_signed)));
     let scheme = if options.tls { "https" } else { "http" };
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a loopback port can be bound");
     listener.set_nonblocking(true).expect("a socket can be made non-blocking");

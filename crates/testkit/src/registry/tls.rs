@@ -10,18 +10,20 @@ use rustls::{RootCertStore, ServerConfig};
 
 /// Makes a CA, a server certificate and a client certificate, writes the PEM files that clients need, and returns the
 /// server's side.
-pub(super) fn make(dir: &Path, client_certificates: bool) -> Arc<ServerConfig> {
+/// Self-signed, the server shows the CA's own certificate.
+pub(super) fn make(dir: &Path, client_certificates: bool, self_signed: bool) -> Arc<ServerConfig> {
     let ca_key = KeyPair::generate().expect("ring makes keys");
-    let mut ca = CertificateParams::new(Vec::new()).expect("no names to refuse");
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let mut ca = CertificateParams::new(names.clone()).expect("names are valid");
     // Each its own name: clients with several certificates choose by it.
     let unique = dir.file_name().unwrap_or_default().to_string_lossy();
     ca.distinguished_name.push(DnType::CommonName, format!("hullworks test CA {unique}"));
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca_certificate = ca.self_signed(&ca_key).expect("a CA signs itself");
+    let own_key = ca_key.serialize_der();
     let issuer = Issuer::new(ca, ca_key);
 
     let server_key = KeyPair::generate().expect("ring makes keys");
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
     let server = CertificateParams::new(names).expect("names are valid");
     let server_certificate = server.signed_by(&server_key, &issuer).expect("the CA signs");
 
@@ -47,7 +49,11 @@ pub(super) fn make(dir: &Path, client_certificates: bool) -> Arc<ServerConfig> {
     } else {
         builder.with_no_client_auth()
     };
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(server_key.serialize_der()));
-    let config = builder.with_single_cert(vec![server_certificate.der().clone()], key);
+    let (certificate, key) = match self_signed {
+        true => (ca_certificate, own_key),
+        false => (server_certificate, server_key.serialize_der()),
+    };
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key));
+    let config = builder.with_single_cert(vec![certificate.der().clone()], key);
     Arc::new(config.expect("the key fits the certificate"))
 }
