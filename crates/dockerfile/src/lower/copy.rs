@@ -11,7 +11,6 @@ use super::stage::Step;
 use super::{Lowering, base_image, display, line_spans, uppercase_first};
 use crate::error::{Error, Result};
 use crate::git::Repository;
-use crate::glob;
 use crate::instruction::Copy;
 
 /// Modes as `chmod` takes them.
@@ -123,16 +122,6 @@ impl Lowering<'_> {
         }
         if is_address(source) {
             return self.add_download(plan, source);
-        }
-        if let Some(flaw) = glob::flaw(source) {
-            let error = Error::new(format!("bad pattern `{source}`: {flaw}"));
-            return Err(match source.find('[') {
-                Some(0) if !source.contains(']') => {
-                    error.hint("is a list in JSON meant? Its names need double quotes: [\"a\", \"b\"]")
-                }
-                Some(_) => error.hint("write `[[]` for the character `[` itself"),
-                None => error,
-            });
         }
         let from = match step.sources.first() {
             None => {
