@@ -131,19 +131,6 @@ fn a_later_format_is_refused() {
 }
 
 #[test]
-fn the_log_of_the_database_gives_space_back() {
-    let (dir, store) = copy_store();
-    let log = || std::fs::metadata(dir.path().join("metadata.db-wal")).expect("the log").len();
-    let kv = store.kv("test");
-    kv.put("large", vec![b'x'; 8 << 20]).expect("stored");
-    assert!(log() > 8 << 20, "{}", log());
-    store.sync().expect("synced");
-    // The first record after that begins the log anew.
-    kv.put("small", "y").expect("stored");
-    assert!(log() <= 2 << 20, "{}", log());
-}
-
-#[test]
 fn a_damaged_database_is_a_miss() {
     let (dir, store) = copy_store();
     let hold = step(&store, dir.path(), None, |root| write(root.join("a"), "x"));

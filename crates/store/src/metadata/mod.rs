@@ -11,9 +11,6 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::{Error, Result, locked};
 
-/// How much space the log keeps when it has been brought into the database file.
-const LOG_KEPT_BYTES: u64 = 1 << 20;
-
 mod schema;
 
 pub(crate) use schema::VERSION;
@@ -132,8 +129,6 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", "OFF")?;
     connection.query_row("PRAGMA wal_autocheckpoint=0", [], |_| Ok(()))?;
-    // A log that is begun anew after a checkpoint gives back what is above this.
-    connection.query_row(&format!("PRAGMA journal_size_limit={LOG_KEPT_BYTES}"), [], |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -1024)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     // Our own lock keeps other processes out; within the process only a checkpoint is ever in the way.
