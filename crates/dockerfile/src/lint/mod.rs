@@ -138,8 +138,8 @@ impl<'a> Linter<'a> {
         }
         spans.sort_by_key(|span| span.start);
         let message = format!("lint violation found for rules: {}", rules.join(", "));
-        let hint = format!("`# check=skip={}` in the first lines allows it", rules.join(","));
-        Err(Error::Dockerfile(Box::new(Mistake { message, spans, hint: Some(hint) })))
+        let hint = "change what the warnings name, or let a rule pass: `# check=skip=<rule>` above the instruction";
+        Err(Error::Dockerfile(Box::new(Mistake { message, spans, hint: Some(hint.to_owned()) })))
     }
 }
 
