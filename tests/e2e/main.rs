@@ -12,6 +12,7 @@ mod who;
 
 mod cache;
 mod cases;
+mod checks;
 mod outputs;
 mod own_image;
 mod program;

@@ -18,6 +18,7 @@
 
 use std::io::{self, Write};
 
+use base::progress::Warning;
 use base::{Fault, Kind, SourceFile, SourceSpan};
 
 /// The last output of a step that failed.
@@ -58,6 +59,37 @@ pub fn print(out: &mut dyn Write, fault: &Fault, steps: &[FailedStep]) -> io::Re
 pub fn print_warning(out: &mut dyn Write, text: impl std::fmt::Display) {
     // A closed standard error is no reason to stop a build.
     let _ = writeln!(out, "warning: {}", one_line(&text.to_string()));
+}
+
+/// Sums up what a build has warned of, each with its lines. The words are those of docker's client.
+///
+/// ```text
+///
+///  1 warning found:
+///  - StageNameCasing: Stage name 'Build' should be lowercase (line 1)
+/// More info: https://docs.docker.com/go/dockerfile/rule/stage-name-casing/
+/// Dockerfile:1
+/// --------------------
+///    1 | >>> FROM scratch AS Build
+///    2 |     COPY . /
+/// --------------------
+/// ```
+pub fn print_warnings(out: &mut dyn Write, warnings: &[Warning]) -> io::Result<()> {
+    match warnings.len() {
+        0 => return Ok(()),
+        1 => writeln!(out, "\n 1 warning found:")?,
+        count => writeln!(out, "\n {count} warnings found:")?,
+    }
+    for warning in warnings {
+        writeln!(out, " - {}", one_line(&warning.short))?;
+        if let Some(url) = &warning.url {
+            writeln!(out, "More info: {}", one_line(url))?;
+        }
+        if let Some(file) = &warning.file {
+            print_excerpt(out, file, &warning.spans)?;
+        }
+    }
+    writeln!(out)
 }
 
 fn print_step(out: &mut dyn Write, step: &FailedStep) -> io::Result<()> {
@@ -180,6 +212,47 @@ mod tests {
         from the fault
         ------
         error: failed to solve: exit code: 1
+        ");
+    }
+
+    #[test]
+    fn warnings_are_summed_up() {
+        let warning = |line: u32| Warning {
+            vertex: base::Digest::of("v"),
+            level: 1,
+            short: format!("Rule: text (line {line})"),
+            detail: vec!["why".into()],
+            url: Some("https://rule".into()),
+            file: Some(dockerfile(3)),
+            spans: vec![SourceSpan::lines(line, line)],
+        };
+        let shown = |warnings: &[Warning]| {
+            let mut out = Vec::new();
+            print_warnings(&mut out, warnings).expect("a vector takes everything");
+            String::from_utf8(out).expect("text")
+        };
+        assert_eq!(shown(&[]), "");
+        let bare = Warning { url: None, file: None, spans: Vec::new(), short: "two\nlines".into(), ..warning(1) };
+        assert_eq!(shown(&[bare]), "\n 1 warning found:\n - two\n  lines\n\n");
+        assert_snapshot!(shown(&[warning(1), warning(3)]), @r"
+
+         2 warnings found:
+         - Rule: text (line 1)
+        More info: https://rule
+        Dockerfile:1
+        --------------------
+           1 | >>> LINE 1
+           2 |     LINE 2
+           3 |     LINE 3
+        --------------------
+         - Rule: text (line 3)
+        More info: https://rule
+        Dockerfile:3
+        --------------------
+           1 |     LINE 1
+           2 |     LINE 2
+           3 | >>> LINE 3
+        --------------------
         ");
     }
 

@@ -4,6 +4,8 @@ use base::{Digest, Fault, Platform};
 use llb::build::ResolveMode;
 use llb::pb;
 
+use crate::lint::Warning;
+
 /// Answers the frontend's questions. The engine implements it; calls block.
 pub trait Ask {
     /// Resolves images to digests and configurations, all at once: one answer per request, in order.
@@ -25,6 +27,19 @@ pub trait Ask {
         let _ = name;
         Ok(None)
     }
+
+    /// Whether the patterns of an ignore file take a path out of a context, for a build check. When in doubt not.
+    ///
+    /// Asked for each source of a `COPY` or `ADD` in a context that has such a file.
+    fn ignored(&self, patterns: &[String], path: &str) -> bool {
+        let _ = (patterns, path);
+        false
+    }
+
+    /// Is told what may be wrong with the Dockerfile.
+    ///
+    /// Called while the frontend works, so that people see it even if the build fails, and once for each finding.
+    fn warn(&self, warning: &Warning);
 }
 
 /// An image whose digest and configuration are needed.
@@ -75,6 +90,15 @@ pub struct ReadRequest {
     pub limit: Option<u64>,
     /// What to call this in progress displays.
     pub log_name: String,
+}
+
+impl ReadRequest {
+    /// The vertex that the files come from, as progress displays know it.
+    pub fn vertex(&self) -> Digest {
+        // The last op only names the result.
+        let head = self.definition.def.iter().nth_back(1);
+        head.map_or_else(|| Digest::of(&self.log_name), Digest::of)
+    }
 }
 
 /// A directory of a session.

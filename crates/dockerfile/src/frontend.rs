@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use base::{Fault, Platform, SourceFile, SourceSpan};
+use base::{Digest, Fault, Platform, SourceFile, SourceSpan};
 use image::Reference;
 use llb::build::{Builder, Constraints, Defaults, Local};
 use llb::{path, pb};
@@ -11,9 +11,10 @@ use llb::{path, pb};
 use crate::ask::{Ask, LocalRead, ReadRequest};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::lint::{self, Linter, Settings};
 use crate::lower::{self, Input};
 use crate::options::Options;
-use crate::parse::{self, Syntax};
+use crate::parse::{self, Directives, Syntax};
 use crate::{ignore, instruction};
 
 /// What to build.
@@ -56,8 +57,6 @@ pub struct Built {
     pub multi_platform: bool,
     /// The Dockerfile.
     pub source: Arc<SourceFile>,
-    /// What may be wrong with the Dockerfile.
-    pub warnings: Vec<Warning>,
 }
 
 /// The result for one platform.
@@ -75,21 +74,6 @@ pub struct PlatformResult {
     pub base_config: Option<Vec<u8>>,
     /// `SOURCE_DATE_EPOCH` in seconds: `source.date.epoch`.
     pub epoch: Option<i64>,
-}
-
-/// Something that works and may not be meant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Warning {
-    /// The rule, `NoEmptyContinuation`.
-    pub rule: &'static str,
-    /// What was found.
-    pub message: String,
-    /// What the rule is about.
-    pub description: &'static str,
-    /// A page about the rule.
-    pub url: String,
-    /// Where.
-    pub spans: Vec<SourceSpan>,
 }
 
 impl Built {
@@ -131,6 +115,8 @@ pub fn build(request: &Request<'_>, ask: &dyn Ask) -> std::result::Result<Outcom
 struct Found {
     file: Arc<SourceFile>,
     info: pb::SourceInfo,
+    /// What it was read by.
+    vertex: Digest,
     /// `<name>.dockerignore`, which comes before `.dockerignore`.
     ignore: Option<Vec<u8>>,
 }
@@ -172,13 +158,14 @@ fn find_dockerfile(request: &Request<'_>, options: &Options, context: &Context, 
             .hint("name the Dockerfile by `filename` and its directory by the local `dockerfile`")
     })?;
     let file = SourceFile { name: filename.to_owned(), data, language: "Dockerfile".to_owned() };
+    let vertex = read.vertex();
     let info = pb::SourceInfo {
         filename: file.name.clone(),
         data: file.data.clone(),
         definition: Some(read.definition),
         language: file.language.clone(),
     };
-    Ok(Found { file: Arc::new(file), info, ignore })
+    Ok(Found { file: Arc::new(file), info, vertex, ignore })
 }
 
 fn build_platform(request: &Request<'_>) -> Platform {
@@ -217,10 +204,14 @@ fn lower_all(
     found: &Found,
     ask: &dyn Ask,
 ) -> Result<Built> {
+    let settings = check_settings(options, found)?;
+    let linter = Linter::new(settings.clone(), (&found.file, found.vertex), Some(ask));
     let document = parse::parse(&found.file.data)?;
     let escape = document.escape;
-    let warnings = document.empty_continuations.iter().map(|span| empty_continuation(*span)).collect();
-    let (globals, stages) = instruction::stages(document)?;
+    lint::continuation::empty(&linter, &document.empty_continuations);
+    let (globals, stages) = instruction::stages(document, &linter)?;
+    lint::stage_name::names(&linter, &stages);
+    lint::casing::instructions(&linter, &stages);
     let ignore = OnceLock::new();
     if let Some(bytes) = &found.ignore {
         let patterns = ignore::parse(&format!("{}.dockerignore", found.file.name), bytes)?;
@@ -238,16 +229,32 @@ fn lower_all(
         session: request.session,
         build_platforms: &build_platforms,
         ignore: &ignore,
+        linter: &linter,
         ask,
     };
     let mut platforms = Vec::new();
     if options.platforms.is_empty() {
         platforms.push(platform_result(&input, None)?);
     }
-    for platform in &options.platforms {
-        platforms.push(platform_result(&input, Some(platform))?);
+    // The checks say the same of every platform.
+    let silent = Linter::new(settings, (&found.file, found.vertex), None);
+    for (index, platform) in options.platforms.iter().enumerate() {
+        let linter = if index == 0 { &linter } else { &silent };
+        platforms.push(platform_result(&Input { linter, ..input }, Some(platform))?);
     }
-    Ok(Built { platforms, multi_platform: options.multi_platform, source: found.file.clone(), warnings })
+    Ok(Built { platforms, multi_platform: options.multi_platform, source: found.file.clone() })
+}
+
+/// What `# check=` says, or the build argument in its place.
+fn check_settings(options: &Options, found: &Found) -> Result<Settings> {
+    if let Some(settings) = &options.check {
+        return Ok(settings.clone());
+    }
+    let Some((value, span)) = Directives::of(&found.file.data).check else { return Ok(Settings::default()) };
+    // What stands behind the first space is a remark.
+    let value = value.split(' ').next().unwrap_or_default();
+    Settings::parse(value)
+        .map_err(|what| Error::new(format!("directive `check`: {what}")).at(span).hint(lint::SETTINGS_HINT))
 }
 
 fn platform_result(input: &Input<'_>, platform: Option<&Platform>) -> Result<PlatformResult> {
@@ -261,14 +268,4 @@ fn platform_result(input: &Input<'_>, platform: Option<&Platform>) -> Result<Pla
         base_config: lowered.base_image.as_ref().map(|image| image.to_json()),
         epoch: lowered.epoch,
     })
-}
-
-fn empty_continuation(span: SourceSpan) -> Warning {
-    Warning {
-        rule: "NoEmptyContinuation",
-        message: "an instruction goes on over an empty line".to_owned(),
-        description: "Empty continuation lines will become errors in a future release",
-        url: "https://docs.docker.com/go/dockerfile/rule/no-empty-continuation/".to_owned(),
-        spans: vec![span],
-    }
 }

@@ -11,7 +11,8 @@ pub(crate) fn plain_list(list: &[String]) -> String {
     format!("[{}]", list.join(" "))
 }
 
-fn quote(text: &str) -> String {
+/// `%q`: `"a"`.
+pub(crate) fn quote(text: &str) -> String {
     let mut out = String::from('"');
     for c in text.chars() {
         match c {

@@ -1,7 +1,7 @@
 //! The Dockerfile frontend: bytes in, LLB out.
 //!
 //! The way of a Dockerfile: [`parse`] splits bytes into lines, [`instruction`] understands each line, `lower` makes LLB
-//! and the image configuration. [`build()`] is the way in: it takes the options of `--frontend dockerfile.v0` and asks
+//! and the image configuration; on the way `lint` looks for what may not be meant. [`build()`] is the way in: it takes the options of `--frontend dockerfile.v0` and asks
 //! through [`Ask`] for files, images and inputs. Vertex digests and configurations equal those of BuildKit's own
 //! frontend; golden files hold what upstream computed.
 //!
@@ -17,6 +17,7 @@ mod glob;
 mod gotext;
 pub mod ignore;
 pub mod instruction;
+mod lint;
 mod lower;
 mod options;
 pub mod parse;
@@ -25,5 +26,6 @@ mod suggest;
 
 pub use ask::{Ask, ImageRequest, LayoutStore, LocalRead, ReadRequest, ResolvedImage};
 pub use error::{Error, Mistake, Result};
-pub use frontend::{Built, Gateway, Outcome, PlatformResult, Request, Warning, build};
+pub use frontend::{Built, Gateway, Outcome, PlatformResult, Request, build};
+pub use lint::Warning;
 pub use options::{NoCache, Options};

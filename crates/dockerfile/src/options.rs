@@ -12,6 +12,7 @@ use llb::pb;
 
 use crate::error::{Error, Result};
 use crate::instruction::{csv_fields, parse_bool};
+use crate::lint::{SETTINGS_HINT, Settings};
 
 /// Options, understood.
 #[derive(Clone, Debug, Default)]
@@ -59,7 +60,7 @@ pub struct Options {
     /// Called by a gateway: the file's own `# syntax` counts no more.
     pub from_gateway: bool,
     /// `build-arg:BUILDKIT_DOCKERFILE_CHECK`.
-    pub check: Option<String>,
+    pub(crate) check: Option<Settings>,
     /// `context:NAME`.
     pub contexts: BTreeMap<String, String>,
     /// `input-metadata:NAME`.
@@ -156,7 +157,7 @@ impl Options {
             arg("BUILDKIT_CONTEXT_KEEP_GIT_DIR").and_then(|value| parse_bool(value)).unwrap_or(false);
         options.syntax = options.build_args.get("BUILDKIT_SYNTAX").cloned().filter(|_| !given.contains_key("cmdline"));
         options.from_gateway = given.contains_key("cmdline");
-        options.check = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK").cloned();
+        options.check = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK").map(|value| checks(value)).transpose()?;
         options.remote_context = given.get(remote).filter(|value| !value.is_empty()).cloned();
         options.multi_platform = match multi {
             Some(false) if options.platforms.len() > 1 => {
@@ -217,6 +218,11 @@ impl Options {
         }
         Ok(())
     }
+}
+
+fn checks(value: &str) -> Result<Settings> {
+    let wrong = |what| Error::option("build-arg:BUILDKIT_DOCKERFILE_CHECK", what).hint(SETTINGS_HINT);
+    Settings::parse(value).map_err(wrong)
 }
 
 fn boolean(name: &str, value: &str) -> Result<bool> {

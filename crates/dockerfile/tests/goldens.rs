@@ -4,19 +4,21 @@
 //! capabilities, lines and image configurations, or the lines that it marks in an error. They are compared and never
 //! renewed here. `llb.txt` and `error.txt` are ours, for people to read in a diff; `BLESS=1` renews them.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use base::{Digest, Fault, Kind, Platform};
-use dockerfile::{Ask, ImageRequest, Outcome, ReadRequest, Request, ResolvedImage};
+use dockerfile::{Ask, ImageRequest, Outcome, ReadRequest, Request, ResolvedImage, Warning};
 use llb::pb;
 
 /// The same answers that the program behind `upstream.txt` got.
 struct Fake {
     root: PathBuf,
     case: PathBuf,
+    warnings: RefCell<Vec<Warning>>,
 }
 
 impl Ask for Fake {
@@ -43,6 +45,14 @@ impl Ask for Fake {
         };
         Ok(request.paths.iter().map(|path| fs::read(self.case.join(dir).join(path)).ok()).collect())
     }
+
+    fn ignored(&self, patterns: &[String], path: &str) -> bool {
+        files::pattern::Matcher::new(patterns).expect("patterns").matches(path).expect("patterns")
+    }
+
+    fn warn(&self, warning: &Warning) {
+        self.warnings.borrow_mut().push(warning.clone());
+    }
 }
 
 fn options(case: &Path) -> BTreeMap<String, String> {
@@ -55,11 +65,16 @@ fn options(case: &Path) -> BTreeMap<String, String> {
 }
 
 fn build(root: &Path, case: &Path) -> Result<Outcome, Fault> {
-    let fake = Fake { root: root.to_owned(), case: case.to_owned() };
+    checked(root, case).0
+}
+
+/// The outcome, and the warnings on the way there.
+fn checked(root: &Path, case: &Path) -> (Result<Outcome, Fault>, Vec<Warning>) {
+    let fake = Fake { root: root.to_owned(), case: case.to_owned(), warnings: RefCell::default() };
     let options = options(case);
     let build_platforms = [Platform::new("linux", "amd64", ""), Platform::new("linux", "arm64", "")];
     let request = Request { options: &options, session: "session", build_platforms: &build_platforms };
-    dockerfile::build(&request, &fake)
+    (dockerfile::build(&request, &fake), fake.warnings.into_inner())
 }
 
 /// What a definition says apart from the ops themselves.
@@ -212,4 +227,62 @@ fn mistakes_are_explained_and_their_lines_marked() {
     let mut failures = Vec::new();
     golden(&file, &renewed, &mut failures);
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// `checks.txt` holds Dockerfiles with options and ignore files, and what upstream's checks said about them: lines,
+/// page and text of each warning, the error that warnings become, or that the settings are refused.
+///
+/// Never renewed here. Said twice counts once, and the order does not matter: upstream's changes from run to run.
+#[test]
+fn checks_say_what_upstreams_say() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let text = fs::read_to_string(root.join("checks.txt")).expect("checks");
+    let mut failures = Vec::new();
+    let mut count = 0;
+    for block in text.split("=== ").skip(1) {
+        count += 1;
+        let mut parts = block.split("---\n");
+        let mut part = || parts.next().expect("three parts");
+        let ((head, dockerfile), expected) = ((part(), part()), part());
+        let (name, head) = head.split_once('\n').expect("a name");
+        let (mut options, mut ignore) = (String::new(), String::new());
+        for line in head.lines() {
+            match line.split_once(' ').expect("a word and a value") {
+                ("opt", option) => writeln!(options, "{option}").expect("memory"),
+                ("ignore", pattern) => writeln!(ignore, "{pattern}").expect("memory"),
+                (other, _) => panic!("{name}: {other}"),
+            }
+        }
+        let case = tempfile::tempdir().expect("a directory");
+        fs::write(case.path().join("Dockerfile"), dockerfile).expect("writable");
+        fs::write(case.path().join("options.txt"), options).expect("writable");
+        if !ignore.is_empty() {
+            fs::create_dir(case.path().join("context")).expect("writable");
+            fs::write(case.path().join("context/.dockerignore"), ignore).expect("writable");
+        }
+        let (outcome, warnings) = checked(&root, case.path());
+        let mut said: Vec<String> = warnings.iter().map(said).collect();
+        if let Err(fault) = outcome {
+            let text = fault.to_string();
+            if text.starts_with("lint violation") {
+                said.push(format!("error: {text}"));
+            } else if text.contains("`check`") || text.contains("BUILDKIT_DOCKERFILE_CHECK") {
+                assert!(fault.get_hint().is_some(), "{name}: {text}");
+                said.push("refused".to_owned());
+            }
+        }
+        let mut expected: Vec<&str> = expected.lines().collect();
+        expected.sort_unstable();
+        said.sort_unstable();
+        if expected != said {
+            failures.push(format!("{name}\n  expected {expected:#?}\n  actual {said:#?}"));
+        }
+    }
+    assert!(count > 60, "only {count} cases");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+fn said(warning: &Warning) -> String {
+    let lines: Vec<String> = warning.spans.iter().map(|span| span.start.0.to_string()).collect();
+    format!("{} {} {}", lines.join(","), warning.url.unwrap_or("-"), warning.short())
 }

@@ -206,6 +206,7 @@ impl Build {
         plan.metadata_file.clone_from(&self.metadata_file);
         plan.iid_file.clone_from(&self.iidfile);
         plan.print_id = mode == Mode::Quiet;
+        plan.sum_up_warnings = true;
         plan.frontend = Frontend::Named { name: "dockerfile.v0".to_owned(), options };
         Ok(plan)
     }

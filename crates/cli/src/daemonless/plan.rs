@@ -28,6 +28,8 @@ pub struct BuildPlan {
     pub secrets: BTreeMap<String, SecretSource>,
     /// What people see.
     pub mode: Mode,
+    /// Whether warnings are shown once more at the end, with the lines that they are about.
+    pub sum_up_warnings: bool,
     /// Where progress is written as JSON.
     pub trace: Option<PathBuf>,
     /// Where the exporters' answers are written.
@@ -54,6 +56,7 @@ impl BuildPlan {
             dirs: BTreeMap::new(),
             secrets: BTreeMap::new(),
             mode,
+            sum_up_warnings: false,
             trace: None,
             metadata_file: None,
             iid_file: None,

@@ -103,7 +103,7 @@ where
         metadata::write_whole(path, &reference)?;
     }
     let trace = plan.trace.as_deref().map(open_trace).transpose()?;
-    let display = Display::start(plan.mode, out, trace, environment);
+    let display = Display::start(plan.mode, out, trace, plan.sum_up_warnings, environment);
     let result = solve(request(&plan, reference, environment, &display, cancel.clone())).await;
     let steps = display.finish();
     match result {

@@ -92,17 +92,19 @@ const TICK: Duration = Duration::from_millis(150);
 const LOUD: usize = 1 << 20;
 
 impl Display {
-    /// Starts the reader for `mode` on `out`, and one that writes JSON to `trace` (`--trace`).
+    /// Starts the reader for `mode` on `out`, and one that writes JSON to `trace` (`--trace`). `summary`: where people
+    /// read, warnings are summed up at the end.
     pub fn start(
         mode: Mode,
         out: Box<dyn Write + Send>,
         trace: Option<Box<dyn Write + Send>>,
+        summary: bool,
         env: &Environment,
     ) -> Display {
         let mut readers: Vec<Box<dyn Reader>> = Vec::new();
         match mode {
-            Mode::Plain => readers.push(Box::new(plain::Plain::new(out, env))),
-            Mode::Tty => readers.push(Box::new(tty::Tty::new(out, env))),
+            Mode::Plain => readers.push(Box::new(plain::Plain::new(out, env).with_summary(summary))),
+            Mode::Tty => readers.push(Box::new(tty::Tty::new(out, env).with_summary(summary))),
             Mode::RawJson => readers.push(Box::new(rawjson::RawJson::new(out))),
             Mode::Quiet => {}
         }

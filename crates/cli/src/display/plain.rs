@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::trace::{Item, LogPiece, StatusState, Trace, log_time};
 use super::{Reader, seconds};
 use crate::environment::Environment;
-use crate::fault::FailedStep;
+use crate::fault::{FailedStep, print_warnings};
 
 /// How long others wait for a current step that has nothing to say.
 const PATIENCE: f64 = 5.0;
@@ -32,6 +32,7 @@ const PROGRESS_SECONDS: f64 = 5.0;
 pub(super) struct Plain {
     trace: Trace,
     printer: Printer,
+    summary: bool,
 }
 
 struct Printer {
@@ -56,7 +57,12 @@ impl Plain {
             printed_any: false,
             shorten_names: environment.get("PROGRESS_NO_TRUNC") == Some("0"),
         };
-        Plain { trace: Trace::default(), printer }
+        Plain { trace: Trace::default(), printer, summary: false }
+    }
+
+    /// Sums up the warnings at the end.
+    pub fn with_summary(self, summary: bool) -> Plain {
+        Plain { summary, ..self }
     }
 
     fn print(&mut self, now: Timestamp) -> std::io::Result<()> {
@@ -97,7 +103,11 @@ impl Reader for Plain {
         for index in changed(&self.trace).collect::<Vec<_>>() {
             let _ = self.printer.item(&mut self.trace.items[index], index);
         }
-        let _ = self.printer.end_line().and_then(|()| self.printer.out.flush());
+        let _ = self.printer.end_line();
+        if self.summary {
+            let _ = print_warnings(&mut self.printer.out, &self.trace.warnings);
+        }
+        let _ = self.printer.out.flush();
         self.trace.failed_steps()
     }
 }

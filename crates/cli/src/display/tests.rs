@@ -176,6 +176,86 @@ fn plain_warnings_groups_and_repeated_runs() {
     ");
 }
 
+fn warning(vertex: &str, short: &str) -> Event {
+    Event::Warning(Warning {
+        vertex: Digest::of(vertex),
+        level: 1,
+        short: short.into(),
+        detail: Vec::new(),
+        url: None,
+        file: None,
+        spans: Vec::new(),
+    })
+}
+
+/// Warnings that come after their step, before it, and for one that never comes.
+fn warned() -> Vec<(i64, Event)> {
+    vec![
+        (0, Event::Vertex(vertex(LOAD, Some(0), Some(10)))),
+        (10, warning(MAKE, "before")),
+        (10, log(MAKE, 10, "early\n")),
+        (600, warning(LOAD, "after")),
+        (700, warning("nobody", "of nobody")),
+        (700, log("nobody", 700, "lost\n")),
+        (1000, Event::Vertex(vertex(MAKE, Some(1000), Some(1100)))),
+    ]
+}
+
+#[test]
+fn no_warning_is_lost_in_lines() {
+    let out = Shared::default();
+    let mut plain = plain::Plain::new(Box::new(out.clone()), &Environment::default()).with_summary(true);
+    play(&mut plain, &warned(), 100);
+    assert_snapshot!(out.text(), @r"
+    #1 [internal] load build definition from Dockerfile
+    #1 DONE 0.0s
+
+    #1 [internal] load build definition from Dockerfile
+    #1 WARN: after
+    #1 DONE 0.0s
+
+    #2 [build 2/3] RUN make
+    #2 WARN: before
+    #2 0.000 early
+    #2 DONE 0.1s
+
+    #3 messages of no step
+    #3 WARN: of nobody
+    #3 0.000 lost
+    #3 DONE 0.0s
+
+     3 warnings found:
+     - before
+     - after
+     - of nobody
+    ");
+}
+
+#[test]
+fn no_warning_is_lost_in_a_frame() {
+    let out = Shared::default();
+    let size = || tty::Size { columns: 60, rows: 20 };
+    let environment = Environment::with(&[("NO_COLOR", "1")]);
+    let mut tty = tty::Tty::new(Box::new(out.clone()), &environment).with_size(size).with_summary(true);
+    play(&mut tty, &warned(), 100);
+    let mut screen = Screen::new(60);
+    screen.write(&out.text());
+    assert_snapshot!(screen.text(), @r"
+    [+] Building 1.1s (3/3) FINISHED
+     => [internal] load build definition from Dockerfile   0.0s
+     => WARN: after
+     => [build 2/3] RUN make                               0.1s
+     => WARN: before
+     => messages of no step                                0.0s
+     => WARN: of nobody
+
+     3 warnings found:
+     - before
+     - after
+     - of nobody
+    ");
+}
+
 #[test]
 fn long_names_are_cut_on_request() {
     let out = Shared::default();
@@ -338,8 +418,13 @@ fn tty_fits_small_terminals() {
 fn a_display_shows_everything_before_it_ends() {
     let out = Shared::default();
     let trace = Shared::default();
-    let display =
-        Display::start(Mode::Plain, Box::new(out.clone()), Some(Box::new(trace.clone())), &Environment::default());
+    let display = Display::start(
+        Mode::Plain,
+        Box::new(out.clone()),
+        Some(Box::new(trace.clone())),
+        false,
+        &Environment::default(),
+    );
     let sink = display.sink();
     for number in 0..100 {
         sink.emit(Event::Vertex(vertex(&format!("v{number}"), Some(number), Some(number))));

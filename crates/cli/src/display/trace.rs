@@ -30,6 +30,10 @@ pub(super) struct Trace {
     announced: HashSet<Digest>,
     /// Indices of items in the order in which they became visible.
     pub visible: Vec<usize>,
+    /// Every warning.
+    pub warnings: Vec<Warning>,
+    /// Warnings and output of vertices that nobody has announced yet.
+    orphans: Vec<Event>,
 }
 
 /// One line of the display.
@@ -214,10 +218,14 @@ impl Trace {
             match event {
                 Event::Vertex(vertex) => self.vertex(vertex, now),
                 Event::Status(status) => self.status(status, now),
-                Event::Log(log) => self.with_item(&log.vertex, now, |item| item.add_log(log)),
-                Event::Warning(warning) => {
-                    self.with_item(&warning.vertex, now, |item| item.warnings.push(warning.clone()));
+                Event::Log(log) if self.places.contains_key(&log.vertex) => {
+                    self.with_item(&log.vertex, now, |item| item.add_log(log));
                 }
+                Event::Warning(warning) => {
+                    self.warnings.push(warning.clone());
+                    self.warn(warning, now);
+                }
+                Event::Log(_) => self.orphans.push(event.clone()),
             }
         }
     }
@@ -232,6 +240,53 @@ impl Trace {
                 item.touch(now);
             }
         }
+        self.adopt_the_rest(now);
+    }
+
+    fn warn(&mut self, warning: &Warning, now: Timestamp) {
+        if self.places.contains_key(&warning.vertex) {
+            self.with_item(&warning.vertex, now, |item| item.warnings.push(warning.clone()));
+        } else {
+            self.orphans.push(Event::Warning(warning.clone()));
+        }
+    }
+
+    /// Takes what came before its vertex was announced.
+    fn adopt(&mut self, digest: Digest, now: Timestamp) {
+        if self.orphans.is_empty() {
+            return;
+        }
+        let is_mine = |event: &Event| match event {
+            Event::Log(log) => log.vertex == digest,
+            Event::Warning(warning) => warning.vertex == digest,
+            Event::Vertex(_) | Event::Status(_) => false,
+        };
+        let (mine, others) = std::mem::take(&mut self.orphans).into_iter().partition(is_mine);
+        self.orphans = others;
+        self.with_orphans(&digest, mine, now);
+    }
+
+    fn with_orphans(&mut self, digest: &Digest, orphans: Vec<Event>, now: Timestamp) {
+        self.with_item(digest, now, |item| {
+            for event in orphans {
+                match event {
+                    Event::Log(log) => item.add_log(&log),
+                    Event::Warning(warning) => item.warnings.push(warning),
+                    Event::Vertex(_) | Event::Status(_) => {}
+                }
+            }
+        });
+    }
+
+    /// Shows what belongs to no vertex as one of its own.
+    fn adopt_the_rest(&mut self, now: Timestamp) {
+        let orphans = std::mem::take(&mut self.orphans);
+        if orphans.is_empty() {
+            return;
+        }
+        let label = base::report::Label::phase("messages of no step");
+        self.vertex(&Vertex { started: Some(now), completed: Some(now), ..label.vertex() }, now);
+        self.with_orphans(&label.digest, orphans, now);
     }
 
     /// Visible items and how many of them are done, over all that was announced.
@@ -282,7 +337,7 @@ impl Trace {
                 self.items.len() - 1
             }
         };
-        self.places.insert(vertex.digest, index);
+        let new = self.places.insert(vertex.digest, index).is_none();
         let item = &mut self.items[index];
         let before = item.state();
         let shown = match vertex.group {
@@ -296,6 +351,9 @@ impl Trace {
         if shown && !item.visible {
             item.visible = true;
             self.visible.push(index);
+        }
+        if new {
+            self.adopt(vertex.digest, now);
         }
     }
 

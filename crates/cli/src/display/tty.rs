@@ -23,7 +23,7 @@ use super::plain::amount;
 use super::trace::{Item, Trace};
 use super::{Reader, seconds};
 use crate::environment::Environment;
-use crate::fault::FailedStep;
+use crate::fault::{FailedStep, print_warnings};
 
 /// Lines of a step's output that are shown, unless `BUILDKIT_TTY_LOG_LINES` says otherwise.
 const LOG_LINES: usize = 6;
@@ -34,6 +34,7 @@ pub(super) struct Tty {
     out: Box<dyn Write + Send>,
     colors: Colors,
     log_lines: usize,
+    summary: bool,
     size: fn() -> Size,
     /// Widths of the lines of the frame on the screen.
     drawn: Vec<usize>,
@@ -81,9 +82,15 @@ impl Tty {
             out,
             colors: Colors::choose(environment),
             log_lines: lines.unwrap_or(LOG_LINES),
+            summary: false,
             size: Size::of_stderr,
             drawn: Vec::new(),
         }
+    }
+
+    /// Sums up the warnings at the end.
+    pub fn with_summary(self, summary: bool) -> Tty {
+        Tty { summary, ..self }
     }
 
     #[cfg(test)]
@@ -138,6 +145,9 @@ impl Reader for Tty {
     fn finish(&mut self, now: Timestamp) -> Vec<FailedStep> {
         self.trace.end(now);
         let _ = self.draw(now, true);
+        if self.summary {
+            let _ = print_warnings(&mut self.out, &self.trace.warnings).and_then(|()| self.out.flush());
+        }
         self.trace.failed_steps()
     }
 }

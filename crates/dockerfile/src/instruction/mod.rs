@@ -17,7 +17,8 @@ pub(crate) use health::show_duration;
 pub(crate) use mount::parse_bool;
 pub use mount::{Kind as MountKind, Mount, Sharing};
 pub use run::{Network, Run};
-pub use stage::{GlobalArgs, Stage, stages};
+pub(crate) use stage::stages;
+pub use stage::{GlobalArgs, Stage};
 
 use crate::error::{Error, Result};
 use crate::parse::{Args, Heredoc, Line, Pair};

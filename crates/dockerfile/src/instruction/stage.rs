@@ -4,17 +4,22 @@ use base::SourceSpan;
 
 use super::{Arg, From, Instruction, Kind, flag::Flags, words};
 use crate::error::{Error, Result};
+use crate::lint::{self, Linter, Place};
 use crate::parse::{Document, Line};
 
 /// `FROM` and what follows it.
 #[derive(Clone, Debug)]
 pub struct Stage {
+    /// `FROM` as it was typed.
+    pub keyword: String,
     /// What it starts from.
     pub from: From,
     /// The `FROM` line.
     pub code: String,
     /// Where the `FROM` is.
     pub span: SourceSpan,
+    /// The comments right above.
+    pub comments: Vec<String>,
     /// Its instructions.
     pub instructions: Vec<Instruction>,
 }
@@ -51,14 +56,18 @@ fn stage_name(typed: &str) -> Result<String> {
 pub type GlobalArgs = (Vec<Arg>, SourceSpan);
 
 /// What stands in front of the first stage, and the stages.
-pub fn stages(document: Document) -> Result<(Vec<GlobalArgs>, Vec<Stage>)> {
+pub(crate) fn stages(document: Document, linter: &Linter<'_>) -> Result<(Vec<GlobalArgs>, Vec<Stage>)> {
     let mut globals = Vec::new();
     let mut stages: Vec<Stage> = Vec::new();
     for line in document.lines {
+        let scope = linter.scope_of(&line.comments);
+        let place = Place { scope: &scope, span: line.span };
+        check_line(place, &line);
         let instruction = super::parse(line)?;
+        check_definition(place, &instruction);
         match instruction {
-            Instruction { kind: Kind::From(from), code, span, .. } => {
-                stages.push(Stage { from, code, span, instructions: Vec::new() });
+            Instruction { kind: Kind::From(from), name: keyword, code, span, comments } => {
+                stages.push(Stage { keyword, from, code, span, comments, instructions: Vec::new() });
             }
             Instruction { kind: Kind::Arg(args), span, .. } if stages.is_empty() => globals.push((args, span)),
             instruction => match stages.last_mut() {
@@ -75,4 +84,29 @@ pub fn stages(document: Document) -> Result<(Vec<GlobalArgs>, Vec<Stage>)> {
         return Err(Error::new("the Dockerfile has no FROM"));
     }
     Ok((globals, stages))
+}
+
+/// Checks that come before the line is understood.
+fn check_line(place: Place<'_>, line: &Line) {
+    if line.name.eq_ignore_ascii_case("MAINTAINER") {
+        lint::deprecated::maintainer(place);
+    }
+    if line.name.eq_ignore_ascii_case("FROM") {
+        lint::casing::from(place, line);
+    }
+}
+
+fn check_definition(place: Place<'_>, instruction: &Instruction) {
+    let comments = &instruction.comments;
+    match &instruction.kind {
+        Kind::From(from) => {
+            let name: Vec<&str> = from.name.as_deref().into_iter().collect();
+            lint::description::definition(place, "FROM", &name, comments);
+        }
+        Kind::Arg(args) => {
+            let names: Vec<&str> = args.iter().map(|arg| arg.key.as_str()).collect();
+            lint::description::definition(place, "ARG", &names, comments);
+        }
+        _ => {}
+    }
 }

@@ -12,6 +12,7 @@ use super::stage::SCRATCH;
 use crate::ask::{ImageRequest, ResolvedImage};
 use crate::error::{Error, Result};
 use crate::instruction::Kind;
+use crate::lint;
 
 /// Where a stage's files come from, once the answer is there.
 enum Origin {
@@ -222,6 +223,10 @@ impl Lowering<'_> {
             platform = self.runnable(&image, platform);
         }
         let state = if has_layers(&image) {
+            if let Some(span) = self.stages[index].span {
+                let scope = self.input.linter.scope();
+                lint::platform::base_image(&scope, span, typed, &platform, &image.platform());
+            }
             // The variant that is asked for is part of the op; the prefix shows it too.
             let name = self.base_name(index, &platform, &format!("FROM {reference}"));
             let code = self.stages[index].code.clone();

@@ -9,9 +9,11 @@ use regex::Regex;
 
 use super::stage::Step;
 use super::{Lowering, base_image, display, line_spans, uppercase_first};
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::git::Repository;
 use crate::instruction::Copy;
+use crate::lint;
 
 /// Modes as `chmod` takes them.
 static SYMBOLIC: LazyLock<Regex> = LazyLock::new(|| {
@@ -125,6 +127,7 @@ impl Lowering<'_> {
         }
         let from = match step.sources.first() {
             None => {
+                self.check_ignored(plan.copy.add, source)?;
                 self.need_context_path(source);
                 self.use_context()
             }
@@ -147,6 +150,14 @@ impl Lowering<'_> {
         copy.empty_wildcard = true;
         let _ = index;
         Ok(plan.action(copy))
+    }
+
+    /// Says so if the ignore file takes the source out of the context.
+    fn check_ignored(&self, add: bool, source: &str) -> Result<()> {
+        if matches!(self.input.context, Context::Local) {
+            lint::ignored::source(self.place(), self.input.ask, &self.ignore_patterns()?, add, source);
+        }
+        Ok(())
     }
 
     /// The mistake of needing a stage that comes later.

@@ -27,11 +27,13 @@ use crate::error::{Error, Result};
 use crate::expand::{Lexer, Variables};
 use crate::ignore;
 use crate::instruction;
+use crate::lint::{self, Linter, Place, Scope};
 use crate::options::Options;
 use crate::platform;
 use stage::Stage;
 
 /// What is lowered.
+#[derive(Clone, Copy)]
 pub(crate) struct Input<'a> {
     pub info: &'a pb::SourceInfo,
     pub globals: &'a [instruction::GlobalArgs],
@@ -44,6 +46,7 @@ pub(crate) struct Input<'a> {
     pub build_platforms: &'a [Platform],
     /// Patterns of the context's ignore file, once they are read.
     pub ignore: &'a OnceLock<Vec<String>>,
+    pub linter: &'a Linter<'a>,
     pub ask: &'a dyn Ask,
 }
 
@@ -88,6 +91,8 @@ struct Lowering<'a> {
     paths: Vec<BTreeSet<String>>,
     by_name: HashMap<String, usize>,
     named_locals: Vec<named::LocalSlot>,
+    /// The linter as the present instruction sets it, and where that is.
+    present: (Scope<'a>, SourceSpan),
 }
 
 impl<'a> Lowering<'a> {
@@ -114,6 +119,7 @@ impl<'a> Lowering<'a> {
             paths: Vec::new(),
             by_name: HashMap::new(),
             named_locals: Vec::new(),
+            present: (input.linter.scope(), SourceSpan::lines(1, 1)),
         };
         lowering.set_globals()?;
         lowering.set_epoch()?;
@@ -142,17 +148,28 @@ impl<'a> Lowering<'a> {
             let value = self.build_args.get(key).cloned().unwrap_or(value);
             self.globals.set(key, value);
         }
+        let defaults = self.with_declared(&BTreeMap::new());
+        if let Ok(defaults) = &defaults {
+            lint::variables::defaults_in_from(self.input.linter, self.input.stages, self.lexer, defaults);
+        }
+        self.globals = self.with_declared(&self.build_args)?;
+        Ok(())
+    }
+
+    /// The global arguments with those that are declared in front of the first stage.
+    fn with_declared(&self, build_args: &BTreeMap<String, String>) -> Result<Env> {
+        let mut env = self.globals.clone();
         for (args, span) in self.input.globals {
             for arg in args {
-                let value = match (self.build_args.get(&arg.key), &arg.value) {
+                let value = match (build_args.get(&arg.key), &arg.value) {
                     (Some(given), _) => given.clone(),
-                    (None, Some(value)) => self.lexer.expand(value, &self.globals).map_err(|e| e.at(*span))?.text,
+                    (None, Some(value)) => self.lexer.expand(value, &env).map_err(|e| e.at(*span))?.text,
                     (None, None) => continue,
                 };
-                self.globals.set(arg.key.clone(), value);
+                env.set(arg.key.clone(), value);
             }
         }
-        Ok(())
+        Ok(env)
     }
 
     /// `SOURCE_DATE_EPOCH`, as a build argument or in front of the first stage.
@@ -189,6 +206,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn finish(mut self, target: usize) -> Result<Lowered> {
+        self.input.linter.verdict()?;
         self.fill_context()?;
         self.fill_named()?;
         let stage = std::mem::take(&mut self.stages[target]);
@@ -274,6 +292,11 @@ impl<'a> Lowering<'a> {
         bytes.map_or_else(|| Ok(Vec::new()), |bytes| ignore::parse(IGNORE, &bytes))
     }
 
+    /// Where a check of the present instruction reports to.
+    fn place(&self) -> Place<'_> {
+        Place { scope: &self.present.0, span: self.present.1 }
+    }
+
     /// The build context, noting that it is needed.
     fn use_context(&mut self) -> State {
         self.context_used = true;
@@ -290,6 +313,11 @@ impl<'a> Lowering<'a> {
         let owner = self.stages[stage].paths;
         self.paths[owner].insert(llb::path::join(&["/", path]));
     }
+}
+
+/// Whether a build argument tells scanners what to do, and no step.
+pub(crate) fn is_for_scanners(name: &str) -> bool {
+    matches!(name, "BUILDKIT_SBOM_SCAN_CONTEXT" | "BUILDKIT_SBOM_SCAN_STAGE")
 }
 
 /// One span for each line, as source maps have them.

@@ -59,8 +59,7 @@ impl Lowering<'_> {
 
     /// The mounts with their variables expanded.
     fn mounts(&self, index: usize, run: &Run) -> Result<Vec<Mount>> {
-        let env = self.stages[index].state.env().clone();
-        let expand = |value: &str| Ok(self.lexer.expand(value, &*env)?.text);
+        let expand = |value: &str| self.expand(index, value);
         run.mounts.iter().map(|text| Mount::parse(text, expand)).collect()
     }
 

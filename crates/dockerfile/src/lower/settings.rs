@@ -2,22 +2,23 @@
 
 use std::sync::Arc;
 
+use base::SourceSpan;
 use image::Healthcheck;
 use llb::build::{Env, FileAction, Owner};
 
-use super::stage::Step;
-use super::{Lowering, display, expose, uppercase_first};
+use super::stage::{Stage, Step};
+use super::{Lowering, display, expose, is_for_scanners, uppercase_first};
 use crate::error::{Error, Result};
 use crate::expand::Lexer;
 use crate::gotext::{plain_list, quoted_list};
 use crate::instruction::{Arg, CommandLine, Copy, Health, Kind, show_duration};
+use crate::lint::{self, Place};
 use crate::parse::Pair;
-
-/// Build arguments that tell scanners what to do, and no step.
-const NOT_IN_ENVIRONMENT: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 
 impl Lowering<'_> {
     pub(super) fn dispatch(&mut self, index: usize, step: Step) -> Result<()> {
+        self.present = (self.input.linter.scope_of(&step.instruction.comments), step.instruction.span);
+        let typed = step.instruction.name.as_str();
         match &step.instruction.kind {
             Kind::Run(run) => return self.run(index, &step, run),
             Kind::Copy(copy) => {
@@ -29,8 +30,8 @@ impl Lowering<'_> {
             _ => {}
         }
         let text = match &step.instruction.kind {
-            Kind::Env(pairs) => self.env(index, pairs)?,
-            Kind::Label(pairs) => self.label(index, pairs)?,
+            Kind::Env(pairs) => self.env(index, typed, pairs)?,
+            Kind::Label(pairs) => self.label(index, typed, pairs)?,
             Kind::Maintainer(name) => {
                 self.stages[index].image.author.clone_from(name);
                 format!("MAINTAINER {name}")
@@ -43,11 +44,11 @@ impl Lowering<'_> {
                 stage.image.config.user = user;
                 text
             }
-            Kind::Cmd(line) => self.cmd(index, line),
-            Kind::Entrypoint(line) => self.entrypoint(index, line),
+            Kind::Cmd(line) => self.cmd(index, typed, line),
+            Kind::Entrypoint(line) => self.entrypoint(index, typed, line),
             Kind::Expose(ports) => self.expose(index, ports)?,
             Kind::Volume(paths) => self.volume(index, paths)?,
-            Kind::Healthcheck(health) => self.healthcheck(index, health),
+            Kind::Healthcheck(health) => self.healthcheck(index, typed, health),
             Kind::Shell(shell) => {
                 self.stages[index].image.config.shell.clone_from(shell);
                 format!("SHELL {}", plain_list(shell))
@@ -75,8 +76,15 @@ impl Lowering<'_> {
         self.stages[index].state.env().clone()
     }
 
-    fn expand(&self, index: usize, text: &str) -> Result<String> {
-        Ok(self.lexer.expand(text, &*self.environment(index))?.text)
+    pub(super) fn expand(&self, index: usize, text: &str) -> Result<String> {
+        self.expand_by(self.lexer, index, text)
+    }
+
+    fn expand_by(&self, lexer: Lexer, index: usize, text: &str) -> Result<String> {
+        let stage = &self.stages[index];
+        let expanded = lexer.expand(text, &**stage.state.env())?;
+        lint::variables::used(self.place(), &expanded.unmatched, &stage.args, stage.state.env());
+        Ok(expanded.text)
     }
 
     fn expand_all(&self, index: usize, texts: &[String]) -> Result<Vec<String>> {
@@ -94,16 +102,17 @@ impl Lowering<'_> {
         copy.checksum = self.expand(index, &copy.checksum)?;
         copy.sources = self.expand_all(index, &copy.sources)?;
         copy.dest = self.expand(index, &copy.dest)?;
-        let env = self.environment(index);
         for inline in copy.inline.iter_mut().filter(|inline| inline.expand) {
-            inline.content = Lexer::new('\\').ignore_quotes().expand(&inline.content, &*env)?.text;
+            inline.content = self.expand_by(Lexer::new('\\').ignore_quotes(), index, &inline.content)?;
         }
         Ok(copy)
     }
 
-    fn env(&mut self, index: usize, pairs: &[Pair]) -> Result<String> {
+    fn env(&mut self, index: usize, typed: &str, pairs: &[Pair]) -> Result<String> {
         let mut text = String::from("ENV");
-        for (key, value) in self.expand_pairs(index, pairs)? {
+        for (pair, (key, value)) in pairs.iter().zip(self.expand_pairs(index, pairs)?) {
+            lint::deprecated::key_value(self.place(), typed, pair);
+            lint::secrets::name(self.place(), "ENV", &key);
             text.push_str(&format!(" {key}={value}"));
             let stage = &mut self.stages[index];
             // What the steps do not know is not in the configuration either.
@@ -119,9 +128,10 @@ impl Lowering<'_> {
         Ok(text)
     }
 
-    fn label(&mut self, index: usize, pairs: &[Pair]) -> Result<String> {
+    fn label(&mut self, index: usize, typed: &str, pairs: &[Pair]) -> Result<String> {
         let mut text = String::from("LABEL");
-        for (key, value) in self.expand_pairs(index, pairs)? {
+        for (pair, (key, value)) in pairs.iter().zip(self.expand_pairs(index, pairs)?) {
+            lint::deprecated::key_value(self.place(), typed, pair);
             text.push_str(&format!(" {key}={value}"));
             self.stages[index].image.config.labels.insert(key, value);
         }
@@ -131,6 +141,7 @@ impl Lowering<'_> {
     fn arg(&mut self, index: usize, args: &[Arg]) -> Result<()> {
         let mut texts = Vec::with_capacity(args.len());
         for arg in args {
+            lint::secrets::name(self.place(), "ARG", &arg.key);
             let given = self.build_args.get(&arg.key).cloned();
             let value = match (given, &arg.value) {
                 (Some(given), _) => Some(given),
@@ -140,7 +151,7 @@ impl Lowering<'_> {
             let stage = &mut self.stages[index];
             texts.push(match &value {
                 Some(value) => {
-                    if !NOT_IN_ENVIRONMENT.contains(&arg.key.as_str()) {
+                    if !is_for_scanners(&arg.key) {
                         stage.state.set_env(&arg.key, value);
                     }
                     format!("{}={value}", arg.key)
@@ -155,6 +166,9 @@ impl Lowering<'_> {
 
     fn workdir(&mut self, index: usize, step: &Step, dir: &str) -> Result<()> {
         let dir = self.expand(index, dir)?;
+        if !std::mem::replace(&mut self.stages[index].workdir_set, true) {
+            lint::workdir::first(self.place(), &dir);
+        }
         let dir = self.stages[index].set_workdir(&dir);
         let layer = dir != "/";
         if layer {
@@ -179,27 +193,35 @@ impl Lowering<'_> {
         self.stages[index].record(epoch, format!("WORKDIR {dir}"), layer)
     }
 
-    fn command_args(&self, index: usize, line: &CommandLine) -> Vec<String> {
+    /// Notes an instruction of which a stage should have one.
+    fn once(&mut self, index: usize, typed: &str, own: fn(&mut Stage) -> &mut Option<SourceSpan>) {
+        let place = Place { scope: &self.present.0, span: self.present.1 };
+        lint::command::once(place, typed, own(&mut self.stages[index]));
+    }
+
+    fn command_args(&self, index: usize, typed: &str, line: &CommandLine) -> Vec<String> {
+        lint::command::form(self.place(), typed, line.shell, &self.stages[index].image.config.shell);
         if line.shell { self.with_shell(index, &line.args.join(" ")) } else { line.args.clone() }
     }
 
-    fn cmd(&mut self, index: usize, line: &CommandLine) -> String {
-        let args = self.command_args(index, line);
+    fn cmd(&mut self, index: usize, typed: &str, line: &CommandLine) -> String {
+        self.once(index, typed, |stage| &mut stage.own_cmd);
+        let args = self.command_args(index, typed, line);
         let text = format!("CMD {}", quoted_list(&args));
         let stage = &mut self.stages[index];
-        stage.own_cmd = true;
         stage.image.config.cmd = args;
         stage.image.config.args_escaped = true;
         text
     }
 
-    fn entrypoint(&mut self, index: usize, line: &CommandLine) -> String {
-        let args = self.command_args(index, line);
+    fn entrypoint(&mut self, index: usize, typed: &str, line: &CommandLine) -> String {
+        self.once(index, typed, |stage| &mut stage.own_entrypoint);
+        let args = self.command_args(index, typed, line);
         let text = format!("ENTRYPOINT {}", quoted_list(&args));
         let stage = &mut self.stages[index];
         stage.image.config.entrypoint = args;
         // The base image's command was meant for the base image's entrypoint.
-        if !stage.own_cmd {
+        if stage.own_cmd.is_none() {
             stage.image.config.cmd.clear();
         }
         text
@@ -210,7 +232,9 @@ impl Lowering<'_> {
         let mut all = Vec::new();
         for typed in typed {
             for port in self.lexer.expand(typed, &*env)?.words {
-                all.extend(expose::ports(&port)?);
+                let ports = expose::ports(&port)?;
+                lint::expose::port(self.place(), &port);
+                all.extend(ports);
             }
         }
         let exposed = &mut self.stages[index].image.config.exposed_ports;
@@ -228,7 +252,8 @@ impl Lowering<'_> {
         Ok(format!("VOLUME {}", plain_list(&paths)))
     }
 
-    fn healthcheck(&mut self, index: usize, health: &Health) -> String {
+    fn healthcheck(&mut self, index: usize, typed: &str, health: &Health) -> String {
+        self.once(index, typed, |stage| &mut stage.own_healthcheck);
         self.stages[index].image.config.healthcheck = Some(Healthcheck {
             test: health.test.clone(),
             interval: health.interval,

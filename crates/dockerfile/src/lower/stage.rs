@@ -11,6 +11,7 @@ use super::Lowering;
 use super::named::Named;
 use crate::error::{Error, Result};
 use crate::instruction::{Arg, Instruction, Kind};
+use crate::lint::{self, Place};
 use crate::{parse, platform};
 
 /// The image without files.
@@ -52,8 +53,12 @@ pub(super) struct Stage {
     pub ignore_cache: bool,
     pub step: usize,
     pub steps_total: usize,
-    /// An own `CMD` survives a later `ENTRYPOINT`.
-    pub own_cmd: bool,
+    /// The last `CMD`, which survives a later `ENTRYPOINT`.
+    pub own_cmd: Option<SourceSpan>,
+    pub own_entrypoint: Option<SourceSpan>,
+    pub own_healthcheck: Option<SourceSpan>,
+    /// Here or in a stage that it is made from.
+    pub workdir_set: bool,
 }
 
 /// An instruction and what it needs.
@@ -77,7 +82,10 @@ impl<'a> Lowering<'a> {
 
     fn collect_stage(&mut self, index: usize, written: &crate::instruction::Stage) -> Result<()> {
         let from = &written.from;
+        let scope = self.input.linter.scope_of(&written.comments);
+        let place = Place { scope: &scope, span: written.span };
         let base_name = self.lexer.expand(&from.base, &self.globals)?;
+        lint::variables::used_in_from(place, &base_name.unmatched, &self.declared());
         if base_name.text.is_empty() {
             let error = Error::new(format!("`{}` is empty: there is no image to start from", from.base));
             return Err(self.suggest_argument(error, &base_name.unmatched));
@@ -91,7 +99,7 @@ impl<'a> Lowering<'a> {
             ..Stage::default()
         };
         if let Some(typed) = &from.platform {
-            stage.platform = Some(self.stage_platform(typed)?);
+            stage.platform = Some(self.stage_platform(place, typed, from.name.as_deref())?);
         }
         if let Some(name) = &from.name {
             stage.replaced_by = self.named_context(name, stage.platform.as_ref());
@@ -112,8 +120,16 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
-    fn stage_platform(&self, typed: &str) -> Result<Platform> {
+    /// Arguments that a `FROM` can use, with or without a value.
+    fn declared(&self) -> BTreeSet<&str> {
+        let written = self.input.globals.iter().flat_map(|(args, _)| args).map(|arg| arg.key.as_str());
+        self.globals.iter().map(|(key, _)| key).chain(written).collect()
+    }
+
+    fn stage_platform(&self, place: Place<'_>, typed: &str, name: Option<&str>) -> Result<Platform> {
         let expanded = self.lexer.expand(typed, &self.globals)?;
+        lint::variables::used_in_from(place, &expanded.unmatched, &self.declared());
+        lint::platform::flag(place, typed, &expanded, name, &self.globals);
         if expanded.text.is_empty() {
             let error = Error::new(format!("platform `{typed}` is empty"));
             return Err(self.suggest_argument(error, &expanded.unmatched));
@@ -284,7 +300,7 @@ impl<'a> Lowering<'a> {
         let Some(base) = self.stages[index].base else { return };
         let from = &mut self.stages[base];
         let (state, platform, history_bytes) = (from.state.clone(), from.platform.clone(), from.history_bytes);
-        let (base_image, paths) = (from.base_image.clone(), from.paths);
+        let (base_image, paths, workdir_set) = (from.base_image.clone(), from.paths, from.workdir_set);
         let (mut image, mut args) = if last {
             // Others may still copy from it, and need only its files.
             from.state.forget_env();
@@ -299,6 +315,7 @@ impl<'a> Lowering<'a> {
         (stage.state, stage.platform, stage.image) = (state, platform, image);
         (stage.base_image, stage.paths, stage.args) = (base_image, paths, args);
         stage.history_bytes = history_bytes;
+        stage.workdir_set = workdir_set;
     }
 
     /// Puts the triggers of the base in front of the stage's own steps. Whether they need further stages.

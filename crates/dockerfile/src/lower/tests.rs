@@ -25,6 +25,8 @@ impl Ask for Toy<'_> {
         let read = |path: &String| (path == "Dockerfile").then(|| self.0.as_bytes().to_vec());
         Ok(request.paths.iter().map(read).collect())
     }
+
+    fn warn(&self, _: &crate::Warning) {}
 }
 
 fn build(dockerfile: &str, options: &[(&str, &str)]) -> Result<Outcome, Fault> {

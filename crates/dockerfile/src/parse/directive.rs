@@ -92,6 +92,12 @@ fn all(bytes: &[u8], comment: &'static str) -> Directives {
     parser.finish()
 }
 
+/// The value of `check=` in a comment above an instruction.
+pub(crate) fn check_comment(comment: &str) -> Option<String> {
+    let (key, value) = split(comment.as_bytes(), "")?;
+    key.eq_ignore_ascii_case("check").then_some(value)
+}
+
 impl Directives {
     /// The directives of a Dockerfile.
     pub fn of(bytes: &[u8]) -> Directives {

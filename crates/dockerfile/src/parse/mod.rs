@@ -11,6 +11,7 @@ mod logical;
 
 use base::SourceSpan;
 
+pub(crate) use directive::check_comment;
 pub use directive::{Directives, Syntax, detect_syntax};
 pub use heredoc::Heredoc;
 pub(crate) use heredoc::chomp;

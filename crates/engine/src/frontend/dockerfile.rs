@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::dockerfile::{Ask, ImageRequest, Outcome, ReadRequest, Request, ResolvedImage};
 use base::progress::{Event, Warning};
 use base::report::{Label, Running};
-use base::{Digest, Fault, Kind};
+use base::{Fault, Kind};
+use files::pattern::Matcher;
 use futures_util::future::{join_all, try_join_all};
 use image::Reference;
 use llb::{Graph, Limits, pb};
@@ -30,7 +31,8 @@ pub(crate) async fn build(
     job: &Arc<JobHandle>,
     options: BTreeMap<String, String>,
 ) -> Result<Built, Fault> {
-    let asker = Asker { core: core.clone(), job: job.clone(), runtime: tokio::runtime::Handle::current() };
+    let runtime = tokio::runtime::Handle::current();
+    let asker = Asker { core: core.clone(), job: job.clone(), runtime, matcher: Mutex::default() };
     let platforms = core.platforms.clone();
     let session = job.job.session.id().to_owned();
     // The frontend asks and waits; the answers come from this runtime, so it needs a thread of its own.
@@ -51,17 +53,6 @@ pub(crate) async fn build(
             });
         }
     };
-    for warning in &built.warnings {
-        job.job.sink.emit(Event::Warning(Warning {
-            vertex: Digest::of("dockerfile"),
-            level: 1,
-            short: format!("{}: {}", warning.rule, warning.message),
-            detail: vec![warning.description.to_owned()],
-            url: Some(warning.url.clone()),
-            file: Some(built.source.clone()),
-            spans: warning.spans.clone(),
-        }));
-    }
     let multi = built.multi_platform;
     let solved = built.platforms.into_iter().map(|platform| async move {
         let graph = read(platform.definition)?;
@@ -87,6 +78,8 @@ struct Asker {
     core: Arc<Core>,
     job: Arc<JobHandle>,
     runtime: tokio::runtime::Handle,
+    /// The ignore file that was asked about last, ready to match.
+    matcher: Mutex<Option<(Vec<String>, Matcher)>>,
 }
 
 impl Ask for Asker {
@@ -96,6 +89,27 @@ impl Ask for Asker {
 
     fn read_files(&self, request: &ReadRequest) -> Result<Vec<Option<Vec<u8>>>, Fault> {
         self.runtime.block_on(self.read(request))
+    }
+
+    fn ignored(&self, patterns: &[String], path: &str) -> bool {
+        let mut known = self.matcher.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_none_or(|(have, _)| have != patterns) {
+            // A malformed pattern fails the build where the context is read.
+            *known = Matcher::new(patterns).ok().map(|matcher| (patterns.to_vec(), matcher));
+        }
+        known.as_ref().is_some_and(|(_, matcher)| matcher.matches(path).unwrap_or(false))
+    }
+
+    fn warn(&self, warning: &dockerfile::Warning) {
+        self.job.job.sink.emit(Event::Warning(Warning {
+            vertex: warning.vertex,
+            level: 1,
+            short: warning.short(),
+            detail: vec![warning.description.to_owned()],
+            url: warning.url.map(str::to_owned),
+            file: Some(warning.file.clone()),
+            spans: warning.spans.clone(),
+        }));
     }
 }
 
@@ -130,7 +144,9 @@ impl Asker {
         let limit = request.limit.unwrap_or(FILE_LIMIT).min(FILE_LIMIT);
         if let Some(local) = &request.local {
             let job = &self.job.job;
-            let running = Running::start(job.sink.clone(), &Label::phase(&request.log_name));
+            // Warnings are tied to the vertex of the definition.
+            let label = Label { digest: request.vertex(), ..Label::phase(&request.log_name) };
+            let running = Running::start(job.sink.clone(), &label);
             let read = async {
                 let root = open_dir(std::slice::from_ref(job), Some(&local.session), &local.name).await?;
                 blocking(move || read_all(&root, &paths, limit)).await

@@ -1,0 +1,98 @@
+//! Build checks: warnings reach people in every display, and fail a build that says so.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use crate::harness::World;
+
+const NAME: &str = "StageNameCasing: Stage name 'Foo' should be lowercase (line 1)";
+const IGNORED: &str = r#"CopyIgnoredFile: Attempting to Copy file "a.log" that is excluded by .dockerignore (line 2)"#;
+const URL: &str = "https://docs.docker.com/go/dockerfile/rule/stage-name-casing/";
+
+/// A Dockerfile that two rules complain about, the second one about a file that is not there.
+fn world(directive: &str) -> World {
+    let world = World::new();
+    world.write("context/Dockerfile", format!("{directive}FROM scratch AS Foo\nCOPY a.log* b /\n"));
+    world.write("context/.dockerignore", "*.log\n");
+    world.write("context/a.log", "a");
+    world.write("context/b", "b");
+    world
+}
+
+#[test]
+fn warnings_are_lines_of_the_step_that_loads_the_dockerfile() {
+    let world = World::new();
+    world.write("context/Dockerfile", "FROM scratch AS Foo\nCOPY a.log /\n");
+    world.write("context/.dockerignore", "*.log\n");
+    world.write("context/a.log", "a");
+    // The copy fails, and the warning says why.
+    let ended = world.build().arg("context").fails();
+    ended.says("#1 [internal] load build definition from Dockerfile\n");
+    ended.says(&format!("#1 WARN: {NAME}\n")).says(&format!("WARN: {IGNORED}\n")).says(r#""/a.log": not found"#);
+    let summary = format!(
+        "\n 2 warnings found:\n - {NAME}\nMore info: {URL}\nDockerfile:1\n--------------------\n   1 | >>> FROM scratch AS Foo\n"
+    );
+    ended.says(&summary);
+    // Buildctl prints the lines, and no summary.
+    let build = ["build", "--frontend", "dockerfile.v0", "--local", "context=context", "--local", "dockerfile=context"];
+    let ended = world.daemonless(build).arg("--progress=plain").fails();
+    ended.says(&format!("#1 WARN: {NAME}\n"));
+    assert!(!ended.stderr.contains("warnings found"), "{ended:?}");
+}
+
+#[test]
+fn a_cached_build_warns_again() {
+    let world = world("");
+    for _ in 0..2 {
+        let ended = world.build().arg("context").succeeds();
+        assert_eq!(ended.stderr.matches("WARN: ").count(), 1, "{ended:?}");
+        ended.says(&format!("#1 WARN: {NAME}\n")).says("\n 1 warning found:\n");
+    }
+    let quiet = world.hullworks(["build", "--quiet", "--root"]).arg(world.path("state")).arg("context").succeeds();
+    assert!(!quiet.stderr.contains("Casing"), "{quiet:?}");
+}
+
+#[test]
+fn programs_get_warnings_as_upstream_writes_them() {
+    let world = world("");
+    let build = ["build", "--frontend", "dockerfile.v0", "--local", "context=context", "--local", "dockerfile=context"];
+    for ended in [
+        world.daemonless(build).arg("--progress=rawjson").succeeds(),
+        world.hullworks(["build", "--progress=rawjson", "--root"]).arg(world.path("state")).arg("context").succeeds(),
+    ] {
+        let events: Vec<Value> = ended.stderr.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let all = |key: &str| events.iter().filter_map(|event| event[key].as_array()).flatten().collect::<Vec<_>>();
+        let [warning] = all("warnings")[..] else { panic!("{ended:?}") };
+        let text = |value: &Value| String::from_utf8(STANDARD.decode(value.as_str().unwrap()).unwrap()).unwrap();
+        assert_eq!(text(&warning["short"]), NAME);
+        assert_eq!((&warning["url"], &warning["level"]), (&Value::from(URL), &Value::from(1)));
+        assert_eq!(warning["range"], serde_json::json!([{ "start": { "line": 1 }, "end": { "line": 1 } }]));
+        assert_eq!(warning["sourceInfo"]["filename"], "Dockerfile");
+        assert!(text(&warning["sourceInfo"]["data"]).starts_with("FROM scratch AS Foo\n"));
+        let vertex = all("vertexes").into_iter().find(|vertex| vertex["digest"] == warning["vertex"]);
+        assert_eq!(vertex.unwrap()["name"], "[internal] load build definition from Dockerfile");
+    }
+}
+
+#[test]
+fn a_file_can_ask_for_errors_and_pass_over_rules() {
+    let failing = world("# check=error=true\n");
+    let ended = failing.build().arg("context").fails();
+    ended.says("WARN: StageNameCasing: Stage name 'Foo' should be lowercase (line 2)\n");
+    ended.says("error: failed to solve: lint violation found for rules: StageNameCasing\n");
+    ended.says("   2 | >>> FROM scratch AS Foo\n");
+    // The build argument comes before what the file says.
+    let skip = "--build-arg=BUILDKIT_DOCKERFILE_CHECK=skip=StageNameCasing;error=true";
+    let ended = failing.build().args([skip, "context"]).succeeds();
+    assert!(!ended.stderr.contains("StageNameCasing"), "{ended:?}");
+    let skipping = world("# check=skip=StageNameCasing;error=true\n");
+    let ended = skipping.build().arg("context").succeeds();
+    assert!(!ended.stderr.contains("StageNameCasing"), "{ended:?}");
+    let malformed = world("# check=errors=true\n");
+    let ended = malformed.build().arg("context").fails();
+    ended.says("   1 | >>> # check=errors=true\n");
+    ended.says(
+        "error: failed to solve: directive `check`: `errors=true` is not a setting of the checks\nhint: write skip=",
+    );
+}
