@@ -32,6 +32,15 @@ pub fn image_id(response: &BTreeMap<String, String>) -> Option<&str> {
         .map(String::as_str)
 }
 
+/// Removes what an earlier build wrote; a pipe stays.
+pub fn remove(path: &Path) -> Result<(), Fault> {
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_file() => std::fs::remove_file(path),
+        _ => Ok(()),
+    };
+    removed.map_err(|error| Fault::because(Kind::Environment, format!("cannot replace `{}`", path.display()), error))
+}
+
 /// Writes a file so that nobody sees a half of it.
 pub fn write_whole(path: &Path, content: &str) -> Result<(), Fault> {
     let failed = |error| Fault::because(Kind::Environment, format!("cannot write `{}`", path.display()), error);

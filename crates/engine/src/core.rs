@@ -25,6 +25,10 @@ pub(crate) struct Core {
     /// Where views are mounted for a moment.
     pub(crate) scratch: PathBuf,
     pub(crate) content_trees: crate::content::ContentTrees,
+    /// Name servers and the like of steps, in place of the machine's.
+    pub(crate) resolver: executor::Resolver,
+    /// The cgroup below which steps get theirs, where their op names none.
+    pub(crate) cgroup_parent: Option<String>,
     /// How much of a step's output is shown.
     pub(crate) step_log: crate::step_log::LogLimits,
     /// What this machine runs, the preferred one first; never empty.

@@ -61,6 +61,8 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         cache_mounts: CacheMounts::default(),
         content_trees: ContentTrees::default(),
         shadow: options.isolation.ids == Ids::Single,
+        resolver: resolver(options.config.dns.as_ref()),
+        cgroup_parent: Some(options.config.worker.oci.default_cgroup_parent.clone()).filter(|name| !name.is_empty()),
         scratch,
         step_log: options.step_log,
         platforms,
@@ -74,6 +76,11 @@ fn id_map() -> String {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let words = [read("/proc/self/uid_map"), read("/proc/self/gid_map")];
     words.map(|map| map.split_whitespace().collect::<Vec<_>>().join(" ")).join("; ")
+}
+
+fn resolver(dns: Option<&config::Dns>) -> executor::Resolver {
+    let dns = dns.cloned().unwrap_or_default();
+    executor::Resolver { servers: dns.nameservers, search: dns.search_domains, options: dns.options }
 }
 
 fn gc_rule(rule: config::PrunePolicy) -> store::PruneOptions {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use crate::{DEFAULT_HOSTNAME, ExtraHost, Network};
+use crate::{DEFAULT_HOSTNAME, ExtraHost, Network, Resolver};
 
 /// Where resolvers are named.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -24,16 +24,16 @@ pub(crate) fn hosts(hostname: &str, extra: &[ExtraHost]) -> String {
     text
 }
 
-/// The resolver's file, from the machine's own.
-pub(crate) fn resolv_conf(network: Network) -> String {
+/// The resolver's file: the machine's own, but for what `resolver` says.
+pub(crate) fn resolv_conf(network: Network, resolver: &Resolver) -> String {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let text = read(RESOLV_CONF);
     let conf = Conf::parse(&text);
     // A network of its own has another loopback, on which no resolver listens.
     if network == Network::None && conf.servers == [STUB] {
-        return Conf::parse(&read(RESOLVED_CONF)).render(network);
+        return Conf::parse(&read(RESOLVED_CONF)).with(resolver).render(network);
     }
-    conf.render(network)
+    conf.with(resolver).render(network)
 }
 
 /// resolv.conf(5).
@@ -62,6 +62,20 @@ impl<'a> Conf<'a> {
             }
         }
         conf
+    }
+
+    fn with(mut self, resolver: &'a Resolver) -> Conf<'a> {
+        let chosen = [
+            (&mut self.servers, &resolver.servers),
+            (&mut self.search, &resolver.search),
+            (&mut self.options, &resolver.options),
+        ];
+        for (words, instead) in chosen {
+            if !instead.is_empty() {
+                *words = instead.iter().map(String::as_str).collect();
+            }
+        }
+        self
     }
 
     fn render(mut self, network: Network) -> String {
@@ -125,6 +139,21 @@ mod tests {
             ("domain a\nsearch b c\nnameserver 1.1.1.1", Network::Host, "nameserver 1.1.1.1\nsearch b c\n"),
         ] {
             assert_eq!(Conf::parse(text).render(network), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn settings_take_the_place_of_the_machines() {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let machine = "nameserver 10.96.0.10\nsearch a b\noptions ndots:5\n";
+        let servers = Resolver { servers: words(&["1.1.1.1", "9.9.9.9"]), ..Resolver::default() };
+        let rest = Resolver { search: words(&["c"]), options: words(&["edns0", "trust-ad"]), ..Resolver::default() };
+        for (resolver, expected) in [
+            (Resolver::default(), machine),
+            (servers, "nameserver 1.1.1.1\nnameserver 9.9.9.9\nsearch a b\noptions ndots:5\n"),
+            (rest, "nameserver 10.96.0.10\nsearch c\noptions edns0 trust-ad\n"),
+        ] {
+            assert_eq!(Conf::parse(machine).with(&resolver).render(Network::Host), expected, "{resolver:?}");
         }
     }
 }

@@ -135,8 +135,8 @@ fn message(step: Step, surroundings: &Surroundings, group: Option<&Group>) -> Re
         return Err(Error::Invalid("a step needs a program to run".to_owned()));
     }
     let hostname = step.hostname.filter(|name| !name.is_empty()).unwrap_or_else(|| DEFAULT_HOSTNAME.to_owned());
-    let mut files =
-        vec![hosts::resolv_conf(step.network).into_bytes(), hosts::hosts(&hostname, &step.extra_hosts).into_bytes()];
+    let resolv_conf = hosts::resolv_conf(step.network, &step.resolver);
+    let mut files = vec![resolv_conf.into_bytes(), hosts::hosts(&hostname, &step.extra_hosts).into_bytes()];
     let system_file = |target: &str, index| Mount {
         target: target.to_owned(),
         source: Source::File { index, uid: 0, gid: 0, mode: 0o644 },

@@ -39,6 +39,8 @@ pub struct Step {
     pub security: Security,
     /// More lines of `/etc/hosts`.
     pub extra_hosts: Vec<ExtraHost>,
+    /// What `/etc/resolv.conf` says in place of the machine's.
+    pub resolver: Resolver,
     /// Resource limits of processes.
     pub ulimits: Vec<Ulimit>,
     /// The size of `/dev/shm`; 64 MiB where none.
@@ -67,6 +69,7 @@ impl Step {
             network: Network::Host,
             security: Security::Sandbox,
             extra_hosts: Vec::new(),
+            resolver: Resolver::default(),
             ulimits: Vec::new(),
             shm_size: None,
             cgroup_parent: None,
@@ -74,6 +77,17 @@ impl Step {
             remove_mount_stubs_recursive: false,
         }
     }
+}
+
+/// Settings of resolv.conf(5). What is empty is taken from the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolver {
+    /// Addresses of name servers.
+    pub servers: Vec<String>,
+    /// Search domains.
+    pub search: Vec<String>,
+    /// Options.
+    pub options: Vec<String>,
 }
 
 /// Something mounted into a step.

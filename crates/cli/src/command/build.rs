@@ -42,8 +42,7 @@ pub struct Build {
     /// Value for an ARG; NAME alone takes it from the environment
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub build_arg: Vec<String>,
-    /// Another directory or image that FROM and --from can name: name=PATH, name=docker-image://REF,
-    /// name=target:STAGE
+    /// Another directory or image that FROM and --from can name: name=PATH, name=docker-image://REF
     #[arg(long, value_name = "NAME=SOURCE")]
     pub build_context: Vec<String>,
     /// Platform to build for, such as linux/arm64; repeat it or use commas for several [default:
@@ -309,8 +308,8 @@ impl Build {
 
     /// Outputs with the names of --tag, and --push.
     fn exports(&self, environment: &Environment) -> Result<Vec<Export>, Fault> {
-        let mut exports =
-            self.output.iter().map(|value| output::docker(value, environment)).collect::<Result<Vec<_>, _>>()?;
+        let exports = self.output.iter().filter_map(|value| output::docker(value, environment).transpose());
+        let mut exports = exports.collect::<Result<Vec<_>, _>>()?;
         if exports.iter().filter(|export| matches!(export.output, Output::Stdout)).count() > 1 {
             return Err(Fault::user("only one --output can go to standard output"));
         }

@@ -176,12 +176,11 @@ impl BuildkitdFlags {
 
     /// The settings that these flags and the configuration amount to.
     pub fn settings(&self, environment: &Environment) -> Result<Settings, Fault> {
-        let mut settings = Settings::load(self.config.clone(), self.root.clone(), environment)?;
+        let mut settings =
+            Settings::load(self.config.clone(), self.root.clone(), environment, |config| self.apply(config))?;
         if let Some(name) = &self.oci_worker_snapshotter {
             settings.choose_snapshotter("--oci-worker-snapshotter", name)?;
         }
-        self.apply(&mut settings.config)?;
-        self.refuse_what_is_not_there(&mut settings)?;
         self.choose_log(&mut settings, environment)?;
         Ok(settings)
     }
@@ -219,39 +218,11 @@ impl BuildkitdFlags {
         set(&mut oci.network.cni_binary_path, self.oci_cni_binary_dir.as_ref());
         set(&mut oci.network.cni_pool_size, self.oci_cni_pool_size.as_ref());
         oci.gc.enabled = self.oci_worker_gc.or(oci.gc.enabled);
+        let containerd = self.containerd_worker.as_deref().and_then(config::parse_bool);
+        config.worker.containerd.enabled = containerd.or(config.worker.containerd.enabled);
         if let Some(text) = self.oci_worker_gc_keepstorage.as_deref().filter(|text| !text.is_empty()) {
             let [reserved, free, maximum] = keep_storage(text)?;
             (oci.gc.reserved_space, oci.gc.min_free_space, oci.gc.max_used_space) = (reserved, free, maximum);
-        }
-        Ok(())
-    }
-
-    fn refuse_what_is_not_there(&self, settings: &mut Settings) -> Result<(), Fault> {
-        let oci = &settings.config.worker.oci;
-        if oci.enabled == Some(false) {
-            return Err(Fault::user(
-                "the oci worker is switched off, and there is no other: containerd is not offered",
-            )
-            .hint("remove --oci-worker=false, or `enabled = false` under [worker.oci]"));
-        }
-        if !oci.proxy_snapshotter_path.is_empty() {
-            return Err(super::not_yet("a proxy snapshotter"));
-        }
-        if settings.config.proxy_network {
-            return Err(super::not_yet("proxy network enforcement (`proxyNetwork`)"));
-        }
-        match oci.network.mode.as_str() {
-            "" | "auto" | "host" | "none" => {}
-            mode @ ("cni" | "bridge") => return Err(super::not_yet(&format!("worker network `{mode}`"))),
-            mode => return Err(invalid("--oci-worker-net", mode, "known are auto, host, none, cni and bridge")),
-        }
-        let containerd = self.containerd_worker.as_deref().and_then(config::parse_bool) == Some(true);
-        if containerd {
-            settings.warnings.push("--containerd-worker: containerd is not used, the runtime is built in".to_owned());
-        }
-        if !oci.binary.is_empty() {
-            let text = format!("--oci-worker-binary: `{}` is not used, the runtime is built in", oci.binary);
-            settings.warnings.push(text);
         }
         Ok(())
     }

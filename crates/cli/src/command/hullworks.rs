@@ -59,7 +59,7 @@ pub struct EngineArgs {
 impl EngineArgs {
     /// The settings that these flags and the configuration amount to.
     pub fn settings(&self, environment: &Environment) -> Result<Settings, Fault> {
-        let mut settings = Settings::load(self.config.clone(), self.root.clone(), environment)?;
+        let mut settings = Settings::load(self.config.clone(), self.root.clone(), environment, |_| Ok(()))?;
         if let Some(name) = &self.snapshotter {
             settings.choose_snapshotter("--snapshotter", name)?;
         }

@@ -102,6 +102,10 @@ where
     if let Some(path) = &plan.ref_file {
         metadata::write_whole(path, &reference)?;
     }
+    // Of an earlier build: nobody must take them for this one's.
+    for path in plan.metadata_file.iter().chain(&plan.iid_file) {
+        metadata::remove(path)?;
+    }
     let trace = plan.trace.as_deref().map(open_trace).transpose()?;
     let display = Display::start(plan.mode, out, trace, plan.sum_up_warnings, environment);
     let result = solve(request(&plan, reference, environment, &display, cancel.clone())).await;

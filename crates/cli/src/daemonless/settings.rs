@@ -7,7 +7,9 @@ use base::{Fault, Kind};
 use config::{Config, Lookup};
 use engine::{EngineOptions, LogLimits, SnapshotterChoice};
 
+use crate::command::not_yet;
 use crate::environment::Environment;
+use crate::spec::invalid;
 
 /// The settings of an engine.
 #[derive(Clone, Debug)]
@@ -34,11 +36,13 @@ pub struct Settings {
 pub const LOCK_WAIT: Duration = Duration::from_millis(2200);
 
 impl Settings {
-    /// Reads the configuration files. `explicit` is `--config`, `root` is `--root`.
+    /// Reads the configuration files. `explicit` is `--config`, `root` is `--root`; `flags` puts on top what else was
+    /// typed. What is asked for and not there is refused, what means nothing here is named in a warning.
     pub fn load(
         explicit: Option<PathBuf>,
         root: Option<PathBuf>,
         environment: &Environment,
+        flags: impl FnOnce(&mut Config) -> Result<(), Fault>,
     ) -> Result<Settings, Fault> {
         let lookup = Lookup {
             explicit,
@@ -49,9 +53,11 @@ impl Settings {
         };
         let loaded =
             config::load(&lookup).map_err(|error| Fault::because(Kind::User, "cannot use the configuration", error))?;
-        let root = root.or_else(|| loaded.config.root.clone()).unwrap_or_else(|| environment.default_root());
+        let mut config = loaded.config;
+        flags(&mut config)?;
+        let root = root.or_else(|| config.root.clone()).unwrap_or_else(|| environment.default_root());
         let mut settings = Settings {
-            config: loaded.config,
+            config,
             root,
             snapshotter: SnapshotterChoice::Auto,
             lock_wait: LOCK_WAIT,
@@ -63,7 +69,49 @@ impl Settings {
         let snapshotter = settings.config.worker.oci.snapshotter.clone();
         settings.choose_snapshotter("worker.oci.snapshotter", &snapshotter)?;
         settings.limit_step_log(environment);
+        settings.refuse_what_is_not_there()?;
+        settings.warn_of_what_means_nothing();
         Ok(settings)
+    }
+
+    /// What would change what a build may do.
+    fn refuse_what_is_not_there(&self) -> Result<(), Fault> {
+        let oci = &self.config.worker.oci;
+        if oci.enabled == Some(false) {
+            return Err(Fault::user(
+                "the oci worker is switched off, and there is no other: containerd is not offered",
+            )
+            .hint("remove --oci-worker=false, or `enabled = false` under [worker.oci]"));
+        }
+        if !oci.proxy_snapshotter_path.is_empty() {
+            return Err(not_yet("a proxy snapshotter"));
+        }
+        if self.config.proxy_network {
+            return Err(not_yet("proxy network enforcement (`proxyNetwork`)"));
+        }
+        if !oci.apparmor_profile.is_empty() {
+            return Err(not_yet("an AppArmor profile for steps (`apparmor-profile`)"));
+        }
+        match oci.network.mode.as_str() {
+            "" | "auto" | "host" => Ok(()),
+            mode @ ("cni" | "bridge") => Err(not_yet(&format!("worker network `{mode}`"))),
+            mode => Err(invalid("worker.oci.networkMode", mode, "known are auto, host, cni and bridge")
+                .hint("a step without network: `RUN --network=none`, or `--opt force-network-mode=none` for all")),
+        }
+    }
+
+    fn warn_of_what_means_nothing(&mut self) {
+        let oci = &self.config.worker.oci;
+        let mut warn = |is_set: bool, text: &str| {
+            if is_set {
+                self.warnings.push(text.to_owned());
+            }
+        };
+        warn(!oci.binary.is_empty(), "worker.oci.binary is not used: the runtime is built in");
+        warn(oci.selinux, "worker.oci.selinux is not used: steps are not labelled");
+        warn(oci.stargz_snapshotter.is_some(), "worker.oci.stargzSnapshotter is not used: it is not built in");
+        let containerd = self.config.worker.containerd.enabled == Some(true);
+        warn(containerd, "worker.containerd is not used: containerd is not offered, the runtime is built in");
     }
 
     /// Takes upstream's variables for how much of a step's output is shown; -1 is without end.
@@ -94,7 +142,7 @@ impl Settings {
                     .push(format!("{origin}: `{name}` is not built in, the best of overlayfs and native is used"));
                 SnapshotterChoice::Auto
             }
-            _ => return Err(crate::spec::invalid(origin, name, "known are auto, overlayfs and native")),
+            _ => return Err(invalid(origin, name, "known are auto, overlayfs and native")),
         };
         Ok(())
     }

@@ -17,20 +17,29 @@ pub enum NamedContext {
         /// The directory.
         path: PathBuf,
     },
-    /// Anything that the frontend resolves itself: `docker-image://..`, `target:..`.
+    /// What the frontend resolves itself: `docker-image://..`.
     Reference(String),
 }
 
-/// `--build-context name=path|docker-image://ref|target:stage`.
+/// `--build-context name=path|docker-image://ref`. A name that is an image's is found however it is written.
 pub fn build_context(value: &str) -> Result<(String, NamedContext), Fault> {
     const FLAG: &str = "--build-context";
     let (name, target) = value.split_once('=').ok_or_else(|| invalid(FLAG, value, "expected name=path"))?;
     if name.is_empty() || target.is_empty() {
         return Err(invalid(FLAG, value, "expected name=path"));
     }
-    let name = name.to_lowercase();
-    if ["docker-image://", "target:"].iter().any(|prefix| target.starts_with(prefix)) {
+    let name = image::Reference::parse(&name.to_lowercase()).map_err(|error| invalid(FLAG, value, error))?;
+    let name = name.familiar();
+    let name = name.strip_suffix(":latest").unwrap_or(&name).to_owned();
+    if target.starts_with("docker-image://") {
         return Ok((name, NamedContext::Reference(target.to_owned())));
+    }
+    if target.starts_with("target:") {
+        return Err(invalid(
+            FLAG,
+            value,
+            "target: contexts are for bake files, which are built by `docker buildx bake`",
+        ));
     }
     if target.starts_with("oci-layout://") {
         return Err(invalid(FLAG, value, "oci-layout:// contexts are not supported yet"));

@@ -97,22 +97,19 @@ pub fn stages(values: &[String]) -> Result<Vec<String>, Fault> {
     Ok(out)
 }
 
-/// `--tag`, checked far enough that a mistake shows before the build.
+/// `--tag`, checked before the build begins.
 pub fn tag(value: &str) -> Result<&str, Fault> {
     let bad = |why: &str| Err(invalid("--tag", value, why));
-    let name = value.split('@').next().unwrap_or(value);
-    let path = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(name, |(path, _)| path);
     match value {
         "" => bad("it is empty"),
         _ if value.contains("://") => bad("a reference has no scheme, write host/name:tag"),
         _ if value.contains(char::is_whitespace) => bad("a reference has no spaces"),
         _ if value.contains('@') => bad("a tag cannot have a digest"),
         _ if value.contains(',') => bad("give --tag once for each name"),
-        // The host may have upper case, the path may not.
-        _ if path.split_once('/').map_or(path, |(_, path)| path).chars().any(|c| c.is_ascii_uppercase()) => {
-            bad("a repository name must be in lower case")
-        }
-        _ => Ok(value),
+        _ => match image::Reference::parse(value) {
+            Ok(_) => Ok(value),
+            Err(error) => bad(&error.to_string()),
+        },
     }
 }
 

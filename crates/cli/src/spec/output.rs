@@ -30,15 +30,15 @@ pub fn buildkit(value: &str, environment: &Environment) -> Result<Export, Fault>
     finish(value, kind, attrs, environment)
 }
 
-/// docker's form: also a directory, or `-` for a tar on standard output.
-pub fn docker(value: &str, environment: &Environment) -> Result<Export, Fault> {
+/// docker's form: also a directory, or `-` for a tar on standard output. None: the build is only run.
+pub fn docker(value: &str, environment: &Environment) -> Result<Option<Export>, Fault> {
     let fields = csv::fields(value).map_err(|error| invalid(FLAG, value, error))?;
     if let [one] = fields.as_slice()
         && !one.contains('=')
     {
         let (kind, dest) = if one == "-" { ("tar", "-") } else { ("local", one.as_str()) };
         let attrs = BTreeMap::from([("dest".to_owned(), dest.to_owned())]);
-        return finish(value, kind.to_owned(), attrs, environment);
+        return finish(value, kind.to_owned(), attrs, environment).map(Some);
     }
     let mut attrs = csv::attributes(FLAG, value)?;
     let kind =
@@ -49,9 +49,12 @@ pub fn docker(value: &str, environment: &Environment) -> Result<Export, Fault> {
     }
     if kind == "registry" {
         attrs.insert("push".to_owned(), "true".to_owned());
-        return finish(value, "image".to_owned(), attrs, environment);
+        return finish(value, "image".to_owned(), attrs, environment).map(Some);
     }
-    finish(value, kind, attrs, environment)
+    if kind == "cacheonly" && attrs.is_empty() {
+        return Ok(None);
+    }
+    finish(value, kind, attrs, environment).map(Some)
 }
 
 /// `tar=false` asks for a directory in place of an archive.
@@ -73,13 +76,13 @@ fn finish(
         "local" => directory(value, &kind, &dest)?,
         "oci" | "docker" if !is_archive(&attrs) => directory(value, &kind, &dest)?,
         "tar" | "oci" | "docker" => archive(value, &kind, &dest, environment)?,
-        "image" | "cacheonly" if dest.is_empty() => Output::None,
+        "image" if dest.is_empty() => Output::None,
         "image" => return Err(invalid(FLAG, value, "type=image has no dest=, it stays in the store or is pushed")),
         other => {
             return Err(invalid(
                 FLAG,
                 value,
-                format!("unknown type `{other}`: known are image, oci, docker, local, tar and cacheonly"),
+                format!("unknown type `{other}`: known are image, oci, docker, local and tar"),
             ));
         }
     };

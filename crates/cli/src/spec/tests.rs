@@ -91,8 +91,7 @@ fn outputs_of_buildkit() {
         ),
         (
             "type=zip",
-            "invalid value `type=zip` for --output: unknown type `zip`: known are image, oci, docker, local, tar and \
-             cacheonly",
+            "invalid value `type=zip` for --output: unknown type `zip`: known are image, oci, docker, local and tar",
         ),
     ] {
         assert_eq!(shown(output::buildkit(value, &pipe)), wanted);
@@ -116,8 +115,11 @@ fn outputs_of_docker() {
             "invalid value `type=docker` for --output: there is no docker daemon to load into, dest= is missing",
         ),
     ] {
-        assert_eq!(shown(output::docker(value, &pipe)), wanted);
+        let export = output::docker(value, &pipe).map(|export| export.expect("one that goes somewhere"));
+        assert_eq!(shown(export), wanted);
     }
+    assert!(output::docker("type=cacheonly", &pipe).expect("no export").is_none());
+    assert!(output::docker("type=cacheonly,dest=x", &pipe).is_err());
 }
 
 #[test]
@@ -272,7 +274,7 @@ fn hosts_limits_sizes_platforms_tags() {
     for good in ["a", "a:1", "Host.example:5000/a/b:V1", "docker.io/library/x"] {
         assert_eq!(docker::tag(good).ok(), Some(good));
     }
-    for bad in ["", "A", "a b", "https://a/b", "host/A:x", "a@sha256:00", "a,b"] {
+    for bad in ["", "A", "a b", "https://a/b", "host/A:x", "a:b:c", "a:", "a//b", "a:-x", "a@sha256:00", "a,b"] {
         assert!(docker::tag(bad).is_err(), "{bad}");
     }
     assert_eq!(docker::network("none").ok(), Some(Some("none")));
@@ -289,7 +291,12 @@ fn named_contexts() {
         build_context("base=docker-image://alpine").expect("one"),
         ("base".to_owned(), NamedContext::Reference("docker-image://alpine".to_owned()))
     );
+    for name in ["docker.io/library/Alpine", "alpine:latest", "alpine"] {
+        let (name, _) = build_context(&format!("{name}=docker-image://b")).expect("one");
+        assert_eq!(name, "alpine");
+    }
     for (value, why) in [
+        ("src=target:a", "target: contexts are for bake files, which are built by `docker buildx bake`"),
         ("src", "expected name=path"),
         ("src=", "expected name=path"),
         ("src=/no/such", "`/no/such`: no such file or directory"),

@@ -48,7 +48,9 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
     step.extra_hosts = meta.extra_hosts.iter().map(extra_host).collect::<Result<_, _>>()?;
     step.ulimits = meta.ulimit.iter().map(ulimit).collect();
     step.shm_size = prepared.shm_size;
-    step.cgroup_parent = (!meta.cgroup_parent.is_empty()).then(|| meta.cgroup_parent.clone());
+    step.resolver = ctx.core.resolver.clone();
+    let cgroup_parent = Some(&meta.cgroup_parent).filter(|parent| !parent.is_empty());
+    step.cgroup_parent = cgroup_parent.or(ctx.core.cgroup_parent.as_ref()).cloned();
     step.remove_mount_stubs_recursive = meta.remove_mount_stubs_recursive;
     if !op.cdi_devices.is_empty() {
         return Err(Fault::user(format!("device `{}` is not supported yet", op.cdi_devices[0].name)));
