@@ -143,7 +143,7 @@ section! {
 section! {
     /// How steps reach the network. These keys stand in the table of the worker.
     pub struct Network {
-        /// `auto`, `host`, `cni`, `bridge` or `none`.
+        /// `auto` or `host`; `cni` and `bridge` are not offered yet.
         mode: String = "networkMode",
         /// CNI configuration file.
         cni_config_path: PathBuf = "cniConfigPath",

@@ -60,7 +60,7 @@ pub struct BuildkitdFlags {
     /// Platforms of the worker
     #[arg(long)]
     oci_worker_platform: Vec<String>,
-    /// auto, host, none, cni or bridge
+    /// auto or host; cni and bridge are not offered yet
     #[arg(long)]
     oci_worker_net: Option<String>,
     /// CNI configuration file
