@@ -774,6 +774,7 @@ impl<'a> Unpacker<'a> {
                 if self.options.shadow && source.raw_os_error() == Some(Errno::PERM.raw_os_error()) =>
             {
                 let fd = self.create(path, place, 0o600)?;
+                rustix::fs::fchown(&fd, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(|e| owner_error(path, entry, e))?;
                 let device = Some((kind.as_raw_mode() | entry.mode, major, minor));
                 let shadow = Shadow { uid: entry.uid, gid: entry.gid, device };
                 shadow.write_fd(&fd).map_err(|e| io_error("record the device", path, e))?;
@@ -800,8 +801,13 @@ impl<'a> Unpacker<'a> {
             return Ok(false);
         }
         match rustix::fs::fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))) {
+            Ok(()) if self.options.shadow && existing => {
+                let forgotten = Shadow::forget_owner(&xattr::proc_path(fd, b"."));
+                forgotten.map_err(|e| io_error("forget the earlier owner of", path, e))?;
+            }
             Ok(()) => {}
             Err(Errno::PERM | Errno::INVAL) if self.options.shadow => {
+                rustix::fs::fchown(fd, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(|e| owner_error(path, entry, e))?;
                 let recorded = Shadow::owner(entry.uid, entry.gid).write_fd(fd);
                 recorded.map_err(|e| io_error("record the owner of", path, e))?;
             }
@@ -817,6 +823,7 @@ impl<'a> Unpacker<'a> {
             Ok(()) => Ok(()),
             Err(Errno::PERM | Errno::INVAL) if self.options.shadow && data => {
                 let file = xattr::proc_path(&*place.dir, place.name.to_bytes());
+                self.leave_to_us(path, place, entry)?;
                 // A hard link to a recorded device keeps its record.
                 match Shadow::read(&file).map_err(|e| io_error("read the record of", path, e))? {
                     Some(Shadow { device: Some(_), .. }) => Ok(()),
@@ -826,11 +833,19 @@ impl<'a> Unpacker<'a> {
                 }
             }
             Err(Errno::PERM | Errno::INVAL) if self.options.shadow => {
+                self.leave_to_us(path, place, entry)?;
                 self.report.links.insert(path.to_vec(), entry.uid, entry.gid, target.to_vec());
                 Ok(())
             }
             Err(e) => Err(owner_error(path, entry, e)),
         }
+    }
+
+    /// What a directory with the set-group-id bit holds is born to its group; what is recorded must be root's.
+    fn leave_to_us(&self, path: &[u8], place: &Place, entry: &Entry) -> Result<(), Error> {
+        let (uid, gid) = (Some(Uid::ROOT), Some(Gid::ROOT));
+        let left = rustix::fs::chownat(&*place.dir, &*place.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
+        left.map_err(|e| owner_error(path, entry, e))
     }
 
     fn mode_name(&self, path: &[u8], place: &Place, mode: u32) -> Result<(), Error> {
