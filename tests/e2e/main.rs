@@ -8,8 +8,11 @@
 
 mod harness;
 mod kitchen;
+mod larder;
+mod machine;
 mod who;
 
+mod apps;
 mod cache;
 mod cases;
 mod outputs;
