@@ -20,3 +20,4 @@ mod own_image;
 mod program;
 mod smoke;
 mod steps;
+mod trees;
