@@ -2,7 +2,7 @@
 //! the diff ids that **upstream** made of it. Root, a user with ranges and a user with one id must all get the same.
 //!
 //! A case is a text of sections. The head has `args:` lines (for `buildctl-daemonless.sh build`), `flags:` (for
-//! `BUILDKITD_FLAGS`), `needs:` (`root`, `ids`, programs), `differs:` (a golden section that we mean to differ from) and
+//! `BUILDKITD_FLAGS`), `needs:` (`root`, `ids`, `nodes`, programs), `differs:` (a golden section that we mean to differ from) and
 //! remarks. `-- Dockerfile --` and `-- context/.. --` are files, `-- setup --` is run by a shell in the context for what
 //! text cannot say. `-- tree --` (what GNU tar lists of `type=tar`), `-- config --` and `-- layers --` (of `type=oci`)
 //! are golden; `-- error --` has the lines that must be said instead.
@@ -20,7 +20,7 @@ use serde_json::Value;
 use testkit::Registry;
 use testkit::image::TestImage;
 
-use crate::harness::{Ended, World, has_tool};
+use crate::harness::{Ended, World, has_tool, is_root};
 use crate::who::Who;
 
 #[test]
@@ -80,10 +80,12 @@ fn check(who: Who) {
     assert!(failures.is_empty(), "{} cases differ\n{}", failures.len(), failures.join("\n"));
 }
 
-/// Whether a case has what its head asks for: `root`, `ids` (steps that run as several users), or programs.
+/// Whether a case has what its head asks for: `root`, `ids` (steps that run as several users), `nodes` (its setup makes
+/// devices), or programs.
 fn is_here(need: &str, who: Who) -> bool {
     match need {
         "root" => who == Who::Root,
+        "nodes" => is_root(),
         "ids" => who != Who::Single,
         tool => has_tool(tool),
     }

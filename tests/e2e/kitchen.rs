@@ -10,7 +10,7 @@ use crate::who::Who;
 pub struct Kitchen {
     pub world: World,
     pub registry: Registry,
-    who: Who,
+    pub who: Who,
 }
 
 impl Kitchen {

@@ -8,8 +8,11 @@
 
 mod harness;
 mod kitchen;
+mod larder;
+mod machine;
 mod who;
 
+mod apps;
 mod cache;
 mod cases;
 mod checks;
@@ -18,3 +21,4 @@ mod own_image;
 mod program;
 mod smoke;
 mod steps;
+mod trees;

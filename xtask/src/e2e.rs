@@ -7,8 +7,17 @@ use crate::{binary, packages};
 
 /// Builds the binary unless `HULLWORKS_BIN` names one, then runs the tests of `tests/e2e` with it.
 pub fn run(args: &[String]) -> Result<()> {
+    test(&[], args)
+}
+
+/// The same for the tests that take minutes: large layers, and applications of package registries.
+pub fn long(args: &[String]) -> Result<()> {
+    test(&["--ignored", "--test-threads=1"], args)
+}
+
+fn test(flags: &[&str], args: &[String]) -> Result<()> {
     packages::ensure(packages::TESTS)?;
     let binary = binary::find_or_build()?;
     let mut test = cargo(&["test", "--locked", "--package", "hullworks", "--test", "e2e", "--"]);
-    process::run(test.args(args).env("HULLWORKS_BIN", binary))
+    process::run(test.args(flags).args(args).env("HULLWORKS_BIN", binary))
 }

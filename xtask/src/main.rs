@@ -25,11 +25,12 @@ cargo xtask <task>
   ci           check, then e2e: all tests
   check        format, lints, arrows between crates, unit tests, generated files
   e2e [ARGS]   the binary from outside; ARGS go to the test program (a name filter, --nocapture)
+  long [ARGS]  what takes minutes: a Node and a Rust application, large layers in little memory
   build        build the static binary and print where it is
   bless        renew goldens, snapshots and generated pages, to be read in the diff
   arrows       only compare the arrows between crates with ARCHITECTURE.md
 
-  HULLWORKS_BIN=PATH  e2e and image use this binary and build none
+  HULLWORKS_BIN=PATH  e2e, long and image use this binary and build none
 ";
 
 fn main() -> ExitCode {
@@ -47,7 +48,7 @@ fn run(args: &[String]) -> Result<()> {
     let root = root()?;
     std::env::set_current_dir(&root).with_context(|| format!("enter {}", root.display()))?;
     let (task, rest) = args.split_first().map_or(("--help", args), |(task, rest)| (task.as_str(), rest));
-    if task != "e2e" && !rest.is_empty() {
+    if !["e2e", "long"].contains(&task) && !rest.is_empty() {
         bail!("`{task}` takes no arguments");
     }
     match task {
@@ -55,6 +56,7 @@ fn run(args: &[String]) -> Result<()> {
         "ci" => check::all().and_then(|()| e2e::run(&[])),
         "check" => check::all(),
         "e2e" => e2e::run(rest),
+        "long" => e2e::long(rest),
         "build" => binary::build().map(|path| println!("{}", path.display())),
         "bless" => check::bless(),
         "arrows" => arrows::check(),

@@ -6,7 +6,6 @@ use base::{Fault, Kind, Platform};
 use http_client::{KeyPair, Pools, Proxies, Settings};
 use registry::{Limits, Registries, RegistryConfig};
 use store::{Driver as StoreDriver, OpenOptions, Store};
-use sys::userns::Ids;
 
 use crate::api::{Engine, EngineOptions, SnapshotterChoice};
 use crate::cache_mount::CacheMounts;
@@ -33,7 +32,7 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         userxattr: options.isolation.nested,
         lock_wait: options.lock_wait,
         identity: id_map(),
-        shadow: options.isolation.ids == Ids::Single,
+        shadow: options.isolation.nested,
         // What a crash of the machine could lose is verified or dropped at the next start; builds do not wait for disks.
         sync_on_close: false,
     };
@@ -60,7 +59,7 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         fills: Fills::default(),
         cache_mounts: CacheMounts::default(),
         content_trees: ContentTrees::default(),
-        shadow: options.isolation.ids == Ids::Single,
+        shadow: options.isolation.nested,
         resolver: resolver(options.config.dns.as_ref()),
         cgroup_parent: Some(options.config.worker.oci.default_cgroup_parent.clone()).filter(|name| !name.is_empty()),
         scratch,

@@ -1,7 +1,8 @@
-//! Where a single id is mapped: what the kernel refuses is recorded beside the files (`sys::shadow`), and what was
+//! In a user namespace: what the kernel refuses is recorded beside the files (`sys::shadow`), and what was
 //! recorded is read back, so that layers, copies and checksums come out as if it had not been refused.
 
 use std::io;
+use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -43,6 +44,9 @@ impl Recorder for Recording {
         let relative = path.strip_prefix("/").unwrap_or(path);
         let full = self.root.join(relative);
         let kind = full.symlink_metadata()?.file_type();
+        if let Refused::Owner { .. } = what {
+            lchown(&full, Some(0), Some(0))?;
+        }
         match what {
             Refused::Owner { uid, gid } if kind.is_symlink() || kind.is_fifo() || kind.is_socket() => {
                 let target = if kind.is_symlink() { full.read_link()?.into_os_string() } else { Default::default() };
@@ -65,6 +69,10 @@ impl Recorder for Recording {
             Refused::Xattr { name: b"security.capability", value } => xattr::set(&full, CAPABILITY, value),
             Refused::Xattr { .. } => Ok(()),
         }
+    }
+
+    fn owned(&self, path: &Path) -> io::Result<()> {
+        Shadow::forget_owner(&self.root.join(path.strip_prefix("/").unwrap_or(path)))
     }
 }
 
@@ -89,14 +97,14 @@ impl Recall for Recalling {
                 Kind::Symlink => self.root.join(relative).read_link()?.into_os_string(),
                 _ => Default::default(),
             };
-            if let Some(owner) = self.links.owner(relative.as_os_str().as_bytes(), target.as_bytes()) {
-                (stat.uid, stat.gid) = owner;
+            if let Some(shadow) = self.links.get(relative.as_os_str().as_bytes(), target.as_bytes()) {
+                (stat.uid, stat.gid) = shadow.owner_of((stat.uid, stat.gid));
             }
             return Ok(());
         }
         let recorded = xattrs.remove(STAT.to_bytes());
         if let Some(shadow) = recorded.and_then(|value| Shadow::decode(&value)) {
-            (stat.uid, stat.gid) = (shadow.uid, shadow.gid);
+            (stat.uid, stat.gid) = shadow.owner_of((stat.uid, stat.gid));
             if let Some((mode, major, minor)) = shadow.device
                 && let Some(kind) = Kind::from_raw(rustix::fs::FileType::from_raw_mode(mode))
             {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use base::report::Task;
 use base::{Fault, Kind};
-use files::untar;
+use files::untar::{self, Times};
 use image::layer::{Entry, EntryKind, tar};
 use session::Output;
 use store::TarSource;
@@ -40,7 +40,7 @@ pub(crate) async fn write(
         .collect();
     let (store, cancel) = (context.store.clone(), context.cancel.clone());
     let write_all = move |sink: &mut dyn Write| -> io::Result<()> {
-        let mut tar = tar::Writer::new(sink);
+        let mut tar = if local { tar::Writer::with_nanoseconds(sink) } else { tar::Writer::new(sink) };
         for (prefix, platform) in &platforms {
             if !prefix.is_empty() {
                 let path = prefix[..prefix.len() - 1].to_vec();
@@ -101,7 +101,7 @@ pub(crate) fn unpack_into(dir: &Path, mut tar: impl Read) -> io::Result<()> {
     let root = untar::open_root(dir)?;
     let mut source = TarSource(tar::Reader::new(&mut tar));
     // Files belong to whoever runs the build, as BuildKit's clients write them: 0 is that user in every namespace.
-    let options = untar::Options { owner: Some((0, 0)), ..untar::Options::archive() };
+    let options = untar::Options { owner: Some((0, 0)), times: Times::Exact, ..untar::Options::archive() };
     untar::unpack(&root, &mut source, &options).map_err(io::Error::other)?;
     io::copy(&mut tar, &mut io::sink()).map(drop)
 }

@@ -52,6 +52,9 @@ pub enum Refused<'a> {
 pub trait Recorder: Sync {
     /// Called once the file at `path` (relative to the root of the target) is there, from any thread.
     fn refused(&self, path: &Path, what: Refused<'_>) -> io::Result<()>;
+
+    /// Called when the owner of what may have been there before (not a link) was set after all.
+    fn owned(&self, path: &Path) -> io::Result<()>;
 }
 
 /// Where a file op writes.
@@ -70,6 +73,15 @@ pub(crate) struct Wanted {
     pub(crate) mode: Option<u32>,
     /// Access and modification time.
     pub(crate) times: Option<(Time, Time)>,
+}
+
+/// What a change of owner came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Chown {
+    Needless,
+    Done,
+    /// And recorded.
+    Refused,
 }
 
 impl<'a> Target<'a> {
@@ -151,11 +163,17 @@ impl<'a> Target<'a> {
     /// Sets metadata of what an `O_PATH` descriptor stands for; not of links.
     pub(crate) fn set_on_path_fd(&self, fd: &OwnedFd, path: &[u8], wanted: &Wanted) -> Result<(), Error> {
         let now = Stat::from(rustix::fs::fstat(fd).map_err(|errno| Error::io("stat", shown(path), errno))?);
-        let chowned =
+        let chown =
             self.chown(&now, wanted, path, |uid, gid| rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH))?;
+        if let (Some(recorder), Some(_)) = (self.recorder, wanted.owner)
+            && chown != Chown::Refused
+        {
+            let forgotten = recorder.owned(lexical::to_path(path));
+            forgotten.map_err(|source| Error::io("forget the earlier owner of", shown(path), source))?;
+        }
         let reached = format!("/proc/self/fd/{}", fd.as_raw_fd());
         if let Some(mode) = wanted.mode
-            && (mode != now.mode || chowned && mode & 0o6000 != 0)
+            && (mode != now.mode || chown != Chown::Needless && mode & 0o6000 != 0)
         {
             let set = rustix::fs::chmodat(CWD, &reached, Mode::from_raw_mode(mode), AtFlags::empty());
             set.map_err(|errno| Error::io("change mode of", shown(path), errno))?;
@@ -182,24 +200,24 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
-    /// Changes the owner if it is not the wanted one yet, and records what the kernel refuses. Says if it changed.
+    /// Changes the owner if it is not the wanted one yet, and records what the kernel refuses.
     pub(crate) fn chown(
         &self,
         now: &Stat,
         wanted: &Wanted,
         path: &[u8],
         call: impl Fn(Option<Uid>, Option<Gid>) -> Result<(), Errno>,
-    ) -> Result<bool, Error> {
-        let Some(Owner { uid, gid }) = wanted.owner else { return Ok(false) };
+    ) -> Result<Chown, Error> {
+        let Some(Owner { uid, gid }) = wanted.owner else { return Ok(Chown::Needless) };
         if (now.uid, now.gid) == (uid, gid) {
-            return Ok(false);
+            return Ok(Chown::Needless);
         }
         match call(Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))) {
-            Ok(()) => Ok(true),
+            Ok(()) => Ok(Chown::Done),
             // EINVAL: the id has no place in the namespace.
             Err(errno @ (Errno::PERM | Errno::INVAL)) => {
                 self.record(path, Refused::Owner { uid, gid }, errno, "change owner of")?;
-                Ok(false)
+                Ok(Chown::Refused)
             }
             Err(errno) => Err(Error::io("change owner of", shown(path), errno)),
         }

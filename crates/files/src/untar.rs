@@ -110,6 +110,19 @@ pub enum Devices {
     Skip,
 }
 
+/// So many zeros are not written: a file that had a hole, which an archive cannot say, has one again.
+const HOLE: usize = 64 << 10;
+static ZEROS: [u8; HOLE] = [0; HOLE];
+
+/// What to do about odd times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Times {
+    /// Those before 1970 or past what nanoseconds in 64 bits can say become 1970, as containerd and Docker have it.
+    Bounded,
+    /// As they are.
+    Exact,
+}
+
 /// Bounds on what a stream may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -135,6 +148,8 @@ pub struct Options {
     pub owner: Option<(u32, u32)>,
     /// Device nodes.
     pub devices: Devices,
+    /// Modification times.
+    pub times: Times,
     /// Record beside the file what the kernel refuses to set.
     pub shadow: bool,
     /// Bounds.
@@ -150,6 +165,7 @@ impl Options {
             whiteouts,
             owner: None,
             devices: Devices::Create,
+            times: Times::Bounded,
             shadow: false,
             limits: Limits::default(),
             cancel: Cancel::new(),
@@ -632,7 +648,8 @@ impl<'a> Unpacker<'a> {
             rustix::fs::fchmod(&fd, Mode::from_raw_mode(entry.mode))
                 .map_err(|e| write_error("set the mode of", path, e))?;
         }
-        rustix::fs::futimens(&fd, &times(entry.mtime, entry.atime)).map_err(|e| write_error("set the time of", path, e))
+        rustix::fs::futimens(&fd, &self.times(entry.mtime, entry.atime))
+            .map_err(|e| write_error("set the time of", path, e))
     }
 
     fn create(&mut self, path: &[u8], place: &Place, mode: u32) -> Result<OwnedFd, Error> {
@@ -655,22 +672,33 @@ impl<'a> Unpacker<'a> {
         if self.buf.is_empty() {
             self.buf = vec![0; 256 << 10];
         }
-        let mut left = size;
+        let (mut left, mut in_hole) = (size, false);
         while left > 0 {
             let want = usize::try_from(left).unwrap_or(usize::MAX).min(self.buf.len());
             let n = source.read(&mut self.buf[..want]).map_err(Error::Read)?;
             if n == 0 {
                 return Err(Error::Read(io::ErrorKind::UnexpectedEof.into()));
             }
-            let mut rest = &self.buf[..n];
-            while !rest.is_empty() {
-                let written = rustix::io::write(fd, rest).map_err(|e| write_error("write", path, e))?;
-                rest = &rest[written..];
+            for piece in self.buf[..n].chunks(HOLE) {
+                in_hole = *piece == ZEROS;
+                if in_hole {
+                    let skipped = rustix::fs::seek(fd, rustix::fs::SeekFrom::Current(HOLE as i64));
+                    skipped.map_err(|e| write_error("write", path, e))?;
+                    continue;
+                }
+                let mut rest = piece;
+                while !rest.is_empty() {
+                    let written = rustix::io::write(fd, rest).map_err(|e| write_error("write", path, e))?;
+                    rest = &rest[written..];
+                }
             }
             left -= n as u64;
             if left > 0 {
                 self.options.cancel.check()?;
             }
+        }
+        if in_hole {
+            rustix::fs::ftruncate(fd, size).map_err(|e| write_error("write", path, e))?;
         }
         Ok(())
     }
@@ -774,10 +802,11 @@ impl<'a> Unpacker<'a> {
                 if self.options.shadow && source.raw_os_error() == Some(Errno::PERM.raw_os_error()) =>
             {
                 let fd = self.create(path, place, 0o600)?;
+                rustix::fs::fchown(&fd, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(|e| owner_error(path, entry, e))?;
                 let device = Some((kind.as_raw_mode() | entry.mode, major, minor));
                 let shadow = Shadow { uid: entry.uid, gid: entry.gid, device };
                 shadow.write_fd(&fd).map_err(|e| io_error("record the device", path, e))?;
-                return rustix::fs::futimens(&fd, &times(entry.mtime, entry.atime))
+                return rustix::fs::futimens(&fd, &self.times(entry.mtime, entry.atime))
                     .map_err(|e| write_error("set the time of", path, e));
             }
             Err(e) => return Err(e),
@@ -800,8 +829,13 @@ impl<'a> Unpacker<'a> {
             return Ok(false);
         }
         match rustix::fs::fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))) {
+            Ok(()) if self.options.shadow && existing => {
+                let forgotten = Shadow::forget_owner(&xattr::proc_path(fd, b"."));
+                forgotten.map_err(|e| io_error("forget the earlier owner of", path, e))?;
+            }
             Ok(()) => {}
             Err(Errno::PERM | Errno::INVAL) if self.options.shadow => {
+                rustix::fs::fchown(fd, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(|e| owner_error(path, entry, e))?;
                 let recorded = Shadow::owner(entry.uid, entry.gid).write_fd(fd);
                 recorded.map_err(|e| io_error("record the owner of", path, e))?;
             }
@@ -817,6 +851,7 @@ impl<'a> Unpacker<'a> {
             Ok(()) => Ok(()),
             Err(Errno::PERM | Errno::INVAL) if self.options.shadow && data => {
                 let file = xattr::proc_path(&*place.dir, place.name.to_bytes());
+                self.leave_to_us(path, place, entry)?;
                 // A hard link to a recorded device keeps its record.
                 match Shadow::read(&file).map_err(|e| io_error("read the record of", path, e))? {
                     Some(Shadow { device: Some(_), .. }) => Ok(()),
@@ -826,6 +861,7 @@ impl<'a> Unpacker<'a> {
                 }
             }
             Err(Errno::PERM | Errno::INVAL) if self.options.shadow => {
+                self.leave_to_us(path, place, entry)?;
                 self.report.links.insert(path.to_vec(), entry.uid, entry.gid, target.to_vec());
                 Ok(())
             }
@@ -833,13 +869,28 @@ impl<'a> Unpacker<'a> {
         }
     }
 
+    /// What a directory with the set-group-id bit holds is born to its group; what is recorded must be root's.
+    fn leave_to_us(&self, path: &[u8], place: &Place, entry: &Entry) -> Result<(), Error> {
+        let (uid, gid) = (Some(Uid::ROOT), Some(Gid::ROOT));
+        let left = rustix::fs::chownat(&*place.dir, &*place.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
+        left.map_err(|e| owner_error(path, entry, e))
+    }
+
     fn mode_name(&self, path: &[u8], place: &Place, mode: u32) -> Result<(), Error> {
         rustix::fs::chmodat(&*place.dir, &*place.name, Mode::from_raw_mode(mode), AtFlags::empty())
             .map_err(|e| write_error("set the mode of", path, e))
     }
 
+    fn times(&self, mtime: (i64, u32), atime: Option<(i64, u32)>) -> Timestamps {
+        let can_be = |sec| self.options.times == Times::Exact || (0..=i64::MAX / 1_000_000_000).contains(&sec);
+        let bound = |(sec, nsec): (i64, u32)| if can_be(sec) { (sec, nsec) } else { (0, 0) };
+        let spec = |(tv_sec, nsec): (i64, u32)| Timespec { tv_sec, tv_nsec: nsec.into() };
+        let latest = atime.map_or(mtime, |atime| atime.max(mtime));
+        Timestamps { last_access: spec(bound(latest)), last_modification: spec(bound(mtime)) }
+    }
+
     fn time_name(&self, path: &[u8], place: &Place, entry: &Entry) -> Result<(), Error> {
-        let times = times(entry.mtime, entry.atime);
+        let times = self.times(entry.mtime, entry.atime);
         rustix::fs::utimensat(&*place.dir, &*place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|e| write_error("set the time of", path, e))
     }
@@ -916,7 +967,7 @@ impl<'a> Unpacker<'a> {
                     .map_err(|e| write_error("set the mode of", path, e))?;
             }
             if let Some(mtime) = finish.mtime {
-                rustix::fs::futimens(&fd, &times(mtime, finish.atime))
+                rustix::fs::futimens(&fd, &self.times(mtime, finish.atime))
                     .map_err(|e| write_error("set the time of", path, e))?;
             }
         }
@@ -993,15 +1044,6 @@ fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let value = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     value.and_then(|v| u32::from_str_radix(v.trim(), 8).ok()).unwrap_or(0o777)
-}
-
-/// Times before 1970 or past what nanoseconds in 64 bits can say become 1970, as containerd and Docker have it.
-fn times(mtime: (i64, u32), atime: Option<(i64, u32)>) -> Timestamps {
-    let bound =
-        |(sec, nsec): (i64, u32)| if (0..=i64::MAX / 1_000_000_000).contains(&sec) { (sec, nsec) } else { (0, 0) };
-    let spec = |(tv_sec, nsec): (i64, u32)| Timespec { tv_sec, tv_nsec: nsec.into() };
-    let latest = atime.map_or(mtime, |atime| atime.max(mtime));
-    Timestamps { last_access: spec(bound(latest)), last_modification: spec(bound(mtime)) }
 }
 
 fn split(path: &[u8]) -> (&[u8], &[u8]) {

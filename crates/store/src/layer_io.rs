@@ -217,7 +217,7 @@ fn media_type(kind: Compression) -> &'static str {
 fn append<W: Write>(writer: &mut tar::Writer<W>, change: &Change, map: impl Fn(&mut Entry)) -> Result<()> {
     let Some(mut entry) = layer_entry(change) else { return Ok(()) };
     map(&mut entry);
-    let mut header = entry.to_header();
+    let mut header = writer.header(&entry);
     if let Some(FileKind::CharDevice(major, minor) | FileKind::BlockDevice(major, minor)) =
         change.metadata.as_ref().map(|m| &m.kind)
     {

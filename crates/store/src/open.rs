@@ -46,7 +46,7 @@ pub struct OpenOptions {
     pub lock_wait: Duration,
     /// What else decides whether trees written by another process can be read: the id map.
     pub identity: String,
-    /// Record owners, devices and capabilities that the kernel refuses (`sys::shadow`): a single id is mapped.
+    /// Record owners, devices and capabilities that the kernel refuses (`sys::shadow`): we are in a user namespace.
     pub shadow: bool,
     /// Bring everything to the disk when the store is closed. Without it, what was made in the last moments is
     /// dropped if the *machine* then crashes, or if the directory is next opened on another machine.

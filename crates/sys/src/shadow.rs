@@ -1,8 +1,8 @@
-//! What the kernel refused, recorded beside the file: owners, devices and capabilities where one id is mapped.
+//! What the kernel refused, recorded beside the file: owners, devices and capabilities in a user namespace.
 //!
-//! With a single id (an ordinary user without subordinate ids, or no user namespace at all) every file belongs
-//! to that id, devices cannot be made, and `security.capability` cannot be set. What the file *should* be is kept
-//! in one attribute of the file, and layers, checksums and copies read it back through [`Shadow::apply`]:
+//! With a single id (an ordinary user without subordinate ids) every file belongs to that id, and
+//! `security.capability` cannot be set. With ranges, ids beyond them are refused. Devices cannot be made in either. What
+//! the file *should* be is kept in one attribute of the file, and layers, checksums and copies read it back:
 //!
 //! ```text
 //! user.hullworks.stat = "<uid>:<gid>[:<mode in octal, file type included>[:<major>:<minor>]]"
@@ -11,6 +11,8 @@
 //!
 //! - A regular file or directory has its real type and mode on disk; only the owner comes from the record.
 //! - A device is an empty regular file of mode 0600 whose record states type, mode and numbers.
+//! - Whoever records an owner leaves the file to root, which is us: once a step has changed the owner to another id that
+//!   the kernel takes, that is the owner ([`Shadow::owner_of`]).
 //! - A symlink, fifo or socket can carry no `user.*` attribute. Their owners are in a [`Table`] which the
 //!   snapshot keeps beside its tree (path -> owner and link target; a link that has changed since no longer
 //!   matches its target and so loses its record).
@@ -47,6 +49,11 @@ impl Shadow {
     /// A record that changes the owner only.
     pub fn owner(uid: u32, gid: u32) -> Shadow {
         Shadow { uid, gid, device: None }
+    }
+
+    /// Whom the file belongs to that the kernel says `is` the owner of.
+    pub fn owner_of(&self, is: (u32, u32)) -> (u32, u32) {
+        if is == (0, 0) { (self.uid, self.gid) } else { is }
     }
 
     /// The record as the attribute's value.
@@ -87,6 +94,15 @@ impl Shadow {
         xattr::set(path, STAT, &self.encode())
     }
 
+    /// The kernel took the owner of `path` (not a symlink): an earlier record of another is void.
+    pub fn forget_owner(path: &Path) -> io::Result<()> {
+        match Shadow::read(path)? {
+            None => Ok(()),
+            Some(Shadow { device: None, .. }) => xattr::remove(path, STAT),
+            Some(Shadow { device, .. }) => Shadow { device, ..Shadow::owner(0, 0) }.write(path),
+        }
+    }
+
     /// The record beside `path`, if any.
     pub fn read(path: &Path) -> io::Result<Option<Shadow>> {
         Ok(xattr::get(path, STAT)?.and_then(|value| Shadow::decode(&value)))
@@ -110,9 +126,10 @@ impl Table {
         self.entries.insert(path, (uid, gid, target));
     }
 
-    /// The recorded owner of `path`, if it is still the link that was recorded.
-    pub fn owner(&self, path: &[u8], target: &[u8]) -> Option<(u32, u32)> {
-        self.entries.get(path).filter(|(_, _, recorded)| recorded == target).map(|(uid, gid, _)| (*uid, *gid))
+    /// What is recorded of `path`, if it is still the link that was recorded.
+    pub fn get(&self, path: &[u8], target: &[u8]) -> Option<Shadow> {
+        let (uid, gid, _) = self.entries.get(path).filter(|(_, _, recorded)| recorded == target)?;
+        Some(Shadow::owner(*uid, *gid))
     }
 
     /// Lays `upper` over this table, as its tree lies over ours.
@@ -162,6 +179,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_the_kernel_took_later_counts() {
+        let file = tempfile::NamedTempFile::new().expect("a scratch file");
+        let recorded = Shadow::owner(3_000_000, 7);
+        assert_eq!(recorded.owner_of((0, 0)), (3_000_000, 7));
+        assert_eq!(recorded.owner_of((0, 5)), (0, 5));
+        for (record, left) in [
+            (recorded, None),
+            (
+                Shadow { device: Some((0o20600, 1, 3)), ..recorded },
+                Some(Shadow { device: Some((0o20600, 1, 3)), ..Shadow::owner(0, 0) }),
+            ),
+        ] {
+            record.write(file.path()).expect("attributes work here");
+            Shadow::forget_owner(file.path()).expect("attributes work here");
+            assert_eq!(Shadow::read(file.path()).expect("attributes work here"), left);
+        }
+    }
+
+    #[test]
     fn records_round_trip_and_nonsense_is_no_record() {
         for shadow in
             [Shadow::owner(0, 0), Shadow::owner(1000, 42), Shadow { uid: 1, gid: 2, device: Some((0o20644, 1, 3)) }]
@@ -180,9 +216,9 @@ mod tests {
         table.insert(b"fifo".to_vec(), 7, 8, Vec::new());
         let read = Table::decode(&table.encode()).expect("what we wrote");
         assert_eq!(read, table);
-        assert_eq!(read.owner(b"a/link", b"target"), Some((1000, 1001)));
-        assert_eq!(read.owner(b"a/link", b"elsewhere"), None);
-        assert_eq!(read.owner(b"fifo", b""), Some((7, 8)));
+        assert_eq!(read.get(b"a/link", b"target"), Some(Shadow::owner(1000, 1001)));
+        assert_eq!(read.get(b"a/link", b"elsewhere"), None);
+        assert_eq!(read.get(b"fifo", b""), Some(Shadow::owner(7, 8)));
         assert_eq!(Table::decode(b"cut\0"), None);
         assert_eq!(Table::decode(b""), Some(Table::default()));
     }

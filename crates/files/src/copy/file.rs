@@ -20,7 +20,7 @@ use crate::checksum::{FileHeader, Flavor, Xattrs};
 use crate::error::Error;
 use crate::owner::Owner;
 use crate::stat::{Kind, Stat};
-use crate::target::{Refused, Wanted, shown, timestamps};
+use crate::target::{Chown, Refused, Wanted, shown, timestamps};
 use crate::walk::child_path;
 use crate::xattr;
 
@@ -195,10 +195,10 @@ impl<'a> Hands<'a> {
         xattrs: &Xattrs,
     ) -> Result<(), Error> {
         let target = self.shared.job.target;
-        let chowned = target.chown(like, wanted, &one.dst, |uid, gid| rustix::fs::fchown(file, uid, gid))?;
+        let chown = target.chown(like, wanted, &one.dst, |uid, gid| rustix::fs::fchown(file, uid, gid))?;
         if let Some(mode) = wanted.mode
-            // A write or a change of owner takes set-id bits away.
-            && (mode != like.mode || mode & 0o6000 != 0 && (chowned || like.size == 0))
+            // A write or a change of owner takes set-id bits away; a refusal leaves the file to us, which is one too.
+            && (mode != like.mode || mode & 0o6000 != 0 && (chown != Chown::Needless || like.size == 0))
         {
             let set = rustix::fs::fchmod(file, Mode::from_raw_mode(mode));
             set.map_err(|errno| Error::io("change mode of", shown(&one.dst), errno))?;

@@ -28,6 +28,10 @@ impl Recorder for Notes {
         self.0.lock().unwrap().push(format!("{} {what:?}", path.display()));
         Ok(())
     }
+
+    fn owned(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// `cases.txt`: a source (`src` lines), a target (`dst` lines), an action, and the target afterwards, or an error.

@@ -307,6 +307,34 @@ fn metadata_is_what_the_headers_say() {
 }
 
 #[test]
+fn times_of_our_own_archives_are_exact() {
+    let (_dir, root) = scratch();
+    let mut old = parse("old=1");
+    old.0.mtime = (-5, 500_000_000);
+    let options = Options { times: Times::Exact, ..Options::archive() };
+    run(&root, vec![old], &options).expect("unpacked");
+    let metadata = fs::symlink_metadata(root.join("old")).expect("old");
+    assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (-5, 500_000_000));
+}
+
+#[test]
+fn many_zeros_become_a_hole() {
+    let (_dir, root) = scratch();
+    let file =
+        |name: &str, data: &[u8]| (entry(name, EntryKind::Regular { size: data.len() as u64 }, 0o644), data.to_vec());
+    let (zeros, ones) = (vec![0; 3 << 20], vec![1; 100_000]);
+    let contents = [zeros.clone(), [&zeros[..], &ones].concat(), [&ones[..], &zeros, b"end"].concat(), vec![0; 70_000]];
+    let files = contents.iter().enumerate().map(|(n, data)| file(&n.to_string(), data)).collect();
+    run(&root, files, &Options::archive()).expect("unpacked");
+    for (n, data) in contents.iter().enumerate() {
+        let path = root.join(n.to_string());
+        assert!(fs::read(&path).expect("a file") == *data, "{n}");
+        let blocks = fs::metadata(&path).expect("a file").blocks();
+        assert!(blocks < 1000, "{n} has {blocks} blocks");
+    }
+}
+
+#[test]
 fn a_layer_describes_a_directory_whole_an_archive_adds() {
     for (whiteouts, expected) in [(Whiteouts::Delete, 0), (Whiteouts::Literal, 1)] {
         let (_dir, root) = scratch();

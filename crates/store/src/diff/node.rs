@@ -63,13 +63,13 @@ impl Node {
     fn correct(&mut self, path: &[u8], links: &shadow::Table) -> io::Result<()> {
         if !matches!(self.file_type(), FileType::RegularFile | FileType::Directory) {
             let target = if self.file_type() == FileType::Symlink { self.target()? } else { Vec::new() };
-            if let Some((uid, gid)) = links.owner(path, &target) {
-                (self.stat.st_uid, self.stat.st_gid) = (uid, gid);
+            if let Some(shadow) = links.get(path, &target) {
+                self.own(shadow);
             }
             return Ok(());
         }
         if let Some(shadow) = Shadow::read(&self.proc_path())? {
-            (self.stat.st_uid, self.stat.st_gid) = (shadow.uid, shadow.gid);
+            self.own(shadow);
             if let Some((mode, major, minor)) = shadow.device {
                 self.stat.st_mode = mode;
                 self.stat.st_rdev = rustix::fs::makedev(major, minor);
@@ -77,6 +77,10 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    fn own(&mut self, shadow: Shadow) {
+        (self.stat.st_uid, self.stat.st_gid) = shadow.owner_of((self.stat.st_uid, self.stat.st_gid));
     }
 
     pub(super) fn file_type(&self) -> FileType {

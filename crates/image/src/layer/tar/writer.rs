@@ -20,18 +20,30 @@ const COPY_BUFFER: usize = 64 << 10;
 pub struct Writer<W: Write> {
     inner: W,
     buffer: Vec<u8>,
+    nanoseconds: bool,
 }
 
 impl<W: Write> Writer<W> {
     /// Starts a stream.
     pub fn new(inner: W) -> Writer<W> {
-        Writer { inner, buffer: Vec::new() }
+        Writer { inner, buffer: Vec::new(), nanoseconds: false }
+    }
+
+    /// Starts a stream whose entries keep the fractions of their times, which layers have not.
+    pub fn with_nanoseconds(inner: W) -> Writer<W> {
+        Writer { nanoseconds: true, ..Writer::new(inner) }
+    }
+
+    /// The header that [`append`](Writer::append) writes.
+    pub fn header(&self, entry: &Entry) -> Header {
+        let header = entry.to_header();
+        if self.nanoseconds { Header { mtime: entry.mtime, ..header } } else { header }
     }
 
     /// Writes a file of a layer, as containerd's differ would. `content` is read for regular files only, and must yield
     /// exactly the stated number of bytes: a file that changes while it is read is an error.
     pub fn append(&mut self, entry: &Entry, content: impl Read) -> Result<(), Error> {
-        self.append_header(&entry.to_header(), content)
+        self.append_header(&self.header(entry), content)
     }
 
     /// Writes a file with all that its header says, as Go's writer would.
