@@ -1,280 +1,298 @@
 #!/usr/bin/env python3
 """Builds the same things with Hullworks and with its peers, side by side, and prints ratios.
 
-    bench/compare.py [--ours target/.../hullworks] [--peers dockerd,buildah] [--cases run50,files,..]
-                     [--rounds 3] [--work DIR] [--json FILE]
+    bench/compare.py                                        all cases, three rounds
+    bench/compare.py --peers dockerd --cases files,big --rounds 5 --work /dev/shm/bench
 
-Needs root and Debian packages only; what is missing is installed or, for the peers of newer suites,
-downloaded as packages and unpacked below --work:
+Needs root on Debian. Packages that are missing are installed; those of dockerd come from a newer suite and
+are only unpacked below --work, which keeps them, the base images and the contexts for the next run (about 3 GB):
 
     dockerd   BuildKit inside dockerd with `docker buildx`, containerd image store on
-    buildah   Buildah with --isolation chroot
+    buildah   Buildah with --isolation chroot, layers cached
 
-Every case runs for each side in turn, round after round, on an empty state where it says cold. The
-table shows medians in seconds and ours/peer: below 1 we are faster. Nothing here asserts a time.
+Every step of a case runs on each side in turn, so that whatever else the machine does falls on all of them, and
+who begins changes from round to round. All steps use the host's network, as ours do unless told otherwise.
+A case begins on an empty state; dockerd is then up already, except where start-up is measured.
+
+The first table shows medians in seconds and ours/peer, the second one the largest resident set in MB of all
+rounds: of one process for ours and buildah, of dockerd and its containerd together. Below 1 we are better. A case
+that failed on a side says so, has no ratio there, and makes the exit status 1. Nothing here asserts a time.
+Put --work on a tmpfs to leave the disk out; it then takes 6 GB.
 """
 
 import argparse
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import io
 import json
-import lzma
 import os
 import pathlib
 import random
-import re
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
-PACKAGES = ["busybox-static", "docker-registry", "mmdebstrap", "runc", "buildah", "skopeo", "iptables"]
-FORKY = ["docker.io", "docker-buildx", "docker-cli", "containerd"]
+PACKAGES = ["buildah", "busybox-static", "docker-registry", "mmdebstrap", "runc", "skopeo", "time"]
+FORKY = ["containerd", "docker-buildx", "docker-cli", "docker.io"]
 
 
-def run(*args, env=None, cwd=None, check=True, timeout=1800):
-    """Wall seconds and peak resident set (MB) of a command and all its children."""
-    start = time.monotonic()
-    process = subprocess.Popen(
-        args, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    out = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - start
-    code = os.waitstatus_to_exitcode(status)
-    if check and code:
-        raise RuntimeError(f"{' '.join(map(str, args))}: exit {code}\n{out.decode(errors='replace')[-1500:]}")
-    return seconds, usage.ru_maxrss / 1024
+class Failed(Exception):
+    """A command of a side failed: its case has no figure there, the others go on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    name: str  # "" where the step only prepares the next one
+    context: str
+    cold: bool = False  # on an empty state
+    stopped: bool = False  # with no process of the side running
+    no_cache: bool = False
+    touch: bool = False  # after one file of the context was written
+    compression: str = ""  # export as an OCI archive
+
+
+CASES = {
+    "start": [Step("", "empty", cold=True), Step("start-up + a build of nothing", "empty", stopped=True)],
+    "run50": [
+        Step("", "run50", cold=True),
+        Step("50 RUN true, nothing cached", "run50", no_cache=True),
+        Step("50 RUN true, all cached", "run50"),
+    ],
+    "fan16": [Step("", "busybox", cold=True), Step("16 stages x 5 RUN + COPY --from", "fan16")],
+    "files": [
+        Step("20,000 files: first COPY", "files", cold=True),
+        Step("20,000 files: one changed", "files", touch=True),
+        Step("20,000 files: none changed", "files"),
+        Step("20,000 files: export OCI gzip", "files", compression="gzip"),
+    ],
+    "big": [
+        Step("470 MB: COPY", "big", cold=True),
+        Step("470 MB: export OCI gzip", "big", compression="gzip"),
+        Step("470 MB: export OCI zstd", "big", compression="zstd"),
+    ],
+    "pull": [Step("pull + unpack 190 MB gzip, RUN true", "pull", cold=True)],
+}
+
+
+def run(*args, env=None, timeout=1800):
+    """Wall seconds, and the resident set in MB of the largest of the processes.
+
+    GNU time starts the command: a child of ours would begin with this program's own size as its maximum.
+    """
+    with tempfile.NamedTemporaryFile("r") as figures:
+        start = time.monotonic()
+        process = subprocess.Popen(
+            ["/usr/bin/time", "-o", figures.name, "-f", "%M", *args], env=env, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        try:
+            out, _ = process.communicate(timeout=timeout)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Failed(f"{' '.join(map(str, args))}: not done after {timeout} s") from None
+            raise
+        seconds = time.monotonic() - start
+        if process.returncode:
+            tail = out.decode(errors="replace")[-1500:]
+            raise Failed(f"{' '.join(map(str, args))}: exit {process.returncode}\n{tail}")
+        return seconds, int(figures.read().split()[-1]) / 1024
+
+
+def end(*_):
+    """An end from outside ends the daemons too; a second one must not cut the cleaning up short."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
+def wait(ready, process, what, seconds=60):
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            if ready():
+                return
+        if process.poll() is not None:
+            raise Failed(f"{what} ended with status {process.returncode}")
+        if time.monotonic() > deadline:
+            raise Failed(f"{what} did not come up in {seconds} s")
+        time.sleep(0.01)
+
+
+def stop(process):
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def wipe(*folders):
+    """Removes folders and what is still mounted there, also while a killed process is busy in them."""
+    mounts = [line.split()[1] for line in pathlib.Path("/proc/mounts").read_text().splitlines()]
+    for folder in folders:
+        for mount in reversed(mounts):
+            if pathlib.Path(mount).is_relative_to(folder):
+                subprocess.run(["umount", "--lazy", mount])
+        deadline = time.monotonic() + 10
+        while folder.exists():
+            last = time.monotonic() > deadline
+            shutil.rmtree(folder, ignore_errors=not last)
+
+
+# What the peers need: packages, and a registry with base images.
 
 
 def install():
     missing = [p for p in PACKAGES if subprocess.run(["dpkg", "-s", p], capture_output=True).returncode]
     if missing:
-        subprocess.run(["apt-get", "update", "-qq"], check=True)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=True)
+        env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+        subprocess.run(["apt-get", "update", "-qq"], env=env, check=True)
+        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], env=env, check=True)
 
 
 def debian_mirror():
     """Where this machine's apt gets Debian from."""
-    text = "".join(p.read_text() for p in pathlib.Path("/etc/apt").rglob("*") if p.suffix in (".list", ".sources"))
-    found = re.search(r"https?://\S+/debian(?=[\s/])", text)
-    return found.group(0) if found else "http://deb.debian.org/debian"
+    wanted = ["Identifier: Packages", "Origin: Debian", "Label: Debian"]
+    uris = subprocess.check_output(["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted], text=True).split()
+    return uris[0] if uris else "http://deb.debian.org/debian"
 
 
 def forky(work):
-    """Unpacks the newer suite's packages into a folder and answers it."""
-    root = work / "forky"
-    if (root / "done").exists():
-        return root
-    base = debian_mirror()
-    index = lzma.decompress(urllib.request.urlopen(f"{base}/dists/forky/main/binary-amd64/Packages.xz").read())
-    for stanza in index.decode().split("\n\n"):
-        fields = dict(re.findall(r"^(Package|Filename): (\S+)", stanza, re.M))
-        if fields.get("Package") in FORKY:
-            deb = work / os.path.basename(fields["Filename"])
-            urllib.request.urlretrieve(f"{base}/{fields['Filename']}", deb)
+    """The newer suite's packages, unpacked into a folder: nothing of them gets into the system."""
+    root, apt = work / "forky", work / "apt"
+    if not (root / "done").exists():
+        print("fetching docker from Debian forky", file=sys.stderr)
+        for folder in ("lists/partial", "cache/archives/partial", "debs"):
+            (apt / folder).mkdir(parents=True, exist_ok=True)
+        keys = "/usr/share/keyrings/debian-archive-keyring.gpg"
+        (apt / "sources.list").write_text(f"deb [signed-by={keys}] {debian_mirror()} forky main\n")
+        settings = {
+            "Dir::Etc::sourcelist": apt / "sources.list", "Dir::Etc::sourceparts": "-", "APT::Sandbox::User": "root",
+            "Dir::State::lists": apt / "lists", "Dir::Cache": apt / "cache",
+        }
+        apt_get = ["apt-get", "-qq", *(f"-o{key}={value}" for key, value in settings.items())]
+        subprocess.run([*apt_get, "update"], check=True)
+        subprocess.run([*apt_get, "download", *FORKY], cwd=apt / "debs", check=True)
+        for deb in (apt / "debs").iterdir():
             subprocess.run(["dpkg", "-x", deb, root], check=True)
-    (root / "done").touch()
+        (root / "done").touch()
+        shutil.rmtree(apt)
     return root
 
 
 class Registry:
     """Debian's docker-registry on loopback, with the base images."""
 
-    def __init__(self, work, port=5077):
-        self.addr = f"127.0.0.1:{port}"
-        data = work / "registry"
-        data.mkdir(parents=True, exist_ok=True)
+    def __init__(self, work):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.addr = f"127.0.0.1:{free.getsockname()[1]}"
+        self.work = work
         config = work / "registry.yml"
         config.write_text(
-            f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {data}}}}}\n"
+            f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {work / 'registry'}}}}}\n"
             f"http: {{addr: '{self.addr}'}}\n"
         )
         self.process = subprocess.Popen(
             ["docker-registry", "serve", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        wait(lambda: urllib.request.urlopen(f"http://{self.addr}/v2/").status == 200, "the registry")
 
-    def fill(self, work, ours):
-        """busybox from busybox-static, and a Debian with compilers (about 190 MB of gzip)."""
-        for name, make in (("busybox", busybox_tree), ("debian-build", debian_tar)):
-            if (work / f"{name}.pushed").exists():
-                continue
-            context = work / f"image-{name}"
-            make(context)
-            run(
-                ours, "build", "-t", f"{self.addr}/library/{name}:latest", "--push", "--root", work / "fill",
-                "--progress=plain", context,
-            )
-            (work / f"{name}.pushed").touch()
+    def fill(self):
+        """busybox from busybox-static, and a Debian with compilers (some 190 MB of gzip)."""
+        wait(lambda: urllib.request.urlopen(f"http://{self.addr}/v2/").status == 200, self.process, "the registry")
+        for name, layer in (("busybox", busybox_layer), ("debian-build", debian_layer)):
+            if not (self.work / "registry/docker/registry/v2/repositories/library" / name).exists():
+                print(f"making the base image {name}", file=sys.stderr)
+                self.push(name, layer(self.work))
+
+    def push(self, name, layer):
+        """A gzip'ed tar becomes an image of one layer."""
+        layout = self.work / "layout"
+        shutil.rmtree(layout, ignore_errors=True)
+        blobs = layout / "blobs/sha256"
+        blobs.mkdir(parents=True)
+
+        def blob(media_type, content):
+            digest = hashlib.sha256(content).hexdigest()
+            (blobs / digest).write_bytes(content)
+            kind = f"application/vnd.oci.image.{media_type}"
+            return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(content)}
+
+        def document(media_type, **fields):
+            return blob(media_type, json.dumps(fields).encode())
+
+        with gzip.open(layer) as tar:
+            diff_id = hashlib.file_digest(tar, "sha256").hexdigest()
+        config = document(
+            "config.v1+json", architecture="amd64", os="linux", config={"Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]},
+            rootfs={"type": "layers", "diff_ids": [f"sha256:{diff_id}"]},
+            history=[{"created_by": "a tar"}],  # Buildah refuses to build on an image without
+        )
+        layers = [blob("layer.v1.tar+gzip", layer.read_bytes())]
+        manifest = document("manifest.v1+json", schemaVersion=2, config=config, layers=layers)
+        (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [manifest]}))
+        (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+        run("skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false",
+            f"oci:{layout}", f"docker://{self.addr}/library/{name}:latest")
+        shutil.rmtree(layout)
 
     def stop(self):
-        self.process.terminate()
-        self.process.wait()
+        stop(self.process)
 
 
-def busybox_tree(context):
-    bin_dir = context / "root/bin"
-    bin_dir.mkdir(parents=True, exist_ok=True)
-    shutil.copy("/bin/busybox", bin_dir / "busybox")
-    for applet in subprocess.check_output(["/bin/busybox", "--list"], text=True).split():
-        if applet != "busybox" and not (bin_dir / applet).is_symlink():
-            (bin_dir / applet).symlink_to("busybox")
-    for directory in ("etc", "root", "tmp"):
-        (context / "root" / directory).mkdir(exist_ok=True)
-    (context / "root/etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
-    (context / "Dockerfile").write_text("FROM scratch\nCOPY root/ /\nENV PATH=/bin\nCMD [\"sh\"]\n")
+def busybox_layer(work):
+    layer = work / "busybox.tar.gz"
+    with tarfile.open(layer, "w:gz") as tar:
+        for folder in ("bin", "etc", "root", "tmp"):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if folder == "tmp" else 0o755
+            tar.addfile(entry)
+        tar.add("/bin/busybox", "bin/busybox")
+        for applet in subprocess.check_output(["/bin/busybox", "--list"], text=True).split():
+            if applet != "busybox":
+                entry = tarfile.TarInfo(f"bin/{applet}")
+                entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+                tar.addfile(entry)
+        passwd = b"root:x:0:0:root:/root:/bin/sh\n"
+        entry = tarfile.TarInfo("etc/passwd")
+        entry.size = len(passwd)
+        tar.addfile(entry, io.BytesIO(passwd))
+    return layer
 
 
-def debian_tar(context):
-    context.mkdir(parents=True, exist_ok=True)
-    tar = context / "root.tar"
+def debian_layer(work):
+    tar = debian_tar(work)
+    subprocess.run(["gzip", "--keep", "--force", "--no-name", tar], check=True)
+    return tar.with_name(tar.name + ".gz")
+
+
+def debian_tar(work):
+    tar = work / "debian.tar"
     if not tar.exists():
         include = "ca-certificates,gcc,g++,make,python3,git,curl"
         subprocess.run(
-            ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={include}", "bookworm", tar, debian_mirror()],
+            ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={include}", "bookworm", f"{tar}.part",
+             debian_mirror(), "--format=tar"],
             check=True,
         )
-    (context / "Dockerfile").write_text("FROM scratch\nADD root.tar /\nENV PATH=/usr/sbin:/usr/bin:/sbin:/bin\n")
+        os.rename(f"{tar}.part", tar)
+    return tar
 
 
-def wait(ready, what, seconds=60):
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if ready():
-                return
-        except OSError:
-            pass
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{what} did not come up in {seconds} s")
-        time.sleep(0.05)
-
-
-class Ours:
-    name = "ours"
-
-    def __init__(self, binary, work, registry):
-        self.binary, self.root = binary, work / "state-ours"
-        self.config = work / "buildkitd.toml"
-        self.config.write_text(f'[registry."{registry.addr}"]\n  http = true\n')
-
-    def reset(self):
-        shutil.rmtree(self.root, ignore_errors=True)
-
-    def build(self, context, *, no_cache=False, output=None):
-        args = [self.binary, "build", "--progress=plain", "--root", self.root, "--config", self.config]
-        if no_cache:
-            args.append("--no-cache")
-        if output:
-            kind, dest = output
-            args += ["--output", f"type=oci,compression={kind},force-compression=true,dest={dest}"]
-        return run(*args, context)
-
-    def size(self):
-        return os.path.getsize(self.binary) / 1e6
-
-    def stop(self):
-        shutil.rmtree(self.root, ignore_errors=True)
-
-
-class Dockerd:
-    """BuildKit inside dockerd: one warm daemon for all cases, its cache pruned where a case is cold."""
-
-    name = "dockerd"
-
-    def __init__(self, work, registry):
-        root = forky(work)
-        self.root, self.run_dir = work / "state-dockerd", work / "run-dockerd"
-        shutil.rmtree(self.root, ignore_errors=True)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.binaries = [root / "usr/sbin/dockerd", root / "usr/libexec/docker/cli-plugins/docker-buildx",
-                         root / "usr/bin/containerd", root / "usr/bin/containerd-shim-runc-v2"]
-        plugins = work / "docker-config/cli-plugins"
-        plugins.mkdir(parents=True, exist_ok=True)
-        if not (plugins / "docker-buildx").exists():
-            shutil.copy(self.binaries[1], plugins)
-        config = work / "daemon.json"
-        config.write_text(json.dumps({
-            "features": {"containerd-snapshotter": True}, "insecure-registries": [registry.addr],
-            "bridge": "none", "iptables": False, "builder": {"gc": {"enabled": False}},
-        }))
-        path = f"{root}/usr/bin:{root}/usr/sbin:{os.environ['PATH']}"
-        self.env = dict(os.environ, PATH=path, DOCKER_HOST=f"unix://{self.run_dir}/d.sock",
-                        DOCKER_CONFIG=str(work / "docker-config"))
-        self.log = open(work / "dockerd.log", "wb")
-        self.process = subprocess.Popen(
-            ["dockerd", "--config-file", config, "--data-root", self.root, "--exec-root", self.run_dir / "x",
-             "--pidfile", self.run_dir / "pid", "-H", self.env["DOCKER_HOST"]],
-            env=self.env, stdout=self.log, stderr=self.log,
-        )
-        wait(lambda: subprocess.run(["docker", "version"], env=self.env, capture_output=True).returncode == 0, "dockerd")
-
-    def reset(self):
-        run("docker", "buildx", "prune", "-af", env=self.env)
-
-    def build(self, context, *, no_cache=False, output=None):
-        args = ["docker", "buildx", "build", "--progress=plain", "--provenance=false"]
-        if no_cache:
-            args.append("--no-cache")
-        if output:
-            kind, dest = output
-            args += ["--output", f"type=oci,compression={kind},force-compression=true,dest={dest}"]
-        else:
-            args += ["--output", "type=cacheonly"]
-        return run(*args, context, env=self.env)
-
-    def size(self):
-        return sum(os.path.getsize(b) for b in [*self.binaries, shutil.which("runc")]) / 1e6
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.log.close()
-        subprocess.run(["sh", "-c", f"grep -o '{self.root}[^ ]*' /proc/mounts | sort -r | xargs -r umount -l"])
-        shutil.rmtree(self.root, ignore_errors=True)
-
-
-class Buildah:
-    name = "buildah"
-
-    def __init__(self, work, registry):
-        self.root, self.run_root = work / "state-buildah", work / "run-buildah"
-        conf = work / "registries.conf"
-        conf.write_text(f'[[registry]]\nlocation = "{registry.addr}"\ninsecure = true\n')
-        self.env = dict(os.environ, CONTAINERS_REGISTRIES_CONF=str(conf))
-
-    def base(self):
-        return ["buildah", "--root", self.root, "--runroot", self.run_root, "--storage-driver", "overlay"]
-
-    def reset(self):
-        if self.root.exists():
-            run(*self.base(), "rmi", "-af", env=self.env, check=False)
-
-    def build(self, context, *, no_cache=False, output=None):
-        layers = "--no-cache" if no_cache else "--layers"
-        args = [*self.base(), "build", "--isolation", "chroot", "--layers", layers, "-t", "bench"]
-        seconds, rss = run(*args, context, env=self.env)
-        if output:
-            kind, dest = output
-            extra = [] if kind == "gzip" else ["--compression-format", kind]
-            pathlib.Path(dest).unlink(missing_ok=True)
-            more, other = run(*self.base(), "push", *extra, "bench", f"oci-archive:{dest}", env=self.env)
-            seconds, rss = seconds + more, max(rss, other)
-        return seconds, rss
-
-    def size(self):
-        return os.path.getsize(shutil.which("buildah")) / 1e6
-
-    def stop(self):
-        self.reset()
-        shutil.rmtree(self.root, ignore_errors=True)
+# What is built.
 
 
 def write(path, text):
@@ -282,9 +300,11 @@ def write(path, text):
     path.write_text(text)
 
 
-def contexts(work, registry, big_source):
+def contexts(work, registry):
     random.seed(1)
     busybox = f"{registry.addr}/library/busybox"
+    write(work / "empty/Dockerfile", "FROM scratch\nLABEL built=yes\n")
+    write(work / "busybox/Dockerfile", f"FROM {busybox}\nRUN true\n")
     write(work / "run50/Dockerfile", f"FROM {busybox}\n" + "".join(f"RUN true # {i}\n" for i in range(50)))
     stages = "".join(
         f"FROM {busybox} AS s{i}\n" + "".join(f"RUN echo {i}.{j} > /f{j}\n" for j in range(5)) for i in range(16)
@@ -301,103 +321,281 @@ def contexts(work, registry, big_source):
             for f in range(100):
                 (files / f"src/d{d}/f{f}.js").write_bytes(b" ".join(random.choices(words, k=random.randint(50, 900))))
         write(files / "Dockerfile", "FROM scratch\nCOPY src /src\n")
+    # Three parts of it compress as programs and texts do, one part not at all.
     big = work / "big"
     if not (big / "Dockerfile").exists():
         big.mkdir(exist_ok=True)
-        program = pathlib.Path(big_source).read_bytes()
-        with open(big / "big.bin", "wb") as out:
-            while out.tell() < 340_000_000:
-                out.write(program[: 340_000_000 - out.tell()])
-                program = program[::-1]
-            out.write(random.randbytes(130_000_000))
+        with open(debian_tar(work), "rb") as programs, open(big / "big.bin", "wb") as out:
+            for _ in range(340):
+                out.write(programs.read(1_000_000))
+            for _ in range(130):
+                out.write(random.randbytes(1_000_000))
         write(big / "Dockerfile", "FROM scratch\nCOPY big.bin /\n")
 
 
-def measure(side, work, wanted, record):
-    def case(name, *args, **kwargs):
-        seconds, rss = side.build(*args, **kwargs)
-        record(name, side.name, seconds)
-        if side.name != "dockerd":
-            record("peak memory of one build, MB", side.name, rss, keep=max)
-
-    out = str(work / f"out-{side.name}.tar")
-    if "run50" in wanted:
-        side.build(work / "run50")
-        case("50 RUN true, nothing cached", work / "run50", no_cache=True)
-        case("50 RUN true, all cached", work / "run50")
-    if "fan16" in wanted:
-        side.reset()
-        side.build(work / "run50")
-        case("16 stages x 5 RUN + COPY --from", work / "fan16")
-    if "files" in wanted:
-        case("20,000 files: first COPY", work / "files")
-        write(work / "files/src/d0/f0.js", f"touched {time.time()}")
-        case("20,000 files: one changed", work / "files")
-        case("20,000 files: none changed", work / "files")
-        case("20,000 files: export OCI gzip", work / "files", output=("gzip", out))
-    if "big" in wanted:
-        case("470 MB: COPY", work / "big")
-        case("470 MB: export OCI gzip", work / "big", output=("gzip", out))
-        case("470 MB: export OCI zstd", work / "big", output=("zstd", out))
-    if "pull" in wanted:
-        side.reset()
-        case("pull + unpack 190 MB gzip, RUN true", work / "pull")
-    pathlib.Path(out).unlink(missing_ok=True)
+# Who builds it. `reset` leaves an empty state and a side that is ready to build; `halt` ends what runs beside builds.
 
 
-def table(results, sides):
-    print(f"{'case':40}" + "".join(f"{s:>10}" for s in sides) + "".join(f"{'/' + s:>10}" for s in sides[1:]))
-    for name, by_side in results.items():
-        medians = {s: statistics.median(v) for s, v in by_side.items()}
-        row = f"{name:40}" + "".join(f"{medians[s]:10.3f}" if s in medians else f"{'-':>10}" for s in sides)
-        for peer in sides[1:]:
-            known = peer in medians and "ours" in medians
-            row += f"{medians['ours'] / medians[peer]:10.2f}" if known else f"{'-':>10}"
-        print(row)
+class Ours:
+    name = "ours"
+
+    def __init__(self, binary, work, registry):
+        self.binary, self.root = binary, work / "state-ours"
+        self.config = work / "buildkitd.toml"
+        self.config.write_text(f'[registry."{registry.addr}"]\n  http = true\n')
+
+    def version(self):
+        return subprocess.check_output([self.binary, "--version"], text=True).strip()
+
+    def programs(self):
+        return [self.binary]
+
+    def reset(self):
+        wipe(self.root)
+
+    def halt(self):
+        pass
+
+    def build(self, context, no_cache, compression, dest):
+        args = [self.binary, "build", "--progress=plain", "--root", self.root, "--config", self.config]
+        if no_cache:
+            args.append("--no-cache")
+        if compression:
+            args += ["--output", f"type=oci,compression={compression},force-compression=true,dest={dest}"]
+        return run(*args, context)
+
+    def stop(self):
+        wipe(self.root)
+
+
+class Dockerd:
+    name = "dockerd"
+
+    def __init__(self, work, registry):
+        root = forky(work)
+        self.root, self.run_dir = work / "state-dockerd", work / "run-dockerd"
+        self.log, self.process = work / "dockerd.log", None
+        bin_dir, plugin = root / "usr/bin", root / "usr/libexec/docker/cli-plugins/docker-buildx"
+        self.binaries = [root / "usr/sbin/dockerd", bin_dir / "containerd", bin_dir / "docker", plugin]
+        plugins = work / "docker-config/cli-plugins"
+        plugins.mkdir(parents=True, exist_ok=True)
+        if not (plugins / "docker-buildx").exists():
+            (plugins / "docker-buildx").symlink_to(plugin)
+        self.config = work / "daemon.json"
+        self.config.write_text(json.dumps({
+            "features": {"containerd-snapshotter": True}, "insecure-registries": [registry.addr],
+            "bridge": "none", "iptables": False, "ip6tables": False, "builder": {"gc": {"enabled": False}},
+        }))
+        self.socket = f"unix://{self.run_dir}/d.sock"
+        self.env = dict(
+            os.environ, PATH=f"{bin_dir}:{root}/usr/sbin:{os.environ['PATH']}", DOCKER_HOST=self.socket,
+            DOCKER_CONFIG=str(work / "docker-config"),
+        )
+
+    def version(self):
+        commands = (["docker", "--version"], ["docker", "buildx", "version"])
+        return ", ".join(subprocess.check_output(c, env=self.env, text=True).strip() for c in commands)
+
+    def programs(self):
+        return [*self.binaries, shutil.which("runc")]
+
+    def start(self):
+        """Seconds until it answers; none where it runs."""
+        if self.process:
+            return 0
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                ["dockerd", "--config-file", self.config, "--data-root", self.root, "--exec-root", self.run_dir / "x",
+                 "--pidfile", self.run_dir / "pid", "-H", self.socket],
+                env=self.env, stdout=log, stderr=log,
+            )
+        ask = ["docker", "version"]
+        wait(lambda: not subprocess.run(ask, env=self.env, capture_output=True).returncode, self.process, "dockerd")
+        return time.monotonic() - start
+
+    def reset(self):
+        self.stop()
+        self.start()
+
+    def halt(self):
+        if self.process:
+            stop(self.process)
+            self.process = None
+
+    def build(self, context, no_cache, compression, dest):
+        starting = self.start()
+        args = ["docker", "buildx", "build", "--progress=plain", "--provenance=false"]
+        args += ["--allow=network.host", "--network=host"]
+        if no_cache:
+            args.append("--no-cache")
+        if compression:
+            args += ["--output", f"type=oci,compression={compression},force-compression=true,dest={dest}"]
+        else:
+            args += ["--output", "type=cacheonly"]
+        containerd = int((self.run_dir / "x/containerd/containerd.pid").read_text())
+        daemons = [pathlib.Path(f"/proc/{pid}") for pid in (self.process.pid, containerd)]
+        for daemon in daemons:
+            (daemon / "clear_refs").write_text("5")  # the maximum becomes what is resident now
+        seconds, _ = run(*args, context, env=self.env)
+        status = "".join((daemon / "status").read_text() for daemon in daemons)
+        peaks = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")]
+        return starting + seconds, sum(peaks) / 1024
+
+    def stop(self):
+        self.halt()
+        wipe(self.root, self.run_dir)
+
+
+class Buildah:
+    name = "buildah"
+
+    def __init__(self, work, registry):
+        self.root, self.run_root = work / "state-buildah", work / "run-buildah"
+        conf = work / "registries.conf"
+        conf.write_text(f'[[registry]]\nlocation = "{registry.addr}"\ninsecure = true\n')
+        self.env = dict(os.environ, CONTAINERS_REGISTRIES_CONF=str(conf))
+        self.command = ["buildah", "--root", self.root, "--runroot", self.run_root, "--storage-driver", "overlay"]
+
+    def version(self):
+        return subprocess.check_output(["buildah", "--version"], text=True).strip()
+
+    def programs(self):
+        return [shutil.which("buildah")]
+
+    def reset(self):
+        wipe(self.root, self.run_root)
+
+    def halt(self):
+        pass
+
+    def build(self, context, no_cache, compression, dest):
+        args = [*self.command, "build", "--isolation", "chroot", "--layers", "-t", "bench"]
+        if no_cache:
+            args.append("--no-cache")
+        seconds, memory = run(*args, context, env=self.env)
+        if compression:
+            args = [*self.command, "push", "--compression-format", compression]
+            more, other = run(*args, "bench", f"oci-archive:{dest}", env=self.env)
+            seconds, memory = seconds + more, max(memory, other)
+        return seconds, memory
+
+    def stop(self):
+        self.reset()
+
+
+PEERS = {"dockerd": Dockerd, "buildah": Buildah}
+
+
+class Results:
+    def __init__(self, sides):
+        self.sides = [side.name for side in sides]
+        self.seconds, self.memory, self.failed, self.reasons = {}, {}, {}, {}
+        self.sizes = {side.name: [sum(map(os.path.getsize, side.programs())) / 1e6] for side in sides}
+
+    def add(self, step, side, seconds, memory):
+        if step.name:
+            self.seconds.setdefault(step.name, {}).setdefault(side.name, []).append(seconds)
+            self.memory.setdefault(step.name, {}).setdefault(side.name, []).append(memory)
+
+    def fail(self, steps, side, why):
+        names = [step.name for step in steps if step.name]
+        for name in names:
+            self.seconds.setdefault(name, {})
+            self.memory.setdefault(name, {})
+            self.failed.setdefault(name, []).append(side.name)
+        self.reasons.setdefault((side.name, names[0]), f"{side.name} failed at `{names[0]}`: {why.splitlines()[-1]}")
+
+    def show(self, json_file):
+        memory = {**self.memory, "programs on disk": self.sizes}
+        self.table("seconds", self.seconds, statistics.median, 3)
+        self.table("MB", memory, max, 1)
+        if json_file:
+            figures = {"seconds": self.seconds, "MB": memory, "failed": list(self.reasons.values())}
+            json_file.write_text(json.dumps(figures, indent=1) + "\n")
+
+    def table(self, title, figures, summary, digits):
+        print(f"\n{title:40}" + "".join(f"{side:>10}" for side in self.sides)
+              + "".join(f"{'/' + side:>10}" for side in self.sides[1:]))
+        for name, by_side in figures.items():
+            failed = self.failed.get(name, [])
+            known = {side: summary(values) for side, values in by_side.items() if side not in failed}
+            row = f"{name:40}"
+            for side in self.sides:
+                row += f"{known[side]:10.{digits}f}" if side in known else f"{'failed' if side in failed else '-':>10}"
+            for peer in self.sides[1:]:
+                row += f"{known['ours'] / known[peer]:10.2f}" if {"ours", peer} <= known.keys() else f"{'-':>10}"
+            print(row)
+
+
+def measure(case, sides, work, results):
+    """The steps of a case, each on all sides; a side that failed one sits out the rest."""
+    steps, standing = CASES[case], list(sides)
+    for at, step in enumerate(steps):
+        if step.touch:
+            write(work / "files/src/d0/f0.js", f"touched {time.time()}")
+        for side in list(standing):
+            dest = work / f"out-{side.name}.tar"
+            try:
+                if step.cold:
+                    side.reset()
+                if step.stopped:
+                    side.halt()
+                seconds, memory = side.build(work / step.context, step.no_cache, step.compression, dest)
+                if step.compression and not dest.exists():
+                    raise Failed(f"no archive came out at {dest}")
+                results.add(step, side, seconds, memory)
+            except (Failed, OSError) as error:
+                print(f"!! {side.name}, {step.name or step.context}: {error}", file=sys.stderr)
+                results.fail(steps[at:], side, str(error))
+                standing.remove(side)
+            finally:
+                dest.unlink(missing_ok=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", default=HERE.parent / "target/x86_64-unknown-linux-musl/release/hullworks")
-    parser.add_argument("--peers", default="dockerd,buildah")
-    parser.add_argument("--cases", default="run50,fan16,files,big,pull")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", default="/var/tmp/hullworks-bench")
-    parser.add_argument("--json")
+    binary = HERE.parent / "target/x86_64-unknown-linux-musl/release/hullworks"
+    parser.add_argument("--ours", type=pathlib.Path, default=binary, metavar="BINARY",
+                        help="hullworks, a release build [default: what `cargo xtask image` leaves below target]")
+    parser.add_argument("--peers", default=",".join(PEERS),
+                        help="whom to compare with, an empty string for nobody [default: %(default)s]")
+    parser.add_argument("--cases", default=",".join(CASES), help="[default: %(default)s]")
+    parser.add_argument("--rounds", type=int, default=3, help="[default: %(default)s]")
+    parser.add_argument("--work", type=pathlib.Path, default="/var/tmp/hullworks-bench", metavar="DIR",
+                        help="packages, base images, contexts and states [default: %(default)s]")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures there as well")
     options = parser.parse_args()
+    cases, peers = ([name for name in given.split(",") if name] for given in (options.cases, options.peers))
+    for name, known in [*((c, CASES) for c in cases), *((p, PEERS) for p in peers)]:
+        if name not in known:
+            parser.error(f"`{name}` is none of {', '.join(known)}")
+    if not options.ours.exists():
+        parser.error(f"there is no {options.ours}: `cargo xtask image` builds it")
     if os.geteuid():
-        sys.exit("run as root: the peers need it")
-    work = pathlib.Path(options.work).resolve()
+        parser.error("the peers need root")
+    signal.signal(signal.SIGTERM, end)
+    work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    ours = pathlib.Path(options.ours).resolve()
     install()
-    registry = Registry(work)
-    results, sides = {}, []
-
-    def record(case, side, value, keep=None):
-        values = results.setdefault(case, {}).setdefault(side, [])
-        values[:] = [keep([*values, value])] if keep else [*values, value]
-
-    try:
-        registry.fill(work, ours)
-        contexts(work, registry, ours)
-        sides.append(Ours(ours, work, registry))
-        for peer in filter(None, options.peers.split(",")):
-            sides.append({"dockerd": Dockerd, "buildah": Buildah}[peer](work, registry))
+    with contextlib.ExitStack() as cleanup:
+        registry = Registry(work)
+        cleanup.callback(registry.stop)
+        registry.fill()
+        contexts(work, registry)
+        sides = [Ours(options.ours.resolve(), work, registry), *(PEERS[peer](work, registry) for peer in peers)]
         for side in sides:
-            record("program, MB", side.name, side.size())
-        wanted = set(options.cases.split(","))
-        for _ in range(options.rounds):
-            for side in sides:
-                side.reset()
-                measure(side, work, wanted, record)
-        table(results, [s.name for s in sides])
-        if options.json:
-            pathlib.Path(options.json).write_text(json.dumps(results, indent=1))
-    finally:
-        for side in sides:
-            side.stop()
-        registry.stop()
+            cleanup.callback(side.stop)
+            print(f"{side.name}: {side.version()}")
+        results = Results(sides)
+        cleanup.callback(results.show, options.json)  # those of a run that is ended early as well
+        for n in range(options.rounds):
+            for case in cases:
+                print(f"round {n + 1} of {options.rounds}: {case}", file=sys.stderr)
+                measure(case, sides[n % len(sides) :] + sides[: n % len(sides)], work, results)
+    if results.reasons:
+        sys.exit("\n" + "\n".join(results.reasons.values()))
 
 
 if __name__ == "__main__":
