@@ -167,7 +167,9 @@ def debian_mirror():
     """Where this machine's apt gets Debian from."""
     wanted = ["Identifier: Packages", "Origin: Debian", "Label: Debian"]
     uris = subprocess.check_output(["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted], text=True).split()
-    return uris[0] if uris else "http://deb.debian.org/debian"
+    if not uris:
+        sys.exit("apt knows no Debian archive: the base images and dockerd come from one")
+    return uris[0]
 
 
 def forky(work):
