@@ -330,3 +330,20 @@ pub(crate) fn setrlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno
     // SAFETY: `limit` is live; an unknown resource is refused.
     check_int(unsafe { libc::setrlimit(resource as _, &raw const limit) })
 }
+
+/// mimalloc's options, which its binding knows by number.
+pub(crate) mod mimalloc {
+    /// `mi_option_purge_delay`: milliseconds until unused memory is given back. The same number in versions 2 and 3.
+    pub(crate) const PURGE_DELAY: i32 = 15;
+
+    pub(crate) fn set(option: i32, value: i64) {
+        // SAFETY: an atomic store; a number that is no option is ignored.
+        unsafe { libmimalloc_sys::mi_option_set(option, value as _) }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn get(option: i32) -> i64 {
+        // SAFETY: an atomic load; a number that is no option gives 0.
+        unsafe { libmimalloc_sys::mi_option_get(option) as _ }
+    }
+}
