@@ -16,6 +16,8 @@ const IDLE: Duration = Duration::from_secs(5);
 const LATEST: Duration = Duration::from_secs(120);
 /// and the log is brought into the database once it is larger than this.
 const LOG_BYTES: u64 = 16 << 20;
+/// What the log may have at the end of a process: the next one reads all of it when it opens the store.
+const LOG_BYTES_AT_END: u64 = 2 << 20;
 
 /// Work for the thread.
 enum Job {
@@ -60,6 +62,10 @@ impl Drop for Guard {
             let _ = thread.join();
         }
         let closed = if self.inner.options.sync_on_close { sync(&self.inner) } else { write_usage(&self.inner) };
+        let closed = closed.and_then(|()| match log_bytes(&self.inner) {
+            ..=LOG_BYTES_AT_END => Ok(()),
+            _ => self.inner.db.checkpoint_at_end(),
+        });
         if let Err(error) = closed {
             tracing::warn!(error = &error as &dyn std::error::Error, "state could not be written at shutdown");
         }
@@ -103,11 +109,14 @@ fn tick(inner: &Inner) -> Result<()> {
     if due {
         return sync(inner);
     }
-    let log = std::fs::metadata(inner.dir.join("metadata.db-wal")).map_or(0, |log| log.len());
-    if log > LOG_BYTES {
+    if log_bytes(inner) > LOG_BYTES {
         inner.db.checkpoint()?;
     }
     Ok(())
+}
+
+fn log_bytes(inner: &Inner) -> u64 {
+    std::fs::metadata(inner.dir.join("metadata.db-wal")).map_or(0, |log| log.len())
 }
 
 /// Notes that there is data which may not be on the disk.

@@ -363,3 +363,20 @@ fn keys_and_values_live_as_long_as_their_snapshot() {
     kv.delete("a").expect("deleted");
     assert_eq!(kv.get("a").expect("read"), None);
 }
+
+#[test]
+fn a_long_log_is_gone_when_the_store_closes() {
+    let (dir, store) = copy_store();
+    let log = dir.path().join("metadata.db-wal");
+    let kv = store.kv("large");
+    for n in 0..8_u8 {
+        kv.put([n], vec![n; 1 << 20]).expect("put");
+    }
+    assert!(log.metadata().expect("a log").len() > 8 << 20);
+    assert_eq!(kv.get([1]).expect("read").map(|value| value.len()), Some(1 << 20), "a reader is there");
+    drop(kv);
+    drop(store);
+    assert_eq!(log.metadata().expect("a log").len(), 0);
+    let store = open_with(dir.path(), Driver::Copy);
+    assert_eq!(store.kv("large").get([7]).expect("read"), Some(vec![7; 1 << 20]));
+}

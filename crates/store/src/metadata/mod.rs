@@ -109,12 +109,22 @@ impl Db {
         Ok(value)
     }
 
-    /// Brings the log into the database file, both synced.
+    /// Brings the log into the database file, both synced. The log is empty then, but keeps its length.
     pub(crate) fn checkpoint(&self) -> Result<()> {
+        self.run_checkpoint("PRAGMA wal_checkpoint(PASSIVE)")
+    }
+
+    /// As [`Db::checkpoint`], and cuts the log to nothing: the next process reads the whole file when it opens it.
+    /// Waits for readers and the writer.
+    pub(crate) fn checkpoint_at_end(&self) -> Result<()> {
+        self.run_checkpoint("PRAGMA wal_checkpoint(TRUNCATE)")
+    }
+
+    fn run_checkpoint(&self, pragma: &str) -> Result<()> {
         let run = || {
             let connection = connect(&self.path)?;
             connection.pragma_update(None, "synchronous", "FULL")?;
-            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+            connection.query_row(pragma, [], |_| Ok(()))
         };
         run().map_err(|e| Error::database("checkpoint", e))
     }
