@@ -100,7 +100,7 @@ impl Error {
     /// Adds a hint that asks for the nearest of some names.
     #[must_use]
     pub fn suggest<'a>(self, typed: &str, names: impl IntoIterator<Item = &'a str>) -> Error {
-        match crate::suggest::nearest(typed, names) {
+        match crate::suggest::likely(typed, names) {
             Some(name) => self.hint(format!("did you mean `{name}`?")),
             None => self,
         }

@@ -154,8 +154,9 @@ fn find_dockerfile(request: &Request<'_>, options: &Options, context: &Context, 
     let mut files = ask.read_files(&read)?.into_iter();
     let (data, ignore) = (files.next().flatten(), files.next().flatten());
     let data = data.or_else(|| files.next().flatten()).ok_or_else(|| {
-        Error::option("filename", format!("there is no `{filename}`"))
-            .hint("name the Dockerfile by `filename` and its directory by the local `dockerfile`")
+        Error::new(format!("failed to read dockerfile: open {filename}: no such file or directory")).hint(
+            "the option `filename` names it, the local `dockerfile` its directory; a link must not lead out of that",
+        )
     })?;
     let file = SourceFile { name: filename.to_owned(), data, language: "Dockerfile".to_owned() };
     let vertex = read.vertex();

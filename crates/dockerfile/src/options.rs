@@ -114,16 +114,8 @@ const KNOWN: [&str; 17] = [
     "frontend.caps",
 ];
 /// Meant for others: the engine, a gateway, provenance.
-const PASSED: [&str; 8] = [
-    "cmdline",
-    "source",
-    "cache-from",
-    "cache-imports",
-    "vcs:source",
-    "vcs:revision",
-    "vcs:localdir:context",
-    "vcs:localdir:dockerfile",
-];
+const PASSED: [&str; 6] =
+    ["cmdline", "source", "vcs:source", "vcs:revision", "vcs:localdir:context", "vcs:localdir:dockerfile"];
 const NOT_YET: [&str; 9] =
     ["requestid", "memory", "memswap", "cpushares", "cpuperiod", "cpuquota", "cpusetcpus", "cpusetmems", "devices"];
 const CAPS: [&str; 3] =
@@ -152,6 +144,10 @@ impl Options {
         if arg("BUILDKIT_DISABLE_FILEOP").is_some_and(|value| parse_bool(value) == Some(true)) {
             return Err(Error::option("build-arg:BUILDKIT_DISABLE_FILEOP", "is not supported any more"));
         }
+        if arg("BUILDKIT_INLINE_CACHE").is_some_and(|value| parse_bool(value) != Some(false)) {
+            let error = Error::option("build-arg:BUILDKIT_INLINE_CACHE", "is not supported yet: no cache is exported");
+            return Err(error.hint("remove it, or set it to 0"));
+        }
         options.cache_namespace = arg("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default();
         options.keep_git_dir =
             arg("BUILDKIT_CONTEXT_KEEP_GIT_DIR").and_then(|value| parse_bool(value)).unwrap_or(false);
@@ -159,6 +155,10 @@ impl Options {
         options.from_gateway = given.contains_key("cmdline");
         options.check = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK").map(|value| checks(value)).transpose()?;
         options.remote_context = given.get(remote).filter(|value| !value.is_empty()).cloned();
+        if options.remote_context.is_none() && options.context_subdir.as_deref().is_some_and(|dir| !dir.is_empty()) {
+            return Err(Error::option("contextsubdir", "is for contexts from git or a URL, and this one is local")
+                .hint("share the directory itself as the local `context`"));
+        }
         options.multi_platform = match multi {
             Some(false) if options.platforms.len() > 1 => {
                 return Err(Error::option("multi-platform", "is false, and several platforms are asked for"));
@@ -207,7 +207,12 @@ impl Options {
             "cgroup-parent" => value.clone_into(&mut self.cgroup_parent),
             "frontend.caps" => caps(value)?,
             name if PASSED.contains(&name) || name.starts_with("vcs:") => {}
-            "attest:provenance" => {}
+            // The engine is told what to import; an empty list is none.
+            "cache-from" | "cache-imports" if matches!(value, "" | "[]" | "null") => {}
+            "cache-from" | "cache-imports" => {
+                return Err(Error::option(name, "is not supported yet: no cache is imported"));
+            }
+            "attest:provenance" => provenance(name, value)?,
             name if NOT_YET.contains(&name) || name.starts_with("attest:") => {
                 return Err(Error::option(name, "is not supported yet"));
             }
@@ -218,6 +223,22 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// What buildx asks for unless told otherwise adds nothing to the image (`inline-only`); more is not there yet.
+fn provenance(name: &str, value: &str) -> Result<()> {
+    let (mut is_off, mut is_inline) = (false, false);
+    for field in csv_fields(value).unwrap_or_default() {
+        match field.split_once('=') {
+            Some(("disabled", value)) => is_off = parse_bool(value) == Some(true),
+            Some(("inline-only", value)) => is_inline = parse_bool(value) == Some(true),
+            _ => {}
+        }
+    }
+    if is_off || is_inline || parse_bool(value) == Some(false) {
+        return Ok(());
+    }
+    Err(Error::option(name, "is not supported yet").hint("`false` is accepted"))
 }
 
 fn checks(value: &str) -> Result<Settings> {
@@ -374,6 +395,11 @@ mod tests {
             ("platform", "windows/amd64", "not supported yet"),
             ("memory", "1", "`memory`: is not supported yet"),
             ("attest:sbom", "", "`attest:sbom`: is not supported yet"),
+            ("attest:provenance", "mode=max", "`attest:provenance`: is not supported yet"),
+            ("cache-from", "a", "no cache is imported"),
+            ("cache-imports", "[{}]", "no cache is imported"),
+            ("build-arg:BUILDKIT_INLINE_CACHE", "1", "no cache is exported"),
+            ("contextsubdir", "d", "this one is local"),
             ("add-hosts", "a", "not name=address"),
             ("add-hosts", "a=b", "not an address"),
             ("ulimit", "nofiles=1", "not a limit"),
@@ -386,6 +412,15 @@ mod tests {
         ] {
             let error = parse(&[(name, value)]).expect_err(name);
             assert!(error.to_string().contains(part), "{error}");
+        }
+        for (name, value) in [
+            ("attest:provenance", "mode=min,inline-only=true"),
+            ("attest:provenance", "false"),
+            ("attest:provenance", "disabled=true"),
+            ("cache-imports", "[]"),
+            ("build-arg:BUILDKIT_INLINE_CACHE", "0"),
+        ] {
+            assert!(parse(&[(name, value)]).is_ok(), "{name}={value}");
         }
         assert_eq!(parse(&[("platfrom", "")]).expect_err("unknown").get_hint(), Some("did you mean `platform`?"));
     }

@@ -19,6 +19,17 @@ pub(crate) fn nearest<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>)
     best.map(|(_, name)| name)
 }
 
+/// As [`nearest`], but half of what was typed must be left of it, or its letters be swapped: short names are all near
+/// each other.
+pub(crate) fn likely<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let letters = |word: &str| {
+        let mut letters: Vec<char> = word.chars().collect();
+        letters.sort_unstable();
+        letters
+    };
+    nearest(typed, names).filter(|name| edits(typed, name) * 2 <= typed.len() || letters(typed) == letters(name))
+}
+
 /// Levenshtein distance over characters.
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
@@ -46,6 +57,13 @@ mod tests {
             [("biulder", Some("builder")), ("bas", Some("base")), ("base", None), ("unrelated", None), ("", None)]
         {
             assert_eq!(nearest(typed, names), found, "{typed}");
+        }
+    }
+
+    #[test]
+    fn likely_names() {
+        for (typed, found) in [("TERN", Some("TERM")), ("FOO", None), ("FP", Some("FPE")), ("EFP", Some("FPE"))] {
+            assert_eq!(likely(typed, ["FPE", "TERM"]), found, "{typed}");
         }
     }
 }

@@ -27,6 +27,8 @@ pub struct Engine {
     driver: Driver,
     entitlements: Arc<Vec<Entitlement>>,
     gc: Arc<Vec<store::PruneOptions>>,
+    /// `[frontend."dockerfile.v0"] enabled`.
+    has_dockerfile: bool,
 }
 
 /// How to open an engine.
@@ -183,8 +185,9 @@ impl Engine {
         driver: Driver,
         entitlements: Vec<Entitlement>,
         gc: Vec<store::PruneOptions>,
+        has_dockerfile: bool,
     ) -> Engine {
-        Engine { core, driver, entitlements: Arc::new(entitlements), gc: Arc::new(gc) }
+        Engine { core, driver, entitlements: Arc::new(entitlements), gc: Arc::new(gc), has_dockerfile }
     }
 
     /// How snapshots are kept here and why so, for the log.
@@ -211,6 +214,10 @@ impl Engine {
         let epoch = default_epoch(&request.frontend)?;
         let built = match request.frontend {
             Frontend::Named { name, options } => match name.as_str() {
+                "dockerfile.v0" if !self.has_dockerfile => {
+                    return Err(Fault::user("frontend `dockerfile.v0` is switched off here")
+                        .hint("remove `enabled = false` under [frontend.\"dockerfile.v0\"] in buildkitd.toml"));
+                }
                 "dockerfile.v0" => frontend::dockerfile::build(&self.core, &job, options).await?,
                 "gateway.v0" => {
                     return Err(Fault::user("frontend `gateway.v0` is not supported yet")

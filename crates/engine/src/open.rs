@@ -67,7 +67,8 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         platforms,
     });
     let driver = Driver::start(core.clone(), parallelism);
-    Ok(Engine::new(core, driver, entitlements, gc))
+    let has_dockerfile = options.config.frontend.dockerfile.enabled != Some(false);
+    Ok(Engine::new(core, driver, entitlements, gc, has_dockerfile))
 }
 
 /// Which ids of the machine ours stand for: trees written under another map have other owners.

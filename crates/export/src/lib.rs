@@ -154,6 +154,14 @@ impl Exporter {
         result: &BuildResult,
         output: Output,
     ) -> Result<BTreeMap<String, String>, Fault> {
+        if let Exporter::Image(image, _) | Exporter::Archive { image, .. } = self
+            && image.rewrite_timestamp
+            && image.epoch.is_none()
+        {
+            let text =
+                "rewrite-timestamp changes nothing: there is no SOURCE_DATE_EPOCH, as build argument or attribute\n";
+            context.tasks.log(base::progress::Stream::Stderr, text.as_bytes());
+        }
         match self {
             Exporter::Image(image, push) => {
                 let assembled = assemble::assemble(context, result, image).await?;

@@ -24,7 +24,7 @@ use crate::spec::{allow, docker, invalid, output, proxies, secret};
 ///
 /// Without --output or --push the result stays in the build cache.
 #[derive(Clone, Debug, Default, Args)]
-#[command(visible_alias = "b")]
+#[command(visible_alias = "b", args_override_self = true)]
 pub struct Build {
     /// Directory that COPY and ADD read; `-` reads a Dockerfile from standard input and has no context
     #[arg(value_name = "PATH", default_value = ".")]
@@ -147,13 +147,25 @@ impl Build {
         let mut settings = self.engine.settings(environment)?;
         // Who may start the engine may also grant rights: there is nobody else to ask.
         settings.config.insecure_entitlements.extend(plan.entitlements.iter().map(entitlement_name));
-        if plan.exports.is_empty() && plan.mode != Mode::Quiet {
+        if self.output.is_empty() && !self.push && plan.mode != Mode::Quiet {
             settings.warnings.push(
                 "no output is given: the result stays in the build cache; add --push, or --output type=oci,dest=image.tar"
                     .to_owned(),
             );
         }
+        self.expect_dockerfile()?;
         Ok(Action::engine(|environment| async move { run::build(plan, &settings, &environment).await }))
+    }
+
+    /// The commonest mistake of all, told in the terms of this command.
+    fn expect_dockerfile(&self) -> Result<(), Fault> {
+        // The frontend tries both names. A link that leads nowhere is its business too.
+        let is_there = |name: &str| self.path.join(name).symlink_metadata().is_ok();
+        if self.file.is_some() || self.path == Path::new("-") || is_there("Dockerfile") || is_there("dockerfile") {
+            return Ok(());
+        }
+        let text = format!("failed to read dockerfile: there is no `Dockerfile` in `{}`", self.path.display());
+        Err(Fault::user(text).hint("name it with --file; PATH is the directory that COPY reads"))
     }
 
     fn refuse_what_is_not_there(&self) -> Result<(), Fault> {
@@ -189,7 +201,7 @@ impl Build {
         let mut options = self.options(environment)?;
         self.add_context(&mut plan, &mut options)?;
         self.add_named_contexts(&mut plan, &mut options)?;
-        plan.exports = self.exports(environment)?;
+        plan.exports = self.exports(environment, mode)?;
         plan.cache_imports = caches("--cache-from", Direction::Import, &self.cache_from, environment)?;
         plan.cache_exports = caches("--cache-to", Direction::Export, &self.cache_to, environment)?;
         plan.entitlements = allow::entitlements(&self.allow)?;
@@ -251,7 +263,8 @@ impl Build {
         let path = self.path.to_string_lossy();
         if self.path == stdin {
             if self.file.is_some() {
-                return Err(Fault::user("PATH `-` reads the Dockerfile from standard input, --file is one too many"));
+                return Err(not_yet("a context as an archive on standard input (`-` with --file)")
+                    .hint("unpack it into a directory; `-` alone reads a Dockerfile without context"));
             }
             let dockerfile = dockerfile_from_stdin()?;
             plan.dirs.insert("dockerfile".to_owned(), dockerfile.path().to_owned());
@@ -307,7 +320,7 @@ impl Build {
     }
 
     /// Outputs with the names of --tag, and --push.
-    fn exports(&self, environment: &Environment) -> Result<Vec<Export>, Fault> {
+    fn exports(&self, environment: &Environment, mode: Mode) -> Result<Vec<Export>, Fault> {
         let exports = self.output.iter().filter_map(|value| output::docker(value, environment).transpose());
         let mut exports = exports.collect::<Result<Vec<_>, _>>()?;
         if exports.iter().filter(|export| matches!(export.output, Output::Stdout)).count() > 1 {
@@ -325,21 +338,18 @@ impl Build {
                 exports.push(Export { request, output: Output::None });
             }
         }
+        if self.output.is_empty() && exports.is_empty() && (mode == Mode::Quiet || self.iidfile.is_some()) {
+            // Who asks for the id asks for the image: it is made, and stays in the store.
+            let request = ExportRequest { kind: "image".to_owned(), attrs: BTreeMap::new() };
+            exports.push(Export { request, output: Output::None });
+        }
         let tags = self.tag.iter().map(|tag| docker::tag(tag)).collect::<Result<Vec<_>, _>>()?;
         for Export { request, .. } in &mut exports {
             if !tags.is_empty() && matches!(request.kind.as_str(), "image" | "oci" | "docker") {
                 request.attrs.insert("name".to_owned(), tags.join(","));
             }
             for annotation in self.annotation.iter().filter(|_| matches!(request.kind.as_str(), "image" | "oci")) {
-                let (key, value) = annotation
-                    .split_once('=')
-                    .ok_or_else(|| invalid("--annotation", annotation, "expected key=value"))?;
-                let key = key.strip_prefix("manifest:").unwrap_or(key);
-                if let Some((level @ ("index" | "index-descriptor" | "manifest-descriptor"), _)) = key.split_once(':') {
-                    request.attrs.insert(format!("annotation-{level}.{}", &key[level.len() + 1..]), value.to_owned());
-                } else {
-                    request.attrs.insert(format!("annotation.{key}"), value.to_owned());
-                }
+                request.attrs.extend(docker::annotation(annotation)?);
             }
             let attrs = &request.attrs;
             let push = attrs.get("push").and_then(|text| config::parse_bool(text)) == Some(true);

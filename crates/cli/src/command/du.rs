@@ -58,11 +58,17 @@ impl Du {
     }
 
     async fn run(self, format: Format, settings: Settings, environment: Environment) -> Result<(), run::Failure> {
-        let cancel = run::cancelled_by_signals()?;
-        let engine = run::open(&settings, &environment, &cancel).await?;
-        let records = engine.disk_usage().await;
-        engine.close().await;
-        let mut records = filter::select(records?, &self.filter)?;
+        let records = match settings.has_state() {
+            false => Vec::new(),
+            true => {
+                let cancel = run::cancelled_by_signals()?;
+                let engine = run::open(&settings, &environment, &cancel).await?;
+                let records = engine.disk_usage().await;
+                engine.close().await;
+                records?
+            }
+        };
+        let mut records = filter::select(records, &self.filter)?;
         records.sort_by(|a, b| (a.size, &a.id).cmp(&(b.size, &b.id)));
         let text = match (format, self.verbose) {
             (Format::Json, _) => format!("{}\n", Value::Array(records.iter().map(record_json).collect())),

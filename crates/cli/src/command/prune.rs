@@ -22,7 +22,7 @@ pub struct Prune {
     keep_duration: Option<String>,
     /// Keep up to this many MB
     #[arg(long, value_name = "MB")]
-    keep_storage: Option<f64>,
+    keep_storage: Option<String>,
     /// Not supported yet: always keep this many MB
     #[arg(long, value_name = "MB")]
     keep_storage_min: Option<f64>,
@@ -77,7 +77,7 @@ impl Prune {
         let mut options = PruneOptions {
             all: self.all,
             keep_duration: self.keep_duration.as_deref().map(|text| duration("--keep-duration", text)).transpose()?,
-            keep_storage: self.keep_storage.map(megabytes).transpose()?,
+            keep_storage: self.keep_storage.as_deref().map(megabytes).transpose()?,
             filters: Vec::new(),
         };
         for filter in &self.filter {
@@ -97,10 +97,10 @@ fn duration(flag: &str, text: &str) -> Result<Duration, Fault> {
     config::parse_duration(text).map_err(|error| invalid(flag, text, format!("not {}", error.expected())))
 }
 
-fn megabytes(value: f64) -> Result<ByteSize, Fault> {
-    match value {
-        _ if (0.0..1e12).contains(&value) => Ok(ByteSize((value * 1e6) as u64)),
-        _ => Err(invalid("--keep-storage", &value.to_string(), "expected a number of MB from 0 up")),
+fn megabytes(text: &str) -> Result<ByteSize, Fault> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..1e12).contains(&value) => Ok(ByteSize((value * 1e6) as u64)),
+        _ => Err(invalid("--keep-storage", text, "expected a number of MB from 0 up")),
     }
 }
 
@@ -111,14 +111,19 @@ async fn prune(
     settings: Settings,
     environment: Environment,
 ) -> Result<(), run::Failure> {
-    let cancel = run::cancelled_by_signals()?;
-    let engine = run::open(&settings, &environment, &cancel).await?;
-    let gone = tokio::select! {
-        gone = engine.prune(options) => gone,
-        () = cancel.cancelled() => Err(Fault::cancelled()),
+    let gone = match settings.has_state() {
+        false => Vec::new(),
+        true => {
+            let cancel = run::cancelled_by_signals()?;
+            let engine = run::open(&settings, &environment, &cancel).await?;
+            let gone = tokio::select! {
+                gone = engine.prune(options) => gone,
+                () = cancel.cancelled() => Err(Fault::cancelled()),
+            };
+            engine.close().await;
+            gone?
+        }
     };
-    engine.close().await;
-    let gone = gone?;
     let total = ByteSize(gone.iter().map(|record| record.size.0).sum());
     let total = tabbed(&[vec!["Total:".to_owned(), total.to_string()]]);
     let text = match (format, verbose) {
@@ -136,9 +141,10 @@ mod tests {
 
     #[test]
     fn limits_are_typed_in_megabytes_and_go_durations() {
-        assert_eq!(megabytes(1.5).ok(), Some(ByteSize(1_500_000)));
-        assert!(megabytes(-1.0).is_err());
-        assert!(megabytes(f64::NAN).is_err());
+        assert_eq!(megabytes("1.5").ok(), Some(ByteSize(1_500_000)));
+        for wrong in ["-1", "NaN", "x", ""] {
+            assert!(megabytes(wrong).is_err(), "{wrong}");
+        }
         assert_eq!(duration("--x", "1h").ok(), Some(Duration::from_secs(3600)));
         assert!(duration("--x", "1 hour").is_err());
         let filters = ["until=1h", "type=regular,shared", "id~=^a"].map(str::to_owned).to_vec();

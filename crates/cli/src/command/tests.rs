@@ -94,10 +94,12 @@ fn complaints_of_hullworks() {
         "build --progress=fancy /proc",
         "build --no-cache --no-cache-filter a /proc",
         "build --network=bridge /proc",
+        "build --progress plain --progress quiet /proc",
         "build --snapshotter zfs /proc",
         "build --config /proc/self/environ /proc",
         "install",
         "prune --keep-duration 3d",
+        "prune --keep-storage x",
         "du --format {{.ID}}",
         "du --filter colour==red",
         "build --progres plain /proc",
@@ -276,4 +278,10 @@ fn defaults_of_hullworks_build() {
     let none = plan("/proc", &environment);
     assert!(none.exports.is_empty());
     assert_eq!(none.mode, crate::display::Mode::RawJson);
+    // Who asks for an id gets an image.
+    let kinds = |line| plan(line, &environment).exports.iter().map(|e| e.request.kind.clone()).collect::<Vec<_>>();
+    assert_eq!((kinds("-q /proc"), kinds("--iidfile i /proc")), (vec!["image".to_owned()], vec!["image".to_owned()]));
+    assert!(kinds("/proc").is_empty() && kinds("-q -o type=cacheonly /proc").is_empty());
+    // As with docker, the last of a flag wins.
+    assert_eq!(options(&plan("--target a --target b /proc", &environment))["target"], "b");
 }

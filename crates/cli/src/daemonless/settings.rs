@@ -74,6 +74,16 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Whether anything was ever built here; says so if not. Looking at a cache makes none.
+    pub fn has_state(&self) -> bool {
+        let is_there = self.root.exists();
+        if !is_there {
+            let text = format!("there is no state directory `{}`: nothing is stored", self.root.display());
+            crate::fault::print_warning(&mut std::io::stderr(), &text);
+        }
+        is_there
+    }
+
     /// What would change what a build may do.
     fn refuse_what_is_not_there(&self) -> Result<(), Fault> {
         let oci = &self.config.worker.oci;
@@ -91,6 +101,21 @@ impl Settings {
         }
         if !oci.apparmor_profile.is_empty() {
             return Err(not_yet("an AppArmor profile for steps (`apparmor-profile`)"));
+        }
+        for policy in &oci.gc.policies {
+            crate::command::filter::select(Vec::new(), &policy.filters)
+                .map_err(|error| error.context("worker.oci.gcpolicy: bad `filters`"))?;
+        }
+        for (registry, settings) in &self.config.registry {
+            if let Some(mirror) = settings.mirrors.iter().find(|mirror| mirror.contains("://")) {
+                let origin = format!("registry.\"{registry}\".mirrors");
+                let host = mirror.split_once("://").map_or("", |(_, host)| host);
+                let error = invalid(&origin, mirror, "a mirror has no scheme: write host, host:port or host/path");
+                return Err(match mirror.starts_with("http://") {
+                    true => error.hint(format!("write \"{host}\", and `http = true` under [registry.\"{host}\"]")),
+                    false => error,
+                });
+            }
         }
         match oci.network.mode.as_str() {
             "" | "auto" | "host" => Ok(()),

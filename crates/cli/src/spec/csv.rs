@@ -64,13 +64,19 @@ fn quoted_field(mut rest: &str) -> Result<(String, Option<&str>), CsvError> {
     }
 }
 
-/// The fields as `key=value`, keys in lower case; later ones win.
+/// The fields as `key=value`, keys in lower case. A key that comes twice is refused: one of its values would be lost.
 pub fn attributes(flag: &str, value: &str) -> Result<BTreeMap<String, String>, Fault> {
     let mut out = BTreeMap::new();
     for field in fields(value).map_err(|error| invalid(flag, value, error))? {
         let (key, content) =
             field.split_once('=').ok_or_else(|| invalid(flag, value, format!("`{field}` is no key=value pair")))?;
-        out.insert(key.to_lowercase(), content.to_owned());
+        if let Some(before) = out.insert(key.to_lowercase(), content.to_owned()) {
+            let error = invalid(flag, value, format!("`{}` is given twice", key.to_lowercase()));
+            return Err(match key.to_lowercase().as_str() {
+                "name" => error.hint(format!("several names: \"name={before},{content}\", with the quotes")),
+                _ => error,
+            });
+        }
     }
     Ok(out)
 }

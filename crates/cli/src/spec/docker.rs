@@ -97,6 +97,39 @@ pub fn stages(values: &[String]) -> Result<Vec<String>, Fault> {
     Ok(out)
 }
 
+/// `--annotation [PLACE[,PLACE]:]key=value`, where a place is `manifest`, `index`, `manifest-descriptor` or
+/// `index-descriptor`, the ones about manifests perhaps of one `[platform]`: the attributes of an export.
+pub fn annotation(text: &str) -> Result<Vec<(String, String)>, Fault> {
+    const FLAG: &str = "--annotation";
+    let (key, value) = text.split_once('=').ok_or_else(|| invalid(FLAG, text, "expected key=value"))?;
+    let place = |text: &str| -> Option<Result<String, Fault>> {
+        let (kind, platform) = match text.strip_suffix(']').and_then(|text| text.split_once('[')) {
+            Some((kind, platform)) => (kind, Some(platform)),
+            None => (text, None),
+        };
+        let is_index = matches!(kind, "index" | "index-descriptor");
+        if !is_index && !matches!(kind, "manifest" | "manifest-descriptor") {
+            return None;
+        }
+        Some(match platform.map(str::parse::<Platform>) {
+            None => Ok(format!("annotation-{kind}")),
+            Some(_) if is_index => Err(invalid(FLAG, text, "an index has no platform")),
+            Some(Ok(platform)) => Ok(format!("annotation-{kind}[{platform}]")),
+            Some(Err(error)) => Err(invalid(FLAG, text, error)),
+        })
+    };
+    // A key may have a colon of its own.
+    let places = key.split_once(':').and_then(|(places, key)| {
+        let places: Option<Vec<_>> = places.split(',').map(place).collect();
+        Some((places?, key))
+    });
+    let (places, key) = places.unwrap_or_else(|| (vec![Ok("annotation".to_owned())], key));
+    if key.is_empty() {
+        return Err(invalid(FLAG, text, "the key is empty"));
+    }
+    places.into_iter().map(|place| Ok((format!("{}.{key}", place?), value.to_owned()))).collect()
+}
+
 /// `--tag`, checked before the build begins.
 pub fn tag(value: &str) -> Result<&str, Fault> {
     let bad = |why: &str| Err(invalid("--tag", value, why));

@@ -76,6 +76,7 @@ fn outputs_of_buildkit() {
         ("type=local", "invalid value `type=local` for --output: type=local wants a directory: dest= is missing"),
         ("dest=x", "invalid value `dest=x` for --output: type= is missing"),
         ("out", "invalid value `out` for --output: `out` is no key=value pair"),
+        ("type=image,name=a,Name=b", "invalid value `type=image,name=a,Name=b` for --output: `name` is given twice"),
         (
             "type=tar,output=x",
             "invalid value `type=tar,output=x` for --output: unknown key `output`, did you mean dest=x?",
@@ -280,6 +281,24 @@ fn hosts_limits_sizes_platforms_tags() {
     assert_eq!(docker::network("none").ok(), Some(Some("none")));
     assert_eq!(docker::network("default").ok(), Some(None));
     assert!(docker::network("bridge").is_err());
+}
+
+#[test]
+fn annotations() {
+    for (text, wanted) in [
+        ("k=v=w", "annotation.k=v=w"),
+        ("a.example/k:x=v", "annotation.a.example/k:x=v"),
+        ("manifest:k=v", "annotation-manifest.k=v"),
+        ("index,manifest:k=", "annotation-index.k= annotation-manifest.k="),
+        ("manifest-descriptor[linux/arm64]:k=v", "annotation-manifest-descriptor[linux/arm64].k=v"),
+        ("k", "invalid value `k` for --annotation: expected key=value"),
+        ("index:=v", "invalid value `index:=v` for --annotation: the key is empty"),
+        ("index[linux/arm64]:k=v", "invalid value `index[linux/arm64]` for --annotation: an index has no platform"),
+    ] {
+        let shown = docker::annotation(text)
+            .map(|attrs| attrs.into_iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" "));
+        assert_eq!(shown.unwrap_or_else(|error| error.to_string()), wanted);
+    }
 }
 
 #[test]

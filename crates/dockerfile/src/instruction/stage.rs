@@ -29,6 +29,7 @@ pub(super) fn parse_from(line: &Line, flags: &mut Flags<'_>) -> Result<Kind> {
         [] => return Err(Error::new("FROM needs an image or stage")),
         [base] => (base, None),
         [base, as_, name] if as_.eq_ignore_ascii_case("as") => (base, Some(stage_name(name)?)),
+        [_, as_] if as_.eq_ignore_ascii_case("as") => return Err(Error::new("FROM lacks a name after AS")),
         [base, name] => {
             let error = Error::new(format!("FROM takes an image and perhaps AS and a name, not `{base} {name}`"));
             return Err(error.hint(format!("write FROM {base} AS {name}")));

@@ -168,10 +168,12 @@ impl<'a> Lowering<'a> {
     pub(super) fn find_target(&self) -> Result<usize> {
         let Some(target) = &self.input.options.target else { return Ok(self.stages.len() - 1) };
         self.by_name.get(&target.to_lowercase()).copied().ok_or_else(|| {
-            let error = Error::option("target", format!("there is no stage `{target}`"));
-            match crate::suggest::nearest(target, self.stage_names()) {
+            let error = Error::new(format!("target stage `{target}` could not be found"));
+            let names: Vec<String> = self.stage_names().map(|name| format!("`{name}`")).collect();
+            match crate::suggest::likely(target, self.stage_names()) {
                 Some(name) => error.hint(format!("did you mean stage `{name}`?")),
-                None => error,
+                None if names.is_empty() => error.hint("no stage has a name: write FROM image AS name"),
+                None => error.hint(format!("the stages are {}", names.join(", "))),
             }
         })
     }

@@ -45,11 +45,13 @@ pub(crate) async fn build(
         Outcome::Built(built) => built,
         Outcome::Gateway(gateway) => {
             let text = format!("frontend image `{}` is not supported yet", gateway.image);
-            let fault =
-                Fault::user(text).hint("remove the `# syntax` line: the built-in frontend knows the newest syntax");
+            let fault = Fault::user(text);
             return Err(match &gateway.place {
-                Some((file, span)) => fault.at(file, &[*span]),
-                None => fault,
+                Some((file, span)) => fault
+                    .hint("remove the `# syntax` line: the built-in frontend knows the newest syntax")
+                    .at(file, &[*span]),
+                None => fault
+                    .hint("remove the build argument BUILDKIT_SYNTAX: the built-in frontend knows the newest syntax"),
             });
         }
     };

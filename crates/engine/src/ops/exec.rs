@@ -81,7 +81,7 @@ fn run_fault(ctx: &OpContext, meta: &pb::Meta, error: executor::Error) -> Fault 
     if ctx.cancel.is_cancelled() {
         return Fault::cancelled();
     }
-    let doing = format!("process \"{}\" did not start", meta.args.join(" "));
+    let doing = format!("process \"{}\" did not start", command(meta));
     Fault::because(executor_kind(&error), doing, error)
 }
 
@@ -93,9 +93,28 @@ fn executor_kind(error: &executor::Error) -> Kind {
 }
 
 fn exit_fault(meta: &pb::Meta, exit: &Exit) -> Fault {
-    let text = format!("process \"{}\" did not complete successfully: {}", meta.args.join(" "), exit.describe());
+    let text = format!("process \"{}\" did not complete successfully: {}", command(meta), exit.describe());
     let fault = Fault::user(text).exit_code(exit.code);
-    if exit.out_of_memory.is_some() { fault.hint("give the step or the pod more memory") } else { fault }
+    if exit.out_of_memory.is_some() {
+        fault.hint("give the step or the pod more memory")
+    } else if meta.args.iter().any(|arg| arg.len() >= MOST_ARGUMENT_BYTES) {
+        fault.hint("the kernel takes no argument of 128 KiB or more: COPY the script and run the file")
+    } else {
+        fault
+    }
+}
+
+/// The kernel's `MAX_ARG_STRLEN`.
+const MOST_ARGUMENT_BYTES: usize = 128 << 10;
+
+/// The command as errors quote it: the Dockerfile has the rest of a long one.
+fn command(meta: &pb::Meta) -> String {
+    const MOST_CHARS: usize = 1000;
+    let whole = meta.args.join(" ");
+    match whole.char_indices().nth(MOST_CHARS) {
+        Some((end, _)) => format!("{}...", &whole[..end]),
+        None => whole,
+    }
 }
 
 /// The last bytes of a step's output.

@@ -195,9 +195,8 @@ impl DockerConfig {
 #[async_trait]
 impl CredentialStore for DockerConfig {
     async fn get(&self, host: &str) -> Result<Option<Credentials>, Fault> {
-        self.credentials(host)
-            .await
-            .map_err(|error| Fault::because(Kind::User, format!("cannot get credentials for `{host}`"), error))
+        // Who asks says for which host.
+        self.credentials(host).await.map_err(|error| Fault::because(Kind::User, "docker's configuration", error))
     }
 }
 
