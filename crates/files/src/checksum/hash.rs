@@ -13,6 +13,7 @@ use std::sync::Mutex;
 
 use base::Digest;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use sys::path::{Links, Root, lstat_at};
 
 use super::memo::{MemoKey, settled_by};
@@ -140,7 +141,7 @@ impl Reader<'_> {
         for _ in 0..TRIES {
             let read = match job.kind {
                 Kind::File | Kind::Dir => self.open_and_read(dir, job, buffer),
-                _ => self.look_at(dir, job).map(Some),
+                _ => self.look_at(dir, job),
             };
             match read {
                 Ok(Some(done)) => return Ok(done),
@@ -197,13 +198,18 @@ impl Reader<'_> {
         Ok(Some(Done { id: job.id, digest, stat, settled, no_xattrs }))
     }
 
-    /// Hashes what has no content: links, devices, pipes, sockets.
-    fn look_at(&self, dir: &OwnedFd, job: &Job) -> io::Result<Done> {
+    /// Hashes what has no content: links, devices, pipes, sockets; none if it is not what the walk saw.
+    fn look_at(&self, dir: &OwnedFd, job: &Job) -> io::Result<Option<Done>> {
         let raw = Stat::from(lstat_at(dir, &job.name)?);
+        // The target of a link was read by the walk: it must be the same link still.
+        let replaced = raw.kind == Kind::Symlink && job.stat.is_some_and(|seen| !seen.is_same_content(&raw));
+        if raw.kind != job.kind || replaced {
+            return Ok(None);
+        }
         let mut xattrs = xattr::of_entry(dir, &job.name)?;
         let stat = self.seen(job, raw, &mut xattrs)?;
         let digest = FileHeader { stat: &stat, link: &job.link, xattrs: &xattrs }.hasher(self.flavor).finish();
-        Ok(Done { id: job.id, digest, stat, settled: false, no_xattrs: false })
+        Ok(Some(Done { id: job.id, digest, stat, settled: false, no_xattrs: false }))
     }
 
     /// The metadata that counts: with owners reset in local sources, and with what was recorded in snapshots.
@@ -224,10 +230,13 @@ impl Reader<'_> {
     fn gone(&self, path: &Path, error: io::Error) -> Error {
         match error.downcast::<base::Cancelled>() {
             Ok(cancelled) => Error::Cancelled(cancelled),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.flavor == Flavor::Context => {
-                Error::Changed(path.to_owned())
-            }
+            Err(error) if is_gone(&error) && self.flavor == Flavor::Context => Error::Changed(path.to_owned()),
             Err(error) => Error::io("read", path, error),
         }
     }
+}
+
+/// Whether a path does not lead any more to what was there: it was removed, or something else took its place.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
 }

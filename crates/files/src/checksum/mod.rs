@@ -29,6 +29,7 @@ use std::sync::{Mutex, MutexGuard};
 use base::{Cancel, Digest};
 use sys::path::Root;
 
+pub(crate) use hash::is_gone;
 pub use header::{FileHeader, Xattrs};
 pub use key::{
     Selector, content_key, dedupe_file_selectors, exec_selector_digest, exec_selectors, file_selector_digest,

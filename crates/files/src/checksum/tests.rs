@@ -277,6 +277,13 @@ fn files_that_change_are_told_from_files_that_are_gone() {
     assert!(sum(&tree, "/a").unwrap_err().is_changed());
     assert!(sum(&context(&root), "/a").unwrap_err().is_not_found());
     assert!(sum(&tree, "/b").is_ok());
+    // The walk read the target of a link, so the link that is hashed must be that one.
+    std::os::unix::fs::symlink("one", dir.path().join("link")).unwrap();
+    let tree = context(&root);
+    fs::remove_file(dir.path().join("link")).unwrap();
+    std::os::unix::fs::symlink("two", dir.path().join("link")).unwrap();
+    assert!(sum(&tree, "/link").unwrap_err().is_changed());
+    assert!(sum(&context(&root), "/link").is_ok());
     let cancel = Cancel::new();
     cancel.cancel();
     let env = Env { cancel: Some(&cancel), ..Env::default() };

@@ -232,6 +232,12 @@ impl<'a> Hands<'a> {
         let job = self.shared.job;
         let link = rustix::fs::readlinkat(one.src_dir, one.name, Vec::new());
         let link = link.map_err(|errno| one.source_failed(job.source, "read link", errno.into()))?;
+        if job.source.is_view() {
+            let now = lstat_at(one.src_dir, one.name).map_err(|error| one.source_failed(job.source, "stat", error))?;
+            if !Stat::from(now).is_same_content(stat) {
+                return Err(Error::Changed(shown(&one.src)));
+            }
+        }
         place(job, one, "create link", || rustix::fs::symlinkat(&link, one.dst_dir, one.dst_name))?;
         self.finish_special(one, stat, xattrs)
     }
@@ -301,11 +307,7 @@ impl One<'_> {
 
     /// In the user's directory, what is gone has changed.
     fn source_failed(&self, source: &Source<'_>, call: &'static str, error: io::Error) -> Error {
-        let gone = matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP));
-        if source.is_view() && gone {
-            return Error::Changed(shown(&self.src));
-        }
-        Error::io(call, shown(&self.src), error)
+        source.failed(call, &self.src, error)
     }
 }
 

@@ -30,6 +30,7 @@ mod queue;
 mod source;
 
 use std::fs::File;
+use std::io::{Read as _, Seek as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -38,6 +39,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use sys::path::{Links, Root};
 
+use crate::checksum::{FileHeader, Flavor};
 use crate::error::Error;
 use crate::lexical;
 use crate::mode::ModeChange;
@@ -215,11 +217,33 @@ impl CopyJob<'_> {
         rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0)).map_err(|errno| failed("read", errno.into()))?;
         let unpacked = unpack.unpack(file, &into, self.action.owner);
         unpacked.map_err(|source| Error::Unpack { path: shown(&from), source })?;
-        if watched && !stat(&again)?.is_same_content(&before) {
+        if watched && !(stat(&again)?.is_same_content(&before) && self.is_as_hashed(&from, &again, &before)?) {
             return Err(Error::Changed(shown(&from)));
         }
         set_times_again(self.target, &made, self.action.timestamp)?;
         Ok(true)
+    }
+
+    /// Checks a digest that may have been taken just before an unseen change against the bytes themselves.
+    fn is_as_hashed(&self, path: &[u8], mut file: &File, stat: &Stat) -> Result<bool, Error> {
+        let known = self.source.known(path).filter(|known| !known.settled);
+        let Some((known, digest)) = known.and_then(|known| Some((known, known.digest?))) else { return Ok(true) };
+        let failed = |error| Error::io("read", shown(path), error);
+        let mut xattrs = crate::xattr::of_fd(file).map_err(failed)?;
+        xattrs.retain(|name, _| !name.starts_with(b"com.apple."));
+        let stat = Stat { uid: known.stat.uid, gid: known.stat.gid, ..*stat };
+        let mut hasher = FileHeader { stat: &stat, link: &[], xattrs: &xattrs }.hasher(Flavor::Context);
+        file.rewind().map_err(failed)?;
+        let mut buffer = vec![0; content::BUFFER];
+        loop {
+            if let Some(cancel) = self.env.cancel {
+                cancel.check()?;
+            }
+            match file.read(&mut buffer).map_err(failed)? {
+                0 => return Ok(hasher.finish() == digest),
+                count => hasher.update(&buffer[..count]),
+            }
+        }
     }
 
     /// What directories get that must be made on the way.

@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
+use base::Digest;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use sys::path::{Links, lstat_at};
@@ -20,7 +21,7 @@ use super::file::{Batch, FileJob, Hands};
 use super::queue::Queue;
 use super::source::SourceEntry;
 use super::{Copied, CopyJob};
-use crate::checksum::Xattrs;
+use crate::checksum::{FileHeader, Flavor, Xattrs};
 use crate::error::Error;
 use crate::lexical;
 use crate::parallel;
@@ -50,6 +51,8 @@ struct Dir {
     finish: Finish,
     stat: Stat,
     xattrs: Xattrs,
+    /// Of a local source: what its header was hashed to.
+    digest: Option<Digest>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -158,8 +161,9 @@ fn copy_tree(shared: &Shared<'_>, src: &[u8], stat: &Stat, dst: &[u8]) -> Result
             }
         };
         let mut plan = Plan { shared, dirs: Vec::new() };
+        let filling = queue.filling();
         let walked = plan.walk(src, stat, dst, &mut submit, &|| queue.has_failed());
-        queue.close();
+        drop(filling);
         while do_one(&queue, &mut hands) {}
         walked.map(|()| plan.dirs)
     });
@@ -204,6 +208,7 @@ impl Plan<'_> {
             finish: Finish::Nothing,
             stat: *stat,
             xattrs: Xattrs::new(),
+            digest: job.source.known(src).and_then(|known| known.digest),
         });
         let mut todo = vec![0];
         while let Some(index) = todo.pop() {
@@ -223,11 +228,11 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// Learns mode, owner and attributes of a source directory.
+    /// Learns mode, owner and attributes of a source directory, which must be what the checksum has seen of it.
     fn look_at(&mut self, index: usize) -> Result<(), Error> {
         let source = self.shared.job.source;
         let dir = &mut self.dirs[index];
-        let failed = |call, error: io::Error| Error::io(call, shown(&dir.src), error);
+        let failed = |call, error: io::Error| source.failed(call, &dir.src, error);
         let opened = source.root.open_dir(lexical::to_path(&dir.src), Links::Refuse);
         let fd = opened.map_err(|error| failed("open", error))?;
         let mut stat = Stat::from(rustix::fs::fstat(&fd).map_err(|errno| failed("stat", errno.into()))?);
@@ -238,6 +243,12 @@ impl Plan<'_> {
         }
         if source.is_view() {
             (stat.uid, stat.gid) = (dir.stat.uid, dir.stat.gid);
+            dir.xattrs.retain(|name, _| !name.starts_with(b"com.apple."));
+            // Its times say nothing: they change with every file that comes or goes, also where nobody looks.
+            let header = FileHeader { stat: &stat, link: &[], xattrs: &dir.xattrs };
+            if dir.digest.is_some_and(|seen| header.hasher(Flavor::Context).finish() != seen) {
+                return Err(Error::Changed(shown(&dir.src)));
+            }
         }
         dir.stat = stat;
         Ok(())
@@ -362,6 +373,7 @@ impl Plan<'_> {
             finish: Finish::Nothing,
             stat: entry.known.map_or(above.stat, |known| known.stat),
             xattrs: Xattrs::new(),
+            digest: entry.known.and_then(|known| known.digest),
         };
         self.dirs.push(dir);
         Ok(self.dirs.len() - 1)
@@ -447,8 +459,5 @@ fn link(shared: &Shared<'_>, first: &[u8], name: &[u8]) -> Result<(), Error> {
 pub(super) fn open_source_dir(job: &CopyJob<'_>, path: &[u8]) -> Result<OwnedFd, Error> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let opened = job.source.root.open_at(lexical::to_path(path), flags, Mode::empty(), Links::Refuse);
-    opened.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound if job.source.is_view() => Error::Changed(shown(path)),
-        _ => Error::io("open", shown(path), error),
-    })
+    opened.map_err(|error| job.source.failed("open", path, error))
 }

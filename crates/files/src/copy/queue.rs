@@ -21,6 +21,16 @@ struct State<T> {
     failure: Option<(usize, crate::Error)>,
 }
 
+/// Says by its end that no more will be pushed.
+pub(super) struct Filling<'a, T>(&'a Queue<T>);
+
+impl<T> Drop for Filling<'_, T> {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.changed.notify_all();
+    }
+}
+
 impl<T> Queue<T> {
     pub(super) fn new() -> Queue<T> {
         let state = State { waiting: VecDeque::new(), next: 0, closed: false, failure: None };
@@ -42,10 +52,9 @@ impl<T> Queue<T> {
         self.lock().waiting.len() >= WAITING
     }
 
-    /// No more will be pushed.
-    pub(super) fn close(&self) {
-        self.lock().closed = true;
-        self.changed.notify_all();
+    /// Work comes until this is dropped, be it in a panic: nobody waits for ever.
+    pub(super) fn filling(&self) -> Filling<'_, T> {
+        Filling(self)
     }
 
     /// Whether work has failed, so that more is of no use.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use base::Digest;
 use sys::path::{Links, Root, lstat_at};
 
-use crate::checksum::{Recall, Tree};
+use crate::checksum::{Recall, Tree, is_gone};
 use crate::error::Error;
 use crate::lexical;
 use crate::pattern::{BadGlob, PatternError, glob_match, split_wildcards};
@@ -63,6 +63,14 @@ impl<'a> Source<'a> {
 
     pub(super) fn is_view(&self) -> bool {
         self.view.is_some()
+    }
+
+    /// A failure to read the source. In the user's directory, what is gone has changed.
+    pub(super) fn failed(&self, call: &'static str, path: &[u8], error: io::Error) -> Error {
+        if self.is_view() && is_gone(&error) {
+            return Error::Changed(shown(path));
+        }
+        Error::io(call, shown(path), error)
     }
 
     /// Follows the links of a path; relative to the root. What is missing is taken as named.

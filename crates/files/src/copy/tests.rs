@@ -556,6 +556,65 @@ fn a_file_that_changed_since_its_checksum_is_never_copied() {
 }
 
 #[test]
+fn directories_and_links_that_changed_since_their_checksum_are_not_copied_either() {
+    type Change = (&'static str, fn(&Path), bool);
+    let change: [Change; 7] = [
+        (
+            "the mode of a directory",
+            |src| fs::set_permissions(src.join("dir"), fs::Permissions::from_mode(0o700)).unwrap(),
+            true,
+        ),
+        ("a directory that is gone", |src| fs::remove_dir_all(src.join("dir")).unwrap(), true),
+        (
+            "a link in place of a directory",
+            |src| {
+                fs::rename(src.join("dir"), src.join("other")).unwrap();
+                symlink("other", src.join("dir")).unwrap();
+            },
+            true,
+        ),
+        (
+            "a file in place of a directory",
+            |src| {
+                fs::remove_dir_all(src.join("dir")).unwrap();
+                fs::write(src.join("dir"), "").unwrap();
+            },
+            true,
+        ),
+        (
+            "another link",
+            |src| {
+                fs::remove_file(src.join("link")).unwrap();
+                symlink("cd", src.join("link")).unwrap();
+            },
+            true,
+        ),
+        ("a file that the tree does not hold", |src| fs::write(src.join("dir/new"), "new").unwrap(), false),
+        (
+            "the time of a directory",
+            |src| File::open(src.join("dir")).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap(),
+            false,
+        ),
+    ];
+    for (what, change, changes) in change {
+        let (_dir, src, dst) = scratch();
+        fs::create_dir(src.join("dir")).unwrap();
+        fs::write(src.join("dir/file"), "aaaa").unwrap();
+        symlink("ab", src.join("link")).unwrap();
+        let from = std::sync::Arc::new(Root::open(&src).unwrap());
+        let to = Root::open(&dst).unwrap();
+        let tree = Tree::of_context(&from, &Filter::default(), &Cancel::new()).unwrap();
+        tree.checksum(&Place::at(from.clone()), "/", &Options::default(), &Env::default()).unwrap();
+        change(&src);
+        let done = copy(&Source::context(&from, &tree), &Target::new(&to), &plain("/", "/"), &CopyEnv::default());
+        match done {
+            Ok(copied) => assert!(!changes && copied.files == 2, "{what}"),
+            Err(error) => assert!(changes && error.is_changed(), "{what}: {error}"),
+        }
+    }
+}
+
+#[test]
 fn a_change_that_times_do_not_show_is_found_in_the_bytes() {
     let (_dir, src, dst) = scratch();
     fs::write(src.join("file"), "aaaa").unwrap();
@@ -571,6 +630,27 @@ fn a_change_that_times_do_not_show_is_found_in_the_bytes() {
     tree.pretend_seen(&from);
     let done = copy(&Source::context(&from, &tree), &Target::new(&to), &plain("/", "/"), &CopyEnv::default());
     assert!(done.unwrap_err().is_changed());
+}
+
+#[test]
+fn nor_is_an_archive_unpacked_that_changed_so() {
+    for (hashed, unpacked) in [("TARold", false), ("TARnew", true)] {
+        let (_dir, src, dst) = scratch();
+        fs::write(src.join("file"), "TARnew").unwrap();
+        let from = std::sync::Arc::new(Root::open(&src).unwrap());
+        let to = Root::open(&dst).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        fs::write(other.path().join("file"), hashed).unwrap();
+        let entries = crate::walk::walk(&from, &Filter::default(), &mut crate::walk::reset_owner, &Cancel::new());
+        let tree = Tree::of_entries(entries.unwrap());
+        let elsewhere = Place::at(std::sync::Arc::new(Root::open(other.path()).unwrap()));
+        tree.checksum(&elsewhere, "/", &Options::default(), &Env::default()).unwrap();
+        tree.pretend_seen(&from);
+        let env = CopyEnv { unpack: Some(&FakeTar), ..CopyEnv::default() };
+        let add = Copy { attempt_unpack: true, ..plain("/file", "/into/") };
+        let done = copy(&Source::context(&from, &tree), &Target::new(&to), &add, &env);
+        assert_eq!(done.as_ref().is_err_and(Error::is_changed), !unpacked, "{done:?}");
+    }
 }
 
 /// An archive here is a file that begins with `TAR`; unpacking it writes what follows into `unpacked`.
