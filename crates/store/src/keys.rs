@@ -20,7 +20,7 @@ mod tests;
 pub struct CacheKeys(pub(crate) Store);
 
 impl CacheKeys {
-    fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+    fn read<T>(&self, work: impl FnMut(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         self.0.inner.db.read("read cache keys from", work).map_err(StoreError::new)
     }
 

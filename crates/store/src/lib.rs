@@ -49,7 +49,7 @@ pub use error::Error;
 pub use keys::CacheKeys;
 pub use kv::Kv;
 pub use layer_io::{TarSource, layer_entry};
-pub use open::{Driver, DriverChoice, OpenOptions};
+pub use open::{Driver, DriverChoice, OpenOptions, boot_id};
 pub use snapshot::{
     Active, CacheMount, CacheMountRequest, CommitOptions, FillTarget, Filled, Hold, LayerRecord, LazyLayer,
     PrepareOptions, RecordKind, Sharing, SnapshotId, SnapshotInfo, Snapshots,

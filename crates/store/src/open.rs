@@ -8,7 +8,7 @@ use rusqlite::OptionalExtension;
 use rustix::fs::{AtFlags, CWD, FileType};
 use sys::mount::{FsView, Mounted, Overlay};
 
-use crate::metadata::{Db, Opened, VERSION};
+use crate::metadata::{Db, VERSION};
 use crate::snapshot::tree;
 use crate::{Error, Inner, Result, Store, content, lock, maintenance, snapshot};
 
@@ -111,6 +111,7 @@ impl Store {
         };
         let inner = Arc::new(inner);
         maintenance::sweep(&inner, waste);
+        snapshot::settle_all(&inner)?;
         let guard = maintenance::start(Arc::clone(&inner))?;
         Ok(Store { inner, _maintenance: Arc::new(guard) })
     }
@@ -124,10 +125,7 @@ fn open_database(dir: &Path) -> Result<(Db, Option<i64>)> {
         Ok(boot) => boot.trim() != boot_id(),
         Err(_) => dir.join("metadata.db").exists(),
     };
-    let db = match Db::open(dir, crashed)? {
-        Opened::Kept(db) => db,
-        Opened::Fresh(db) => db,
-    };
+    let db = Db::open(dir, crashed)?;
     if !crashed {
         return Ok((db, None));
     }
@@ -159,7 +157,7 @@ fn note_open(dir: &Path, db: &Db, verified: Option<i64>) -> Result<i64> {
 }
 
 /// Changes whenever the machine starts.
-fn boot_id() -> String {
+pub fn boot_id() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.trim().to_owned()
 }
@@ -187,6 +185,7 @@ fn choose(dir: &Path, db: &Db, options: &OpenOptions) -> Result<DriverChoice> {
         db.execute("INSERT OR IGNORE INTO identity (name) VALUES (?1)", [&name])?;
         db.query_row("SELECT id FROM identity WHERE name = ?1", [&name], |row| row.get(0))
     })?;
+    db.keep(|heirloom| heirloom.identity = Some((identity, name.clone())));
     let snapshots = dir.join("snapshots").join(identity.to_string());
     let trash = snapshots.join("trash");
     std::fs::create_dir_all(&trash).map_err(|e| Error::io("create directory", &trash, e))?;

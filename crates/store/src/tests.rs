@@ -151,6 +151,159 @@ fn a_damaged_database_is_a_miss() {
     step(&store, dir.path(), None, |root| write(root.join("a"), "x"));
 }
 
+type Damage = (&'static str, fn(&Path));
+
+/// What can happen to the database's files. After none of it a build may fail.
+const DAMAGES: [Damage; 10] = [
+    ("gone", |db| std::fs::remove_file(db).expect("removed")),
+    ("empty", |db| cut(db, 0)),
+    ("half", |db| cut(db, std::fs::metadata(db).expect("a size").len() / 2)),
+    ("cut within a page", |db| cut(db, 5000)),
+    ("all garbage", |db| overwrite(db, 0, usize::MAX)),
+    ("garbage in the header", |db| overwrite(db, 16, 84)),
+    ("garbage behind the header", |db| overwrite(db, 100, 4000)),
+    ("garbage in the pages", |db| overwrite(db, 4096, usize::MAX)),
+    ("a log that is cut", |db| {
+        let log = log_of(db);
+        cut(&log, std::fs::metadata(&log).expect("a size").len() / 2);
+    }),
+    ("a log of garbage", |db| overwrite(&log_of(db), 0, usize::MAX)),
+];
+
+fn log_of(db: &Path) -> PathBuf {
+    db.with_extension("db-wal")
+}
+
+fn cut(file: &Path, len: u64) {
+    std::fs::File::options().write(true).open(file).and_then(|file| file.set_len(len)).expect("cut");
+}
+
+/// Puts bytes that nobody wrote in place of `count` bytes, or of those that there are.
+fn overwrite(file: &Path, at: usize, count: usize) {
+    let mut bytes = std::fs::read(file).expect("readable");
+    let end = at.saturating_add(count).min(bytes.len());
+    bytes[at..end].iter_mut().enumerate().for_each(|(n, byte)| *byte = (n * 37 + 11) as u8);
+    std::fs::write(file, bytes).expect("overwritten");
+}
+
+const RECORDS: u8 = 24;
+
+/// A store in which something of everything is on record, part of it in the log only.
+fn full_store(dir: &Path) -> Store {
+    let store = open_with(dir, Driver::Copy);
+    let mut parent: Option<Hold> = None;
+    for n in 0..RECORDS {
+        let hold = step(&store, dir, parent.as_ref(), |root| write(root.join(format!("f{n}")), &n.to_string()));
+        let digest = store.content().put(format!("blob {n}")).expect("stored");
+        store.content().attach(&digest, &hold.id()).expect("attached");
+        store.kv("digests").put_with(hold.id().to_string(), [n; 200], &hold.id()).expect("put");
+        let result = CacheResult { id: ResultId::from(hold.id().to_string()), created_at: n.into() };
+        let key = KeyId::from(Digest::of([n]));
+        store.cache_keys().write(&[Change::Result { key, result }]).expect("written");
+        parent = (n % 10 != 9).then_some(hold);
+        if n == RECORDS / 2 {
+            store.inner.db.checkpoint().expect("synced");
+        }
+    }
+    store
+}
+
+/// Builds on: what is on record is there, and all that a build does works.
+fn build_on(store: &Store, dir: &Path, what: &str) {
+    for record in store.disk_usage().unwrap_or_else(|error| panic!("{what}: {error:?}")) {
+        if let Ok(id) = record.id.parse::<SnapshotId>() {
+            let hold = store.snapshots().hold(&id).unwrap_or_else(|| panic!("{what}: {id} is on record"));
+            assert!(store.snapshots().layer_dirs(&hold.id()).is_ok_and(|dirs| dirs[0].is_dir()), "{what}");
+        }
+    }
+    for n in 0..RECORDS {
+        let key = KeyId::from(Digest::of([n]));
+        let results = store.cache_keys().results(&[key]).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        for result in &results[0] {
+            let id: SnapshotId = result.id.as_str().parse().expect("an id");
+            let hold = store.snapshots().hold(&id).unwrap_or_else(|| panic!("{what}: a result is there"));
+            let file = store.snapshots().layer_dirs(&hold.id()).expect("filled")[0].join(format!("f{n}"));
+            assert_eq!(std::fs::read_to_string(file).expect("readable"), n.to_string(), "{what}: another result");
+        }
+        let digest = store.content().put(format!("blob {n}")).expect("stored");
+        assert!(store.content().read(&digest).expect("readable").is_some(), "{what}");
+    }
+    let below = step(store, dir, None, |root| write(root.join("a"), "x"));
+    let hold = step(store, dir, Some(&below), |root| write(root.join("b"), "x"));
+    let digest = store.content().put("layer").expect("stored");
+    let layer =
+        LayerRecord { digest, size: 5, diff_id: digest, media_type: "x".into(), annotations: Default::default() };
+    store.snapshots().set_layer(&hold.id(), "raw", layer).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    store.kv("other").put("key", "value").unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    let result = CacheResult { id: ResultId::from(hold.id().to_string()), created_at: 1 };
+    let key = KeyId::from(Digest::of("built on"));
+    let written = store.cache_keys().write(&[Change::Result { key: key.clone(), result }]);
+    written.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    assert!(!store.cache_keys().results(&[key]).expect("readable")[0].is_empty(), "{what}: it is remembered");
+    store.prune(&PruneOptions { max_used_space: 1 << 30, ..PruneOptions::default() }).expect("pruned");
+}
+
+#[test]
+fn damage_of_the_database_is_a_miss_at_the_next_start() {
+    for (what, damage) in DAMAGES {
+        for crashed in [false, true] {
+            let dir = tempfile::tempdir().expect("a scratch directory");
+            drop(full_store(dir.path()));
+            damage(&dir.path().join("metadata.db"));
+            if crashed {
+                crash(dir.path());
+            }
+            let store = open_with(dir.path(), Driver::Copy);
+            build_on(&store, dir.path(), what);
+            drop(store);
+            let store = open_with(dir.path(), Driver::Copy);
+            let key = KeyId::from(Digest::of("built on"));
+            assert!(!store.cache_keys().results(&[key]).expect("readable")[0].is_empty(), "{what}: and stays so");
+        }
+    }
+}
+
+#[test]
+fn damage_of_the_database_is_a_miss_while_it_is_open() {
+    for (what, damage) in DAMAGES {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let store = full_store(dir.path());
+        let last = step(&store, dir.path(), None, |root| write(root.join("a"), "x")).id();
+        damage(&dir.path().join("metadata.db"));
+        build_on(&store, dir.path(), what);
+        drop(store);
+        let store = open_with(dir.path(), Driver::Copy);
+        build_on(&store, dir.path(), what);
+        let next = step(&store, dir.path(), None, |root| write(root.join("a"), "x")).id();
+        assert!(next > last, "{what}: ids are not given out again");
+    }
+}
+
+#[test]
+fn a_blob_that_somebody_wrote_to_is_a_miss() {
+    let (dir, store) = copy_store();
+    let content = store.content();
+    let blobs = ["whole", "cut", "longer", "other", "touched"].map(|text| content.put(text).expect("stored"));
+    let paths = blobs.map(|digest| content.path(&digest));
+    drop((content, store));
+    let later = std::time::SystemTime::now() + Duration::from_secs(60);
+    cut(&paths[1], 1);
+    std::fs::write(&paths[2], "longer still").expect("written");
+    for (path, text) in [(&paths[3], "OTHER"), (&paths[4], "touched")] {
+        std::fs::write(path, text).expect("written");
+        std::fs::File::options().write(true).open(path).and_then(|file| file.set_modified(later)).expect("a time");
+    }
+    let store = open_with(dir.path(), Driver::Copy);
+    let there = blobs.map(|digest| store.content().has(&digest));
+    assert_eq!(there, [true, false, false, false, true]);
+    // What is read whole is looked at whole.
+    std::fs::write(&paths[0], "WHOLE").expect("written");
+    assert_eq!(store.content().read(&blobs[0]).expect("readable"), None);
+    assert!(!store.content().has(&blobs[0]));
+    assert_eq!(store.content().put("whole").expect("stored again"), blobs[0]);
+    assert!(store.content().read(&blobs[0]).expect("readable").is_some());
+}
+
 #[test]
 fn another_identity_never_sees_snapshots() {
     let (dir, store) = copy_store();

@@ -87,12 +87,17 @@ impl Content {
         self.path(digest).exists()
     }
 
-    /// All bytes of a small blob, if it is there.
+    /// All bytes of a small blob, if it is there and is what its name says.
     pub fn read(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
         let Some(mut blob) = self.get(digest)? else { return Ok(None) };
         let mut bytes = Vec::with_capacity(blob.size as usize);
         std::io::Read::read_to_end(&mut blob.file, &mut bytes)
             .map_err(|e| Error::io("read blob", self.path(digest), e))?;
+        if Digest::of(&bytes) != *digest {
+            tracing::warn!(%digest, "dropped a blob that is not what its name says");
+            self.delete(digest)?;
+            return Ok(None);
+        }
         Ok(Some(bytes))
     }
 

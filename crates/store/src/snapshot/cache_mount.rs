@@ -20,7 +20,7 @@ use sys::mount::FsView;
 
 use super::table::Record;
 use super::{Hold, RecordKind, SnapshotId, Snapshots, active, layers, tree};
-use crate::{Error, Result, Store, locked, maintenance, now};
+use crate::{Error, Inner, Result, Store, locked, maintenance, now};
 
 /// Who else may use a cache mount at the same time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -91,25 +91,35 @@ impl CacheMount {
         let inner = &self.store.inner;
         let parent = inner.snapshots.with(self.id(), |record| record.parent).ok_or(Error::Missing(self.id()))?;
         let lower = match parent {
-            Some(parent) => tree::layer_dirs(inner, parent)?,
+            Some(parent) => {
+                // Nothing lasting is in it, so that it is no loss where it was lost.
+                let work = tree::work_dir(inner, self.id());
+                std::fs::create_dir_all(&work).map_err(|e| Error::io("create directory", &work, e))?;
+                tree::layer_dirs(inner, parent)?
+            }
             None => Vec::new(),
         };
         tree::write_view(inner, self.id(), lower, true)
     }
 }
 
+/// Notes that the content of a cache mount is not what was last synced.
+fn note_change(inner: &Inner, id: SnapshotId) {
+    let seq = inner.snapshots.next_seq();
+    inner.snapshots.with_mut(id, |record| record.size = None);
+    let noted = inner.db.write("write to", |db| {
+        db.prepare_cached("UPDATE snapshot SET size = NULL, seq = ?2 WHERE id = ?1")?.execute((id.0, seq)).map(drop)
+    });
+    if let Err(error) = noted {
+        tracing::debug!(%error, snapshot = %id, "cache mount's use was not noted");
+    }
+    maintenance::note_change(inner);
+}
+
 impl Drop for CacheMount {
     fn drop(&mut self) {
-        let inner = &self.store.inner;
-        let (id, seq) = (self.id(), inner.snapshots.next_seq());
-        inner.snapshots.with_mut(id, |record| record.size = None);
-        let noted = inner.db.write("write to", |db| {
-            db.prepare_cached("UPDATE snapshot SET size = NULL, seq = ?2 WHERE id = ?1")?.execute((id.0, seq)).map(drop)
-        });
-        if let Err(error) = noted {
-            tracing::debug!(%error, snapshot = %id, "cache mount's use was not noted");
-        }
-        maintenance::note_change(inner);
+        let (inner, id) = (&self.store.inner, self.id());
+        note_change(inner, id);
         let woken = {
             let mut instances = locked(&inner.snapshots.instances);
             match instances.in_use.get_mut(&id) {
@@ -151,6 +161,8 @@ impl Snapshots {
             Some(hold) => hold,
             None => self.new_instance(request, &key)?,
         };
+        // From now on it changes: should the machine crash, it may be left half written.
+        note_change(inner, hold.id());
         let entry = instances.in_use.entry(hold.id());
         match request.sharing {
             Sharing::Shared => entry

@@ -70,7 +70,7 @@ impl Snapshots {
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?;
             let (digest, diff_id) = (layer.digest.as_bytes(), layer.diff_id.as_bytes());
-            insert.execute((id.0, variant, digest, layer.size as i64, diff_id, &layer.media_type, annotations))?;
+            insert.execute((id.0, variant, digest, layer.size as i64, diff_id, &layer.media_type, &annotations))?;
             if let Some(chain) = &new_chain {
                 db.prepare_cached("UPDATE snapshot SET chain = ?2 WHERE id = ?1")?.execute((id.0, chain.as_bytes()))?;
             }

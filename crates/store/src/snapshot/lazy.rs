@@ -185,7 +185,7 @@ impl Snapshots {
         let text = serde_json::to_string(&more).unwrap_or_default();
         inner.snapshots.with_mut(known.id, |record| record.lazy = Some(Arc::new(more)));
         inner.db.write("write to", |db| {
-            db.prepare_cached("UPDATE snapshot SET lazy = ?2 WHERE id = ?1")?.execute((known.id.0, text)).map(drop)
+            db.prepare_cached("UPDATE snapshot SET lazy = ?2 WHERE id = ?1")?.execute((known.id.0, &text)).map(drop)
         })
     }
 }
@@ -223,43 +223,58 @@ fn finish_fill(inner: &Inner, id: SnapshotId, filled: Filled) -> Result<()> {
     Ok(())
 }
 
+/// Settles what a killed predecessor left waiting. What cannot be settled is unpacked again.
+pub(crate) fn settle_all(inner: &Inner) -> Result<()> {
+    for id in waiting(inner, SnapshotId(0)) {
+        let Err(error) = settle(inner, id) else { continue };
+        tracing::warn!(snapshot = %id, error = &error as &dyn std::error::Error, "a layer will be unpacked again");
+        inner.snapshots.with_mut(id, |record| {
+            (record.filled, record.opaque) = (false, false);
+            record.implied.clear();
+        });
+        inner.db.write("write to", |db| {
+            let mut update =
+                db.prepare_cached("UPDATE snapshot SET filled = 0, opaque = 0, implied = NULL WHERE id = ?1")?;
+            update.execute([id.0]).map(drop)
+        })?;
+    }
+    Ok(())
+}
+
 /// Directories that a layer implies without describing them look like those of the layers below. Layers are
 /// unpacked side by side, so each time one is complete, those that waited for it are looked at.
 fn settle_implied(inner: &Inner, id: SnapshotId) -> Result<()> {
-    let waiting: Vec<SnapshotId> = {
-        let table = inner.snapshots.table();
-        table
-            .records
-            .range(id..)
-            .filter(|(_, record)| record.filled && !record.implied.is_empty())
-            .map(|(id, _)| *id)
-            .collect()
+    waiting(inner, id).into_iter().try_for_each(|id| settle(inner, id))
+}
+
+/// The snapshot, and those made after it, whose implied directories wait for their looks.
+fn waiting(inner: &Inner, id: SnapshotId) -> Vec<SnapshotId> {
+    let table = inner.snapshots.table();
+    let waiting = table.records.range(id..).filter(|(_, record)| record.filled && !record.implied.is_empty());
+    waiting.map(|(id, _)| *id).collect()
+}
+
+/// Unless something below is still to be unpacked.
+fn settle(inner: &Inner, id: SnapshotId) -> Result<()> {
+    let (parent, implied) = match inner.snapshots.with(id, |record| (record.parent, record.implied.clone())) {
+        Some((Some(parent), implied)) => (parent, implied),
+        Some((None, implied)) => return settled(inner, id, implied.len()),
+        None => return Ok(()),
     };
-    for id in waiting {
-        let (parent, implied) = match inner.snapshots.with(id, |record| (record.parent, record.implied.clone())) {
-            Some((Some(parent), implied)) => (parent, implied),
-            Some((None, implied)) => {
-                settled(inner, id, implied.len())?;
-                continue;
-            }
-            None => continue,
-        };
-        let below = match tree::layer_dirs(inner, parent) {
-            Ok(below) => below,
-            Err(Error::NotFilled(_)) => continue,
-            Err(e) => return Err(e),
-        };
-        let top = tree::dir(inner, id);
-        for path in &implied {
-            let from = Merged::find(&below, path).map_err(|e| Error::io("look for a directory below", &top, e))?;
-            if let Some(from) = from.filter(|from| !is_whiteout(from) && from.is_dir()) {
-                let to = beneath(&top, path);
-                tree::copy_looks(&from, &to).map_err(|e| Error::io("set the owner and mode of", &to, e))?;
-            }
+    let below = match tree::layer_dirs(inner, parent) {
+        Ok(below) => below,
+        Err(Error::NotFilled(_)) => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let top = tree::dir(inner, id);
+    for path in &implied {
+        let from = Merged::find(&below, path).map_err(|e| Error::io("look for a directory below", &top, e))?;
+        if let Some(from) = from.filter(|from| !is_whiteout(from) && from.is_dir()) {
+            let to = beneath(&top, path);
+            tree::copy_looks(&from, &to).map_err(|e| Error::io("set the owner and mode of", &to, e))?;
         }
-        settled(inner, id, implied.len())?;
     }
-    Ok(())
+    settled(inner, id, implied.len())
 }
 
 fn settled(inner: &Inner, id: SnapshotId, count: usize) -> Result<()> {

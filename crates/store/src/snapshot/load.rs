@@ -37,13 +37,16 @@ pub(crate) fn load(
             Err(_) => stray.push((name.into_owned(), entry.path())),
         }
     }
+    // No tree may be met by a new one of the same name, whatever a damaged database has forgotten.
+    let id_of = |name: &str| name.get(1..).and_then(|id| id.parse().ok()).map(SnapshotId);
+    let on_disk = found.iter().copied().chain(stray.iter().filter_map(|(name, _)| id_of(name))).max();
+    let on_disk = on_disk.map_or(0, |id| id.0);
     let (table, dropped) = judge(rows, &found, synced);
     forget(db, &dropped)?;
     let keep = |id: &SnapshotId| table.records.contains_key(id);
     let mut waste: Vec<_> = found.iter().filter(|id| !keep(id)).map(|id| dir.join(id.to_string())).collect();
     for (name, path) in stray {
-        let id = name.get(1..).and_then(|id| id.parse().ok()).map(SnapshotId);
-        let wanted = match (name.as_bytes().first(), id) {
+        let wanted = match (name.as_bytes().first(), id_of(&name)) {
             // A cache mount on a parent keeps its work directory.
             (Some(b'w'), Some(id)) => table.records.get(&id).is_some_and(|record| record.cache_key.is_some()),
             (Some(b'l'), Some(id)) => keep(&id),
@@ -57,7 +60,7 @@ pub(crate) fn load(
         let last: i64 = db.query_row("SELECT coalesce(max(id), 0) FROM snapshot", [], |row| row.get(0))?;
         let reserved: i64 =
             db.query_row("SELECT coalesce((SELECT value FROM state WHERE name = 'next_id'), 1)", [], |row| row.get(0))?;
-        let next = reserved.max(last + 1);
+        let next = reserved.max(last + 1).max(on_disk + 1);
         db.execute("INSERT OR REPLACE INTO state (name, value) VALUES ('next_id', ?1)", [next + RESERVED])?;
         let seq = db.query_row(
             "SELECT max((SELECT coalesce(max(seq), 0) FROM snapshot), (SELECT coalesce(max(seq), 0) FROM blob),
@@ -67,6 +70,7 @@ pub(crate) fn load(
         )?;
         Ok((next, seq))
     })?;
+    db.keep(|heirloom| heirloom.next_id = next_id + RESERVED);
     Ok((State::new(table, next_id, seq), waste))
 }
 

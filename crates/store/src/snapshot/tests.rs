@@ -116,6 +116,65 @@ fn privileged_pulled_layers_are_unpacked_in_any_order_and_found_again() {
 }
 
 #[test]
+fn privileged_looks_that_a_kill_left_open_are_set_at_the_next_start() {
+    each_driver(|_, store| {
+        if store.driver().driver == Driver::Copy {
+            return;
+        }
+        let tars = [layer_tar(&["etc/", "etc/a=1"]), layer_tar(&["etc/b=2"])];
+        let first = lazy_layer(&tars[0], None);
+        let second = lazy_layer(&tars[1], Some(first.chain_id));
+        let snapshots = store.snapshots();
+        let bottom = snapshots.register_lazy(None, first, PrepareOptions::default()).expect("registered");
+        let top = snapshots.register_lazy(Some(&bottom.id()), second, PrepareOptions::default()).expect("registered");
+        unpack(&store, &bottom, tars[0].clone()).expect("unpacked");
+        unpack(&store, &top, tars[1].clone()).expect("unpacked");
+        let etc = crate::snapshot::tree::dir(&store.inner, top.id()).join("etc");
+        let (dir, driver, id) = (store.dir().to_owned(), store.driver().driver, top.id());
+        drop((bottom, top, snapshots, store));
+        let mode = || std::fs::metadata(&etc).map(|etc| etc.permissions().mode() & 0o7777).expect("etc");
+        assert_eq!(mode(), 0o2750);
+        // As if killed between the record of the layer and the looks of what it implies.
+        let put_back = || {
+            let db = rusqlite::Connection::open(dir.join("metadata.db")).expect("the database");
+            db.execute("UPDATE snapshot SET implied = CAST('etc' || char(0) AS BLOB) WHERE id = ?1", [id.0])
+                .expect("set");
+        };
+        put_back();
+        std::fs::set_permissions(&etc, std::fs::Permissions::from_mode(0o700)).expect("other looks");
+        let store = open_with(&dir, driver);
+        assert_eq!(mode(), 0o2750);
+        drop(store);
+        put_back();
+        std::fs::remove_dir_all(&etc).expect("removed");
+        let store = open_with(&dir, driver);
+        assert_eq!(store.snapshots().unfilled(&id).expect("known"), [id], "what cannot be set is unpacked anew");
+    });
+}
+
+#[test]
+fn a_cache_mount_in_use_is_not_taken_for_synced() {
+    let (dir, store) = copy_store();
+    let request =
+        CacheMountRequest { id: "cache".into(), from: None, sharing: Sharing::Shared, description: String::new() };
+    let take = || store.snapshots().cache_mount(&request, || ()).expect("asked").expect("free");
+    let id = take().id();
+    store.sync().expect("synced");
+    let mount = take();
+    assert_eq!(mount.id(), id);
+    let db = rusqlite::Connection::open(dir.path().join("metadata.db")).expect("the database");
+    let newer: bool = db
+        .query_row(
+            "SELECT seq > (SELECT value FROM state WHERE name = 'synced') FROM snapshot WHERE id = ?1",
+            [id.0],
+            |row| row.get(0),
+        )
+        .expect("its row");
+    assert!(newer, "after a machine crash it is dropped");
+    drop((mount, db));
+}
+
+#[test]
 fn layers_that_are_not_what_they_should_be_leave_nothing() {
     let (_dir, store) = copy_store();
     let tar = layer_tar(&["a=1"]);
