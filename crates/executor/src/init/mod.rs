@@ -20,7 +20,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
 };
-use rustix::process::{DumpableBehavior, Pid, Signal, kill_process};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, kill_process};
 use sys::process::{Side, clone, exit_now, reap};
 use sys::seccomp::Filter;
 
@@ -61,7 +61,9 @@ fn serve() -> Result<(), sys::Error> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(error)?;
     rustix::stdio::dup2_stdin(&null).map_err(error)?;
     let children = sys::process::child_signal_fd()?;
-    let mut init = Init { filter: Filter::default_profile(sys::caps::SANDBOX), steps: BTreeMap::new() };
+    // Older kernels have none; then a step outlives us that we started in the moment of our death.
+    let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).ok();
+    let mut init = Init { filter: Filter::default_profile(sys::caps::SANDBOX), own, steps: BTreeMap::new() };
     loop {
         let listened: Vec<(i32, &OwnedFd)> =
             init.steps.iter().filter(|(_, step)| !step.killed).map(|(pid, step)| (*pid, &step.socket)).collect();
@@ -90,6 +92,8 @@ fn serve() -> Result<(), sys::Error> {
 
 struct Init {
     filter: Filter,
+    /// This process, as steps see it.
+    own: Option<OwnedFd>,
     /// Running steps by their first process.
     steps: BTreeMap<i32, Running>,
 }
@@ -123,7 +127,8 @@ impl Init {
             Ok((Side::Child, in_cgroup)) => {
                 // Nothing of other steps comes along.
                 self.steps.clear();
-                sandbox::run(sandbox::Inherited { message, stdout, stderr, socket, in_cgroup }, &self.filter)
+                let parent = self.own.take();
+                sandbox::run(sandbox::Inherited { message, stdout, stderr, socket, parent, in_cgroup }, &self.filter)
             }
             Ok((Side::Parent(pid), _)) => {
                 self.steps.insert(pid.as_raw_nonzero().get(), Running { socket, killed: false });

@@ -7,6 +7,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
@@ -29,6 +30,8 @@ pub(super) struct Inherited {
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
     pub(super) socket: OwnedFd,
+    /// Init.
+    pub(super) parent: Option<OwnedFd>,
     /// It was born in its control group.
     pub(super) in_cgroup: bool,
 }
@@ -45,7 +48,7 @@ pub(super) fn run(inherited: Inherited, filter: &Filter) -> ! {
 
 fn prepare(inherited: &Inherited, filter: &Filter) -> Result<(Vec<String>, Vec<String>), Failure> {
     let os = |what: &'static str| move |errno: Errno| setup(what, std::io::Error::from(errno));
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(os("cannot watch our parent"))?;
+    die_with(inherited.parent.as_ref())?;
     sys::process::unblock_signals().map_err(|error| setup("cannot begin", error))?;
     let _ = rustix::process::setsid();
     rustix::process::umask(Mode::empty());
@@ -93,9 +96,21 @@ fn prepare(inherited: &Inherited, filter: &Filter) -> Result<(Vec<String>, Vec<S
         let directory = working_directory(&sandbox);
         return Err(Failure::Invalid(format!("the working directory `{directory}` is outside of the root")));
     }
-    // A change of user clears it; it is what kills us when init is killed.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(os("cannot watch our parent"))?;
+    // A change of user clears it.
+    die_with(inherited.parent.as_ref())?;
     Ok((std::mem::take(&mut sandbox.args), exec::environment(std::mem::take(&mut sandbox.env), &user.home)))
+}
+
+/// Has the kernel kill us when init dies, or ends at once where that has died: then no signal comes any more.
+fn die_with(init: Option<&OwnedFd>) -> Result<(), Failure> {
+    let failed = |errno: Errno| setup("cannot watch our parent", std::io::Error::from(errno));
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed)?;
+    let Some(init) = init else { return Ok(()) };
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match poll(&mut [PollFd::new(init, PollFlags::IN)], Some(&now)) {
+        Ok(1..) => sys::process::exit_now(1),
+        _ => Ok(()),
+    }
 }
 
 /// Its part below a mount may be missing still.
