@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use base::report::Task;
 use base::{Fault, Kind};
 use files::untar::{self, Times};
 use image::layer::{Entry, EntryKind, tar};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 use session::Output;
 use store::TarSource;
 
@@ -157,14 +160,42 @@ fn write_file(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io:
     let mut partial = name.to_owned();
     partial.push(format!(".partial-{}", std::process::id()));
     let partial = path.with_file_name(partial);
-    let file = File::create(&partial)?;
-    let mut sink = Counting { inner: io::BufWriter::with_capacity(1 << 20, file), task, written: 0 };
-    let result = write(&mut sink).and_then(|()| sink.flush()).and_then(|()| std::fs::rename(&partial, path));
+    let unnamed = unnamed_file(path);
+    let named = unnamed.is_none();
+    let file = unnamed.map_or_else(|| File::create(&partial), Ok)?;
+    let mut sink = Counting { inner: io::BufWriter::with_capacity(1 << 20, &file), task, written: 0 };
+    let written = write(&mut sink).and_then(|()| sink.flush());
+    let result = written.and_then(|()| match named || name_file(&file, path, &partial)? {
+        true => std::fs::rename(&partial, path),
+        false => Ok(()),
+    });
     if result.is_err() {
         // The first error is the one to tell.
         let _ = std::fs::remove_file(&partial);
     }
     result
+}
+
+/// A file without a name, of which nothing is left should we be killed; not every file system has them.
+fn unnamed_file(path: &Path) -> Option<File> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    rustix::fs::open(dir, flags, Mode::from_raw_mode(0o666)).ok().map(File::from)
+}
+
+/// Names the file: `path`, or, where that exists, `partial`. Whether it was the latter.
+fn name_file(file: &File, path: &Path, partial: &Path) -> io::Result<bool> {
+    let here = sys::mount::fd_path(file.as_fd());
+    let link = |to: &Path| rustix::fs::linkat(CWD, &here, CWD, to, AtFlags::SYMLINK_FOLLOW);
+    match link(path) {
+        Ok(()) => Ok(false),
+        Err(Errno::EXIST) => {
+            let _ = std::fs::remove_file(partial);
+            link(partial)?;
+            Ok(true)
+        }
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Shows how much was written.
