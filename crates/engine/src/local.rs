@@ -48,7 +48,7 @@ impl LocalTree {
         let cancel = ctx.blocking_cancel();
         let kept = ctx.core.store.kv(DIGESTS);
         let (root, tree, memo) = blocking(move || {
-            let memo = FileDigests::load(kept, root.path().to_string_lossy().into_owned());
+            let memo = FileDigests::load(kept, root.path().to_string_lossy().into_owned(), &store::boot_id());
             let tree = checksum::Tree::of_context(&root, &filter, &cancel);
             tree.map(|tree| (root, tree, memo))
         })

@@ -2,6 +2,9 @@
 //!
 //! One record per directory, all its files in it: one read when the directory is opened, one write after something
 //! new was learned. Which files count as unchanged is `files::checksum::memo`'s business.
+//!
+//! A record is good until the machine starts anew: after a crash a file may have lost its last bytes and kept its times,
+//! and devices may be numbered otherwise.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -11,6 +14,8 @@ use files::Time;
 use files::checksum::memo::{Memo, MemoKey};
 use store::Kv;
 
+/// What a record begins with: the digest of the machine's start, cut short.
+const START_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 8 * 3 + 12 * 2 + 32;
 /// 40 MB; directories with more files have some of them read again.
 const MOST_ENTRIES: usize = 500_000;
@@ -20,6 +25,7 @@ const MOST_ENTRIES: usize = 500_000;
 pub(crate) struct FileDigests {
     store: Kv,
     directory: String,
+    start: [u8; START_BYTES],
     known: Mutex<Known>,
 }
 
@@ -33,11 +39,15 @@ struct Known {
 }
 
 impl FileDigests {
-    /// What earlier builds learned about `directory`. A damaged record is as good as none.
-    pub(crate) fn load(store: Kv, directory: String) -> FileDigests {
+    /// What earlier builds learned about `directory` since the machine started, which `boot` names. A damaged record is
+    /// as good as none.
+    pub(crate) fn load(store: Kv, directory: String, boot: &str) -> FileDigests {
+        let mut start = [0; START_BYTES];
+        start.copy_from_slice(&Digest::of(boot).as_bytes()[..START_BYTES]);
         let bytes = store.get(&directory).ok().flatten().unwrap_or_default();
-        let old = bytes.chunks_exact(ENTRY_BYTES).filter_map(decode).collect();
-        FileDigests { store, directory, known: Mutex::new(Known { old, ..Known::default() }) }
+        let entries = bytes.strip_prefix(&start).unwrap_or_default();
+        let old = entries.chunks_exact(ENTRY_BYTES).filter_map(decode).collect();
+        FileDigests { store, directory, start, known: Mutex::new(Known { old, ..Known::default() }) }
     }
 
     /// Keeps what this build learned, if it learned anything.
@@ -50,7 +60,8 @@ impl FileDigests {
         let seen: HashSet<(u64, u64)> = known.used.keys().map(|key| (key.dev, key.ino)).collect();
         let unseen = known.old.iter().filter(|(key, _)| !seen.contains(&(key.dev, key.ino)));
         let entries = known.used.iter().chain(unseen).take(MOST_ENTRIES);
-        let bytes: Vec<u8> = entries.flat_map(|(key, digest)| encode(key, digest)).collect();
+        let entries = entries.flat_map(|(key, digest)| encode(key, digest));
+        let bytes: Vec<u8> = self.start.into_iter().chain(entries).collect();
         if let Err(error) = self.store.put(&self.directory, bytes) {
             tracing::debug!(%error, directory = self.directory, "file digests were not kept");
         }
@@ -110,5 +121,20 @@ mod tests {
         let key = MemoKey { dev: 1, ino: u64::MAX, size: 3, mtime: time(-4, 5), ctime: time(6, 7) };
         assert_eq!(decode(&encode(&key, &Digest::of("x"))), Some((key, Digest::of("x"))));
         assert_eq!(decode(&[0; ENTRY_BYTES - 1]), None);
+    }
+
+    #[test]
+    fn a_record_is_good_until_the_machine_starts_anew() {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let options = store::OpenOptions { driver: store::Driver::Copy, ..store::OpenOptions::default() };
+        let store = store::Store::open(dir.path(), options).expect("opens");
+        let load = |boot| FileDigests::load(store.kv("digests"), "/d".to_owned(), boot);
+        let time = Time { secs: 1, nanos: 2 };
+        let key = MemoKey { dev: 1, ino: 2, size: 3, mtime: time, ctime: time };
+        let digests = load("one");
+        digests.put(&key, &Digest::of("x"));
+        digests.save();
+        assert_eq!(load("one").get(&key), Some(Digest::of("x")));
+        assert_eq!(load("two").get(&key), None);
     }
 }
