@@ -43,6 +43,7 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
     let scratch = store.dir().join("mounts");
     let made = std::fs::create_dir_all(&scratch);
     made.map_err(|e| Fault::because(Kind::Environment, format!("cannot create `{}`", scratch.display()), e))?;
+    sweep(&scratch);
     let executor = executor::open(store.dir().join("steps"), &options.isolation);
     let executor = executor.map_err(|e| Fault::because(Kind::Environment, "cannot run steps here", e))?;
 
@@ -69,6 +70,16 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
     let driver = Driver::start(core.clone(), parallelism);
     let has_dockerfile = options.config.frontend.dockerfile.enabled != Some(false);
     Ok(Engine::new(core, driver, entitlements, gc, has_dockerfile))
+}
+
+/// Removes the places where a killed predecessor had views mounted; its mounts died with it.
+fn sweep(scratch: &std::path::Path) {
+    for entry in std::fs::read_dir(scratch).into_iter().flatten().flatten() {
+        // Only an empty one, which nobody has mounted anything on, can be removed so.
+        if let Err(error) = std::fs::remove_dir(entry.path()) {
+            tracing::debug!(%error, path = %entry.path().display(), "a place for mounts stays");
+        }
+    }
 }
 
 /// Which ids of the machine ours stand for: trees written under another map have other owners.
