@@ -162,6 +162,18 @@ impl Fault {
         out
     }
 
+    /// The first cause of this type.
+    pub fn find<E: StdError + 'static>(&self) -> Option<&E> {
+        let mut next: Option<&(dyn StdError + 'static)> = self.0.source.as_deref().map(|e| e as _);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            next = error.source();
+        }
+        None
+    }
+
     /// What to try next.
     pub fn get_hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
@@ -216,6 +228,7 @@ mod tests {
         let io = std::io::Error::other("no space left");
         let fault = Fault::because(Kind::Environment, "cannot write `/x`", io).context("layer 3").hint("prune");
         assert_eq!(fault.to_string(), "layer 3: cannot write `/x`: no space left");
+        assert!(fault.find::<std::io::Error>().is_some() && fault.find::<fmt::Error>().is_none());
         assert_eq!(fault.hint("other").get_hint(), Some("prune"));
     }
 }

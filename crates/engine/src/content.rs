@@ -49,8 +49,10 @@ impl Core {
         let selectors: Vec<checksum::Selector> = selectors.into_iter().map(selector).collect();
         let (core, cancel) = (self.clone(), ctx.blocking_cancel());
         let failed = |e: files::Error| {
-            let kind = if e.is_not_found() { Kind::User } else { Kind::Environment };
-            Fault::because(kind, "failed to calculate a checksum", e)
+            let changed = e.is_changed();
+            let kind = if e.is_not_found() || changed { Kind::User } else { Kind::Environment };
+            let fault = Fault::because(kind, "failed to calculate a checksum", e);
+            if changed { fault.hint(crate::local::AT_REST) } else { fault }
         };
         match tree {
             Tree::Empty => {

@@ -9,7 +9,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use base::progress::{Event as Progress, Vertex as Shown};
+use base::progress::{Event as Progress, Stream, Vertex as Shown};
 use base::{Digest, Fault, Kind};
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
@@ -105,13 +105,35 @@ impl JobHandle {
             self.job.add_places(source);
         }
         let Some(output) = graph.output() else { return Ok(Tree::Empty) };
-        let mut vertices = Vec::with_capacity(graph.vertices().len());
         for vertex in graph.vertices() {
             self.job.check_rights(vertex)?;
             ops::check_caps(vertex).map_err(|fault| self.locate(graph, fault, vertex.digest))?;
-            vertices.push(self.vertex(graph, vertex));
         }
-        let edge = Input { vertex: graph.vertex(output.vertex).digest, output: output.index };
+        loop {
+            let reading = self.job.reading();
+            match self.solve_reading(graph, output, reading).await {
+                // What the changed files took no part in is there already, or goes on.
+                Err(fault) if is_stale(&fault) && self.job.read_anew(reading) => {
+                    tracing::info!(%fault, "reading the client's directories again");
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Solves a graph on the client's directories as they are found by this reading of them. What reads them are other
+    /// vertices each time: neither a digest nor a copy of what was there before is taken for what is there now.
+    async fn solve_reading(&self, graph: &llb::Graph, output: llb::Edge, reading: u32) -> Result<Tree, Fault> {
+        let mut names: Vec<(Digest, bool)> = Vec::with_capacity(graph.vertices().len());
+        let mut vertices = Vec::with_capacity(graph.vertices().len());
+        for vertex in graph.vertices() {
+            let reads_files =
+                ops::source::is_local(&vertex.op) || vertex.inputs.iter().any(|edge| names[edge.vertex.0 as usize].1);
+            let reading = if reads_files { reading } else { 0 };
+            names.push((self.job.rename(vertex.digest, reading), reads_files));
+            vertices.push(self.vertex(vertex, &names, reading));
+        }
+        let edge = Input { vertex: names[output.vertex.0 as usize].0, output: output.index };
         static TICKETS: AtomicU64 = AtomicU64::new(0);
         let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
         let (reply, mut answer) = oneshot::channel();
@@ -143,15 +165,14 @@ impl JobHandle {
         fault
     }
 
-    fn vertex(&self, graph: &llb::Graph, vertex: &llb::Vertex) -> Vertex<Arc<Op>> {
-        let inputs: Vec<Input> = vertex
-            .inputs
-            .iter()
-            .map(|edge| Input { vertex: graph.vertex(edge.vertex).digest, output: edge.index })
-            .collect();
+    /// `names` holds what vertices are called, the last one being this one.
+    fn vertex(&self, vertex: &llb::Vertex, names: &[(Digest, bool)], reading: u32) -> Vertex<Arc<Op>> {
+        let digest = names[names.len() - 1].0;
+        let input = |edge: &llb::Edge| Input { vertex: names[edge.vertex.0 as usize].0, output: edge.index };
+        let inputs: Vec<Input> = vertex.inputs.iter().map(input).collect();
         let group = vertex.metadata.progress_group.as_ref();
         let label = Label {
-            digest: vertex.digest,
+            digest,
             name: vertex.name(),
             inputs: inputs.iter().map(|input| input.vertex).collect(),
             group: group.map(|g| base::progress::ProgressGroup {
@@ -164,9 +185,9 @@ impl JobHandle {
             self.job.sink.emit(Progress::Vertex(label.vertex()));
         }
         Vertex {
-            digest: vertex.digest,
+            digest,
             inputs,
-            op: Arc::new(Op::new(vertex.clone(), label, &self.driver.core.platforms[0])),
+            op: Arc::new(Op::new(vertex.clone(), label, reading, &self.driver.core.platforms[0])),
             ignore_cache: vertex.ignore_cache(),
             sources: Vec::new(),
             export_cache: vertex.metadata.export_cache.as_ref().map(|e| e.value),
@@ -281,6 +302,7 @@ impl Owner {
                         ops::key(&ctx, index).await.map(cache_map)
                     });
                 } else {
+                    self.running.remove(&id);
                     let stated = ctx.op.stated_key();
                     self.solver.handle(Event::CacheMap(id, stated.map(cache_map).map_err(Stopped::Failed)));
                 }
@@ -435,10 +457,24 @@ impl Owner {
         };
         for job in notice.jobs.iter().filter_map(|id| self.jobs.get(id)) {
             let Some(label) = job.label(vertex) else { continue };
-            let shown = Shown { started: Some(started), completed, cached, error: error.clone(), ..label.vertex() };
+            let mut error = error.clone();
+            if let Status::Failed(fault) = &notice.status
+                && is_stale(fault)
+                && job.has_readings_left()
+            {
+                let said = format!("{}: trying again\n", fault.cause());
+                Tasks::new(job.sink.clone(), vertex).log(Stream::Stderr, said.as_bytes());
+                error = Some("cancelled".to_owned());
+            }
+            let shown = Shown { started: Some(started), completed, cached, error, ..label.vertex() };
             job.sink.emit(Progress::Vertex(shown));
         }
     }
+}
+
+/// Whether a file of the client changed between its checksum and its copy.
+fn is_stale(fault: &Fault) -> bool {
+    fault.find::<files::Error>().is_some_and(files::Error::is_changed)
 }
 
 /// What a panic of an op tells people. It said where on standard error already.
@@ -475,7 +511,7 @@ fn fault(error: SolveError<Fault>, job: Option<&Arc<Job>>) -> Fault {
     let Some(job) = job else { return fault };
     let fault = job.locate(fault, vertex);
     match job.label(vertex) {
-        Some(label) => fault.vertex(vertex, &label.name),
+        Some(label) => fault.vertex(job.original(vertex), &label.name),
         None => fault,
     }
 }

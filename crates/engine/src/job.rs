@@ -1,6 +1,7 @@
 //! One build: its client, its progress, what it was allowed, where its vertices come from.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -17,6 +18,9 @@ use crate::ops::source::ResolveMode;
 use crate::places::Places;
 use base::report::Label;
 
+/// How often the client's directories are read in one build, where they change while they are.
+const MOST_READINGS: u32 = 4;
+
 /// One build. Lives until its result is exported.
 pub(crate) struct Job {
     pub(crate) session: SharedSession,
@@ -29,6 +33,10 @@ pub(crate) struct Job {
     pulls: Mutex<HashMap<store::SnapshotId, Digest>>,
     /// A name means one image for the whole build, however often it is asked for.
     images: Mutex<HashMap<ImageKey, ResolvedCell>>,
+    /// How often the client's directories were found to be others than those that were read first.
+    reading: AtomicU32,
+    /// What vertices of later readings are called in definitions.
+    originals: Mutex<HashMap<Digest, Digest>>,
 }
 
 type ImageKey = (String, Platform, ResolveMode);
@@ -50,7 +58,41 @@ impl Job {
             labels: Mutex::default(),
             pulls: Mutex::default(),
             images: Mutex::default(),
+            reading: AtomicU32::new(0),
+            originals: Mutex::default(),
         }
+    }
+
+    /// Which reading of the client's directories new work is based on.
+    pub(crate) fn reading(&self) -> u32 {
+        self.reading.load(Ordering::Acquire)
+    }
+
+    /// What was read is not what is there any more. Whether to read it anew: not without end.
+    pub(crate) fn read_anew(&self, read: u32) -> bool {
+        let next = |now| (now == read && now + 1 < MOST_READINGS).then_some(now + 1);
+        let advanced = self.reading.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+        advanced.is_ok() || self.reading() > read
+    }
+
+    /// Whether what reads a directory that changes is tried again.
+    pub(crate) fn has_readings_left(&self) -> bool {
+        self.reading() + 1 < MOST_READINGS
+    }
+
+    /// The name of a vertex of `reading`; `original` is what the definition calls it.
+    pub(crate) fn rename(&self, original: Digest, reading: u32) -> Digest {
+        if reading == 0 {
+            return original;
+        }
+        let renamed = Digest::of(format!("reading {reading} {original}"));
+        self.originals.lock().unwrap_or_else(PoisonError::into_inner).insert(renamed, original);
+        renamed
+    }
+
+    /// What the definition calls a vertex.
+    pub(crate) fn original(&self, vertex: Digest) -> Digest {
+        self.originals.lock().unwrap_or_else(PoisonError::into_inner).get(&vertex).copied().unwrap_or(vertex)
     }
 
     pub(crate) fn add_places(&self, source: &llb::pb::Source) {
@@ -58,6 +100,7 @@ impl Job {
     }
 
     pub(crate) fn locate(&self, fault: Fault, vertex: Digest) -> Fault {
+        let vertex = self.original(vertex);
         self.places.lock().unwrap_or_else(PoisonError::into_inner).locate(fault, vertex)
     }
 

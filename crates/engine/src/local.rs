@@ -1,7 +1,8 @@
 //! The client's directories, read in place.
 //!
 //! Only what the source's filters let through exists, owners are root, and nothing is ever written there. The list of
-//! files is taken once, when the source is opened; what changes afterwards is noticed when it is copied.
+//! files is taken once, when the source is opened; what changes afterwards is noticed when it is copied. Then the build is
+//! solved again with a new reading of the directory ([`Job::read_anew`]), a few times at most.
 
 use std::sync::Arc;
 
@@ -22,6 +23,9 @@ use crate::tree::Tree;
 
 /// Where digests of files are kept, by directory.
 const DIGESTS: &str = "file-digests";
+
+/// What to do about a directory that changed each time it was read.
+pub(crate) const AT_REST: &str = "the directory changes while it is built: build again when it is at rest";
 
 /// A directory of the client.
 #[derive(Debug)]

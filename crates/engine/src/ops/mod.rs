@@ -102,6 +102,8 @@ pub(crate) struct Op {
     pub(crate) vertex: llb::Vertex,
     pub(crate) platform: Platform,
     pub(crate) label: Label,
+    /// Which reading of the client's directories it belongs to ([`Job::reading`]).
+    pub(crate) reading: u32,
     /// What inputs are digested by, found out together with the key.
     content: std::sync::OnceLock<Vec<Option<Vec<Selector>>>>,
 }
@@ -147,9 +149,9 @@ pub(crate) struct StatedKey {
 }
 
 impl Op {
-    pub(crate) fn new(vertex: llb::Vertex, label: Label, default_platform: &Platform) -> Op {
+    pub(crate) fn new(vertex: llb::Vertex, label: Label, reading: u32, default_platform: &Platform) -> Op {
         let platform = vertex.op.platform.as_ref().map(platform).unwrap_or_else(|| default_platform.clone());
-        Op { vertex, platform, label, content: std::sync::OnceLock::new() }
+        Op { vertex, platform, label, reading, content: std::sync::OnceLock::new() }
     }
 
     fn kind(&self) -> Result<&pb::op::Op, Fault> {

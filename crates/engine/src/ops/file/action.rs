@@ -220,7 +220,7 @@ fn fault(error: files::Error, ignored: Option<&str>) -> Fault {
     let fault = Fault::because(kind, "failed to change files", error);
     match ignored {
         _ if full => fault.hint("free space on the volume of the state directory, or run `hullworks prune`"),
-        _ if changed => fault.hint("the directory changes while it is built: build again when it is at rest"),
+        _ if changed => fault.hint(crate::local::AT_REST),
         Some(path) if missing => fault.hint(format!("`{path}` is there, but `.dockerignore` excludes it")),
         _ => fault,
     }

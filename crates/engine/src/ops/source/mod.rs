@@ -13,6 +13,11 @@ use crate::tree::Tree;
 
 pub(crate) use identifier::{ImageSource, LocalSource, ResolveMode, Source};
 
+/// Whether the op is a directory of the client.
+pub(crate) fn is_local(op: &pb::Op) -> bool {
+    matches!(&op.op, Some(pb::op::Op::Source(source)) if source.identifier.starts_with("local://"))
+}
+
 pub(super) async fn key(ctx: &OpContext, op: &pb::SourceOp, index: u32) -> Result<StatedKey, Fault> {
     let stated = |digest, last| Ok(StatedKey { digest, inputs: Vec::new(), last });
     match Source::read(op)? {
@@ -35,7 +40,12 @@ pub(super) async fn key(ctx: &OpContext, op: &pb::SourceOp, index: u32) -> Resul
             let session = source.session.clone().unwrap_or_else(|| ctx.job().session.id().to_owned());
             let lists = [&source.include, &source.exclude, &source.follow_paths].map(Option::as_deref);
             let key = llb::key::local(&session, lists[0], lists[1], lists[2]);
-            let digest = llb::key::source(&format!("session:{}:{key}", source.name));
+            let mut text = format!("session:{}:{key}", source.name);
+            if ctx.op.reading > 0 {
+                // It stands for what was read, which is not the same the next time.
+                text.push_str(&format!(":{}", ctx.op.reading));
+            }
+            let digest = llb::key::source(&text);
             stated(KeyDigest::Random(digest), Last::Yes)
         }
     }

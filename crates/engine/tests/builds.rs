@@ -1,0 +1,219 @@
+//! Builds by the engine itself, with clients that no program has: one with a bug, one whose files change at the worst moment.
+//!
+//! The program is its own harness: the engine's executor starts it again as init.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test harness")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base::progress::{Discard, Event, Sink};
+use base::{Fault, Kind, Platform, Secret};
+use engine::{Engine, EngineOptions, ExportRequest, Frontend, SnapshotterChoice, SolveRequest};
+use llb::build::{Builder, Constraints, Defaults, Local};
+use proto::Message as _;
+use session::local::LocalSession;
+use session::{Credentials, LocalDir, Output, Session};
+use sys::userns::{Isolation, Level};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+type Test = (&'static str, fn(&Runtime, &Isolation));
+
+const TESTS: [Test; 3] = [
+    ("a_panic_is_a_fault_of_the_build", |runtime, isolation| runtime.block_on(panics(isolation))),
+    ("a_file_that_changes_once_is_read_again", |runtime, isolation| runtime.block_on(changes_once(isolation))),
+    ("a_file_that_always_changes_is_an_error", |runtime, isolation| runtime.block_on(always_changes(isolation))),
+];
+
+fn main() -> ExitCode {
+    if executor::init::is_requested() {
+        executor::init::main();
+    }
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.iter().any(|arg| arg == "--list") {
+        TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let isolation = sys::userns::enter().unwrap();
+    if isolation.level == Level::Unprivileged {
+        println!("skipped: no isolation: {}", isolation.why);
+        return ExitCode::SUCCESS;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let mut passed = 0;
+    for (name, test) in TESTS.iter().filter(|(name, _)| wanted(name)) {
+        test(&runtime, &isolation);
+        passed += 1;
+        println!("test {name} ... ok");
+    }
+    let left = TESTS.len() - passed;
+    println!("\ntest result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; {left} filtered out");
+    ExitCode::SUCCESS
+}
+
+async fn engine(state: &Path, isolation: &Isolation) -> Engine {
+    let options = EngineOptions {
+        root: state.to_owned(),
+        config: config::Config::default(),
+        snapshotter: SnapshotterChoice::Copy,
+        lock_wait: Duration::ZERO,
+        proxy: BTreeMap::new(),
+        step_log: engine::LogLimits::default(),
+        isolation: isolation.clone(),
+    };
+    Engine::open(options).await.unwrap()
+}
+
+fn request(frontend: Frontend, session: impl Session + 'static, progress: Arc<dyn Sink>) -> SolveRequest {
+    SolveRequest {
+        frontend,
+        exports: Vec::new(),
+        cache_imports: Vec::new(),
+        cache_exports: Vec::new(),
+        entitlements: Vec::new(),
+        session: Arc::new(session),
+        progress,
+        cancel: CancellationToken::new(),
+    }
+}
+
+/// A client that has a bug.
+struct Buggy;
+
+#[async_trait]
+impl Session for Buggy {
+    fn id(&self) -> &str {
+        "buggy"
+    }
+
+    async fn local(&self, name: &str) -> Result<Option<LocalDir>, Fault> {
+        panic!("no idea of {name}")
+    }
+
+    async fn secret(&self, _: &str) -> Result<Option<Secret>, Fault> {
+        Ok(None)
+    }
+
+    async fn credentials(&self, _: &str) -> Result<Option<Credentials>, Fault> {
+        Ok(None)
+    }
+
+    async fn output(&self, _: usize) -> Result<Output, Fault> {
+        Ok(Output::None)
+    }
+}
+
+async fn panics(isolation: &Isolation) {
+    let state = tempfile::tempdir().unwrap();
+    let engine = engine(state.path(), isolation).await;
+    let mut builder = Builder::new();
+    let local = builder.local(&Local { name: "context".into(), ..Local::default() }, Constraints::default());
+    let defaults = Defaults { platform: Platform::host(), local_unique: "here".into() };
+    let definition = builder.marshal(&local, &defaults).unwrap().encode_to_vec();
+    let request = request(Frontend::Llb(definition), Buggy, Arc::new(Discard));
+    let fault = engine.solve(request).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Internal);
+    assert_eq!(fault.cause(), "a bug in the builder: no idea of context");
+    engine.close().await;
+}
+
+/// A directory of which `f` is written anew each time when a copy of it begins: after its digest was taken.
+struct Changing {
+    dir: tempfile::TempDir,
+    engine: Engine,
+    builds: AtomicUsize,
+}
+
+/// What a build came to, and what was said of its copies.
+struct Built {
+    result: Result<String, Fault>,
+    started: usize,
+    cached: usize,
+    failed: usize,
+}
+
+impl Changing {
+    async fn new(isolation: &Isolation) -> Changing {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(&dir.path().join("state"), isolation).await;
+        std::fs::create_dir(dir.path().join("context")).unwrap();
+        let changing = Changing { dir, engine, builds: AtomicUsize::new(0) };
+        std::fs::write(changing.path("context/Dockerfile"), "FROM scratch\nCOPY f /f\n").unwrap();
+        std::fs::write(changing.path("context/f"), "0").unwrap();
+        changing
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Builds; the file changes for the first `changes` copies.
+    async fn build(&self, changes: usize) -> Built {
+        let number = self.builds.fetch_add(1, Ordering::Relaxed);
+        let (context, out) = (self.path("context"), self.path(&format!("out{number}")));
+        let session = LocalSession::new(format!("session{number}"))
+            .with_dir("context", &context)
+            .with_dir("dockerfile", &context)
+            .with_output(Output::Directory(out.clone()));
+        // Started, cached, failed.
+        let seen = Arc::new(Mutex::new([0; 3]));
+        let counts = seen.clone();
+        let sink = move |event: Event| {
+            let Event::Vertex(vertex) = event else { return };
+            if !vertex.name.contains("COPY f /f") || vertex.started.is_none() {
+                return;
+            }
+            let mut counts = counts.lock().unwrap();
+            match (vertex.completed, vertex.cached, &vertex.error) {
+                (None, ..) => {
+                    counts[0] += 1;
+                    if counts[0] <= changes {
+                        std::fs::write(context.join("f"), counts[0].to_string()).unwrap();
+                    }
+                }
+                (_, true, _) => counts[1] += 1,
+                (_, _, Some(error)) if error != "cancelled" => counts[2] += 1,
+                _ => {}
+            }
+        };
+        let frontend = Frontend::Named { name: "dockerfile.v0".into(), options: BTreeMap::new() };
+        let mut request = request(frontend, session, Arc::new(sink));
+        request.exports.push(ExportRequest { kind: "local".into(), attrs: BTreeMap::new() });
+        let result = self.engine.solve(request).await.map(|_| std::fs::read_to_string(out.join("f")).unwrap());
+        let [started, cached, failed] = *seen.lock().unwrap();
+        Built { result, started, cached, failed }
+    }
+}
+
+async fn changes_once(isolation: &Isolation) {
+    let changing = Changing::new(isolation).await;
+    let built = changing.build(1).await;
+    assert_eq!((built.result.unwrap().as_str(), built.started, built.failed), ("1", 2, 0));
+    // What was remembered is remembered of what was copied.
+    let built = changing.build(0).await;
+    assert_eq!((built.result.unwrap().as_str(), built.started, built.cached), ("1", 0, 1));
+    std::fs::write(changing.path("context/f"), "0").unwrap();
+    let built = changing.build(0).await;
+    assert_eq!((built.result.unwrap().as_str(), built.started, built.cached), ("0", 1, 0));
+    changing.engine.close().await;
+}
+
+async fn always_changes(isolation: &Isolation) {
+    let changing = Changing::new(isolation).await;
+    let built = changing.build(usize::MAX).await;
+    let fault = built.result.unwrap_err();
+    assert_eq!(fault.cause(), "failed to change files: `/f` changed while it was read");
+    assert_eq!(fault.get_hint(), Some("the directory changes while it is built: build again when it is at rest"));
+    assert_eq!(fault.places().len(), 1, "the line of the Dockerfile");
+    assert_eq!((built.started, built.failed), (4, 1));
+    let built = changing.build(0).await;
+    assert_eq!((built.result.unwrap().as_str(), built.started), ("4", 1));
+    changing.engine.close().await;
+}
