@@ -317,6 +317,7 @@ impl Engine {
     /// everything to disk.
     pub async fn close(self) {
         self.driver.idle().await;
+        self.core.fills.end().await;
         let (store, gc) = (self.core.store.clone(), self.gc.clone());
         blocking(move || {
             for rule in gc.iter() {
@@ -381,7 +382,7 @@ impl export::Lazy for LazyLayers {
     }
 
     async fn fill(&self, snapshot: &store::Hold) -> Result<(), Fault> {
-        self.core.fill(&self.job, &self.tasks, snapshot).await
+        self.core.fill(&self.job, &self.tasks, &self.job.cancel, snapshot).await
     }
 }
 

@@ -72,7 +72,7 @@ impl Core {
                 .map_err(failed)
             }
             Tree::Snapshot(hold) => {
-                self.fill(ctx.job(), &ctx.tasks, hold).await?;
+                self.fill(ctx.job(), &ctx.tasks, &ctx.cancel, hold).await?;
                 let view = self.view(hold)?;
                 let id = hold.id();
                 blocking(move || core.digest_snapshot(id, &view, &selectors, &cancel)).await.map_err(failed)

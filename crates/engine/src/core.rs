@@ -65,7 +65,7 @@ impl Core {
         match tree {
             Tree::Empty => Ok(None),
             Tree::Snapshot(hold) => {
-                self.fill(ctx.job(), &ctx.tasks, hold).await?;
+                self.fill(ctx.job(), &ctx.tasks, &ctx.cancel, hold).await?;
                 Ok(Some(hold.clone()))
             }
             Tree::Local(local) => local.copied(self, ctx.blocking_cancel()).await.map(Some),

@@ -1,18 +1,21 @@
 //! Lazy layers become trees when somebody reads them: download, verify, decompress and unpack in one pass.
 //!
 //! The compressed blob is kept beside the tree, so that an export need not make it again. Layers of one image
-//! are filled side by side where the snapshotter allows it; builds that want the same layer share the work.
+//! are filled side by side where the snapshotter allows it; builds that want the same layer share the work. When the last of
+//! them gives up, the download is stopped and the thread with it.
 
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use base::{Digest, Fault, Kind};
+use base::{Cancel, Digest, Fault, Kind};
 use files::untar::Limits;
 use futures_util::FutureExt as _;
 use futures_util::future::try_join_all;
 use image::{Descriptor, Reference};
-use registry::{BlobStart, BlockingBlob};
+use registry::{BlobStart, BlockingBlob, Stopper};
 use store::{Claim, Hold, LazyLayer, SnapshotId};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::core::{Core, blocking, store_fault};
 use crate::flight::Flights;
@@ -25,18 +28,37 @@ use base::report::{Running, Task, Tasks};
 pub(crate) struct Fills {
     layers: Flights<SnapshotId, Result<(), Fault>>,
     blobs: Flights<Digest, Result<(), Fault>>,
+    /// The threads that unpack.
+    threads: TaskTracker,
+}
+
+impl Fills {
+    /// Waits for the threads that are on their way to an end; for when nobody waits for a layer any more.
+    pub(crate) async fn end(&self) {
+        self.threads.close();
+        self.threads.wait().await;
+    }
 }
 
 impl Core {
     /// Makes the snapshot readable, with all below it.
-    pub(crate) async fn fill(self: &Arc<Self>, job: &Arc<Job>, tasks: &Tasks, top: &Hold) -> Result<(), Fault> {
+    pub(crate) async fn fill(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        tasks: &Tasks,
+        cancel: &CancellationToken,
+        top: &Hold,
+    ) -> Result<(), Fault> {
         let snapshots = self.store.snapshots();
         let missing = snapshots.unfilled(&top.id()).map_err(|e| store_fault("cannot read a snapshot", e))?;
         let Some(first) = missing.first() else { return Ok(()) };
         // People look for a download at the image, not at the step that happens to need it first.
         let image = job.pull(*first).map(|label| Running::start(job.sink.clone(), &label));
         let tasks = image.as_ref().map_or_else(|| tasks.clone(), Running::tasks);
-        let filled = self.fill_all(job, &tasks, missing).await;
+        let filled = tokio::select! {
+            filled = self.fill_all(job, &tasks, missing) => filled,
+            () = cancel.cancelled() => return Err(Fault::cancelled()),
+        };
         match image {
             Some(image) => image.end(filled),
             None => filled,
@@ -69,8 +91,9 @@ impl Core {
         let work = || {
             async move {
                 if let Some(mut blob) = Blob::open(&core, &job, &tasks, &layer).await? {
-                    let copied =
-                        blocking(move || io::copy(&mut blob.reader, &mut io::sink()).map(|_| blob.finish)).await;
+                    let _stop = blob.stop.take();
+                    let copy = move || io::copy(&mut blob.reader, &mut io::sink()).map(|_| blob.finish);
+                    let copied = core.fills.blocking(copy).await;
                     let finish = copied.map_err(|e| broken(&layer, e))?;
                     finish()?;
                 }
@@ -96,8 +119,13 @@ async fn fill_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, id: SnapshotId) 
         let unpacked = unpack(core.clone(), tasks.clone(), id, layer.clone(), source).await;
         match unpacked {
             // Wrong bytes show at the end of a download; the registry client then asks another host.
-            Err(fault) if downloaded && tries > 0 && fault.kind() == Kind::Remote => {
+            Err(fault) if tries > 0 && fault.kind() == Kind::Remote => {
                 tracing::warn!(%fault, layer = %layer.digest, "downloading a layer again");
+                // A blob that was here already and is no good would stay in the way.
+                if !downloaded {
+                    let deleted = core.store.content().delete(&layer.digest);
+                    deleted.map_err(|e| store_fault("cannot discard a broken layer", e))?;
+                }
             }
             done => return done,
         }
@@ -109,19 +137,51 @@ async fn unpack(
     tasks: Tasks,
     id: SnapshotId,
     layer: Arc<LazyLayer>,
-    source: Blob,
+    mut source: Blob,
 ) -> Result<(), Fault> {
-    blocking(move || {
+    let cancel = Cancel::new();
+    let _stop = (source.stop.take(), CancelOnDrop(cancel.clone()));
+    let store = core.store.clone();
+    let work = move || {
         let extracting = tasks.start(format!("extracting {}", layer.digest), 0);
-        let filled = core.store.snapshots().unpack(&id, source.reader, &Limits::default(), &base::Cancel::new());
+        let filled = store.snapshots().unpack(&id, source.reader, &Limits::default(), &cancel);
         drop(extracting);
         match filled {
             Ok(()) => (source.finish)(),
             Err(error) if error.is_no_space() => Err(store_fault("cannot unpack a layer", error)),
             Err(error) => Err(Fault::because(Kind::Remote, format!("cannot unpack layer {}", layer.digest), error)),
         }
-    })
-    .await
+    };
+    core.fills.blocking(work).await
+}
+
+impl Fills {
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let running = self.threads.token();
+        blocking(move || {
+            let _running = running;
+            work()
+        })
+        .await
+    }
+}
+
+/// Stops the thread that unpacks when nobody waits for it.
+struct CancelOnDrop(Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Stops a download when nobody waits for it. One that has ended does not mind.
+struct StopOnDrop(Stopper);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 fn broken(layer: &LazyLayer, error: io::Error) -> Fault {
@@ -134,13 +194,14 @@ type Finish = Box<dyn FnOnce() -> Result<(), Fault> + Send>;
 struct Blob {
     reader: Box<dyn Read + Send>,
     finish: Finish,
+    stop: Option<StopOnDrop>,
 }
 
 impl Blob {
     fn stored(core: &Core, layer: &LazyLayer) -> Result<Blob, Fault> {
         let missing = || Fault::new(Kind::Internal, format!("layer {} vanished from the content store", layer.digest));
         let blob = core.store.content().get(&layer.digest).map_err(|e| store_fault("cannot read a layer", e))?;
-        Ok(Blob { reader: Box::new(blob.ok_or_else(missing)?.file), finish: Box::new(|| Ok(())) })
+        Ok(Blob { reader: Box::new(blob.ok_or_else(missing)?.file), finish: Box::new(|| Ok(())), stop: None })
     }
 
     /// Opens a download that also goes into the content store. None: the blob is there already.
@@ -159,6 +220,7 @@ impl Blob {
         let writer = content.writer(Some(layer.digest), Some(layer.size));
         let writer = writer.map_err(|e| store_fault("cannot keep a layer", e))?;
         let task = tasks.start(layer.digest.to_string(), layer.size);
+        let stop = Some(StopOnDrop(stream.stopper()));
         let writer = Arc::new(Mutex::new(Some(writer)));
         let reader = Tee { stream, writer: writer.clone(), task, read: 0 };
         let finish = Box::new(move || {
@@ -167,7 +229,7 @@ impl Blob {
             drop(guard);
             kept.map(drop).map_err(|e| store_fault("cannot keep a layer", e))
         });
-        Ok(Some(Blob { reader: Box::new(reader), finish }))
+        Ok(Some(Blob { reader: Box::new(reader), finish, stop }))
     }
 }
 

@@ -170,7 +170,8 @@ impl Asker {
             }
             Tree::Snapshot(hold) => {
                 let running = Running::start(self.job.job.sink.clone(), &Label::phase(&request.log_name));
-                self.core.fill(&self.job.job, &running.tasks(), &hold).await?;
+                let job = &self.job.job;
+                self.core.fill(job, &running.tasks(), &job.cancel, &hold).await?;
                 let (core, view) = (self.core.clone(), self.core.view(&hold)?);
                 let files = blocking(move || {
                     let mounted = core.mount(&view)?;

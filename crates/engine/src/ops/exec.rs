@@ -25,6 +25,39 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
     if meta.args.is_empty() {
         return Err(Fault::user("exec op has no arguments"));
     }
+    // Until the step starts, only others are waited for: registries, secrets, cache mounts.
+    let (step, prepared) = tokio::select! {
+        prepared = prepare(ctx, op, meta, inputs) => prepared?,
+        () = ctx.cancel.cancelled() => return Err(Fault::cancelled()),
+    };
+    let output = Arc::new(Mutex::new((StepLog::new(ctx.core.step_log), Tail::default())));
+    let io = {
+        let (output, tasks, began) = (output.clone(), ctx.tasks.clone(), Instant::now());
+        let room = ctx.tasks.clone();
+        let io = StepIo::new(move |stream: Stream, bytes: &[u8]| {
+            let (log, tail) = &mut *output.lock().unwrap_or_else(PoisonError::into_inner);
+            tail.push(bytes);
+            log.push(stream, bytes, began.elapsed(), &mut |shown| tasks.log(stream, shown));
+        });
+        io.held_back_by(move || room.room())
+    };
+    let exit = ctx.core.executor.run(step, io, ctx.cancel.clone()).await.map_err(|e| run_fault(ctx, meta, e))?;
+    let allowed = if meta.valid_exit_codes.is_empty() { &[0][..] } else { &meta.valid_exit_codes[..] };
+    if !allowed.contains(&exit.code) {
+        let (log, tail) = &mut *output.lock().unwrap_or_else(PoisonError::into_inner);
+        log.held().for_each(|(stream, bytes)| ctx.tasks.log(stream, &bytes));
+        return Err(exit_fault(meta, &exit).log_tail(tail.bytes()));
+    }
+    prepared.commit(ctx).await
+}
+
+/// The step, and what its mounts come from and go to.
+async fn prepare(
+    ctx: &OpContext,
+    op: &pb::ExecOp,
+    meta: &pb::Meta,
+    inputs: &[Tree],
+) -> Result<(Step, Prepared), Fault> {
     let mut prepared = Prepared::default();
     for mount in &op.mounts {
         prepared.add(ctx, meta, mount, inputs).await?;
@@ -55,26 +88,7 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
     if !op.cdi_devices.is_empty() {
         return Err(Fault::user(format!("device `{}` is not supported yet", op.cdi_devices[0].name)));
     }
-
-    let output = Arc::new(Mutex::new((StepLog::new(ctx.core.step_log), Tail::default())));
-    let io = {
-        let (output, tasks, began) = (output.clone(), ctx.tasks.clone(), Instant::now());
-        let room = ctx.tasks.clone();
-        let io = StepIo::new(move |stream: Stream, bytes: &[u8]| {
-            let (log, tail) = &mut *output.lock().unwrap_or_else(PoisonError::into_inner);
-            tail.push(bytes);
-            log.push(stream, bytes, began.elapsed(), &mut |shown| tasks.log(stream, shown));
-        });
-        io.held_back_by(move || room.room())
-    };
-    let exit = ctx.core.executor.run(step, io, ctx.cancel.clone()).await.map_err(|e| run_fault(ctx, meta, e))?;
-    let allowed = if meta.valid_exit_codes.is_empty() { &[0][..] } else { &meta.valid_exit_codes[..] };
-    if !allowed.contains(&exit.code) {
-        let (log, tail) = &mut *output.lock().unwrap_or_else(PoisonError::into_inner);
-        log.held().for_each(|(stream, bytes)| ctx.tasks.log(stream, &bytes));
-        return Err(exit_fault(meta, &exit).log_tail(tail.bytes()));
-    }
-    prepared.commit(ctx).await
+    Ok((step, prepared))
 }
 
 fn run_fault(ctx: &OpContext, meta: &pb::Meta, error: executor::Error) -> Fault {

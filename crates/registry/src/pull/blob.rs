@@ -13,6 +13,7 @@ use http::header;
 use http_client::{Request, Response, Retry, Retrying, TlsIdentity};
 use image::{Descriptor, media_type};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use url::Url;
 
 use crate::config::Endpoint;
@@ -160,20 +161,16 @@ impl BlobStream {
     /// The stream as a reader for a thread that blocks. A task moves the bytes; dropping the reader stops it.
     pub fn into_blocking(mut self) -> BlockingBlob {
         let (sender, receiver) = mpsc::channel(AHEAD);
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             loop {
-                let piece = match self.chunk().await {
-                    Ok(Some(bytes)) => Ok(bytes),
-                    Ok(None) => return,
-                    Err(error) => Err(error),
-                };
-                let failed = piece.is_err();
-                if sender.send(piece).await.is_err() || failed {
+                let piece = self.chunk().await;
+                let last = !matches!(piece, Ok(Some(_)));
+                if sender.send(piece).await.is_err() || last {
                     return;
                 }
             }
         });
-        BlockingBlob { receiver, current: Bytes::new() }
+        BlockingBlob { receiver, current: Bytes::new(), ended: false, stopper: Stopper(task.abort_handle()) }
     }
 
     /// Bytes handed on so far, those of an earlier try included.
@@ -356,17 +353,38 @@ fn parse_content_range(text: &str) -> Option<(u64, Option<u64>)> {
 ///
 /// Must be read outside the runtime's own threads (`spawn_blocking` or a plain thread).
 pub struct BlockingBlob {
-    receiver: mpsc::Receiver<Result<Bytes, Error>>,
+    receiver: mpsc::Receiver<Result<Option<Bytes>, Error>>,
     current: Bytes,
+    ended: bool,
+    stopper: Stopper,
+}
+
+/// Ends a [`BlockingBlob`] from outside, also while its reader waits: reading fails then.
+#[derive(Clone, Debug)]
+pub struct Stopper(AbortHandle);
+
+impl Stopper {
+    /// Stops the download. Does nothing to one that has ended.
+    pub fn stop(&self) {
+        self.0.abort();
+    }
+}
+
+impl BlockingBlob {
+    /// What stops it.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
 }
 
 impl Read for BlockingBlob {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
+        while self.current.is_empty() && !self.ended {
             match self.receiver.blocking_recv() {
-                Some(Ok(bytes)) => self.current = bytes,
+                Some(Ok(Some(bytes))) => self.current = bytes,
+                Some(Ok(None)) => self.ended = true,
                 Some(Err(error)) => return Err(io::Error::other(error)),
-                None => return Ok(0),
+                None => return Err(io::Error::other("the download was stopped")),
             }
         }
         let n = buf.len().min(self.current.len());

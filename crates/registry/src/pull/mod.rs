@@ -12,7 +12,7 @@ use crate::config::Endpoint;
 use crate::push::Target;
 use crate::{Error, Repository};
 
-pub use blob::{BlobStart, BlobStream, BlockingBlob};
+pub use blob::{BlobStart, BlobStream, BlockingBlob, Stopper};
 
 /// The largest manifest or index that is read; distribution's own limit for what clients may push.
 const DOCUMENT_LIMIT: u64 = 4 << 20;

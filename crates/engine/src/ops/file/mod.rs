@@ -41,7 +41,7 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::FileOp, inputs: &[Tree]) -> Re
             Tree::Empty => Input::Empty,
             Tree::Local(local) => Input::Local(local.clone()),
             Tree::Snapshot(hold) => {
-                ctx.core.fill(ctx.job(), &ctx.tasks, hold).await?;
+                ctx.core.fill(ctx.job(), &ctx.tasks, &ctx.cancel, hold).await?;
                 Input::Snapshot(hold.clone())
             }
         })

@@ -70,7 +70,10 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::SourceOp) -> Result<Tree, Faul
 
 async fn resolve(ctx: &OpContext, source: &ImageSource) -> Result<std::sync::Arc<crate::images::ResolvedImage>, Fault> {
     let images = &ctx.core.images;
-    let image = images.resolve(ctx.job(), &source.reference, &ctx.op.platform, source.mode).await?;
+    let image = tokio::select! {
+        image = images.resolve(ctx.job(), &source.reference, &ctx.op.platform, source.mode) => image?,
+        () = ctx.cancel.cancelled() => return Err(Fault::cancelled()),
+    };
     match source.checksum {
         Some(wanted) if wanted != image.root.digest => {
             let text =
