@@ -62,6 +62,21 @@ pub fn has_tool(name: &str) -> bool {
     std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(name).is_file())
 }
 
+/// Where files are in memory, if programs can be started from there: tests that build hundreds of times need not wait
+/// for a disk at the end of each.
+pub fn memory() -> PathBuf {
+    let shared = PathBuf::from("/dev/shm");
+    let probe = || {
+        let dir = tempfile::tempdir_in(&shared).ok()?;
+        let program = dir.path().join("true");
+        fs::copy("/bin/true", &program).ok()?;
+        let free = Command::new("df").args(["--output=avail", "--block-size=1M"]).arg(&shared).output().ok()?;
+        let free: u64 = String::from_utf8(free.stdout).ok()?.lines().nth(1)?.trim().parse().ok()?;
+        (succeeds(&mut Command::new(program)) && free > 1024).then_some(())
+    };
+    if probe().is_some() { shared } else { std::env::temp_dir() }
+}
+
 fn succeeds(command: &mut Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
@@ -92,7 +107,12 @@ pub struct World {
 impl World {
     /// Commands run as whoever runs the tests.
     pub fn new() -> World {
-        let dir = tempfile::Builder::new().prefix("hullworks-e2e-").tempdir().unwrap();
+        World::below(&std::env::temp_dir())
+    }
+
+    /// The same in a directory.
+    pub fn below(dir: &Path) -> World {
+        let dir = tempfile::Builder::new().prefix("hullworks-e2e-").tempdir_in(dir).unwrap();
         World { dir, program: binary(), user: false }
     }
 
@@ -295,6 +315,40 @@ impl Running {
             std::thread::sleep(Duration::from_millis(10));
         }
         (self.ends(), peak)
+    }
+
+    /// Kills it, as the end of a pod does, so long after it was started; none if it was quicker and succeeded. Waits until
+    /// nobody has its standard error: the process that starts its steps does as long as it lives.
+    #[track_caller]
+    pub fn is_killed(mut self, after: Duration) -> Option<u32> {
+        std::thread::sleep(after);
+        if let Some(status) = self.child.try_wait().unwrap() {
+            assert!(status.success(), "{:?}", self.ends());
+            return None;
+        }
+        self.child.kill().unwrap();
+        let (id, status) = (self.child.id(), self.child.wait().unwrap());
+        let began = Instant::now();
+        while !self.stderr.thread.is_finished() {
+            assert!(began.elapsed() < Duration::from_secs(60), "killed, but something of it lives: {}", self.line);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // It may have ended between the look and the kill.
+        (!status.success()).then_some(id)
+    }
+
+    /// Waits for its end, which must come: one that hangs fails the test.
+    #[track_caller]
+    pub fn ends_soon(mut self) -> Ended {
+        let began = Instant::now();
+        while self.child.try_wait().unwrap().is_none() {
+            if began.elapsed() > Duration::from_secs(120) {
+                self.child.kill().unwrap();
+                panic!("it hangs: {:?}", self.ends());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.ends()
     }
 
     /// Waits for its end.

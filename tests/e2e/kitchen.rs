@@ -1,5 +1,7 @@
 //! A world with a registry that has busybox as `docker.io/library/busybox`, and what a build says that it did.
 
+use std::path::Path;
+
 use testkit::Registry;
 use testkit::image::TestImage;
 
@@ -16,13 +18,18 @@ pub struct Kitchen {
 impl Kitchen {
     /// None, with the reason told, where that cannot be.
     pub fn new(who: Who) -> Option<Kitchen> {
+        Kitchen::below(who, &std::env::temp_dir())
+    }
+
+    /// The same in a directory.
+    pub fn below(who: Who, dir: &Path) -> Option<Kitchen> {
         let busybox = TestImage::busybox();
         let reason = who.is_missing().map(str::to_owned).or(busybox.as_ref().err().cloned());
         if let Some(reason) = reason {
             println!("skipped: {reason}");
             return None;
         }
-        let (world, registry) = (who.world(), Registry::start());
+        let (world, registry) = (who.world_below(dir), Registry::start());
         busybox.unwrap().put(&registry, "library/busybox", "latest");
         let host = registry.host();
         let config = format!("[registry.\"docker.io\"]\nmirrors = [\"{host}\"]\n[registry.\"{host}\"]\nhttp = true\n");

@@ -16,6 +16,7 @@ mod apps;
 mod cache;
 mod cases;
 mod checks;
+mod crash;
 mod outputs;
 mod own_image;
 mod program;

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::{chown, symlink};
+use std::path::Path;
 use std::process::Command;
 
 use crate::harness::{Invocation, USER, World, binary, can_unshare, has_tool, is_root};
@@ -42,7 +43,12 @@ impl Who {
 
     /// A world whose files belong to them.
     pub fn world(self) -> World {
-        let world = World::new();
+        self.world_below(&std::env::temp_dir())
+    }
+
+    /// The same in a directory.
+    pub fn world_below(self, dir: &Path) -> World {
+        let world = World::below(dir);
         symlink("hullworks", world.path("buildctl-daemonless.sh")).unwrap();
         if self == Who::Root || !is_root() {
             symlink(binary(), world.path("hullworks")).unwrap();
