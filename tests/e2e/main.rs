@@ -17,6 +17,7 @@ mod cache;
 mod cases;
 mod checks;
 mod crash;
+mod ends;
 mod outputs;
 mod own_image;
 mod program;
