@@ -1,9 +1,12 @@
 //! What a second build does again. Every build is a process of its own.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use crate::harness::memory;
 use crate::kitchen::{Kitchen, ran, steps};
 use crate::who::Who;
 
@@ -177,5 +180,72 @@ fn cache_mounts_stay_between_builds_and_prune_empties_them() {
         assert!(kitchen.hullworks("du").succeeds().text().contains("Total:\t\t0B"));
         kitchen.build("--build-arg N=3 --output out").succeeds();
         assert_eq!(lines(), "3 ", "{who:?}");
+    }
+}
+
+/// Whatever the moment: a build of a directory that changes copies a file as it was at some time, or fails and says why; and
+/// what it remembers, it remembers of the bytes that it copied.
+#[test]
+fn a_file_that_changes_meanwhile_is_copied_whole_or_not_at_all() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::below(who, &memory()) else { continue };
+        kitchen.dockerfile("FROM scratch\nCOPY d /d\nCOPY d/f /f\n");
+        kitchen.file("d/f", "");
+        (0..50).for_each(|n| kitchen.file(&format!("d/other{n}"), "other"));
+        let path = |name: &str| kitchen.world.path(name);
+        // Lines of one letter, all of one length: contents that only their bytes and times tell apart.
+        let content =
+            |n: usize, lines: usize| (char::from(b'a' + (n % 6) as u8).to_string().repeat(9) + "\n").repeat(lines);
+        let contents: Vec<String> = (0..6).flat_map(|n| [content(n, 1), content(n, 2)]).collect();
+        let (stop, file) = (AtomicBool::new(false), path("context/d/f"));
+        let (mut built, mut failed) = (0, 0);
+        std::thread::scope(|scope| {
+            let stopped = StopOnDrop(&stop);
+            let writer = scope.spawn(|| {
+                let next = path("context/d.next");
+                for n in 0..usize::MAX {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    // As editors do, then as loggers do.
+                    fs::write(&next, content(n, 1)).unwrap();
+                    fs::rename(&next, &file).unwrap();
+                    let mut log = fs::OpenOptions::new().append(true).open(&file).unwrap();
+                    log.write_all(content(n, 1).as_bytes()).unwrap();
+                    std::thread::sleep(Duration::from_millis(if n % 8 == 0 { 40 } else { n as u64 % 5 }));
+                }
+            });
+            for _ in 0..25 {
+                let _ = fs::remove_dir_all(path("out"));
+                let ended = kitchen.build("--output out").ends();
+                if ended.code != Some(0) {
+                    ended.says("changed while it was read").says("build again when it is at rest");
+                    failed += 1;
+                    continue;
+                }
+                built += 1;
+                let texts = ["out/d/f", "out/f"].map(|name| fs::read_to_string(path(name)).unwrap());
+                assert!(texts[0].is_empty() || contents.contains(&texts[0]), "{texts:?}\n{ended:?}");
+                assert_eq!(texts[0], texts[1], "both are of one reading: {ended:?}");
+            }
+            drop(stopped);
+            writer.join().unwrap();
+        });
+        println!("{who:?}: {built} built, {failed} failed");
+        // At rest each content that may have been remembered comes back as itself.
+        for text in &contents {
+            fs::write(&file, text).unwrap();
+            let ended = kitchen.build("--output out").succeeds();
+            let texts = ["out/d/f", "out/f"].map(|name| fs::read_to_string(path(name)).unwrap());
+            assert_eq!(texts, [text.as_str(); 2], "a record belongs to other bytes: {ended:?}");
+        }
+    }
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
