@@ -11,12 +11,12 @@ use std::sync::{Mutex, PoisonError};
 
 use base::Digest;
 use files::Time;
-use files::checksum::memo::{Memo, MemoKey};
+use files::checksum::memo::{Memo, MemoKey, Remembered};
 use store::Kv;
 
 /// What a record begins with: the digest of the machine's start, cut short.
 const START_BYTES: usize = 16;
-const ENTRY_BYTES: usize = 8 * 3 + 12 * 2 + 32;
+const ENTRY_BYTES: usize = 8 * 3 + 12 * 2 + 32 + 1;
 /// 40 MB; directories with more files have some of them read again.
 const MOST_ENTRIES: usize = 500_000;
 
@@ -32,9 +32,9 @@ pub(crate) struct FileDigests {
 #[derive(Debug, Default)]
 struct Known {
     /// From earlier builds.
-    old: HashMap<MemoKey, Digest>,
+    old: HashMap<MemoKey, Remembered>,
     /// Asked for or learned in this build: what is kept.
-    used: HashMap<MemoKey, Digest>,
+    used: HashMap<MemoKey, Remembered>,
     learned: bool,
 }
 
@@ -60,8 +60,11 @@ impl FileDigests {
         let seen: HashSet<(u64, u64)> = known.used.keys().map(|key| (key.dev, key.ino)).collect();
         let unseen = known.old.iter().filter(|(key, _)| !seen.contains(&(key.dev, key.ino)));
         let entries = known.used.iter().chain(unseen).take(MOST_ENTRIES);
-        let entries = entries.flat_map(|(key, digest)| encode(key, digest));
-        let bytes: Vec<u8> = self.start.into_iter().chain(entries).collect();
+        let mut bytes = Vec::with_capacity(START_BYTES + (known.used.len() + known.old.len()) * ENTRY_BYTES);
+        bytes.extend_from_slice(&self.start);
+        for (key, file) in entries {
+            bytes.extend_from_slice(&encode(key, file));
+        }
         if let Err(error) = self.store.put(&self.directory, bytes) {
             tracing::debug!(%error, directory = self.directory, "file digests were not kept");
         }
@@ -69,21 +72,21 @@ impl FileDigests {
 }
 
 impl Memo for FileDigests {
-    fn get(&self, key: &MemoKey) -> Option<Digest> {
+    fn get(&self, key: &MemoKey) -> Option<Remembered> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let digest = known.old.get(key).or_else(|| known.used.get(key)).copied()?;
-        known.used.insert(*key, digest);
-        Some(digest)
+        let file = known.old.get(key).or_else(|| known.used.get(key)).copied()?;
+        known.used.insert(*key, file);
+        Some(file)
     }
 
-    fn put(&self, key: &MemoKey, digest: &Digest) {
+    fn put(&self, key: &MemoKey, file: Remembered) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.used.insert(*key, *digest);
+        known.used.insert(*key, file);
         known.learned = true;
     }
 }
 
-fn encode(key: &MemoKey, digest: &Digest) -> [u8; ENTRY_BYTES] {
+fn encode(key: &MemoKey, file: &Remembered) -> [u8; ENTRY_BYTES] {
     let mut bytes = [0; ENTRY_BYTES];
     let mut rest = &mut bytes[..];
     let mut put = |part: &[u8]| {
@@ -96,11 +99,12 @@ fn encode(key: &MemoKey, digest: &Digest) -> [u8; ENTRY_BYTES] {
         put(&time.secs.to_le_bytes());
         put(&time.nanos.to_le_bytes());
     }
-    put(digest.as_bytes());
+    put(file.digest.as_bytes());
+    put(&[u8::from(file.no_xattrs)]);
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Option<(MemoKey, Digest)> {
+fn decode(bytes: &[u8]) -> Option<(MemoKey, Remembered)> {
     let number = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
     let time = |at: usize| {
         let secs = i64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?);
@@ -108,18 +112,23 @@ fn decode(bytes: &[u8]) -> Option<(MemoKey, Digest)> {
         Some(Time { secs, nanos })
     };
     let key = MemoKey { dev: number(0)?, ino: number(8)?, size: number(16)?, mtime: time(24)?, ctime: time(36)? };
-    Some((key, Digest::from_bytes(bytes.get(48..80)?.try_into().ok()?)))
+    let digest = Digest::from_bytes(bytes.get(48..80)?.try_into().ok()?);
+    Some((key, Remembered { digest, no_xattrs: *bytes.get(80)? == 1 }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn file() -> Remembered {
+        Remembered { digest: Digest::of("x"), no_xattrs: true }
+    }
+
     #[test]
     fn entries_round_trip() {
         let time = |secs, nanos| Time { secs, nanos };
         let key = MemoKey { dev: 1, ino: u64::MAX, size: 3, mtime: time(-4, 5), ctime: time(6, 7) };
-        assert_eq!(decode(&encode(&key, &Digest::of("x"))), Some((key, Digest::of("x"))));
+        assert_eq!(decode(&encode(&key, &file())), Some((key, file())));
         assert_eq!(decode(&[0; ENTRY_BYTES - 1]), None);
     }
 
@@ -132,9 +141,9 @@ mod tests {
         let time = Time { secs: 1, nanos: 2 };
         let key = MemoKey { dev: 1, ino: 2, size: 3, mtime: time, ctime: time };
         let digests = load("one");
-        digests.put(&key, &Digest::of("x"));
+        digests.put(&key, file());
         digests.save();
-        assert_eq!(load("one").get(&key), Some(Digest::of("x")));
+        assert_eq!(load("one").get(&key), Some(file()));
         assert_eq!(load("two").get(&key), None);
     }
 }

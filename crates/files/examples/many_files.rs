@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use base::{Cancel, Digest};
-use files::checksum::memo::{Memo, MemoKey};
+use base::Cancel;
+use files::checksum::memo::{Memo, MemoKey, Remembered};
 use files::checksum::{Env, Options, Place, Selector, Tree, content_key};
 use files::copy::{Copy, CopyEnv, Source, copy};
 use files::walk::Filter;
@@ -20,15 +20,15 @@ use files::{ModeChange, Target};
 use sys::path::Root;
 
 #[derive(Default)]
-struct InMemory(Mutex<HashMap<MemoKey, Digest>>);
+struct InMemory(Mutex<HashMap<MemoKey, Remembered>>);
 
 impl Memo for InMemory {
-    fn get(&self, key: &MemoKey) -> Option<Digest> {
+    fn get(&self, key: &MemoKey) -> Option<Remembered> {
         self.0.lock().unwrap().get(key).copied()
     }
 
-    fn put(&self, key: &MemoKey, digest: &Digest) {
-        self.0.lock().unwrap().insert(*key, *digest);
+    fn put(&self, key: &MemoKey, file: Remembered) {
+        self.0.lock().unwrap().insert(*key, file);
     }
 }
 

@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use sys::path::{Links, Root, lstat_at};
 
-use super::memo::{MemoKey, settled_by};
+use super::memo::{MemoKey, Remembered, settled_by};
 use super::nodes::{Node, NodeId, What};
 use super::{Env, FileHeader, Flavor, Recall, Xattrs};
 use crate::error::Error;
@@ -106,7 +106,9 @@ impl Reader<'_> {
         for job in jobs {
             let known = job.stat.filter(|stat| stat.kind == Kind::File && job.kind == Kind::File);
             match known.and_then(|stat| Some((stat, memo.get(&MemoKey::of(&stat))?))) {
-                Some((stat, digest)) => done.push(Done { id: job.id, digest, stat, settled: true, no_xattrs: false }),
+                Some((stat, Remembered { digest, no_xattrs })) => {
+                    done.push(Done { id: job.id, digest, stat, settled: true, no_xattrs });
+                }
                 None => left.push(job),
             }
         }
@@ -193,7 +195,7 @@ impl Reader<'_> {
             && raw.kind == Kind::File
             && settled
         {
-            memo.put(&MemoKey::of(&raw), &digest);
+            memo.put(&MemoKey::of(&raw), Remembered { digest, no_xattrs });
         }
         Ok(Some(Done { id: job.id, digest, stat, settled, no_xattrs }))
     }

@@ -29,15 +29,24 @@ pub struct MemoKey {
     pub ctime: Time,
 }
 
+/// What is known of a file in that state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// Of header, xattrs and content.
+    pub digest: Digest,
+    /// It has none: nobody need ask the kernel again.
+    pub no_xattrs: bool,
+}
+
 /// Keeps digests between builds. Losing one costs a read, a wrong one costs a wrong build.
 ///
 /// Asked and told from many threads. The digests are those of local sources, which take every owner as root; they
 /// cover mode and xattrs, whose changes move the ctime too.
 pub trait Memo: Sync {
-    /// The digest that was put under this very key.
-    fn get(&self, key: &MemoKey) -> Option<Digest>;
+    /// What was put under this very key.
+    fn get(&self, key: &MemoKey) -> Option<Remembered>;
     /// Keeps a digest. An older one of the same inode is of no more use.
-    fn put(&self, key: &MemoKey, digest: &Digest);
+    fn put(&self, key: &MemoKey, file: Remembered);
 }
 
 impl MemoKey {

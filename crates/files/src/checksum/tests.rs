@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::memo::MemoKey;
+use super::memo::{MemoKey, Remembered};
 use super::*;
 use crate::stat::Time;
 use crate::testtree::{TestTree, decode, decode_list, is_root};
@@ -135,19 +135,19 @@ fn context(root: &Root) -> Tree {
 /// Counts what it is asked and told.
 #[derive(Default)]
 struct CountingMemo {
-    kept: Mutex<HashMap<MemoKey, Digest>>,
+    kept: Mutex<HashMap<MemoKey, Remembered>>,
     hits: AtomicUsize,
 }
 
 impl Memo for CountingMemo {
-    fn get(&self, key: &MemoKey) -> Option<Digest> {
+    fn get(&self, key: &MemoKey) -> Option<Remembered> {
         let found = self.kept.lock().unwrap().get(key).copied();
         self.hits.fetch_add(usize::from(found.is_some()), Ordering::Relaxed);
         found
     }
 
-    fn put(&self, key: &MemoKey, digest: &Digest) {
-        self.kept.lock().unwrap().insert(*key, *digest);
+    fn put(&self, key: &MemoKey, file: Remembered) {
+        self.kept.lock().unwrap().insert(*key, file);
     }
 }
 

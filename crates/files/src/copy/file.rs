@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
 
 use base::Hasher;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use sys::path::lstat_at;
 
@@ -117,7 +117,11 @@ impl<'a> Hands<'a> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let source = rustix::fs::openat(one.src_dir, one.name, flags, Mode::empty());
         let source = File::from(source.map_err(|errno| one.source_failed(job.source, "open", errno.into()))?);
-        let raw = one.stat(job.source, &source)?;
+        let raw = match one.known {
+            // It is asked below whether this still holds, when all is read.
+            Some(known) if job.source.is_view() && known.stat.kind == Kind::File && known.stat.nlink == 1 => known.stat,
+            _ => one.stat(job.source, &source)?,
+        };
         if raw.kind != Kind::File || one.known.is_some_and(|known| !raw.is_same_content(&known.stat)) {
             return Err(Error::Changed(shown(&one.src)));
         }
@@ -157,6 +161,8 @@ impl<'a> Hands<'a> {
             return Err(Error::Changed(shown(&one.src)));
         }
         self.finish_regular(one, &file, &like, &wanted, &xattrs)?;
+        let made = rustix::fs::fstat(&file).map_err(|errno| Error::io("stat", shown(&one.dst), errno))?;
+        self.shared.count(&made);
         self.shared.files.fetch_add(1, Ordering::Relaxed);
         self.shared.bytes.fetch_add(raw.size, Ordering::Relaxed);
         Ok(())
@@ -279,6 +285,8 @@ impl<'a> Hands<'a> {
             let fd = fd.map_err(|errno| Error::io("open", shown(&one.dst), errno))?;
             job.target.set_on_path_fd(&fd, &one.dst, &wanted)?;
         }
+        let made = rustix::fs::statat(one.dst_dir, one.dst_name, AtFlags::SYMLINK_NOFOLLOW);
+        self.shared.count(&made.map_err(|errno| Error::io("stat", shown(&one.dst), errno))?);
         self.shared.files.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -116,6 +116,15 @@ pub struct Copied {
     pub files: u64,
     /// Bytes of regular files.
     pub bytes: u64,
+    /// Bytes that the file system allocated for all that was made; none if an archive was unpacked.
+    pub allocated: Option<u64>,
+}
+
+impl Copied {
+    fn and(self, other: Copied) -> Copied {
+        let allocated = self.allocated.zip(other.allocated).map(|(a, b)| a + b);
+        Copied { files: self.files + other.files, bytes: self.bytes + other.bytes, allocated }
+    }
 }
 
 /// Carries out a copy.
@@ -137,13 +146,12 @@ pub fn copy(source: &Source<'_>, target: &Target<'_>, action: &Copy, env: &CopyE
     let include = Matcher::optional(&action.include).map_err(|source| Error::Pattern { list: "include", source })?;
     let exclude = Matcher::optional(&action.exclude).map_err(|source| Error::Pattern { list: "exclude", source })?;
     let job = CopyJob { source, target, action, env, include: include.as_ref(), exclude: exclude.as_ref() };
-    let mut total = Copied::default();
+    let mut total = Copied { allocated: Some(0), ..Copied::default() };
     for src in &sources {
-        let copied = match job.unpack(src, &dest)? {
-            true => Copied { files: 1, bytes: 0 },
+        total = total.and(match job.unpack(src, &dest)? {
+            true => Copied { files: 1, bytes: 0, allocated: None },
             false => job.copy_one(src, &dest)?,
-        };
-        total = Copied { files: total.files + copied.files, bytes: total.bytes + copied.bytes };
+        });
     }
     Ok(total)
 }
@@ -185,7 +193,12 @@ impl CopyJob<'_> {
         made.extend(self.target.make_dirs(&above, &new_dir)?);
         let copied = plan::run(self, &from, &stat, &landing)?;
         set_times_again(self.target, &made, self.action.timestamp)?;
-        Ok(copied)
+        let mut above = 0;
+        for dir in &made {
+            let stat = rustix::fs::fstat(self.target.open_dir(dir)?);
+            above += allocated(&stat.map_err(|errno| Error::io("stat", shown(dir), errno))?);
+        }
+        Ok(copied.and(Copied { allocated: Some(above), ..Copied::default() }))
     }
 
     /// Unpacks the source if that is asked for and it is an archive.
@@ -251,6 +264,10 @@ impl CopyJob<'_> {
         let times = self.action.timestamp.map(|time| (time, time));
         Wanted { owner: self.action.owner, mode: Some(self.action.mode.of_new_parents()), times }
     }
+}
+
+fn allocated(stat: &rustix::fs::Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
 }
 
 /// Absolute and clean, but keeps a trailing slash or dot, which say something.

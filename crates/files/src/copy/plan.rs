@@ -20,7 +20,7 @@ use sys::path::{Links, lstat_at};
 use super::file::{Batch, FileJob, Hands};
 use super::queue::Queue;
 use super::source::SourceEntry;
-use super::{Copied, CopyJob};
+use super::{Copied, CopyJob, allocated};
 use crate::checksum::{FileHeader, Flavor, Xattrs};
 use crate::error::Error;
 use crate::lexical;
@@ -31,8 +31,12 @@ use crate::target::{Wanted, shown};
 use crate::walk::{MAX_DEPTH, child_path};
 use crate::xattr;
 
-/// How many files a thread takes at once.
-const BATCH: usize = 32;
+/// How many files a thread takes at once: enough that two threads are seldom at the same directory, whose lock they would
+/// wait for,
+const BATCH: usize = 128;
+/// and so few bytes that none is left with all the work. What is not known to be smaller counts as a part of them.
+const BATCH_BYTES: u64 = 4 << 20;
+const UNKNOWN_BYTES: u64 = BATCH_BYTES / 32;
 
 /// A directory of the source that has been come across.
 struct Dir {
@@ -79,9 +83,15 @@ pub(super) struct Shared<'a> {
     links: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
     pub(super) files: AtomicU64,
     pub(super) bytes: AtomicU64,
+    allocated: AtomicU64,
 }
 
 impl Shared<'_> {
+    /// Adds what has been made to the sum of allocated bytes.
+    pub(super) fn count(&self, made: &rustix::fs::Stat) {
+        self.allocated.fetch_add(allocated(made), Ordering::Relaxed);
+    }
+
     /// Whether a file with several names has been copied under another; if so, it will be linked.
     pub(super) fn link_to_first(&self, stat: &Stat, dst: &[u8]) -> bool {
         let mut names = lock(&self.first_names);
@@ -110,6 +120,7 @@ pub(super) fn run(job: &CopyJob<'_>, src: &[u8], stat: &Stat, dst: &[u8]) -> Res
         links: Mutex::default(),
         files: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
+        allocated: AtomicU64::new(0),
     };
     if stat.kind == Kind::Dir {
         copy_tree(&shared, src, stat, dst)?;
@@ -128,7 +139,8 @@ pub(super) fn run(job: &CopyJob<'_>, src: &[u8], stat: &Stat, dst: &[u8]) -> Res
         let batch = Batch { src_dir: trim(src_dir), dst_dir: trim(dst_dir), files: vec![file] };
         Hands::new(&shared).batch(&batch)?;
     }
-    Ok(Copied { files: shared.files.into_inner(), bytes: shared.bytes.into_inner() })
+    let allocated = Some(shared.allocated.into_inner());
+    Ok(Copied { files: shared.files.into_inner(), bytes: shared.bytes.into_inner(), allocated })
 }
 
 fn trim(dir: &[u8]) -> Vec<u8> {
@@ -315,6 +327,7 @@ impl Plan<'_> {
         let job = self.shared.job;
         let entries = job.source.list(&self.dirs[index].src)?;
         let mut files = Vec::new();
+        let mut bytes = 0;
         let mut below = Vec::new();
         for entry in entries {
             let dir = &self.dirs[index];
@@ -332,8 +345,10 @@ impl Plan<'_> {
             } else if selection.selected {
                 self.make(index)?;
                 let SourceEntry { name, known, .. } = entry;
+                bytes += known.map_or(UNKNOWN_BYTES, |known| known.stat.size);
                 files.push(FileJob { name, dst_name: None, kind: Some(kind), known });
-                if files.len() == BATCH {
+                if files.len() == BATCH || bytes >= BATCH_BYTES {
+                    bytes = 0;
                     self.send(index, std::mem::take(&mut files), submit);
                 }
             }
@@ -428,6 +443,7 @@ fn finish(shared: &Shared<'_>, dirs: &[Dir]) -> Result<(), Error> {
         let fd = job.target.open_dir(&dir.dst)?;
         job.target.set_on_path_fd(&fd, &dir.dst, &wanted)?;
         if dir.finish == Finish::All {
+            shared.count(&rustix::fs::fstat(&fd).map_err(|errno| Error::io("stat", shown(&dir.dst), errno))?);
             job.target.set_dir_xattrs(&dir.dst, &dir.xattrs)?;
         }
     }

@@ -123,6 +123,8 @@ pub(super) fn commit(mut active: Active, options: CommitOptions) -> Result<Hold>
         empty = entries.next().is_none() && top(&path)? == active.top;
     }
     tree::write_links(inner, id, &active.links)?;
+    let size = options.allocated.map(|inside| Ok(inside + tree::blocks(&rustix::fs::lstat(&path)?)));
+    let size = size.transpose().map_err(|e: rustix::io::Errno| Error::io("look at", &path, e))?;
     let created = options.created_at.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
     let description = options.description.unwrap_or_else(|| std::mem::take(&mut active.options.description));
     let record = Record {
@@ -132,7 +134,7 @@ pub(super) fn commit(mut active: Active, options: CommitOptions) -> Result<Hold>
         created: created.map_or_else(now, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)),
         last_used: None,
         usage: 0,
-        size: None,
+        size,
         chain: None,
         lazy: None,
         filled: true,

@@ -120,6 +120,9 @@ pub struct CommitOptions {
     pub description: Option<String>,
     /// When the work that made it was done; now, if not given.
     pub created_at: Option<SystemTime>,
+    /// Bytes allocated for what is in it, where whoever wrote it has counted them; else they are counted when somebody
+    /// wants to know.
+    pub allocated: Option<u64>,
 }
 
 /// What is known of a snapshot.

@@ -254,6 +254,6 @@ pub(crate) fn allocated(path: &Path) -> std::io::Result<u64> {
     Ok(total)
 }
 
-fn blocks(stat: &rustix::fs::Stat) -> u64 {
+pub(super) fn blocks(stat: &rustix::fs::Stat) -> u64 {
     u64::try_from(stat.st_blocks).unwrap_or(0) * 512
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use base::{Cancel, Fault, Kind};
-use files::copy::{Copy, CopyEnv, Source, copy};
+use files::copy::{Copied, Copy, CopyEnv, Source, copy};
 use files::ops::{Mkdir, Mkfile, Rm, Symlink, mkdir, mkfile, rm, symlink};
 use files::{ModeChange, Owner, OwnerRef, Symbolic, Target, Time, resolve_owner};
 use llb::pb;
@@ -21,10 +21,11 @@ impl Run<'_> {
         let owner = self.owner(step, work, states)?;
         let recording = self.core.shadow.then(|| Recording::new(work.mounted.path()));
         let target = Target { root: &work.root, recorder: recording.as_ref().map(|r| r as _) };
+        let mut allocated = None;
         let result = match step.action {
             Action::Copy(action) => {
                 let reading = self.read(step.source, states)?;
-                self.copy(action, owner, &reading, &target, recording.as_ref())?;
+                allocated = self.copy(action, owner, &reading, &target, recording.as_ref())?.allocated;
                 Ok(())
             }
             Action::Mkdir(action) => mkdir(
@@ -66,6 +67,7 @@ impl Run<'_> {
             ),
         };
         result.map_err(|error| fault(error, None))?;
+        work.allocated = work.allocated.zip(allocated).map(|(before, more)| before + more);
         if let Some(recording) = recording {
             work.active.record_links(&recording.into_links());
         }
@@ -79,7 +81,7 @@ impl Run<'_> {
         reading: &Reading,
         target: &Target<'_>,
         recording: Option<&Recording>,
-    ) -> Result<(), Fault> {
+    ) -> Result<Copied, Fault> {
         let mode = match action.mode_str.as_str() {
             "" if action.mode < 0 => ModeChange::Keep,
             "" => ModeChange::Set(u32::try_from(action.mode).unwrap_or(0) & 0o7777),
@@ -119,7 +121,7 @@ impl Run<'_> {
             Reading::Local(local) => local.is_excluded(&action.src),
             _ => false,
         };
-        copied.map(drop).map_err(|error| fault(error, ignored.then_some(&*action.src)))
+        copied.map_err(|error| fault(error, ignored.then_some(&*action.src)))
     }
 
     /// The numbers of an owner; names are looked up where the op says.

@@ -84,6 +84,8 @@ struct Work {
     root: Root,
     mounted: Mounted,
     active: Active,
+    /// What the file system allocated for it, as long as that is counted: else all of it would be looked at once more.
+    allocated: Option<u64>,
 }
 
 impl Run<'_> {
@@ -126,29 +128,31 @@ impl Run<'_> {
                 let active = self.core.store.snapshots().prepare(None, self.options());
                 let active = active.map_err(|e| store_fault("cannot begin a snapshot", e))?;
                 copy_everything(local, &active.dir(), self.cancel)?;
-                return self.open(active);
+                return self.open(active, None);
             }
         };
         let active = self.core.store.snapshots().prepare(base.as_ref(), self.options());
-        self.open(active.map_err(|e| store_fault("cannot begin a snapshot", e))?)
+        // What is not stacked holds a copy of its base, which nobody counts.
+        let starts_empty = base.is_none() || self.core.store.driver().driver == store::Driver::Overlay;
+        self.open(active.map_err(|e| store_fault("cannot begin a snapshot", e))?, starts_empty.then_some(0))
     }
 
     fn options(&self) -> PrepareOptions {
         PrepareOptions { description: self.description.to_owned(), ..PrepareOptions::default() }
     }
 
-    fn open(&self, active: Active) -> Result<Work, Fault> {
+    fn open(&self, active: Active, allocated: Option<u64>) -> Result<Work, Fault> {
         let mounted = self.core.mount(&active_view(&active)?)?;
         let root = open_root(&mounted)?;
-        Ok(Work { root, mounted, active })
+        Ok(Work { root, mounted, active, allocated })
     }
 
     fn commit(&self, work: Work) -> Result<Input, Fault> {
-        let Work { root, mounted, active } = work;
+        let Work { root, mounted, active, allocated } = work;
         drop(root);
         let unmounted = mounted.unmount();
         unmounted.map_err(|e| Fault::because(Kind::Environment, "cannot unmount a snapshot", e))?;
-        let hold = self.core.store.snapshots().commit(active, CommitOptions::default());
+        let hold = self.core.store.snapshots().commit(active, CommitOptions { allocated, ..CommitOptions::default() });
         Ok(Input::Snapshot(Arc::new(hold.map_err(|e| store_fault("cannot commit a snapshot", e))?)))
     }
 
