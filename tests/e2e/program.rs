@@ -44,3 +44,35 @@ fn a_bad_configuration_is_named_with_its_line() {
     let said = format!("`{}`, line 2: `worker.oci.gc`: expected true or false, found a string", config.display());
     world.build().arg("--config").arg(&config).arg(world.path(".")).fails().says(&said);
 }
+
+#[test]
+fn who_asks_for_an_id_gets_one() {
+    let world = World::new();
+    world.write("context/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+    let build = |flags: &[&str]| {
+        let run = world.hullworks(["build", "--root"]).arg(world.path("state")).args(flags);
+        run.arg("context").succeeds()
+    };
+    build(&["--iidfile", "iid"]);
+    let id = std::fs::read_to_string(world.path("iid")).expect("an id");
+    assert!(id.starts_with("sha256:") && id.len() == 71, "{id}");
+    assert_eq!(build(&["-q"]).stdout, format!("{id}\n").into_bytes());
+    assert_eq!(build(&["-q", "-o", "type=cacheonly"]).stdout, b"");
+}
+
+#[test]
+fn a_context_without_dockerfile_is_told_in_docker_s_terms() {
+    let world = World::new();
+    world.write("context/file", "");
+    let said = "failed to read dockerfile: there is no `Dockerfile` in `context`";
+    world.build().arg("context").fails().says(said).says("--file");
+}
+
+#[test]
+fn looking_at_a_cache_makes_none() {
+    let world = World::new();
+    for command in ["du", "prune"] {
+        world.hullworks([command, "--root"]).arg(world.path("nothing")).succeeds().says("there is no state directory");
+    }
+    assert!(!world.path("nothing").exists());
+}

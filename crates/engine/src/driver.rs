@@ -116,8 +116,30 @@ impl JobHandle {
                 Err(fault) if is_stale(&fault) && self.job.read_anew(reading) => {
                     tracing::info!(%fault, "reading the client's directories again");
                 }
-                result => return result,
+                result => return result.map_err(|fault| self.locate_above(graph, fault)),
             }
+        }
+    }
+
+    /// Adds the place of what needed the vertex that failed, if it has none of its own: reading the context has no line
+    /// in the Dockerfile, the COPY whose pattern is wrong has. Where several need it, it is the one that the cause quotes.
+    fn locate_above(&self, graph: &llb::Graph, fault: Fault) -> Fault {
+        let Some(digest) = fault.get_vertex().map(|(digest, _)| self.job.original(digest)) else { return fault };
+        if !fault.places().is_empty() {
+            return fault;
+        }
+        let reads = |vertex: &&llb::Vertex| vertex.inputs.iter().any(|edge| graph.vertex(edge.vertex).digest == digest);
+        let readers: Vec<&llb::Vertex> = graph.vertices().iter().filter(reads).collect();
+        let cause = fault.cause();
+        let is_quoted =
+            |vertex: &&&llb::Vertex| ops::file::sources(&vertex.op).any(|path| cause.contains(&format!("`{path}`")));
+        let reader = match &readers[..] {
+            [only] => Some(only.digest),
+            several => several.iter().find(is_quoted).map(|vertex| vertex.digest),
+        };
+        match reader {
+            Some(reader) => self.locate(graph, fault, reader),
+            None => fault,
         }
     }
 

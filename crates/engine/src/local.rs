@@ -57,7 +57,16 @@ impl LocalTree {
             tree.map(|tree| (root, tree, memo))
         })
         .await
-        .map_err(|e| Fault::because(Kind::User, format!("cannot read the files of `{}`", source.name), e))?;
+        .map_err(|error| {
+            let is_bracket = matches!(&error, files::Error::Pattern { .. })
+                && source.include.iter().chain(&source.follow_paths).flatten().any(|pattern| pattern.starts_with('['));
+            let fault = Fault::because(Kind::User, format!("cannot read the files of `{}`", source.name), error);
+            if is_bracket {
+                fault.hint("a list is JSON, with all names in double quotes: COPY [\"a\", \"/b\"]")
+            } else {
+                fault
+            }
+        })?;
         let exclude = source.exclude.clone().unwrap_or_default();
         Ok(Tree::Local(Arc::new(LocalTree { root, tree, memo, exclude, copy: OnceCell::new() })))
     }

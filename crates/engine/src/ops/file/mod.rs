@@ -33,6 +33,18 @@ enum Input {
     Local(Arc<LocalTree>),
 }
 
+/// The source paths of the copies in an op, without the slash that they begin with.
+pub(crate) fn sources(op: &pb::Op) -> impl Iterator<Item = &str> {
+    let actions = match &op.op {
+        Some(pb::op::Op::File(file)) => &file.actions[..],
+        _ => &[],
+    };
+    actions.iter().filter_map(|action| match &action.action {
+        Some(pb::file_action::Action::Copy(copy)) => Some(copy.src.trim_start_matches('/')),
+        _ => None,
+    })
+}
+
 pub(super) async fn run(ctx: &OpContext, op: &pb::FileOp, inputs: &[Tree]) -> Result<Vec<Tree>, Fault> {
     // Checked before anything is fetched.
     plan::plan(op, inputs.len()).map_err(malformed)?;
