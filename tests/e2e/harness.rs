@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -167,7 +168,7 @@ impl World {
             command.env_remove(variable);
         }
         command.env("HOME", self.dir.path());
-        Invocation { command, stdin: Vec::new(), user: self.user }
+        Invocation { command, stdin: Vec::new(), user: self.user, reads_stdout: true }
     }
 }
 
@@ -176,6 +177,7 @@ pub struct Invocation {
     command: Command,
     stdin: Vec<u8>,
     user: bool,
+    reads_stdout: bool,
 }
 
 impl Invocation {
@@ -200,6 +202,18 @@ impl Invocation {
     /// What standard input holds.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
+        self
+    }
+
+    /// Leads a process group of its own, as a shell's job does.
+    pub fn leads_a_job(mut self) -> Self {
+        self.command.process_group(0);
+        self
+    }
+
+    /// Nobody reads what it writes to standard output: it waits once the pipe is full.
+    pub fn unread(mut self) -> Self {
+        self.reads_stdout = false;
         self
     }
 
@@ -243,10 +257,37 @@ impl Invocation {
         let bytes = self.stdin;
         // It may end without reading.
         let writer = std::thread::spawn(move || drop(stdin.write_all(&bytes)));
-        let stdout = collect(child.stdout.take().unwrap());
+        let stdout = child.stdout.take().unwrap();
+        let (stdout, unread) =
+            if self.reads_stdout { (collect(stdout), None) } else { (collect(&[][..]), Some(stdout)) };
         let stderr = collect(child.stderr.take().unwrap());
-        Running { line, child, writer, stdout, stderr }
+        Running { line, child, writer, stdout, stderr, _unread: unread }
     }
+}
+
+/// Waits for what nobody announces. It must come.
+#[track_caller]
+pub fn eventually(mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < Duration::from_secs(120), "it never came");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Does the same with each of these, several at a time: for work that mostly waits.
+pub fn each<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) {
+    const AT_ONCE: usize = 6;
+    let items = Mutex::new(items);
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(item) = { items.lock().unwrap().pop() } {
+                    work(item);
+                }
+            });
+        }
+    });
 }
 
 /// What a pipe held so far, read by a thread until its end.
@@ -281,25 +322,45 @@ pub struct Running {
     writer: JoinHandle<()>,
     stdout: Collected,
     stderr: Collected,
+    _unread: Option<ChildStdout>,
 }
 
 impl Running {
     /// Waits until a line of standard error ends in this text.
     #[track_caller]
     pub fn waits_for(&self, end: &str) {
-        let began = Instant::now();
+        self.waits_until(end, |said| said.lines().any(|line| line.ends_with(&format!(" {end}"))));
+    }
+
+    /// Waits until standard error says so.
+    #[track_caller]
+    pub fn waits_until(&self, what: &str, mut is_said: impl FnMut(&str) -> bool) {
         let said = || String::from_utf8_lossy(&self.stderr.bytes.lock().unwrap()).into_owned();
-        while !said().lines().any(|line| line.ends_with(&format!(" {end}"))) {
-            let over = self.stderr.thread.is_finished() || began.elapsed() > Duration::from_secs(120);
-            assert!(!over, "`{end}` was never said: {}", said());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        eventually(|| {
+            let over = self.stderr.thread.is_finished();
+            let is_said = is_said(&said());
+            assert!(is_said || !over, "`{what}` was never said: {}", said());
+            is_said
+        });
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal, by its name without SIG.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
-        assert!(status.unwrap().success());
+        self.kill(name, &self.child.id().to_string());
+    }
+
+    /// Sends a signal to all of the [job](Invocation::leads_a_job), as a terminal does.
+    pub fn signal_job(&self, name: &str) {
+        self.kill(name, &format!("-{}", self.child.id()));
+    }
+
+    fn kill(&self, name: &str, whom: &str) {
+        assert!(Command::new("kill").args(["-s", name, "--", whom]).status().unwrap().success());
     }
 
     /// Waits for its end, and says how much memory it had at most, in bytes: itself, not its steps.
@@ -381,6 +442,14 @@ impl Ended {
     #[track_caller]
     pub fn says(&self, text: &str) -> &Ended {
         assert!(self.stderr.contains(text), "`{text}` is not said: {self:?}");
+        self
+    }
+
+    /// Fails unless this is the hint, or none is given.
+    #[track_caller]
+    pub fn hints(&self, hint: &str) -> &Ended {
+        let given = self.stderr.lines().find_map(|line| line.strip_prefix("hint: ")).unwrap_or_default();
+        assert!(given == hint, "the hint is `{given}`, not `{hint}`: {self:?}");
         self
     }
 }

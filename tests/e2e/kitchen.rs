@@ -18,18 +18,27 @@ pub struct Kitchen {
 impl Kitchen {
     /// None, with the reason told, where that cannot be.
     pub fn new(who: Who) -> Option<Kitchen> {
-        Kitchen::below(who, &std::env::temp_dir())
+        Kitchen::with(who, Registry::start())
+    }
+
+    /// The same with another kind of registry.
+    pub fn with(who: Who, registry: Registry) -> Option<Kitchen> {
+        Kitchen::made(who, &std::env::temp_dir(), registry)
     }
 
     /// The same in a directory.
     pub fn below(who: Who, dir: &Path) -> Option<Kitchen> {
+        Kitchen::made(who, dir, Registry::start())
+    }
+
+    fn made(who: Who, dir: &Path, registry: Registry) -> Option<Kitchen> {
         let busybox = TestImage::busybox();
         let reason = who.is_missing().map(str::to_owned).or(busybox.as_ref().err().cloned());
         if let Some(reason) = reason {
             println!("skipped: {reason}");
             return None;
         }
-        let (world, registry) = (who.world_below(dir), Registry::start());
+        let world = who.world_below(dir);
         busybox.unwrap().put(&registry, "library/busybox", "latest");
         let host = registry.host();
         let config = format!("[registry.\"docker.io\"]\nmirrors = [\"{host}\"]\n[registry.\"{host}\"]\nhttp = true\n");

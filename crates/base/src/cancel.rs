@@ -1,5 +1,6 @@
 //! Cancellation for blocking code: a flag that long loops look at.
 
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -35,10 +36,44 @@ impl Cancel {
     pub fn check(&self) -> Result<(), Cancelled> {
         if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
     }
+
+    /// `inner`, but reading fails once the work was asked to stop.
+    pub fn reader<R: Read>(&self, inner: R) -> CancelReader<R> {
+        CancelReader { cancel: self.clone(), inner }
+    }
 }
 
-impl From<Cancelled> for std::io::Error {
+/// See [`Cancel::reader`].
+#[derive(Clone, Debug)]
+pub struct CancelReader<R> {
+    cancel: Cancel,
+    inner: R,
+}
+
+impl<R: Read> Read for CancelReader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.cancel.check()?;
+        self.inner.read(buf)
+    }
+}
+
+impl From<Cancelled> for io::Error {
     fn from(cancelled: Cancelled) -> Self {
-        std::io::Error::other(cancelled)
+        io::Error::other(cancelled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_fail_once_cancelled() {
+        let cancel = Cancel::new();
+        let mut reader = cancel.reader(&b"text"[..]);
+        let mut buf = [0; 2];
+        assert_eq!(reader.read(&mut buf).ok(), Some(2));
+        cancel.cancel();
+        assert_eq!(reader.read(&mut buf).map_err(|error| error.to_string()), Err("cancelled".to_owned()));
     }
 }

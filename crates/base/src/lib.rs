@@ -12,7 +12,7 @@ mod redact;
 pub mod report;
 mod size;
 
-pub use cancel::{Cancel, Cancelled};
+pub use cancel::{Cancel, CancelReader, Cancelled};
 pub use digest::{Digest, DigestParseError, Hasher, HashingReader};
 pub use fault::{Fault, Kind, SourceFile, SourceSpan};
 pub use platform::{Platform, PlatformParseError};

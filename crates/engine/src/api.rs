@@ -1,6 +1,7 @@
 //! What the programs ask of the engine.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +11,12 @@ use base::progress::Sink;
 use base::report::{Label, Running, Tasks};
 use base::{ByteSize, Cancel, Fault, Kind};
 use export::{BuildResult, Exporter, PlatformResult};
+use futures_util::FutureExt as _;
 use session::SharedSession;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::{Core, blocking, store_fault};
-use crate::driver::{Driver, JobHandle};
+use crate::driver::{Driver, JobHandle, panicked};
 use crate::frontend;
 use crate::job::{Built, BuiltPlatform, Job};
 use crate::step_log::LogLimits;
@@ -42,6 +44,8 @@ pub struct EngineOptions {
     pub snapshotter: SnapshotterChoice,
     /// How long to wait for another process that holds the state directory.
     pub lock_wait: Duration,
+    /// The state directory is opened to see or remove what is in it, which must be possible on a full disk.
+    pub spend_reserve: bool,
     /// Environment for outgoing connections: proxy variables, from the program's environment.
     pub proxy: BTreeMap<String, String>,
     /// How much of a step's output is shown.
@@ -199,7 +203,9 @@ impl Engine {
     /// Runs one build to its end.
     pub async fn solve(&self, request: SolveRequest) -> Result<SolveResponse, Fault> {
         let cancel = request.cancel.clone();
-        let result = self.solve_to_the_end(request).await;
+        // What panics in an op fails that; this is for all that is none.
+        let result = AssertUnwindSafe(self.solve_to_the_end(request)).catch_unwind().await;
+        let result = result.unwrap_or_else(|panic| Err(panicked(&*panic)));
         // Whatever broke on the way: the user knows it as the cancellation that it was.
         if cancel.is_cancelled() { result.map_err(|_| Fault::cancelled()) } else { result }
     }
@@ -243,7 +249,16 @@ impl Engine {
             let tree = match platform.tree {
                 Tree::Empty => None,
                 Tree::Snapshot(hold) => Some(hold),
-                Tree::Local(local) => Some(local.copied(&self.core, Cancel::new()).await?),
+                Tree::Local(local) => {
+                    let flag = Cancel::new();
+                    tokio::select! {
+                        copied = local.copied(&self.core, flag.clone()) => Some(copied?),
+                        () = job.job.cancel.cancelled() => {
+                            flag.cancel();
+                            return Err(Fault::cancelled());
+                        }
+                    }
+                }
             };
             result.platforms.push(PlatformResult {
                 id: platform.id,
@@ -266,6 +281,7 @@ impl Engine {
                 lazy: Arc::new(LazyLayers { core: self.core.clone(), job: job.job.clone(), tasks: running.tasks() }),
                 tasks: running.tasks(),
                 cancel: cancel.clone(),
+                unfinished: self.core.threads.clone(),
                 threads: std::thread::available_parallelism().map_or(1, usize::from),
             };
             let exported = tokio::select! {
@@ -313,13 +329,15 @@ impl Engine {
         Ok(removed.into_iter().map(UsageRecord::from).collect())
     }
 
-    /// Waits for what is still being remembered, collects garbage by the configured rules, and writes
-    /// everything to disk.
+    /// Waits for what is still being remembered and for what was cancelled, collects garbage by the configured rules,
+    /// and writes everything to disk. Nothing is left of the executor.
     pub async fn close(self) {
         self.driver.idle().await;
-        self.core.fills.end().await;
-        let (store, gc) = (self.core.store.clone(), self.gc.clone());
+        self.core.threads.close();
+        self.core.threads.wait().await;
+        let (core, store, gc) = (self.core.clone(), self.core.store.clone(), self.gc.clone());
         blocking(move || {
+            core.executor.close();
             for rule in gc.iter() {
                 if let Err(error) = store.prune(rule) {
                     tracing::warn!(%error, "garbage collection failed");
@@ -376,7 +394,7 @@ struct LazyLayers {
 impl export::Lazy for LazyLayers {
     async fn fetch_blob(&self, snapshot: store::SnapshotId) -> Result<(), Fault> {
         match self.core.store.snapshots().lazy(&snapshot) {
-            Some(layer) => self.core.fetch_layer(&self.job, &self.tasks, layer).await,
+            Some(layer) => self.core.fetch_layer(&self.job, &self.tasks, snapshot, layer).await,
             None => Ok(()),
         }
     }

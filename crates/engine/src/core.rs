@@ -7,6 +7,7 @@ use base::{Fault, Kind, Platform};
 use executor::Executor;
 use store::{Active, CommitOptions, PrepareOptions, Store};
 use sys::mount::{FsView, Mounted};
+use tokio_util::task::TaskTracker;
 
 use crate::fill::Fills;
 use crate::images::Images;
@@ -19,6 +20,9 @@ pub(crate) struct Core {
     pub(crate) executor: Arc<dyn Executor>,
     pub(crate) images: Images,
     pub(crate) fills: Fills,
+    /// Work on threads that ends soon when it is cancelled, but not at once. Closing waits for it, so that nothing half
+    /// done is left behind.
+    pub(crate) threads: TaskTracker,
     pub(crate) cache_mounts: crate::cache_mount::CacheMounts,
     /// A single id is mapped: what the kernel refuses is recorded beside the files.
     pub(crate) shadow: bool,
@@ -90,7 +94,12 @@ pub(crate) fn active_view(active: &Active) -> Result<FsView, Fault> {
 
 /// Runs code that waits for disks on a thread of its own.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
+    joined(tokio::task::spawn_blocking(work)).await
+}
+
+/// What a thread came to. Its panic is ours.
+pub(crate) async fn joined<T>(thread: tokio::task::JoinHandle<T>) -> T {
+    match thread.await {
         Ok(value) => value,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
@@ -102,7 +111,11 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 
 /// A failure of the store in the words of a fault.
 pub(crate) fn store_fault(doing: &str, error: store::Error) -> Fault {
-    let full = error.is_no_space();
+    let (full, in_use) = (error.is_no_space(), error.is_in_use());
     let fault = Fault::because(Kind::Environment, doing, error);
-    if full { fault.hint("free space on the volume of the state directory, or run `hullworks prune`") } else { fault }
+    match () {
+        () if full => fault.hint("free space on the volume of the state directory, or run `hullworks prune`"),
+        () if in_use => fault.hint("try again when it has ended, or take another state directory (`--root`)"),
+        () => fault,
+    }
 }

@@ -500,7 +500,7 @@ fn is_stale(fault: &Fault) -> bool {
 }
 
 /// What a panic of an op tells people. It said where on standard error already.
-fn panicked(panic: &(dyn Any + Send)) -> Fault {
+pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Fault {
     let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     Fault::new(Kind::Internal, format!("a bug in the builder: {}", said.unwrap_or("it panicked")))
         .hint("please report it, with what was printed above")

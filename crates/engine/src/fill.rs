@@ -5,21 +5,20 @@
 //! them gives up, the download is stopped and the thread with it.
 
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base::{Cancel, Digest, Fault, Kind};
 use files::untar::Limits;
 use futures_util::FutureExt as _;
 use futures_util::future::try_join_all;
 use image::{Descriptor, Reference};
-use registry::{BlobStart, BlockingBlob, Stopper};
-use store::{Claim, Hold, LazyLayer, SnapshotId};
+use registry::{BlobStart, BlockingBlob, Class, Stopper};
+use store::{Claim, ClaimGuard, Hold, LazyLayer, SnapshotId};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use crate::core::{Core, blocking, store_fault};
+use crate::core::{Core, joined, store_fault};
 use crate::flight::Flights;
-use crate::images::registry_fault;
+use crate::images::layer_fault;
 use crate::job::Job;
 use base::report::{Running, Task, Tasks};
 
@@ -28,16 +27,6 @@ use base::report::{Running, Task, Tasks};
 pub(crate) struct Fills {
     layers: Flights<SnapshotId, Result<(), Fault>>,
     blobs: Flights<Digest, Result<(), Fault>>,
-    /// The threads that unpack.
-    threads: TaskTracker,
-}
-
-impl Fills {
-    /// Waits for the threads that are on their way to an end; for when nobody waits for a layer any more.
-    pub(crate) async fn end(&self) {
-        self.threads.close();
-        self.threads.wait().await;
-    }
 }
 
 impl Core {
@@ -53,12 +42,17 @@ impl Core {
         let missing = snapshots.unfilled(&top.id()).map_err(|e| store_fault("cannot read a snapshot", e))?;
         let Some(first) = missing.first() else { return Ok(()) };
         // People look for a download at the image, not at the step that happens to need it first.
-        let image = job.pull(*first).map(|label| Running::start(job.sink.clone(), &label));
+        let label = job.pull(*first);
+        let image = label.as_ref().map(|label| Running::start(job.sink.clone(), label));
         let tasks = image.as_ref().map_or_else(|| tasks.clone(), Running::tasks);
         let filled = tokio::select! {
             filled = self.fill_all(job, &tasks, missing) => filled,
             () = cancel.cancelled() => return Err(Fault::cancelled()),
         };
+        let filled = filled.map_err(|fault| match &label {
+            Some(label) => job.locate(fault, label.digest),
+            None => fault,
+        });
         match image {
             Some(image) => image.end(filled),
             None => filled,
@@ -85,127 +79,169 @@ impl Core {
         self: &Arc<Self>,
         job: &Arc<Job>,
         tasks: &Tasks,
+        id: SnapshotId,
         layer: Arc<LazyLayer>,
     ) -> Result<(), Fault> {
-        let (core, job, tasks, digest) = (self.clone(), job.clone(), tasks.clone(), layer.digest);
-        let work = || {
-            async move {
-                if let Some(mut blob) = Blob::open(&core, &job, &tasks, &layer).await? {
-                    let _stop = blob.stop.take();
-                    let copy = move || io::copy(&mut blob.reader, &mut io::sink()).map(|_| blob.finish);
-                    let copied = core.fills.blocking(copy).await;
-                    let finish = copied.map_err(|e| broken(&layer, e))?;
-                    finish()?;
-                }
-                Ok(())
-            }
-            .boxed()
-        };
-        self.fills.blobs.join(digest, work).await
+        let (core, owner, tasks, digest) = (self.clone(), job.clone(), tasks.clone(), layer.digest);
+        let fetched = self.fills.blobs.join(digest, || fetch_one(core, owner, tasks, layer).boxed()).await;
+        fetched.map_err(|fault| match job.pull(id) {
+            Some(label) => job.locate(fault, label.digest),
+            None => fault,
+        })
     }
 }
+
+/// Where what came is not what was asked for, the registry client asks another host, or the same once more.
+const TRIES: usize = 2;
 
 async fn fill_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, id: SnapshotId) -> Result<(), Fault> {
     let Some(layer) = core.store.snapshots().lazy(&id) else {
         return Err(Fault::new(Kind::Internal, format!("snapshot {id} has neither a tree nor a layer")));
     };
-    let mut tries = 2;
+    let mut tries = TRIES;
     loop {
         tries -= 1;
-        let (source, downloaded) = match Blob::open(&core, &job, &tasks, &layer).await? {
-            Some(blob) => (blob, true),
-            None => (Blob::stored(&core, &layer)?, false),
+        let blob = match Download::open(&core, &job, &tasks, &layer).await? {
+            Some(download) => Blob::Download(download),
+            None => Blob::stored(&core, &layer)?,
         };
-        let unpacked = unpack(core.clone(), tasks.clone(), id, layer.clone(), source).await;
-        match unpacked {
-            // Wrong bytes show at the end of a download; the registry client then asks another host.
-            Err(fault) if tries > 0 && fault.kind() == Kind::Remote => {
+        let is_stored = matches!(blob, Blob::Stored(_));
+        let (owner, extracting, wanted) = (core.clone(), tasks.clone(), layer.clone());
+        let unpack = move |reader: Box<dyn Read + Send>, cancel: &Cancel| {
+            let _extracting = extracting.start(format!("extracting {}", wanted.digest), 0);
+            let unpacked = owner.store.snapshots().unpack(&id, reader, &Limits::default(), cancel);
+            unpacked.map_err(|error| match error.is_no_space() {
+                true => store_fault("cannot unpack a layer", error),
+                false => Fault::because(Kind::Remote, format!("cannot unpack layer {}", wanted.digest), error),
+            })
+        };
+        match read_whole(&core, blob, unpack).await {
+            Err(Failed { fault, wrong_bytes: true }) if tries > 0 => {
                 tracing::warn!(%fault, layer = %layer.digest, "downloading a layer again");
-                // A blob that was here already and is no good would stay in the way.
-                if !downloaded {
+                // One that was here already and is no good would stay in the way.
+                if is_stored {
                     let deleted = core.store.content().delete(&layer.digest);
                     deleted.map_err(|e| store_fault("cannot discard a broken layer", e))?;
                 }
             }
-            done => return done,
+            done => return done.map_err(|failed| failed.fault),
         }
     }
 }
 
-async fn unpack(
-    core: Arc<Core>,
-    tasks: Tasks,
-    id: SnapshotId,
-    layer: Arc<LazyLayer>,
-    mut source: Blob,
-) -> Result<(), Fault> {
-    let cancel = Cancel::new();
-    let _stop = (source.stop.take(), CancelOnDrop(cancel.clone()));
-    let store = core.store.clone();
-    let work = move || {
-        let extracting = tasks.start(format!("extracting {}", layer.digest), 0);
-        let filled = store.snapshots().unpack(&id, source.reader, &Limits::default(), &cancel);
-        drop(extracting);
-        match filled {
-            Ok(()) => (source.finish)(),
-            Err(error) if error.is_no_space() => Err(store_fault("cannot unpack a layer", error)),
-            Err(error) => Err(Fault::because(Kind::Remote, format!("cannot unpack layer {}", layer.digest), error)),
+async fn fetch_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, layer: Arc<LazyLayer>) -> Result<(), Fault> {
+    let mut tries = TRIES;
+    loop {
+        tries -= 1;
+        let Some(download) = Download::open(&core, &job, &tasks, &layer).await? else { return Ok(()) };
+        let digest = layer.digest;
+        let skim = move |mut reader: Box<dyn Read + Send>, _: &Cancel| {
+            let read = io::copy(&mut reader, &mut io::sink());
+            read.map(drop).map_err(|e| Fault::because(Kind::Remote, format!("cannot fetch layer {digest}"), e))
+        };
+        match read_whole(&core, Blob::Download(download), skim).await {
+            Err(Failed { fault, wrong_bytes: true }) if tries > 0 => {
+                tracing::warn!(%fault, layer = %layer.digest, "downloading a layer again");
+            }
+            done => return done.map_err(|failed| failed.fault),
         }
-    };
-    core.fills.blocking(work).await
-}
-
-impl Fills {
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let running = self.threads.token();
-        blocking(move || {
-            let _running = running;
-            work()
-        })
-        .await
     }
 }
 
-/// Stops the thread that unpacks when nobody waits for it.
-struct CancelOnDrop(Cancel);
+/// Why a blob was not read.
+struct Failed {
+    fault: Fault,
+    /// It is not the blob that was asked for.
+    wrong_bytes: bool,
+}
 
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.cancel();
+impl From<Fault> for Failed {
+    fn from(fault: Fault) -> Self {
+        Failed { fault, wrong_bytes: false }
     }
 }
 
-/// Stops a download when nobody waits for it. One that has ended does not mind.
-struct StopOnDrop(Stopper);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
-}
-
-fn broken(layer: &LazyLayer, error: io::Error) -> Fault {
-    Fault::because(Kind::Remote, format!("layer {} is broken", layer.digest), error)
-}
-
-type Finish = Box<dyn FnOnce() -> Result<(), Fault> + Send>;
-
-/// The compressed bytes of a layer, and what to do when all of them were read.
-struct Blob {
-    reader: Box<dyn Read + Send>,
-    finish: Finish,
-    stop: Option<StopOnDrop>,
+/// The compressed bytes of a layer.
+enum Blob {
+    Stored(std::fs::File),
+    Download(Download),
 }
 
 impl Blob {
     fn stored(core: &Core, layer: &LazyLayer) -> Result<Blob, Fault> {
         let missing = || Fault::new(Kind::Internal, format!("layer {} vanished from the content store", layer.digest));
         let blob = core.store.content().get(&layer.digest).map_err(|e| store_fault("cannot read a layer", e))?;
-        Ok(Blob { reader: Box::new(blob.ok_or_else(missing)?.file), finish: Box::new(|| Ok(())), stop: None })
+        Ok(Blob::Stored(blob.ok_or_else(missing)?.file))
     }
+}
 
-    /// Opens a download that also goes into the content store. None: the blob is there already.
-    async fn open(core: &Arc<Core>, job: &Arc<Job>, tasks: &Tasks, layer: &LazyLayer) -> Result<Option<Blob>, Fault> {
+/// Reads a blob on a thread of its own. Where nobody waits for that any more, the thread is told to end.
+async fn read_whole(
+    core: &Arc<Core>,
+    blob: Blob,
+    read: impl FnOnce(Box<dyn Read + Send>, &Cancel) -> Result<(), Fault> + Send + 'static,
+) -> Result<(), Failed> {
+    let cancel = Cancel::new();
+    let stop = match &blob {
+        Blob::Stored(_) => None,
+        Blob::Download(download) => Some(download.stop.clone()),
+    };
+    let _unwanted = Unwanted { cancel: cancel.clone(), stop };
+    let work = move || match blob {
+        // It was whole when it was kept; what came of it since only a download can tell.
+        Blob::Stored(file) => read(Box::new(file), &cancel).map_err(|fault| {
+            let wrong_bytes = fault.kind() == Kind::Remote && !cancel.is_cancelled();
+            Failed { fault, wrong_bytes }
+        }),
+        Blob::Download(download) => {
+            let read = read(Box::new(download.reader()), &cancel);
+            download.settle(read, &cancel)
+        }
+    };
+    joined(core.threads.spawn_blocking(work)).await
+}
+
+/// Tells a thread that its work is not wanted.
+struct Unwanted {
+    cancel: Cancel,
+    stop: Option<Stopper>,
+}
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        if let Some(stop) = &self.stop {
+            stop.stop();
+        }
+    }
+}
+
+/// A blob that is kept while it is read.
+struct Download {
+    tee: Arc<Mutex<Tee>>,
+    stop: Stopper,
+    /// Others who want it wait until it is there, or until we gave up.
+    guard: ClaimGuard,
+}
+
+struct Tee {
+    digest: Digest,
+    stream: BlockingBlob,
+    writer: Option<store::Writer>,
+    task: Task,
+    read: u64,
+    /// The first failure of the download itself, whatever its reader makes of it.
+    failed: Option<Failed>,
+}
+
+impl Download {
+    /// Begins it. None: the blob is there already.
+    async fn open(
+        core: &Arc<Core>,
+        job: &Arc<Job>,
+        tasks: &Tasks,
+        layer: &LazyLayer,
+    ) -> Result<Option<Download>, Fault> {
         let content = core.store.content();
         let guard = loop {
             let (wake, woken) = tokio::sync::oneshot::channel();
@@ -218,19 +254,75 @@ impl Blob {
         };
         let stream = fetch(core, job, layer).await?;
         let writer = content.writer(Some(layer.digest), Some(layer.size));
-        let writer = writer.map_err(|e| store_fault("cannot keep a layer", e))?;
+        let writer = Some(writer.map_err(|e| store_fault("cannot keep a layer", e))?);
         let task = tasks.start(layer.digest.to_string(), layer.size);
-        let stop = Some(StopOnDrop(stream.stopper()));
-        let writer = Arc::new(Mutex::new(Some(writer)));
-        let reader = Tee { stream, writer: writer.clone(), task, read: 0 };
-        let finish = Box::new(move || {
-            let writer = writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let kept = writer.map(store::Writer::finish).transpose();
-            drop(guard);
-            kept.map(drop).map_err(|e| store_fault("cannot keep a layer", e))
-        });
-        Ok(Some(Blob { reader: Box::new(reader), finish, stop }))
+        let stop = stream.stopper();
+        let tee = Tee { digest: layer.digest, stream, writer, task, read: 0, failed: None };
+        Ok(Some(Download { tee: Arc::new(Mutex::new(tee)), stop, guard }))
     }
+
+    fn reader(&self) -> TeeReader {
+        TeeReader(self.tee.clone())
+    }
+
+    /// Keeps what was read to its end. Where the reader is not content, the rest is read to see whose fault it is: that of
+    /// what came, or of what the layer is.
+    fn settle(self, read: Result<(), Fault>, cancel: &Cancel) -> Result<(), Failed> {
+        let mut tee = lock(&self.tee);
+        if read.as_ref().is_err_and(|fault| fault.kind() == Kind::Remote) && tee.failed.is_none() {
+            // Its failure is noted.
+            let _ = io::copy(&mut *tee, &mut io::sink());
+        }
+        if cancel.is_cancelled() {
+            return Err(Fault::cancelled().into());
+        }
+        if let Some(failed) = tee.failed.take() {
+            return Err(failed);
+        }
+        read?;
+        let kept = tee.writer.take().map(store::Writer::finish).transpose();
+        drop(self.guard);
+        kept.map(drop).map_err(|e| store_fault("cannot keep a layer", e).into())
+    }
+}
+
+impl Read for Tee {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let doing = || format!("cannot fetch layer {}", self.digest);
+        let failed = match self.stream.read(buf) {
+            Ok(n) => match self.writer.as_mut().map_or(Ok(()), |writer| writer.append(&buf[..n])) {
+                Ok(()) => {
+                    self.read += n as u64;
+                    self.task.at(self.read);
+                    return Ok(n);
+                }
+                Err(error) => Failed::from(store_fault("cannot keep a layer", error)),
+            },
+            Err(error) => match error.downcast::<registry::Error>() {
+                Ok(error) => {
+                    let wrong_bytes = error.class() == Class::BadDigest;
+                    Failed { fault: layer_fault(error).context(doing()), wrong_bytes }
+                }
+                Err(error) => Failed::from(Fault::because(Kind::Remote, doing(), error)),
+            },
+        };
+        let said = io::Error::other(failed.fault.to_string());
+        self.failed.get_or_insert(failed);
+        Err(said)
+    }
+}
+
+/// A download as the threads that unpack it read it.
+struct TeeReader(Arc<Mutex<Tee>>);
+
+impl Read for TeeReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        lock(&self.0).read(buf)
+    }
+}
+
+fn lock(tee: &Mutex<Tee>) -> MutexGuard<'_, Tee> {
+    tee.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn fetch(core: &Core, job: &Arc<Job>, layer: &LazyLayer) -> Result<BlockingBlob, Fault> {
@@ -243,29 +335,9 @@ async fn fetch(core: &Core, job: &Arc<Job>, layer: &LazyLayer) -> Result<Blockin
         let repository = core.images.repository(job, &reference)?;
         match repository.fetch_blob(&descriptor, BlobStart::Beginning).await {
             Ok(stream) => return Ok(stream.into_blocking()),
-            Err(error) => last = Some(registry_fault(error)),
+            Err(error) => last = Some(layer_fault(error)),
         }
     }
     let nowhere = || Fault::new(Kind::Internal, "nothing says where the layer comes from");
     Err(last.unwrap_or_else(nowhere).context(format!("cannot fetch layer {}", layer.digest)))
-}
-
-/// A download that is kept while it is read.
-struct Tee {
-    stream: BlockingBlob,
-    writer: Arc<Mutex<Option<store::Writer>>>,
-    task: Task,
-    read: u64,
-}
-
-impl Read for Tee {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.stream.read(buf)?;
-        if let Some(writer) = self.writer.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            writer.append(&buf[..n]).map_err(io::Error::other)?;
-        }
-        self.read += n as u64;
-        self.task.at(self.read);
-        Ok(n)
-    }
 }

@@ -48,10 +48,8 @@ impl Images {
     ) -> Result<Arc<ResolvedImage>, Fault> {
         let reference = reference.clone().or_latest();
         let cell = job.image(&reference.to_string(), platform, mode);
-        let resolved = cell.get_or_try_init(|| async {
-            let resolved = self.resolve_now(job, &reference, platform, mode).await;
-            resolved.map(Arc::new).map_err(|fault| fault.context(&reference))
-        });
+        let resolved =
+            cell.get_or_try_init(|| async { self.resolve_now(job, &reference, platform, mode).await.map(Arc::new) });
         resolved.await.cloned()
     }
 
@@ -62,23 +60,25 @@ impl Images {
         platform: &Platform,
         mode: ResolveMode,
     ) -> Result<ResolvedImage, Fault> {
+        let bad = |error| bad_document(error).context(reference);
         let repository = self.repository(job, reference)?;
         let root = self.root(&repository, reference, mode).await?;
         let manifest_descriptor = if media_type::is_index(&root.media_type) {
             let bytes = self.document(&repository, &root).await?;
-            let index = Index::parse(&bytes, Some(&root.media_type)).map_err(bad_document)?;
-            index.choose(platform).map_err(bad_document)?.clone()
+            let index = Index::parse(&bytes, Some(&root.media_type)).map_err(bad)?;
+            index.choose(platform).map_err(bad)?.clone()
         } else {
             root.clone()
         };
         let bytes = self.document(&repository, &manifest_descriptor).await?;
-        let manifest = Manifest::parse(&bytes, Some(&manifest_descriptor.media_type)).map_err(bad_document)?;
+        let manifest = Manifest::parse(&bytes, Some(&manifest_descriptor.media_type)).map_err(bad)?;
         let config = self.document(&repository, &manifest.config).await?;
-        let diff_ids = ImageConfig::parse(&config).map_err(bad_document)?.rootfs.diff_ids;
+        let diff_ids = ImageConfig::parse(&config).map_err(bad)?.rootfs.diff_ids;
         if diff_ids.len() != manifest.layers.len() {
+            let (layers, ids) = (manifest.layers.len(), diff_ids.len());
             return Err(Fault::new(
                 Kind::Remote,
-                format!("the image has {} layers, but its config {}", manifest.layers.len(), diff_ids.len()),
+                format!("{reference}: the image has {layers} layers, but its config {ids}"),
             ));
         }
         Ok(ResolvedImage { reference: reference.clone(), root, manifest, config, diff_ids })
@@ -198,18 +198,42 @@ fn bad_document(error: image::Error) -> Fault {
 /// A registry's failure in the words of a fault.
 pub(crate) fn registry_fault(error: registry::Error) -> Fault {
     let hint = match error.class() {
-        Class::Unauthorised | Class::Denied => Some("log in with `docker login`, or check the credentials' rights"),
         Class::NotFound => Some("check the spelling of name and tag"),
-        Class::RateLimited => Some("log in, or use a mirror (`[registry.\"..\"] mirrors` in buildkitd.toml)"),
-        _ if error.is_certificate() => {
-            Some("see `ca`, `keypair` and `insecure` of `[registry.\"HOST\"]` in buildkitd.toml")
-        }
-        _ => None,
+        _ => pull_hint(&error),
     };
-    let fault = Fault::because(Kind::Remote, "failed to talk to the registry", error);
+    with_hint(error, hint)
+}
+
+/// The same for a layer: the name was right, or nobody had told us of the layer.
+pub(crate) fn layer_fault(error: registry::Error) -> Fault {
+    let hint = match error.class() {
+        Class::NotFound => Some("the registry has lost a part of the image: push the image again, or use another tag"),
+        _ => pull_hint(&error),
+    };
+    with_hint(error, hint)
+}
+
+fn with_hint(error: registry::Error, hint: Option<&str>) -> Fault {
+    let fault = Fault::new(Kind::Remote, error.summary());
     match hint {
         Some(hint) => fault.hint(hint),
         None => fault,
+    }
+}
+
+/// What to try where a pull fails.
+fn pull_hint(error: &registry::Error) -> Option<&'static str> {
+    match error.class() {
+        _ if error.is_certificate() => {
+            Some("see `ca`, `keypair` and `insecure` of `[registry.\"HOST\"]` in buildkitd.toml")
+        }
+        Class::Unauthorised | Class::Denied => Some("log in with `docker login`, or check the credentials' rights"),
+        Class::RateLimited => Some("log in, or use a mirror (`[registry.\"..\"] mirrors` in buildkitd.toml)"),
+        Class::Unavailable | Class::Truncated => {
+            Some("try again later, or use a mirror (`[registry.\"..\"] mirrors` in buildkitd.toml)")
+        }
+        Class::BadDigest => Some("try again; if it stays so, a proxy or a mirror on the way changes what is sent"),
+        _ => None,
     }
 }
 

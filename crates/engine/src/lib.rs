@@ -26,4 +26,5 @@ pub use api::{
     CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,
     SolveRequest, SolveResponse, UsageRecord,
 };
+pub use open::in_use;
 pub use step_log::LogLimits;

@@ -6,6 +6,7 @@ use base::{Fault, Kind, Platform};
 use http_client::{KeyPair, Pools, Proxies, Settings};
 use registry::{Limits, Registries, RegistryConfig};
 use store::{Driver as StoreDriver, OpenOptions, Store};
+use tokio_util::task::TaskTracker;
 
 use crate::api::{Engine, EngineOptions, SnapshotterChoice};
 use crate::cache_mount::CacheMounts;
@@ -31,6 +32,7 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         },
         userxattr: options.isolation.nested,
         lock_wait: options.lock_wait,
+        spend_reserve: options.spend_reserve,
         identity: id_map(),
         shadow: options.isolation.nested,
         // What a crash of the machine could lose is verified or dropped at the next start; builds do not wait for disks.
@@ -58,6 +60,7 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         store,
         executor,
         fills: Fills::default(),
+        threads: TaskTracker::new(),
         cache_mounts: CacheMounts::default(),
         content_trees: ContentTrees::default(),
         shadow: options.isolation.nested,
@@ -70,6 +73,11 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
     let driver = Driver::start(core.clone(), parallelism);
     let has_dockerfile = options.config.frontend.dockerfile.enabled != Some(false);
     Ok(Engine::new(core, driver, entitlements, gc, has_dockerfile))
+}
+
+/// Why the engine could not be opened, if that is another process which has the state directory.
+pub fn in_use(fault: &Fault) -> Option<String> {
+    fault.find::<store::Error>().filter(|error| error.is_in_use()).map(ToString::to_string)
 }
 
 /// Removes the places where a killed predecessor had views mounted; its mounts died with it.

@@ -64,6 +64,7 @@ async fn engine(state: &Path, isolation: &Isolation) -> Engine {
         config: config::Config::default(),
         snapshotter: SnapshotterChoice::Copy,
         lock_wait: Duration::ZERO,
+        spend_reserve: false,
         proxy: BTreeMap::new(),
         step_log: engine::LogLimits::default(),
         isolation: isolation.clone(),

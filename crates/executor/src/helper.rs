@@ -57,6 +57,11 @@ impl Helper {
         Err(Error::Helper(Errno::PIPE.into()))
     }
 
+    /// Ends init, and waits for its end.
+    pub(crate) fn stop(&self) {
+        drop(self.lock().take());
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Init>> {
         self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

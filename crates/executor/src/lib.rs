@@ -35,6 +35,10 @@ pub trait Executor: Send + Sync {
     /// background.
     async fn run(&self, step: Step, io: StepIo, cancel: CancellationToken) -> Result<Exit, Error>;
 
+    /// Ends what is there for steps to come: the process that starts them, the groups that it is in. No step is run after
+    /// this, and none runs.
+    fn close(&self);
+
     /// What this level of isolation is called, for logs: `privileged`, `rootless`.
     fn name(&self) -> &'static str;
 }

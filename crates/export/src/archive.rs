@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use base::{Fault, Kind};
+use base::{Cancel, CancelReader, Fault, Kind};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use image::archive::{ArchiveKind, name_manifests, write_archive};
 use image::{Descriptor, Reference};
@@ -14,7 +14,7 @@ use store::Store;
 
 use crate::assemble::Assembled;
 use crate::tree::{Target, no_directory, write_stream};
-use crate::{Context, ImageOptions, blocking, image_fault};
+use crate::{Context, ImageOptions, image_fault, output_fault};
 
 pub(crate) async fn write(
     context: &Context,
@@ -43,15 +43,17 @@ pub(crate) async fn write(
         (true, output) => {
             let task = context.tasks.start("sending tarball", 0);
             let target = Target::of(output, "one tar")?;
-            write_stream(target, task, move |sink| {
-                write_archive(sink, kind, &roots, |blob| open(&store, blob)).map(drop).map_err(to_io)
+            let cancel = context.cancel.clone();
+            write_stream(context, target, task, move |sink| {
+                write_archive(sink, kind, &roots, |blob| open(&store, &cancel, blob)).map(drop).map_err(to_io)
             })
             .await?;
         }
         (false, Output::Directory(dir)) => {
             let _task = context.tasks.start("copying files", 0);
             // The archive is the layout: its entries become files.
-            blocking(move || write_layout(&dir, kind, &roots, &store)).await?;
+            let cancel = context.cancel.clone();
+            context.blocking(move || write_layout(&dir, kind, &roots, &store, &cancel)).await?;
         }
         (false, _) => return Err(no_directory("tar=false")),
     }
@@ -66,11 +68,11 @@ fn names(image: &ImageOptions) -> Result<Vec<Reference>, Fault> {
     image.names.iter().map(parse).collect()
 }
 
-fn open(store: &Store, blob: &Descriptor) -> Result<File, image::Error> {
+fn open(store: &Store, cancel: &Cancel, blob: &Descriptor) -> Result<CancelReader<File>, image::Error> {
     let found = store.content().get(&blob.digest).map_err(io::Error::other)?;
     let found =
         found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("blob {} is gone", blob.digest)))?;
-    Ok(found.file)
+    Ok(cancel.reader(found.file))
 }
 
 fn to_io(error: image::Error) -> io::Error {
@@ -80,13 +82,19 @@ fn to_io(error: image::Error) -> io::Error {
     }
 }
 
-fn write_layout(dir: &Path, kind: ArchiveKind, roots: &[Descriptor], store: &Store) -> Result<(), Fault> {
-    let failed = |e: io::Error| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), e);
+fn write_layout(
+    dir: &Path,
+    kind: ArchiveKind,
+    roots: &[Descriptor],
+    store: &Store,
+    cancel: &Cancel,
+) -> Result<(), Fault> {
+    let failed = |e: io::Error| output_fault(dir, e);
     std::fs::create_dir_all(dir).map_err(failed)?;
     let (reader, writer) = io::pipe().map_err(failed)?;
     std::thread::scope(|scope| {
         let unpacking = scope.spawn(|| crate::tree::unpack_into(dir, reader));
-        let written = write_archive(writer, kind, roots, |blob| open(store, blob)).map(drop);
+        let written = write_archive(writer, kind, roots, |blob| open(store, cancel, blob)).map(drop);
         let unpacked = unpacking.join().unwrap_or_else(|_| Err(io::Error::other("unpacking stopped")));
         // A failed unpack breaks the pipe; its reason is the one to tell.
         unpacked.map_err(failed)?;

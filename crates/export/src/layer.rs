@@ -10,7 +10,7 @@ use image::layer::{Entry, Time};
 use image::{Compression, CompressionOptions, Descriptor, media_type};
 use store::{LayerRecord, LazyLayer, SnapshotId, Store};
 
-use crate::{Context, ImageOptions, blocking, store_fault};
+use crate::{Context, ImageOptions, store_fault};
 
 /// One layer of a result.
 #[derive(Clone, Debug)]
@@ -123,7 +123,7 @@ async fn made(
     let hold = hold.ok_or_else(|| Fault::new(Kind::Internal, format!("snapshot {id} is gone")))?;
     context.lazy.fill(&hold).await?;
     let (store, wanted, cancel) = (context.store.clone(), *wanted, context.cancel.clone());
-    blocking(move || make(&store, id, &variant, &wanted, epoch, &cancel)).await
+    context.blocking(move || make(&store, id, &variant, &wanted, epoch, &cancel)).await
 }
 
 fn make(

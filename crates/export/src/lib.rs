@@ -11,6 +11,8 @@ mod push;
 mod tree;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -19,6 +21,7 @@ use base::{Cancel, Fault, Kind, Platform};
 use registry::{Client, CredentialSource};
 use session::Output;
 use store::{Hold, SnapshotId, Store};
+use tokio_util::task::TaskTracker;
 
 pub use options::{Annotation, AnnotationPlace, Attributes, ImageOptions, PushOptions};
 
@@ -69,6 +72,8 @@ pub struct Context {
     pub tasks: Tasks,
     /// Ends the export early.
     pub cancel: Cancel,
+    /// Threads that go on for a moment when the export was cancelled: somebody waits for them in the end.
+    pub unfinished: TaskTracker,
     /// Threads that compress.
     pub threads: usize,
 }
@@ -194,9 +199,16 @@ fn read_tree(attrs: &mut Attributes, local: bool) -> Result<Exporter, Fault> {
     Ok(Exporter::Tree { local, epoch, platform_split })
 }
 
-/// Runs code that waits for disks on a thread of its own.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
+impl Context {
+    /// Runs code that waits for disks on a thread of its own, and looks at [`cancel`](Context::cancel) now and then.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        joined(self.unfinished.spawn_blocking(work)).await
+    }
+}
+
+/// What a thread came to. Its panic is ours.
+async fn joined<T>(thread: tokio::task::JoinHandle<T>) -> T {
+    match thread.await {
         Ok(value) => value,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
@@ -213,4 +225,60 @@ fn store_fault(doing: &str, error: store::Error) -> Fault {
 
 fn image_fault(doing: &str, error: image::Error) -> Fault {
     Fault::because(Kind::Environment, doing, error)
+}
+
+/// The client's file or directory could not be written.
+fn output_fault(path: &Path, error: io::Error) -> Fault {
+    let full = is_full(&error);
+    let fault = Fault::because(Kind::Environment, format!("cannot write to `{}`", path.display()), error);
+    match full {
+        true => {
+            fault.hint("free space there, or write elsewhere; if the state directory lies there, try `hullworks prune`")
+        }
+        false => fault,
+    }
+}
+
+/// Whether a full disk or quota is the cause, or the cause's cause.
+fn is_full(error: &io::Error) -> bool {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        let io = match error.downcast_ref() {
+            // What it is made of is not its source.
+            Some(image::Error::Io(io)) => Some(io),
+            _ => error.downcast_ref::<io::Error>(),
+        };
+        let is_full = |io: &io::Error| matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        if io.is_some_and(is_full) || error.downcast_ref().is_some_and(store::Error::is_no_space) {
+            return true;
+        }
+        // An error inside an `io::Error` is what that is; its own source would be one further.
+        next = match io.and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_seen_through_other_errors() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let inner = files::untar::Error::Write { doing: "write", path: "f".to_owned(), source: full() };
+        for (error, expected) in [
+            (full(), true),
+            (io::Error::other(full()), true),
+            (io::Error::other(inner), true),
+            (io::Error::other(image::Error::Io(full())), true),
+            (io::Error::other(store::Error::Layer(image::Error::Io(full()))), true),
+            (io::Error::other("full"), false),
+            (io::ErrorKind::NotFound.into(), false),
+        ] {
+            assert_eq!(is_full(&error), expected, "{error:?}");
+        }
+    }
 }

@@ -149,12 +149,14 @@ fn push_fault(error: registry::Error) -> Fault {
             Some("log in with `docker login`, or check the credentials' right to push")
         }
         Class::TooLarge => Some("raise the body limit of the proxy in front of the registry"),
+        Class::NotFound => Some("check the name; some registries want the repository to be created first"),
+        Class::RateLimited | Class::Unavailable => Some("try again later: what was pushed already is not pushed again"),
         _ if error.is_certificate() => {
             Some("see `ca`, `keypair` and `insecure` of `[registry.\"HOST\"]` in buildkitd.toml")
         }
         _ => None,
     };
-    let fault = Fault::because(Kind::Remote, "failed to talk to the registry", error);
+    let fault = Fault::new(Kind::Remote, error.summary());
     match hint {
         Some(hint) => fault.hint(hint),
         None => fault,

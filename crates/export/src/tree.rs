@@ -16,7 +16,7 @@ use session::Output;
 use store::TarSource;
 
 use crate::layer::EntryMap;
-use crate::{BuildResult, Context, PlatformResult, blocking};
+use crate::{BuildResult, Context, PlatformResult, joined, output_fault};
 
 pub(crate) async fn write(
     context: &Context,
@@ -69,11 +69,11 @@ pub(crate) async fn write(
     match (local, output) {
         (false, output) => {
             let task = context.tasks.start("sending tarball", 0);
-            write_stream(Target::of(output, "one tar")?, task, write_all).await?;
+            write_stream(context, Target::of(output, "one tar")?, task, write_all).await?;
         }
         (true, Output::Directory(dir)) => {
             let _task = context.tasks.start("copying files", 0);
-            blocking(move || copy_out(&dir, write_all)).await?;
+            context.blocking(move || copy_out(&dir, write_all)).await?;
         }
         (true, _) => return Err(no_directory("type=local")),
     }
@@ -87,7 +87,7 @@ pub(crate) fn no_directory(what: &str) -> Fault {
 /// The tree is streamed as a tar from one thread and unpacked by another: one way of reading snapshots, and one of
 /// writing files, for all drivers and isolation levels.
 fn copy_out(dir: &Path, write_all: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send) -> Result<(), Fault> {
-    let failed = |e: io::Error| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), e);
+    let failed = |e: io::Error| output_fault(dir, e);
     std::fs::create_dir_all(dir).map_err(failed)?;
     let (reader, mut writer) = io::pipe().map_err(failed)?;
     std::thread::scope(|scope| {
@@ -133,29 +133,39 @@ impl Target {
 
 /// Writes a stream; a file appears under its name when it is whole.
 pub(crate) async fn write_stream(
+    context: &Context,
     target: Target,
     task: Task,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
 ) -> Result<(), Fault> {
-    blocking(move || match target {
+    match target {
+        // Nobody may be at the other end of a pipe: such a thread is not waited for when the export is cancelled.
         Target::Stdout => {
-            let stdout = io::stdout().lock();
-            let mut sink = Counting { inner: stdout, task, written: 0 };
-            let written = write(&mut sink).and_then(|()| sink.flush());
+            let work = move || {
+                let stdout = io::stdout().lock();
+                let mut sink = Counting { inner: stdout, task, written: 0 };
+                write(&mut sink).and_then(|()| sink.flush())
+            };
+            let written = joined(tokio::task::spawn_blocking(work)).await;
             written.map_err(|e| Fault::because(Kind::Environment, "cannot write to standard output", e))
         }
-        Target::File(path) => write_file(&path, task, write)
-            .map_err(|e| Fault::because(Kind::Environment, format!("cannot write `{}`", path.display()), e)),
-    })
-    .await
+        Target::File(path) if path.exists() && !path.is_file() => {
+            let (device, failed) = (path.clone(), move |e| output_fault(&path, e));
+            joined(tokio::task::spawn_blocking(move || write_device(&device, task, write))).await.map_err(failed)
+        }
+        Target::File(path) => {
+            context.blocking(move || write_file(&path, task, write).map_err(|e| output_fault(&path, e))).await
+        }
+    }
+}
+
+/// Devices and pipes are written to as they are; a rename would replace them.
+fn write_device(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    write(&mut Counting { inner: file, task, written: 0 })
 }
 
 fn write_file(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    // Devices and pipes are written to as they are; a rename would replace them.
-    if path.exists() && !path.is_file() {
-        let file = File::options().write(true).open(path)?;
-        return write(&mut Counting { inner: file, task, written: 0 });
-    }
     let name = path.file_name().ok_or_else(|| io::Error::other("it names no file"))?;
     let mut partial = name.to_owned();
     partial.push(format!(".partial-{}", std::process::id()));

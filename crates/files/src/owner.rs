@@ -15,6 +15,9 @@ use crate::stat::{Kind, Stat};
 /// Upstream's limit for these files.
 const MAX_FILE: u64 = 10 << 20;
 
+/// To `chown(2)` this means "leave it as it is".
+pub(crate) const NO_ID: u32 = u32::MAX;
+
 /// A user and a group by their numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
@@ -62,6 +65,12 @@ pub fn resolve_owner(user: Option<OwnerRef<'_>>, group: Option<OwnerRef<'_>>) ->
             None => resolved.unknown_group = Some(name.to_owned()),
         },
         None => {}
+    }
+    for (what, id) in [("user", resolved.owner.uid), ("group", resolved.owner.gid)] {
+        if id == NO_ID {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "the largest number is no id");
+            return Err(Error::Owner { what, name: id.to_string(), source });
+        }
     }
     Ok(resolved)
 }
@@ -149,6 +158,10 @@ mod tests {
         }
         fs::remove_file(dir.path().join("etc/group")).unwrap();
         fs::create_dir(dir.path().join("etc/group")).unwrap();
+        for (user, group) in [(Some(OwnerRef::Id(NO_ID)), None), (None, Some(OwnerRef::Id(NO_ID)))] {
+            let error = resolve_owner(user, group).unwrap_err();
+            assert!(crate::chain(&error).to_string().ends_with("`4294967295`: the largest number is no id"));
+        }
         let error = resolve_owner(None, name("app")).unwrap_err();
         assert_eq!(crate::chain(&error).to_string(), "cannot look up group `app`: not a regular file");
     }

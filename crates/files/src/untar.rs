@@ -24,6 +24,8 @@ use sys::path::{Links, Root};
 use sys::shadow::{self, Shadow};
 use sys::xattr;
 
+use crate::owner::NO_ID;
+
 #[cfg(test)]
 mod tests;
 
@@ -209,12 +211,10 @@ pub enum Error {
         why: &'static str,
     },
     /// The archive is larger than allowed.
-    #[error("the archive unpacks to more than {limit} {unit}: refused as a decompression bomb")]
+    #[error("the archive unpacks to more than {limit}: refused as a decompression bomb")]
     TooLarge {
-        /// The bound.
-        limit: u64,
-        /// Of what.
-        unit: &'static str,
+        /// The bound, and of what.
+        limit: String,
     },
     /// The file system refused.
     #[error("cannot {doing} `{path}` from the archive")]
@@ -248,7 +248,7 @@ pub fn unpack(root: impl AsFd, source: &mut impl Source, options: &Options) -> R
         options.cancel.check()?;
         unpacker.report.entries += 1;
         if unpacker.report.entries > options.limits.entries {
-            return Err(Error::TooLarge { limit: options.limits.entries, unit: "entries" });
+            return Err(Error::TooLarge { limit: format!("{} entries", options.limits.entries) });
         }
         unpacker.entry(entry, source)?;
     }
@@ -329,6 +329,9 @@ impl<'a> Unpacker<'a> {
         if let Some((uid, gid)) = self.options.owner {
             (entry.uid, entry.gid) = (uid, gid);
         }
+        if entry.uid == NO_ID || entry.gid == NO_ID {
+            return Err(refused(&entry.path, "its owner is the largest number, which is no id"));
+        }
         entry.mode &= 0o7777;
         let place = self.place(&path)?;
         if self.options.whiteouts != Whiteouts::Literal && self.whiteout(&path, &place, &entry)? {
@@ -339,7 +342,8 @@ impl<'a> Unpacker<'a> {
             EntryKind::Regular { size } => self.regular(&path, &place, &entry, *size, source)?,
             EntryKind::Symlink(target) => self.symlink(&path, &place, &entry, target)?,
             EntryKind::Hardlink(target) => self.hardlink(&path, &place, &entry, target)?,
-            EntryKind::CharDevice(0, 0) if matches!(self.options.whiteouts, Whiteouts::Overlay { .. }) => {
+            // The target of a user's archive may be an overlay.
+            EntryKind::CharDevice(0, 0) if self.options.whiteouts != Whiteouts::Delete => {
                 return Err(refused(&path, "a character device 0/0 would be taken for a whiteout"));
             }
             EntryKind::CharDevice(major, minor) => {
@@ -638,10 +642,14 @@ impl<'a> Unpacker<'a> {
     ) -> Result<(), Error> {
         self.report.bytes = self.report.bytes.saturating_add(size);
         if self.report.bytes > self.options.limits.bytes {
-            return Err(Error::TooLarge { limit: self.options.limits.bytes, unit: "bytes" });
+            return Err(Error::TooLarge { limit: bytes_text(self.options.limits.bytes) });
         }
         let fd = self.create(path, place, entry.mode & 0o777)?;
-        self.fill(path, &fd, size, source)?;
+        if let Err(error) = self.fill(path, &fd, size, source) {
+            // Where nobody discards the tree, half a file must not pass for a whole one.
+            let _ = rustix::fs::unlinkat(&*place.dir, &*place.name, AtFlags::empty());
+            return Err(error);
+        }
         let changed_owner = self.own_fd(path, &fd, entry, false)?;
         self.attributes_fd(path, &fd, entry)?;
         if entry.mode & (self.umask | 0o7000) != 0 || changed_owner && entry.mode & 0o6000 != 0 {
@@ -1058,7 +1066,21 @@ fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 fn refused(path: &[u8], why: &'static str) -> Error {
-    Error::Refused { path: String::from_utf8_lossy(path).into_owned(), why }
+    Error::Refused { path: shown(path), why }
+}
+
+/// A name in a message; the beginning of one that is too long for people.
+fn shown(path: &[u8]) -> String {
+    const MOST: usize = 256;
+    match path.get(..MOST) {
+        Some(head) if path.len() > MOST => format!("{}…", String::from_utf8_lossy(head)),
+        _ => String::from_utf8_lossy(path).into_owned(),
+    }
+}
+
+fn bytes_text(bytes: u64) -> String {
+    const GIB: u64 = 1 << 30;
+    if bytes >= GIB && bytes.is_multiple_of(GIB) { format!("{} GiB", bytes / GIB) } else { format!("{bytes} bytes") }
 }
 
 fn write_error(doing: &'static str, path: &[u8], errno: Errno) -> Error {
@@ -1066,7 +1088,7 @@ fn write_error(doing: &'static str, path: &[u8], errno: Errno) -> Error {
 }
 
 fn io_error(doing: &'static str, path: &[u8], source: io::Error) -> Error {
-    Error::Write { doing, path: String::from_utf8_lossy(path).into_owned(), source }
+    Error::Write { doing, path: shown(path), source }
 }
 
 fn owner_error(path: &[u8], entry: &Entry, errno: Errno) -> Error {

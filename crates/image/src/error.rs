@@ -37,7 +37,7 @@ pub enum Error {
         limit: u64,
     },
     /// An index has no manifest that runs on the wanted platform.
-    #[error("no image for platform {wanted}, only for {}", if available.is_empty() { "none" } else { available })]
+    #[error("no image for platform {wanted}, {}", if available.is_empty() { "and for no other".to_owned() } else { format!("only for {available}") })]
     NoPlatform {
         /// The platform asked for.
         wanted: String,

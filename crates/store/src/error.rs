@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use base::{Cancelled, Digest};
 
@@ -12,14 +11,12 @@ use crate::SnapshotId;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process has the store open.
-    #[error("state directory `{dir}` is in use by {holder} (waited {waited:?})")]
+    #[error("state directory `{dir}` is in use by {holder}")]
     InUse {
         /// The store.
         dir: PathBuf,
         /// The process that holds it.
         holder: String,
-        /// For how long we waited.
-        waited: Duration,
     },
     /// The store was written by a later version.
     #[error("state directory `{dir}` has format {found}, this program reads up to {supported}")]
@@ -147,6 +144,11 @@ impl Error {
             Error::Database { source, .. } => source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
             _ => false,
         }
+    }
+
+    /// Whether another process has the store.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Error::InUse { .. })
     }
 
     /// Whether the data is not there: a cache miss, not a failure.

@@ -98,7 +98,7 @@ impl Snapshots {
         let mut writer = tar::Writer::new(to);
         self.changes(id, |change| {
             cancel.check()?;
-            append(&mut writer, change, &map)
+            append(&mut writer, change, cancel, &map)
         })?;
         Ok(writer.finish()?)
     }
@@ -113,7 +113,7 @@ impl Snapshots {
     ) -> Result<()> {
         self.changes_between(None, id, |change| {
             cancel.check()?;
-            append(writer, change, &map)
+            append(writer, change, cancel, &map)
         })
     }
 
@@ -214,7 +214,12 @@ fn media_type(kind: Compression) -> &'static str {
 }
 
 /// Adds one change to a layer's tar.
-fn append<W: Write>(writer: &mut tar::Writer<W>, change: &Change, map: impl Fn(&mut Entry)) -> Result<()> {
+fn append<W: Write>(
+    writer: &mut tar::Writer<W>,
+    change: &Change,
+    cancel: &Cancel,
+    map: impl Fn(&mut Entry),
+) -> Result<()> {
     let Some(mut entry) = layer_entry(change) else { return Ok(()) };
     map(&mut entry);
     let mut header = writer.header(&entry);
@@ -227,7 +232,7 @@ fn append<W: Write>(writer: &mut tar::Writer<W>, change: &Change, map: impl Fn(&
     match entry.kind {
         EntryKind::File { size } if size > 0 => {
             let file = change.open().map_err(|e| Error::io("open", display(&change.path), e))?;
-            writer.append_header(&header, file)?;
+            writer.append_header(&header, cancel.reader(file))?;
         }
         _ => writer.append_header(&header, io::empty())?,
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! <dir>/
 //!   lock                       flock(2)ed by the one process that has the store open; names it
+//!   reserve                    blocks that are kept back for the day when the disk is full
 //!   metadata.db, -wal, -shm    SQLite: every record that exists
 //!   content/blobs/sha256/<hex> blobs, complete and verified
 //!   content/ingest/<hex>       downloads that may be resumed
@@ -37,6 +38,7 @@ mod lock;
 mod maintenance;
 mod metadata;
 mod open;
+mod reserve;
 mod snapshot;
 mod usage;
 

@@ -34,7 +34,7 @@ pub(crate) fn take(dir: &Path, wait: Duration) -> Result<Lock> {
                 std::thread::sleep(Duration::from_millis(20))
             }
             Err(Errno::WOULDBLOCK | Errno::INTR) => {
-                return Err(Error::InUse { dir: dir.to_owned(), holder: holder(&mut file), waited: begun.elapsed() });
+                return Err(Error::InUse { dir: dir.to_owned(), holder: holder(&mut file) });
             }
             Err(e) => return Err(Error::io("lock", &path, e)),
         }

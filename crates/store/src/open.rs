@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use rusqlite::OptionalExtension;
 use rustix::fs::{AtFlags, CWD, FileType};
+use rustix::io::Errno;
 use sys::mount::{FsView, Mounted, Overlay};
 
 use crate::metadata::{Db, VERSION};
 use crate::snapshot::tree;
-use crate::{Error, Inner, Result, Store, content, lock, maintenance, snapshot};
+use crate::{Error, Inner, Result, Store, content, lock, maintenance, reserve, snapshot};
 
 /// How snapshots are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub struct OpenOptions {
     pub identity: String,
     /// Record owners, devices and capabilities that the kernel refuses (`sys::shadow`): we are in a user namespace.
     pub shadow: bool,
+    /// The store is opened to see or remove what is in it: where the disk is full, what is kept back for that is used.
+    pub spend_reserve: bool,
     /// Bring everything to the disk when the store is closed. Without it, what was made in the last moments is
     /// dropped if the *machine* then crashes, or if the directory is next opened on another machine.
     pub sync_on_close: bool,
@@ -61,6 +64,7 @@ impl Default for OpenOptions {
             lock_wait: Duration::from_secs(10),
             identity: String::new(),
             shadow: false,
+            spend_reserve: false,
             sync_on_close: true,
         }
     }
@@ -90,6 +94,10 @@ impl Store {
         std::fs::create_dir_all(dir).map_err(|e| Error::io("create directory", dir, e))?;
         let dir = &std::path::absolute(dir).map_err(|e| Error::io("find", dir, e))?;
         let lock = lock::take(dir, options.lock_wait)?;
+        match options.spend_reserve {
+            true => reserve::spend_if_full(dir),
+            false => reserve::keep(dir),
+        }
         for part in [content::blob_dir(dir), content::ingest_dir(dir), dir.join("snapshots")] {
             std::fs::create_dir_all(&part).map_err(|e| Error::io("create directory", &part, e))?;
         }
@@ -171,10 +179,15 @@ fn choose(dir: &Path, db: &Db, options: &OpenOptions) -> Result<DriverChoice> {
                 let without = if volatile { "" } else { " (but not without syncs)" };
                 (Driver::Overlay, format!("an overlay can be mounted and written{without}"), volatile)
             }
-            Err(reason) if wanted == Driver::Overlay => {
-                return Err(Error::Driver { driver: "overlay", dir: dir.to_owned(), reason });
+            // It says nothing about overlays, and with another driver nothing that is here would be found.
+            Err(Refusal { why, no_space: true }) => {
+                let full = std::io::Error::new(std::io::ErrorKind::StorageFull, why);
+                return Err(Error::io("try an overlay", dir, full));
             }
-            Err(reason) => (Driver::Copy, format!("overlay does not work: {reason}"), false),
+            Err(Refusal { why, .. }) if wanted == Driver::Overlay => {
+                return Err(Error::Driver { driver: "overlay", dir: dir.to_owned(), reason: why });
+            }
+            Err(Refusal { why, .. }) => (Driver::Copy, format!("overlay does not work: {why}"), false),
         },
     };
     let userxattr = options.userxattr && driver == Driver::Overlay;
@@ -205,22 +218,45 @@ fn choose(dir: &Path, db: &Db, options: &OpenOptions) -> Result<DriverChoice> {
     Ok(DriverChoice { driver, reason, userxattr, volatile, identity, snapshots })
 }
 
+/// Why an overlay does not work.
+#[derive(Debug, PartialEq, Eq)]
+struct Refusal {
+    why: String,
+    /// The disk is full.
+    no_space: bool,
+}
+
+impl Refusal {
+    fn new(why: impl Into<String>) -> Refusal {
+        Refusal { why: why.into(), no_space: false }
+    }
+
+    /// What could not be done, and the kernel's answer.
+    fn at(doing: &'static str) -> impl Fn(std::io::Error) -> Refusal {
+        move |e| {
+            let no_space = matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+            Refusal { why: format!("cannot {doing}: {e}"), no_space }
+        }
+    }
+}
+
 /// Tries an overlay as steps use it. Answers whether it works `volatile`, or what does not work.
-fn probe(dir: &Path, userxattr: bool) -> std::result::Result<bool, String> {
+fn probe(dir: &Path, userxattr: bool) -> std::result::Result<bool, Refusal> {
     let scratch = dir.join("probe");
     let _ = tree::remove_tree(&scratch);
     let tried = try_overlay(&scratch, userxattr, true).map(|()| true).or_else(|first| {
         let _ = tree::remove_tree(&scratch);
-        try_overlay(&scratch, userxattr, false)
-            .map(|()| false)
-            .map_err(|second| if first == second { first } else { format!("{second} (volatile: {first})") })
+        try_overlay(&scratch, userxattr, false).map(|()| false).map_err(|second| match first == second {
+            true => first,
+            false => Refusal { why: format!("{} (volatile: {})", second.why, first.why), ..second },
+        })
     });
     let _ = tree::remove_tree(&scratch);
     tried
 }
 
-fn try_overlay(scratch: &Path, userxattr: bool, volatile: bool) -> std::result::Result<(), String> {
-    let text = |doing: &'static str| move |e: std::io::Error| format!("cannot {doing}: {e}");
+fn try_overlay(scratch: &Path, userxattr: bool, volatile: bool) -> std::result::Result<(), Refusal> {
+    let text = Refusal::at;
     let part = |name: &str| scratch.join(name);
     for name in ["lower/gone", "bottom/dir", "upper", "work"] {
         std::fs::create_dir_all(part(name)).map_err(text("create directories"))?;
@@ -230,22 +266,25 @@ fn try_overlay(scratch: &Path, userxattr: bool, volatile: bool) -> std::result::
     let view = FsView::Overlay(Overlay { lower, upper: Some((part("upper"), part("work"))), userxattr, volatile });
     let mounted = Mounted::new(&view, scratch).map_err(|e| {
         let cause = std::error::Error::source(&e).map(|cause| format!(": {cause}")).unwrap_or_default();
-        format!("{e}{cause}")
+        let no_space = e
+            .raw_os_error()
+            .is_some_and(|code| [Errno::NOSPC.raw_os_error(), Errno::DQUOT.raw_os_error()].contains(&code));
+        Refusal { why: format!("{e}{cause}"), no_space }
     })?;
     let wrote = std::fs::remove_file(mounted.path().join("file"))
         .and_then(|()| std::fs::remove_dir(mounted.path().join("dir")))
         .and_then(|()| std::fs::create_dir(mounted.path().join("dir")));
-    mounted.unmount().map_err(|e| e.to_string())?;
+    mounted.unmount().map_err(|e| Refusal::new(e.to_string()))?;
     wrote.map_err(text("write to an overlay"))?;
     let stat = rustix::fs::statat(CWD, part("upper/file"), AtFlags::SYMLINK_NOFOLLOW)
         .map_err(|e| text("find a whiteout")(e.into()))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != 0 {
-        return Err("a removed file is not kept as a whiteout".to_owned());
+        return Err(Refusal::new("a removed file is not kept as a whiteout"));
     }
     let key = if userxattr { c"user.overlay.opaque" } else { c"trusted.overlay.opaque" };
     match sys::xattr::get(&part("upper/dir"), key) {
         Ok(Some(value)) if value == b"y" => Ok(()),
-        Ok(_) => Err("a replaced directory is not marked opaque".to_owned()),
+        Ok(_) => Err(Refusal::new("a replaced directory is not marked opaque")),
         Err(e) => Err(text("read overlay's attributes")(e)),
     }
 }

@@ -8,6 +8,7 @@ pub mod image;
 pub mod need;
 pub mod registry;
 mod scratch;
+pub mod tar;
 #[cfg(test)]
 mod tests;
 

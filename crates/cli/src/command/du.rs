@@ -58,6 +58,7 @@ impl Du {
     }
 
     async fn run(self, format: Format, settings: Settings, environment: Environment) -> Result<(), run::Failure> {
+        let settings = settings.to_tidy_up();
         let records = match settings.has_state() {
             false => Vec::new(),
             true => {

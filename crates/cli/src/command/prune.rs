@@ -111,6 +111,7 @@ async fn prune(
     settings: Settings,
     environment: Environment,
 ) -> Result<(), run::Failure> {
+    let settings = settings.to_tidy_up();
     let gone = match settings.has_state() {
         false => Vec::new(),
         true => {

@@ -5,11 +5,12 @@ use std::future::Future;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::{Fault, Kind};
 use engine::{Engine, SolveRequest, SolveResponse};
 use session::local::LocalSession;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{BuildPlan, Settings};
@@ -51,24 +52,49 @@ pub async fn build(plan: BuildPlan, settings: &Settings, environment: &Environme
     result
 }
 
-/// Opens the engine, unless a signal comes first.
+/// After this time we say what we wait for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Opens the engine, unless a signal comes first. Where another process has the state directory, that is told, and waited
+/// for.
 pub async fn open(settings: &Settings, environment: &Environment, cancel: &CancellationToken) -> Result<Engine, Fault> {
     for warning in &settings.warnings {
         print_warning(&mut std::io::stderr(), warning);
     }
     settings.start_log();
-    tokio::select! {
-        opened = Engine::open(settings.engine_options(environment)) => opened,
-        () = cancel.cancelled() => Err(Fault::cancelled()),
+    let mut left = settings.lock_wait;
+    let mut told = None;
+    loop {
+        let turn = left.map_or(PATIENCE, |left| left.min(PATIENCE));
+        let opened = tokio::select! {
+            opened = Engine::open(settings.engine_options(environment, turn)) => opened,
+            () = cancel.cancelled() => Err(Fault::cancelled()),
+        };
+        left = left.map(|left| left - turn);
+        match opened.as_ref().err().and_then(engine::in_use) {
+            Some(by) if left.is_none_or(|left| !left.is_zero()) => {
+                if told.as_ref() != Some(&by) {
+                    // As for warnings.
+                    let _ = writeln!(std::io::stderr(), "waiting: {by}");
+                    told = Some(by);
+                }
+            }
+            _ => return opened,
+        }
     }
 }
 
-/// A token that the first SIGINT or SIGTERM cancels. The second ends the process at once; what its steps leave
-/// behind dies with their namespaces.
+/// A token that the first SIGINT, SIGTERM or SIGHUP (the terminal is gone) cancels. The second ends the process at once;
+/// what its steps leave behind dies with their namespaces.
 pub fn cancelled_by_signals() -> Result<CancellationToken, Fault> {
     let failed = |error| Fault::because(Kind::Environment, "cannot handle signals", error);
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    // Under nohup(1) the build outlives its terminal.
+    let mut hangup = match is_ignored(SignalKind::hangup()) {
+        true => None,
+        false => Some(signal(SignalKind::hangup()).map_err(failed)?),
+    };
     let token = CancellationToken::new();
     let cancel = token.clone();
     tokio::spawn(async move {
@@ -76,6 +102,7 @@ pub fn cancelled_by_signals() -> Result<CancellationToken, Fault> {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
+                () = next(&mut hangup) => {}
             }
             if round > 0 {
                 std::process::exit(1);
@@ -84,6 +111,22 @@ pub fn cancelled_by_signals() -> Result<CancellationToken, Fault> {
         }
     });
     Ok(token)
+}
+
+/// The next signal of its kind; never, where it is ignored.
+async fn next(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether whoever started us wants the signal to be ignored.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & (1 << (kind.as_raw_value() - 1)) != 0
 }
 
 /// The build around `solve`: everything that is not the engine.

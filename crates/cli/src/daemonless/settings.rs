@@ -20,10 +20,12 @@ pub struct Settings {
     pub root: PathBuf,
     /// How snapshots are kept.
     pub snapshotter: SnapshotterChoice,
-    /// How long another process may hold the state directory before we give up.
-    pub lock_wait: Duration,
+    /// How long another process may hold the state directory before we give up; none: as long as it takes.
+    pub lock_wait: Option<Duration>,
     /// How much of a step's output is shown.
     pub step_log: LogLimits,
+    /// The state directory is opened to see or remove what is in it.
+    pub spend_reserve: bool,
     /// What is logged on standard error.
     pub log: Option<tracing::Level>,
     /// The log is JSON.
@@ -32,10 +34,15 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
-/// How long we wait for another process by default: as long as `buildctl-daemonless.sh` waits for its daemon.
-pub const LOCK_WAIT: Duration = Duration::from_millis(2200);
+/// How long those wait who only want to see or remove what is there.
+const TIDY_WAIT: Duration = Duration::from_secs(2);
 
 impl Settings {
+    /// The same for who wants to see or remove what is in the state directory.
+    pub fn to_tidy_up(self) -> Settings {
+        Settings { spend_reserve: true, lock_wait: self.lock_wait.or(Some(TIDY_WAIT)), ..self }
+    }
+
     /// Reads the configuration files. `explicit` is `--config`, `root` is `--root`; `flags` puts on top what else was
     /// typed. What is asked for and not there is refused, what means nothing here is named in a warning.
     pub fn load(
@@ -60,7 +67,8 @@ impl Settings {
             config,
             root,
             snapshotter: SnapshotterChoice::Auto,
-            lock_wait: LOCK_WAIT,
+            lock_wait: None,
+            spend_reserve: false,
             step_log: LogLimits::default(),
             log: None,
             log_json: false,
@@ -172,13 +180,14 @@ impl Settings {
         Ok(())
     }
 
-    /// What the engine is opened with.
-    pub fn engine_options(&self, environment: &Environment) -> EngineOptions {
+    /// What the engine is opened with; it waits so long for another process.
+    pub fn engine_options(&self, environment: &Environment, lock_wait: Duration) -> EngineOptions {
         EngineOptions {
             root: self.root.clone(),
             config: self.config.clone(),
             snapshotter: self.snapshotter,
-            lock_wait: self.lock_wait,
+            lock_wait,
+            spend_reserve: self.spend_reserve,
             step_log: self.step_log,
             proxy: environment.proxies(),
             isolation: environment

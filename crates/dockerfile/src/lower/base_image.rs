@@ -125,7 +125,11 @@ impl Lowering<'_> {
         let typed = stage.base_name.clone();
         let reference = Reference::parse(&typed).map_err(|error| {
             let error = Error::new(format!("`{typed}` is no stage, and no image: {}", cause(&error)));
-            self.suggest_stage(error, &typed)
+            let error = self.suggest_stage(error, &typed);
+            match written_otherwise(&typed) {
+                Some(hint) => error.hint(hint),
+                None => error,
+            }
         })?;
         let reference = reference.or_latest();
         if let Some(context) = self.named_context(&reference.to_string(), Some(&platform)) {
@@ -263,6 +267,17 @@ impl Lowering<'_> {
         }
         self.input.build_platforms.iter().find(|p| is(p)).cloned().unwrap_or(wanted)
     }
+}
+
+/// How an image's name may have been meant that is none.
+fn written_otherwise(typed: &str) -> Option<String> {
+    if let Some((scheme, rest)) = typed.split_once("://") {
+        return Some(format!("images are named without `{scheme}://`: `{rest}`"));
+    }
+    let last = typed.rfind('/').map_or(0, |slash| slash + 1);
+    let end = typed[last..].find([':', '@']).map_or(typed.len(), |at| last + at);
+    let lower = format!("{}{}", typed[..end].to_lowercase(), &typed[end..]);
+    (lower != typed && Reference::parse(&lower).is_ok()).then(|| format!("did you mean `{lower}`?"))
 }
 
 /// The description that holds an instruction.

@@ -46,7 +46,13 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
     if !allowed.contains(&exit.code) {
         let (log, tail) = &mut *output.lock().unwrap_or_else(PoisonError::into_inner);
         log.held().for_each(|(stream, bytes)| ctx.tasks.log(stream, &bytes));
-        return Err(exit_fault(meta, &exit).log_tail(tail.bytes()));
+        let tail = tail.bytes();
+        let fault = exit_fault(meta, &exit);
+        let fault = match space_hint(&ctx.core.store, &tail) {
+            Some(hint) => fault.hint(hint),
+            None => fault,
+        };
+        return Err(fault.log_tail(tail));
     }
     prepared.commit(ctx).await
 }
@@ -129,6 +135,33 @@ fn command(meta: &pb::Meta) -> String {
         Some((end, _)) => format!("{}...", &whole[..end]),
         None => whole,
     }
+}
+
+/// What to try where a step that failed seems to have found a disk full.
+fn space_hint(store: &store::Store, tail: &[u8]) -> Option<String> {
+    let free = free_space(store.dir());
+    if free.is_some_and(|free| free < NOTHING_FREE) {
+        return Some(
+            "the volume of the state directory is full: free space there, or run `hullworks prune`".to_owned(),
+        );
+    }
+    let says = |words: &[u8]| tail.windows(words.len()).any(|window| window == words);
+    let free = free.filter(|_| says(b"No space left on device") || says(b"Disk quota exceeded"))?;
+    Some(format!(
+        "the step found a file system full: the volume of the state directory ({} are free now: try `hullworks prune`), \
+         or a tmpfs mount of its own (`size=`)",
+        ByteSize(free)
+    ))
+}
+
+/// Less free space than this is none: programs write more at a time.
+const NOTHING_FREE: u64 = 1 << 20;
+
+/// What may still be written; none where that cannot be known.
+fn free_space(dir: &std::path::Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    let has_inodes = stat.f_files == 0 || stat.f_favail > 0;
+    Some(if has_inodes { stat.f_bavail.saturating_mul(stat.f_frsize) } else { 0 })
 }
 
 /// The last bytes of a step's output.

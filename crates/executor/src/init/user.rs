@@ -12,6 +12,9 @@ use sys::path::{Links, Root};
 /// More than this is no passwd file.
 const MAX_FILE: u64 = 10 << 20;
 
+/// To `setresuid(2)` this means "leave it as it is": as root.
+const NO_ID: u32 = u32::MAX;
+
 /// A user and their groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct User {
@@ -26,7 +29,11 @@ pub(super) struct User {
 pub(super) fn look_up(root: &Root, spec: &str) -> Result<User, String> {
     let passwd = read(root, "/etc/passwd")?;
     let group = || read(root, "/etc/group");
-    resolve(spec, &passwd, group)
+    let user = resolve(spec, &passwd, group)?;
+    match user.uid == NO_ID || user.gid == NO_ID || user.groups.contains(&NO_ID) {
+        true => Err(format!("unable to become user {spec}: {NO_ID} is no id")),
+        false => Ok(user),
+    }
 }
 
 fn resolve(spec: &str, passwd: &str, group: impl FnOnce() -> Result<String, String>) -> Result<User, String> {
@@ -160,6 +167,20 @@ mod tests {
     fn check(spec: &str, passwd: &str) -> Result<(u32, u32, Vec<u32>, String), String> {
         let user = resolve(spec, passwd, || Ok(GROUP.to_owned()))?;
         Ok((user.uid, user.gid, user.groups, user.home))
+    }
+
+    #[test]
+    fn the_largest_number_is_nobody() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let root = Root::open(dir.path()).expect("a directory");
+        std::fs::create_dir(dir.path().join("etc")).expect("scratch");
+        std::fs::write(dir.path().join("etc/passwd"), "eve:x:4294967295:0::/:\nmat:x:7:4294967295::/:\n")
+            .expect("scratch");
+        for spec in ["4294967295:4294967295", "0:4294967295", "4294967295:0", "eve", "mat"] {
+            let expected = format!("unable to become user {spec}: 4294967295 is no id");
+            assert_eq!(look_up(&root, spec), Err(expected));
+        }
+        assert_eq!(look_up(&root, "eve:0").map(|user| user.uid).ok(), None);
     }
 
     #[test]

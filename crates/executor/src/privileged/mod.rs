@@ -121,6 +121,13 @@ impl Executor for Privileged {
         Ok(exit)
     }
 
+    fn close(&self) {
+        self.helper.stop();
+        if let Some(groups) = &self.groups {
+            groups.remove();
+        }
+    }
+
     fn name(&self) -> &'static str {
         "privileged"
     }

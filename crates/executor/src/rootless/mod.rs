@@ -43,6 +43,10 @@ impl Executor for Rootless {
         run(self.helper.clone(), step, io, surroundings, cancel).await
     }
 
+    fn close(&self) {
+        self.helper.stop();
+    }
+
     fn name(&self) -> &'static str {
         "rootless"
     }

@@ -189,12 +189,9 @@ fn nonsense_is_refused_with_its_name() {
         (&["a\0b="], "archive entry `a\0b` is refused: its name holds a NUL byte"),
         (
             &[&long],
-            &format!("archive entry `{}` is refused: a part of its name is longer than 255 bytes", &long[..300]),
+            &format!("archive entry `{}…` is refused: a part of its name is longer than 255 bytes", &long[..256]),
         ),
-        (
-            &[&deep],
-            &format!("archive entry `{}` is refused: its directories are nested too deeply", &deep[..deep.len() - 1]),
-        ),
+        (&[&deep], &format!("archive entry `{}…` is refused: its directories are nested too deeply", &deep[..256])),
     ] {
         let (_dir, root) = scratch();
         let error = run_lines(&root, lines, &Options::layer(Whiteouts::Delete)).expect_err("refused");
@@ -259,13 +256,25 @@ fn whiteouts_become_overlay_marks() {
         assert_eq!(dir.is_dir() && opaque(&dir), is_opaque, "{lines:?}");
         assert_eq!(report.opaque_root, root_opaque, "{lines:?}");
     }
-    let (_dir, root) = scratch();
-    let device = (entry("dev", EntryKind::CharDevice(0, 0), 0o600), Vec::new());
-    let error = run(&root, vec![device], &Options::layer(Whiteouts::Overlay { userxattr: true })).expect_err("refused");
-    assert_eq!(
-        error.to_string(),
-        "archive entry `dev` is refused: a character device 0/0 would be taken for a whiteout"
-    );
+    for whiteouts in [Whiteouts::Overlay { userxattr: true }, Whiteouts::Literal] {
+        let (_dir, root) = scratch();
+        let device = (entry("dev", EntryKind::CharDevice(0, 0), 0o600), Vec::new());
+        let error = run(&root, vec![device], &Options::layer(whiteouts)).expect_err("refused");
+        assert_eq!(
+            error.to_string(),
+            "archive entry `dev` is refused: a character device 0/0 would be taken for a whiteout"
+        );
+    }
+}
+
+#[test]
+fn the_largest_number_is_nobody() {
+    for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
+        let (_dir, root) = scratch();
+        let file = Entry { uid, gid, ..entry("f", EntryKind::Regular { size: 0 }, 0o600) };
+        let error = run(&root, vec![(file, Vec::new())], &Options::archive()).expect_err("refused");
+        assert_eq!(error.to_string(), "archive entry `f` is refused: its owner is the largest number, which is no id");
+    }
 }
 
 #[test]
@@ -353,8 +362,10 @@ fn bombs_are_stopped() {
     let error = run_lines(&root, &["a=1", "b=1", "c=1", "d=1"], &options).expect_err("too many");
     assert_eq!(error.to_string(), "the archive unpacks to more than 3 entries: refused as a decompression bomb");
     let huge = (entry("x", EntryKind::Regular { size: u64::MAX }, 0o600), Vec::new());
-    let error = run(&root, vec![huge], &options).expect_err("too large");
+    let error = run(&root, vec![huge.clone()], &options).expect_err("too large");
     assert_eq!(error.to_string(), "the archive unpacks to more than 10 bytes: refused as a decompression bomb");
+    let error = run(&root, vec![huge], &Options::archive()).expect_err("too large");
+    assert_eq!(error.to_string(), "the archive unpacks to more than 256 GiB: refused as a decompression bomb");
     options.cancel.cancel();
     assert!(matches!(run_lines(&root, &["a=1"], &options), Err(Error::Cancelled(_))));
 }
@@ -364,6 +375,7 @@ fn a_short_stream_is_an_error() {
     let (_dir, root) = scratch();
     let short = (entry("x", EntryKind::Regular { size: 10 }, 0o600), b"123".to_vec());
     assert!(matches!(run(&root, vec![short], &Options::archive()), Err(Error::Read(_))));
+    assert_eq!(tree(&root), [""; 0], "half a file is none");
 }
 
 #[test]

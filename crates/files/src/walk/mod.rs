@@ -298,12 +298,15 @@ fn matched(
 pub(crate) fn list(dir: impl AsFd, path: &[u8]) -> Result<Vec<(OsString, Option<Kind>)>, Error> {
     let failed = |errno| Error::io("list", lexical::to_path(path), errno);
     let mut names = Vec::new();
-    for entry in Dir::read_from(dir).map_err(failed)? {
+    for entry in Dir::read_from(&dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name: &CStr = entry.file_name();
         if !matches!(name.to_bytes(), b"." | b"..") {
             let kind = match entry.file_type() {
                 FileType::Unknown => None,
+                // A directory that one layer alone has is listed by an overlay with the marks of files that layer removed,
+                // though none is there.
+                FileType::CharacterDevice if is_missing(&dir, name) => continue,
                 known => Kind::from_raw(known),
             };
             names.push((OsString::from_vec(name.to_bytes().to_vec()), kind));
@@ -311,6 +314,10 @@ pub(crate) fn list(dir: impl AsFd, path: &[u8]) -> Result<Vec<(OsString, Option<
     }
     names.sort_unstable_by(|one, two| one.0.cmp(&two.0));
     Ok(names)
+}
+
+fn is_missing(dir: impl AsFd, name: &CStr) -> bool {
+    lstat_at(dir, OsStr::from_bytes(name.to_bytes())).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// Opens a directory for listing, itself and not what a link leads to.

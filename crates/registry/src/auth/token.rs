@@ -11,8 +11,8 @@ use http::{Method, header};
 use http_client::{Body, Request, Response, Retry};
 use serde::Deserialize;
 use tokio::time::Instant;
-use url::Url;
 use url::form_urlencoded::Serializer;
+use url::{Position, Url};
 
 use super::{Credential, Party, Scopes, basic};
 use crate::Error;
@@ -174,7 +174,7 @@ async fn read(party: &Party<'_>, url: &Url, response: Response, asked: Instant) 
         #[serde(default)]
         expires_in: serde_json::Value,
     }
-    let host = url.host_str().unwrap_or_default().to_owned();
+    let host = url[Position::BeforeHost..Position::AfterPort].to_owned();
     if !response.status().is_success() {
         return Err(Error::Answer(Answer::read(party.subject, &host, Role::TokenServer, response).await));
     }

@@ -353,6 +353,7 @@ fn parse_content_range(text: &str) -> Option<(u64, Option<u64>)> {
 ///
 /// Must be read outside the runtime's own threads (`spawn_blocking` or a plain thread).
 pub struct BlockingBlob {
+    /// Nothing is the end. A channel that closes before it is none.
     receiver: mpsc::Receiver<Result<Option<Bytes>, Error>>,
     current: Bytes,
     ended: bool,

@@ -1,4 +1,4 @@
-use std::io::Read;
+use std::io::{self, Read};
 
 use hyper::Method;
 use testkit::image::{MANIFEST, TestImage, noise};
@@ -373,6 +373,28 @@ async fn a_blocking_reader_gets_the_same_bytes_and_errors() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_stopped_download_is_an_error_and_no_end() {
+    let registry = Registry::start();
+    let bytes = noise(11, 300_000);
+    registry.put_blob(REPO, bytes.clone());
+    registry.fault(Fault::on(Method::GET, "/blobs/", Action::Drip(1000, Duration::from_secs(3600))));
+    let repository = open(&registry.host(), REPO);
+    let stream = repository.fetch_blob(&layer(&bytes), BlobStart::Beginning).await.expect("it is there");
+    let mut reader = stream.into_blocking();
+    let stopper = reader.stopper();
+    let (sender, first) = tokio::sync::oneshot::channel();
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut buffer = [0; 100];
+        let read = reader.read(&mut buffer);
+        sender.send(read.is_ok()).expect("the test waits");
+        io::copy(&mut reader, &mut io::sink()).expect_err("stopped").to_string()
+    });
+    assert!(first.await.expect("something came"));
+    stopper.stop();
+    assert_eq!(reading.await.expect("no panic"), "the download was stopped");
 }
 
 #[tokio::test]

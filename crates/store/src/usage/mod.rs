@@ -247,12 +247,17 @@ impl Store {
             return Ok(());
         }
         inner.snapshots.set_sizes(&measured);
-        inner.db.write("write to", |db| {
+        let noted = inner.db.write("write to", |db| {
             for (id, size) in &measured {
                 db.prepare_cached("UPDATE snapshot SET size = ?2 WHERE id = ?1")?.execute((id.0, *size as i64))?;
             }
             Ok(())
-        })
+        });
+        match noted {
+            // It is counted again next time.
+            Err(e) if e.is_no_space() => Ok(()),
+            noted => noted,
+        }
     }
 
     fn blob_sizes(&self) -> Result<BlobSizes> {

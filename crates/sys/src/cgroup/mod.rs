@@ -206,17 +206,27 @@ impl Groups {
         }
     }
 
+    /// Removes the groups, whose processes have ended.
+    pub fn remove(&self) {
+        self.remove_base(&self.name);
+        self.remove_base(&format!("{}-insecure", self.name));
+    }
+
     fn remove_base(&self, name: &str) {
+        let patience = Instant::now() + Duration::from_secs(1);
         for hierarchy in self.own.all() {
-            remove_tree(&hierarchy.own.join(name));
+            let dir = hierarchy.own.join(name);
+            // A group counts as busy for a moment after its last process was waited for.
+            while remove_tree(&dir) == Removed::Busy && Instant::now() < patience {
+                std::thread::sleep(Duration::from_micros(500));
+            }
         }
     }
 }
 
 impl Drop for Groups {
     fn drop(&mut self) {
-        self.remove_base(&self.name);
-        self.remove_base(&format!("{}-insecure", self.name));
+        self.remove();
     }
 }
 
@@ -429,12 +439,24 @@ fn write(file: &Path, value: impl ToString) -> Result<(), Error> {
     fs::write(file, value.to_string()).map_err(|error: io::Error| Error::path("write", file, error))
 }
 
+/// What became of a group that was to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Removed {
+    /// It is gone, or cannot be removed.
+    Settled,
+    /// It has processes, or had them a moment ago.
+    Busy,
+}
+
 /// Removes a group and those below it. One with processes stays.
-fn remove_tree(dir: &Path) {
+fn remove_tree(dir: &Path) -> Removed {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_tree(&entry.path());
         }
     }
-    let _ = fs::remove_dir(dir);
+    match fs::remove_dir(dir) {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Removed::Busy,
+        _ => Removed::Settled,
+    }
 }

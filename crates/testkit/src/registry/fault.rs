@@ -44,6 +44,8 @@ pub enum Action {
     Drip(usize, Duration),
     /// Never answers.
     Hang,
+    /// Makes every token that was handed out worthless, then tells the truth.
+    RevokeTokens,
     /// Closes the connection without an answer.
     Disconnect,
 }
@@ -70,6 +72,13 @@ impl Fault {
     #[must_use]
     pub fn after(mut self, skip: usize) -> Fault {
         self.skip = skip;
+        self
+    }
+
+    /// The same for another path.
+    #[must_use]
+    pub fn at(mut self, path: impl FnOnce(&str) -> String) -> Fault {
+        self.path = path(&self.path);
         self
     }
 

@@ -126,6 +126,7 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
             read_body(body, *after).await?;
             return Err(io::Error::other("upload cut on request"));
         }
+        Some(Action::RevokeTokens) => lock(&shared.tokens).revoke(),
         _ => {}
     }
     let answered_by_fault = action.as_ref().and_then(|action| fixed_answer(action, &path));

@@ -27,7 +27,7 @@ pub struct Compressed {
 /// Compresses what is written to it and passes it to a sink, on threads of its own.
 ///
 /// Call [`finish`](Compressor::finish) at the end: a compressor that is dropped leaves the blob without its end and
-/// stops its threads. An error of the sink comes back from a later write, or from `finish`.
+/// stops its threads and waits for them: nobody has the sink then. An error of the sink comes back from a later write, or from `finish`.
 pub struct Compressor<W: Write + Send + 'static> {
     codec: Codec,
     threads: usize,
@@ -194,6 +194,14 @@ impl<W: Write + Send + 'static> Write for Compressor<W> {
     }
 }
 
+impl<W: Write + Send + 'static> Drop for Compressor<W> {
+    fn drop(&mut self) {
+        if let State::Running(running) = std::mem::replace(&mut self.state, State::Failed) {
+            running.stop();
+        }
+    }
+}
+
 struct Stopped;
 
 impl<W: Write + Send + 'static> Running<W> {
@@ -240,6 +248,17 @@ impl<W: Write + Send + 'static> Running<W> {
             worker.join().map_err(|_| stopped())?;
         }
         output.finish(hasher, count)
+    }
+
+    /// Nobody wants the blob.
+    fn stop(self) {
+        drop((self.jobs, self.order, self.hash));
+        // What they came to does not matter, their panics neither.
+        let _ = self.output.join();
+        let _ = self.hasher.join();
+        for worker in self.workers {
+            let _ = worker.join();
+        }
     }
 
     /// A channel is closed: the output has the reason.

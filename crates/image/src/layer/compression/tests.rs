@@ -60,6 +60,39 @@ fn decompress(blob: &[u8]) -> Result<Vec<u8>, Error> {
 
 const KINDS: [Compression; 3] = [Compression::Uncompressed, Compression::Gzip, Compression::Zstd];
 
+/// A sink that tells when it is gone.
+struct Told(std::sync::Arc<std::sync::atomic::AtomicBool>);
+
+impl Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        // The threads of a compressor that does not wait would be slower than its owner.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn nobody_has_the_sink_of_a_dropped_compressor() {
+    for kind in [Compression::Uncompressed, Compression::Gzip, Compression::Zstd] {
+        let gone = std::sync::Arc::default();
+        let mut compressor = Compressor::new(Told(std::sync::Arc::clone(&gone)), &CompressionOptions::new(kind, 2))
+            .expect("valid options");
+        compressor.write_all(&noise(1, 8 << 20)).expect("a sink that takes all");
+        drop(compressor);
+        assert!(gone.load(std::sync::atomic::Ordering::SeqCst), "{kind:?}");
+    }
+}
+
 #[test]
 fn bytes_do_not_depend_on_threads_or_cuts() {
     let contents = [vec![], b"a".to_vec(), mixed(1, gzip::BLOCK), mixed(2, gzip::BLOCK + 1), mixed(3, 5 * MIB + 12345)];

@@ -1,0 +1,304 @@
+//! What remains of a build that is told to stop: nothing. No process, no mount, no control group, no file beside the state
+//! or the output; and the next build goes on.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base::Digest;
+use hyper::Method;
+use testkit::image::{File, TestImage, noise, tar};
+use testkit::registry::{Action, Fault};
+
+use crate::harness::{Ended, Running, USER, eventually, has_tool, is_root};
+use crate::kitchen::Kitchen;
+use crate::who::Who;
+
+/// Ctrl-C, an ordinary end, a terminal that is gone.
+const SIGNALS: [&str; 3] = ["INT", "TERM", "HUP"];
+
+/// Processes that mind no signal, one of them a child of nobody.
+const STUBBORN: &str = "RUN trap '' INT TERM HUP; (trap '' INT TERM HUP; exec sleep 1000) & \
+    busybox setsid sh -c 'trap \"\" INT TERM HUP; sleep 1000 & sleep 1000 & exit'; echo started; sleep 1000; echo\n";
+
+/// A kitchen whose steps can be told from those of other tests.
+struct Scene {
+    kitchen: Kitchen,
+    /// A variable of every step.
+    mark: String,
+    /// What lies beside the state.
+    beside: BTreeSet<PathBuf>,
+}
+
+impl Scene {
+    fn new(who: Who) -> Option<Scene> {
+        let kitchen = Kitchen::new(who)?;
+        let mark = format!("E2E_MARK=of-{who:?}-{}", kitchen.world.path(".").display());
+        let mut scene = Scene { kitchen, mark, beside: BTreeSet::new() };
+        scene.dockerfile("RUN true\n");
+        scene.kitchen.build("").succeeds();
+        scene.beside = scene.listing();
+        Some(scene)
+    }
+
+    fn dockerfile(&self, instructions: &str) {
+        self.kitchen.dockerfile(&format!("FROM busybox\nENV {}\n{instructions}", self.mark));
+    }
+
+    fn starts(&self, args: &str) -> Running {
+        self.kitchen.build(args).leads_a_job().starts()
+    }
+
+    /// What lies in the world, besides the state's own files and the context.
+    fn listing(&self) -> BTreeSet<PathBuf> {
+        let entries = fs::read_dir(self.kitchen.world.path(".")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into()).collect()
+    }
+
+    /// Signals as a terminal does, waits for the end and looks for what remains.
+    fn stop(&self, running: Running, signal: &str) -> Ended {
+        let id = running.id();
+        running.signal_job(signal);
+        let ended = running.ends();
+        self.check(id, &format!("{signal}: {ended:?}"));
+        ended
+    }
+
+    /// The same for a build that cannot be done by then.
+    fn stop_in_time(&self, running: Running, signal: &str) {
+        let ended = self.stop(running, signal);
+        assert!(ended.code == Some(1), "{ended:?}");
+        ended.says("error: failed to solve: build cancelled\n");
+    }
+
+    /// Fails where anything remains of the build that was process `id`.
+    fn check(&self, id: u32, what: &str) {
+        assert_eq!(processes_with(&self.mark), [""; 0], "{what}");
+        let world = self.kitchen.world.path("");
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let mounts: Vec<&str> = mounts.lines().filter(|line| line.contains(world.to_str().unwrap())).collect();
+        assert_eq!(mounts, [""; 0], "{what}");
+        let mut groups = Vec::new();
+        let name = format!("hullworks-{id}");
+        find(Path::new("/sys/fs/cgroup"), &mut |path| {
+            let found = path.file_name().and_then(|file| file.to_str()).unwrap_or_default();
+            if found == name || found.starts_with(&format!("{name}-")) {
+                groups.push(path.to_owned());
+            }
+        });
+        assert!(groups.is_empty(), "{groups:?}: {what}");
+        let state = self.kitchen.world.path("state/hullworks");
+        let mut waste = Vec::new();
+        find(&state, &mut |path| {
+            let above = path.parent().and_then(|dir| dir.file_name()?.to_str()).unwrap_or_default();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            // Half a blob, a view of a snapshot, a work directory, half a layer.
+            let temporary = name.starts_with(['w', 't']) && name[1..].parse::<u64>().is_ok();
+            if ["ingest", "mounts", "trash"].contains(&above) || temporary {
+                waste.push(path.to_owned());
+            }
+        });
+        assert!(waste.is_empty(), "{waste:?}: {what}");
+        assert_eq!(self.listing(), self.beside, "{what}");
+    }
+
+    /// The next build finds all in order.
+    fn goes_on(&self) {
+        self.kitchen.registry.behave();
+        self.dockerfile("RUN echo fine\n");
+        self.kitchen.build("--no-cache --output type=tar,dest=/dev/null").succeeds();
+    }
+}
+
+/// Processes that have the text among their arguments or variables.
+fn processes_with(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
+        let has = |bytes: Vec<u8>| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        let own = entry.file_name().to_str() == Some(&std::process::id().to_string());
+        if !own && (has(read("cmdline")) || has(read("environ"))) {
+            let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+            found.push(format!("{}: {line}", entry.file_name().display()));
+        }
+    }
+    found
+}
+
+/// Calls `see` with all that lies below, but not with what lies in snapshots.
+fn find(dir: &Path, see: &mut impl FnMut(&Path)) {
+    let in_snapshots = |dir: &Path| dir.parent().is_some_and(|above| above.ends_with("snapshots"));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        see(&entry.path());
+        let is_tree = in_snapshots(dir) && entry.file_name() != "trash";
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !is_tree {
+            find(&entry.path(), see);
+        }
+    }
+}
+
+/// Whether some process has the file open.
+fn is_open(file: &Path) -> bool {
+    let file = fs::canonicalize(file).unwrap();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let open = processes.flat_map(|process| fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten());
+    open.into_iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == file))
+}
+
+#[test]
+fn privileged_nothing_remains_of_what_root_stopped() {
+    check(Who::Root);
+}
+
+#[test]
+fn nothing_remains_of_what_a_user_with_ranges_stopped() {
+    check(Who::Ranges);
+}
+
+#[test]
+fn nothing_remains_of_what_a_user_with_one_id_stopped() {
+    check(Who::Single);
+}
+
+fn check(who: Who) {
+    let Some(scene) = Scene::new(who) else { return };
+    // Another one each time.
+    let mut signals = SIGNALS.into_iter().cycle().skip(who as usize);
+    let mut signal = || signals.next().unwrap();
+
+    scene.dockerfile(STUBBORN);
+    for signal in SIGNALS {
+        let running = scene.starts("");
+        running.waits_for("started");
+        assert!(processes_with(&scene.mark).len() >= 4);
+        scene.stop_in_time(running, signal);
+    }
+    scene.goes_on();
+    pulls(&scene, &mut signal);
+    scene.goes_on();
+    copies(&scene, &mut signal);
+    scene.goes_on();
+    exports(&scene, &mut signal);
+    scene.goes_on();
+}
+
+fn pulls(scene: &Scene, signal: &mut impl FnMut() -> &'static str) {
+    let Scene { kitchen, mark, .. } = scene;
+    let layer = tar(&[File { path: "large", mode: 0o644, data: noise(1, 1 << 20).to_vec(), link: None }]);
+    TestImage::of_layers(vec![layer.clone()]).put(&kitchen.registry, "large", "1");
+    let blob = format!("/blobs/{}", Digest::of(&layer));
+    let host = kitchen.registry.host();
+    kitchen.dockerfile(&format!("FROM {host}/large:1\nENV {mark}\nCOPY Dockerfile /\n"));
+    // Nothing comes, or it comes slowly: for a minute.
+    for (method, path, action, said) in [
+        (Method::HEAD, "/large/manifests/", Action::Hang, "load metadata for"),
+        (Method::GET, &blob, Action::Hang, "FROM "),
+        (Method::GET, &blob, Action::Drip(1000, Duration::from_millis(60)), "extracting sha256:"),
+    ] {
+        kitchen.registry.behave();
+        kitchen.registry.forget_requests();
+        kitchen.registry.fault(Fault::on(method.clone(), path, action));
+        let running = scene.starts("--pull");
+        eventually(|| kitchen.registry.count(&method, path) > 0);
+        running.waits_until(said, |text| text.contains(said));
+        scene.stop_in_time(running, signal());
+    }
+}
+
+fn copies(scene: &Scene, signal: &mut impl FnMut() -> &'static str) {
+    let kitchen = &scene.kitchen;
+    // It costs nothing to make and takes a minute to read.
+    kitchen.file("large/file", "");
+    let large = kitchen.world.path("context/large/file");
+    fs::File::options().write(true).open(&large).unwrap().set_len(64 << 30).unwrap();
+    scene.dockerfile("COPY large /large\n");
+    let running = scene.starts("");
+    eventually(|| is_open(&large));
+    scene.stop_in_time(running, signal());
+    fs::remove_file(&large).unwrap();
+
+    // A tree may be copied before the signal is there.
+    for n in 0..2000 {
+        kitchen.world.write(&format!("context/large/{}/{n}", n % 20), "x");
+    }
+    kitchen.who.own(&kitchen.world, "context");
+    let running = scene.starts("");
+    running.waits_until("COPY", |text| text.contains("] COPY large /large"));
+    let ended = scene.stop(running, signal());
+    assert!(matches!(ended.code, Some(0 | 1)), "{ended:?}");
+}
+
+fn exports(scene: &Scene, signal: &mut impl FnMut() -> &'static str) {
+    let kitchen = &scene.kitchen;
+    let host = kitchen.registry.host();
+    // As above: a minute to read, but whoever writes it writes much, so the end must come soon.
+    scene.dockerfile("RUN busybox truncate -s 64G /large\n");
+    for (args, said) in [
+        ("--output type=oci,dest=image.tar".to_owned(), "exporting layers"),
+        (format!("--push -t {host}/out:1"), "exporting layers"),
+        ("--output type=tar,dest=tree.tar".to_owned(), "sending tarball"),
+    ] {
+        let running = scene.starts(&args);
+        running.waits_until(said, |text| text.contains(said));
+        scene.stop_in_time(running, signal());
+    }
+    // What is in a directory of the user's stays there.
+    let running = scene.starts("--output type=local,dest=context/out");
+    running.waits_until("copying files", |text| text.contains("copying files"));
+    scene.stop_in_time(running, signal());
+    assert!(!kitchen.world.path("context/out/large").exists(), "half a file");
+
+    // Nobody reads, nobody answers.
+    let running = kitchen.build("--output type=tar,dest=-").leads_a_job().unread().starts();
+    running.waits_until("sending tarball", |text| text.contains("sending tarball"));
+    scene.stop_in_time(running, signal());
+    scene.dockerfile("RUN echo x > /x\n");
+    for path in ["/out/blobs/", "/out/manifests/"] {
+        kitchen.registry.behave();
+        kitchen.registry.forget_requests();
+        kitchen.registry.fault(Fault::on(Method::PUT, path, Action::Hang));
+        let running = scene.starts(&format!("--push -t {host}/out:1"));
+        eventually(|| kitchen.registry.count(&Method::PUT, path) > 0);
+        scene.stop_in_time(running, signal());
+    }
+}
+
+#[test]
+fn a_terminal_that_vanishes_ends_the_build() {
+    if !has_tool("script") {
+        return println!("skipped: it wants `script`");
+    }
+    for who in [Who::Root, Who::Single] {
+        let Some(scene) = Scene::new(who) else { continue };
+        let world = &scene.kitchen.world;
+        let program = world.path("hullworks");
+        let user = format!("setpriv --reuid={USER} --regid={USER} --clear-groups -- ");
+        let prefix = match who {
+            Who::Root => String::new(),
+            _ if is_root() => format!("{user}env PATH=/nowhere "),
+            _ => "env PATH=/nowhere ".to_owned(),
+        };
+        let line = "build --progress=tty --config=buildkitd.toml --root state context";
+        scene.dockerfile(STUBBORN);
+        let command = format!("exec {prefix}{} {line}", program.display());
+        let terminal = world.run("script").args(["--quiet", "--flush", "--command", &command, "/dev/null"]).starts();
+        eventually(|| processes_with(&scene.mark).len() >= 4);
+        let id = builder(&program);
+        terminal.signal("KILL");
+        eventually(|| fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default().is_empty());
+        drop(terminal.ends());
+        scene.check(id, "a terminal that vanished");
+        scene.goes_on();
+    }
+}
+
+/// The process that builds with this program.
+fn builder(program: &Path) -> u32 {
+    let start = format!("{}\0build\0", program.display());
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let mut ids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    let is_builder =
+        |id: &u32| fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|line| line.starts_with(start.as_bytes()));
+    ids.find(is_builder).unwrap()
+}

@@ -1,0 +1,63 @@
+//! Two processes on one state directory: a build waits for the other and says so; whoever gives up says what to do.
+
+use std::fs;
+
+use crate::harness::Invocation;
+use crate::kitchen::{Kitchen, ran};
+use crate::who::Who;
+
+fn daemonless(kitchen: &Kitchen, args: &str) -> Invocation {
+    let line = format!(
+        "build --frontend dockerfile.v0 --local context=context --local dockerfile=context --progress=plain {args}"
+    );
+    let build = kitchen.who.daemonless(&kitchen.world).args(line.split_whitespace());
+    build.env("BUILDKITD_FLAGS", "--root=state --config=buildkitd.toml")
+}
+
+#[test]
+fn who_comes_second_waits_and_is_told_for_whom() {
+    const HINT: &str = "try again when it has ended, or take another state directory (`--root`)";
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    kitchen.dockerfile("FROM busybox\nRUN echo started; sleep 1000\n");
+    let first = kitchen.build("").starts();
+    first.waits_for("started");
+    let state = fs::canonicalize(kitchen.world.path("state/hullworks")).unwrap();
+    let held = format!("state directory `{}` is in use by process {} (`hullworks`)", state.display(), first.id());
+    let waiting = format!("waiting: {held}\n");
+    kitchen.dockerfile("FROM busybox\nRUN true\n");
+    let builds = [kitchen.build("").starts(), daemonless(&kitchen, "").starts(), kitchen.build("").starts()];
+    let tidying = [kitchen.hullworks("du").starts(), kitchen.hullworks("prune").starts()];
+    let impatient = daemonless(&kitchen, "").env("BUILDCTL_CONNECT_RETRIES_MAX", "0").starts();
+    for other in tidying.into_iter().chain([impatient]) {
+        let ended = other.ends();
+        assert!(ended.code == Some(1), "{ended:?}");
+        ended.says(&format!("error: cannot open the state directory: {held}\n")).hints(HINT);
+    }
+    builds.iter().for_each(|build| build.waits_until(&waiting, |text| text.contains(&waiting)));
+    let [one, other, stopped] = builds;
+    stopped.signal("INT");
+    let ended = stopped.ends();
+    assert!(ended.code == Some(1), "{ended:?}");
+    ended.says("error: build cancelled\n");
+    first.signal("INT");
+    let ended = first.ends();
+    assert!(ended.code == Some(1), "{ended:?}");
+    let (one, other) = (one.ends(), other.ends());
+    assert!(one.code == Some(0) && other.code == Some(0), "{one:?} {other:?}");
+    // It is the same step: who comes later finds it.
+    assert_eq!(ran(&one).len() + ran(&other).len(), 1, "{one:?} {other:?}");
+}
+
+#[test]
+fn builds_that_overlap_for_a_moment_both_succeed() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        kitchen.dockerfile("FROM busybox\nARG N\nRUN echo $N\n");
+        let build = |n: usize| daemonless(&kitchen, &format!("--opt=build-arg:N={n}")).starts();
+        let builds: Vec<_> = (0..3).map(build).collect();
+        for (n, build) in builds.into_iter().enumerate() {
+            let ended = build.ends();
+            assert!(ended.code == Some(0) && ran(&ended) == [format!("RUN echo {n}")], "{who:?}: {ended:?}");
+        }
+    }
+}
