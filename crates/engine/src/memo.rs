@@ -1,7 +1,8 @@
 //! Digests of the files in clients' directories, kept from build to build: an unchanged file is not read again.
 //!
-//! One record per directory, all its files in it: one read when the directory is opened, one write after something
-//! new was learned. Which files count as unchanged is `files::checksum::memo`'s business.
+//! A directory's files are spread over some records by their inodes: all are read when the directory is opened, those
+//! about which something new was learned are written. Which files count as unchanged is `files::checksum::memo`'s
+//! business.
 //!
 //! A record is good until the machine starts anew: after a crash a file may have lost its last bytes and kept its times,
 //! and devices may be numbered otherwise.
@@ -17,8 +18,10 @@ use store::Kv;
 /// What a record begins with: the digest of the machine's start, cut short.
 const START_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 8 * 3 + 12 * 2 + 32 + 1;
-/// 40 MB; directories with more files have some of them read again.
-const MOST_ENTRIES: usize = 500_000;
+/// Records of a directory: one changed file among many writes a small part of what is known.
+const RECORDS: u8 = 64;
+/// 40 MB in all; directories with more files have some of them read again.
+const MOST_ENTRIES: usize = 500_000 / RECORDS as usize;
 
 /// What is known of the files of one directory.
 #[derive(Debug)]
@@ -35,7 +38,8 @@ struct Known {
     old: HashMap<MemoKey, Remembered>,
     /// Asked for or learned in this build: what is kept.
     used: HashMap<MemoKey, Remembered>,
-    learned: bool,
+    /// The records that something was learned for.
+    learned: HashSet<u8>,
 }
 
 impl FileDigests {
@@ -44,31 +48,57 @@ impl FileDigests {
     pub(crate) fn load(store: Kv, directory: String, boot: &str) -> FileDigests {
         let mut start = [0; START_BYTES];
         start.copy_from_slice(&Digest::of(boot).as_bytes()[..START_BYTES]);
-        let bytes = store.get(&directory).ok().flatten().unwrap_or_default();
-        let entries = bytes.strip_prefix(&start).unwrap_or_default();
-        let old = entries.chunks_exact(ENTRY_BYTES).filter_map(decode).collect();
+        let records = store.scan(prefix(&directory)).unwrap_or_default();
+        let entries =
+            |(_, bytes): &(Vec<u8>, Vec<u8>)| bytes.strip_prefix(&start).unwrap_or_default().len() / ENTRY_BYTES;
+        let mut old = HashMap::with_capacity(records.iter().map(entries).sum());
+        for (_, bytes) in &records {
+            let entries = bytes.strip_prefix(&start).unwrap_or_default();
+            old.extend(entries.chunks_exact(ENTRY_BYTES).filter_map(decode));
+        }
         FileDigests { store, directory, start, known: Mutex::new(Known { old, ..Known::default() }) }
     }
 
     /// Keeps what this build learned, if it learned anything.
     pub(crate) fn save(&self) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if !std::mem::take(&mut known.learned) {
+        let learned = std::mem::take(&mut known.learned);
+        if learned.is_empty() {
             return;
         }
         // A build may look at a part of the directory only: what it did not see is kept too, up to a bound.
         let seen: HashSet<(u64, u64)> = known.used.keys().map(|key| (key.dev, key.ino)).collect();
         let unseen = known.old.iter().filter(|(key, _)| !seen.contains(&(key.dev, key.ino)));
-        let entries = known.used.iter().chain(unseen).take(MOST_ENTRIES);
-        let mut bytes = Vec::with_capacity(START_BYTES + (known.used.len() + known.old.len()) * ENTRY_BYTES);
-        bytes.extend_from_slice(&self.start);
-        for (key, file) in entries {
-            bytes.extend_from_slice(&encode(key, file));
+        let mut records: HashMap<u8, Vec<u8>> =
+            learned.into_iter().map(|record| (record, self.start.to_vec())).collect();
+        for (key, file) in known.used.iter().chain(unseen) {
+            if let Some(bytes) = records.get_mut(&record_of(key))
+                && bytes.len() < MOST_ENTRIES * ENTRY_BYTES
+            {
+                bytes.extend_from_slice(&encode(key, file));
+            }
         }
-        if let Err(error) = self.store.put(&self.directory, bytes) {
-            tracing::debug!(%error, directory = self.directory, "file digests were not kept");
+        drop(known);
+        for (record, bytes) in records {
+            let mut name = prefix(&self.directory);
+            name.push(record);
+            if let Err(error) = self.store.put(&name, bytes) {
+                tracing::debug!(%error, directory = self.directory, "file digests were not kept");
+            }
         }
     }
+}
+
+/// What the names of a directory's records begin with. No path has a NUL.
+fn prefix(directory: &str) -> Vec<u8> {
+    let mut name = directory.as_bytes().to_vec();
+    name.push(0);
+    name
+}
+
+/// The record of a file: neighbours, which often change together, share one.
+fn record_of(key: &MemoKey) -> u8 {
+    (key.ino / 256 % u64::from(RECORDS)) as u8
 }
 
 impl Memo for FileDigests {
@@ -82,7 +112,7 @@ impl Memo for FileDigests {
     fn put(&self, key: &MemoKey, file: Remembered) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.used.insert(*key, file);
-        known.learned = true;
+        known.learned.insert(record_of(key));
     }
 }
 
@@ -145,5 +175,33 @@ mod tests {
         digests.save();
         assert_eq!(load("one").get(&key), Some(file()));
         assert_eq!(load("two").get(&key), None);
+        let other = FileDigests::load(store.kv("digests"), "/d/e".to_owned(), "one");
+        assert_eq!(other.get(&key), None, "it is another directory");
+    }
+
+    #[test]
+    fn only_what_is_new_is_written() {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let options = store::OpenOptions { driver: store::Driver::Copy, ..store::OpenOptions::default() };
+        let store = store::Store::open(dir.path(), options).expect("opens");
+        let load = || FileDigests::load(store.kv("digests"), "/d".to_owned(), "one");
+        let key = |ino, secs| {
+            let time = Time { secs, nanos: 0 };
+            MemoKey { dev: 1, ino, size: 3, mtime: time, ctime: time }
+        };
+        let digests = load();
+        (0..1000).for_each(|ino| digests.put(&key(ino, 1), file()));
+        digests.save();
+        let before = store.kv("digests").scan("").expect("read");
+        let digests = load();
+        assert_eq!(digests.get(&key(5, 1)), Some(file()));
+        digests.put(&key(300, 2), file());
+        digests.save();
+        let after = store.kv("digests").scan("").expect("read");
+        let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+        assert_eq!((before.len(), after.len(), changed), (4, 4, 1));
+        let digests = load();
+        assert_eq!([1, 2].map(|secs| digests.get(&key(300, secs)).is_some()), [false, true]);
+        assert!((0..1000).filter(|ino| *ino != 300).all(|ino| digests.get(&key(ino, 1)).is_some()));
     }
 }

@@ -56,7 +56,7 @@ impl TlsIdentity {
             .map_err(|error| Error::Setup(error.to_string()))?;
         let builder = match self.verify {
             Verify::Full => {
-                let verifier = Trusting::new(self.roots()?, provider.clone())?;
+                let verifier = Trusting::new(self.extra_roots()?, system_roots, provider.clone());
                 builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
             }
             Verify::Skip => {
@@ -70,8 +70,8 @@ impl TlsIdentity {
         Ok(builder.with_client_cert_resolver(Arc::new(KeyRing(keys))))
     }
 
-    fn roots(&self) -> Result<Roots, Error> {
-        let mut roots = system_roots().clone();
+    fn extra_roots(&self) -> Result<Roots, Error> {
+        let mut roots = Roots { anchors: RootCertStore::empty(), certificates: Vec::new() };
         for path in &self.extra_roots {
             for certificate in read_certificates(path)? {
                 roots.anchors.add(certificate.clone()).map_err(|error| unusable(path, error))?;
@@ -155,19 +155,42 @@ impl ResolvesClientCert for KeyRing {
 }
 
 /// The usual verifier: webpki's rules, and one of Go's.
+///
+/// The system's certificates are read when the first server shows one: a build that talks plain HTTP, or to nobody,
+/// needs none of them.
 #[derive(Debug)]
 struct Trusting {
+    extra: Roots,
+    system: fn() -> &'static Roots,
+    provider: Arc<CryptoProvider>,
+    checker: OnceLock<Result<Checker, rustls::Error>>,
+}
+
+#[derive(Debug)]
+struct Checker {
     webpki: Arc<WebPkiServerVerifier>,
     certificates: Vec<CertificateDer<'static>>,
 }
 
 impl Trusting {
-    fn new(roots: Roots, provider: Arc<CryptoProvider>) -> Result<Trusting, Error> {
-        let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots.anchors), provider).build();
-        let webpki = webpki.map_err(|error| Error::Setup(error.to_string()))?;
-        Ok(Trusting { webpki, certificates: roots.certificates })
+    fn new(extra: Roots, system: fn() -> &'static Roots, provider: Arc<CryptoProvider>) -> Trusting {
+        Trusting { extra, system, provider, checker: OnceLock::new() }
     }
 
+    fn checker(&self) -> Result<&Checker, rustls::Error> {
+        let make = || {
+            let Roots { mut anchors, mut certificates } = (self.system)().clone();
+            anchors.extend(self.extra.anchors.roots.iter().cloned());
+            certificates.extend(self.extra.certificates.iter().cloned());
+            let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(anchors), self.provider.clone()).build();
+            let webpki = webpki.map_err(|error| rustls::Error::General(error.to_string()))?;
+            Ok(Checker { webpki, certificates })
+        };
+        self.checker.get_or_init(make).as_ref().map_err(Clone::clone)
+    }
+}
+
+impl Checker {
     /// Whether all that webpki has against a certificate is that it is a CA's, and it is one that we were told to
     /// trust. That it is valid today has been checked by then; the test below would notice if that changed.
     fn is_trusted_itself(&self, certificate: &CertificateDer<'_>, error: &rustls::Error) -> bool {
@@ -186,8 +209,9 @@ impl ServerCertVerifier for Trusting {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.webpki.verify_server_cert(end_entity, intermediates, server, ocsp_response, now) {
-            Err(error) if self.is_trusted_itself(end_entity, &error) => {
+        let checker = self.checker()?;
+        match checker.webpki.verify_server_cert(end_entity, intermediates, server, ocsp_response, now) {
+            Err(error) if checker.is_trusted_itself(end_entity, &error) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server)?;
                 Ok(ServerCertVerified::assertion())
             }
@@ -201,7 +225,8 @@ impl ServerCertVerifier for Trusting {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.webpki.verify_tls12_signature(message, cert, signature)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, signature, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -210,11 +235,12 @@ impl ServerCertVerifier for Trusting {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.webpki.verify_tls13_signature(message, cert, signature)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.webpki.supported_verify_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -287,7 +313,9 @@ mod tests {
         let mut roots = Roots { anchors: RootCertStore::empty(), certificates: vec![trusted.clone()] };
         roots.anchors.add(trusted.clone()).expect("well formed");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Trusting::new(roots, provider).expect("a verifier");
+        static NOBODY: OnceLock<Roots> = OnceLock::new();
+        let nobody = || NOBODY.get_or_init(|| Roots { anchors: RootCertStore::empty(), certificates: Vec::new() });
+        let verifier = Trusting::new(roots, nobody, provider);
         let check = |certificate: &CertificateDer<'_>, name: &'static str, year| {
             let name = ServerName::try_from(name).expect("a name");
             verifier.verify_server_cert(certificate, &[], &name, &[], at(year)).map(drop)

@@ -7,10 +7,11 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::{Error, Result};
 
 /// The format that this program writes.
-pub(crate) const VERSION: i64 = 1;
+pub(crate) const VERSION: i64 = 2;
 
 /// Step `n` leads from format `n` to `n + 1`.
-const STEPS: [&str; VERSION as usize] = ["
+const STEPS: [&str; VERSION as usize] = [
+    "
     CREATE TABLE state (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
     CREATE TABLE identity (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 
@@ -89,7 +90,20 @@ const STEPS: [&str; VERSION as usize] = ["
         PRIMARY KEY (namespace, key)
     ) WITHOUT ROWID;
     CREATE INDEX kv_snapshot ON kv (snapshot) WHERE snapshot IS NOT NULL;
-"];
+",
+    "
+    -- Values are large: with a row id a look-up compares keys alone, without one it reads every row that it passes.
+    DROP TABLE kv;
+    CREATE TABLE kv (
+        namespace TEXT NOT NULL,
+        key BLOB NOT NULL,
+        value BLOB NOT NULL,
+        snapshot INTEGER,
+        PRIMARY KEY (namespace, key)
+    );
+    CREATE INDEX kv_snapshot ON kv (snapshot) WHERE snapshot IS NOT NULL;
+",
+];
 
 /// Brings the database to [`VERSION`]; a later one is refused.
 pub(crate) fn migrate(path: &Path, connection: &mut Connection) -> Result<()> {
