@@ -34,12 +34,16 @@ pub(crate) struct FileDigests {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// From earlier builds.
-    old: HashMap<MemoKey, Remembered>,
-    /// Asked for or learned in this build: what is kept.
-    used: HashMap<MemoKey, Remembered>,
+    files: HashMap<MemoKey, Entry>,
     /// The records that something was learned for.
     learned: HashSet<u8>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    file: Remembered,
+    /// Asked for or learned in this build; else it is from an earlier one, and may be of a file that is gone.
+    used: bool,
 }
 
 impl FileDigests {
@@ -51,12 +55,12 @@ impl FileDigests {
         let records = store.scan(prefix(&directory)).unwrap_or_default();
         let entries =
             |(_, bytes): &(Vec<u8>, Vec<u8>)| bytes.strip_prefix(&start).unwrap_or_default().len() / ENTRY_BYTES;
-        let mut old = HashMap::with_capacity(records.iter().map(entries).sum());
+        let mut files = HashMap::with_capacity(records.iter().map(entries).sum());
         for (_, bytes) in &records {
-            let entries = bytes.strip_prefix(&start).unwrap_or_default();
-            old.extend(entries.chunks_exact(ENTRY_BYTES).filter_map(decode));
+            let entries = bytes.strip_prefix(&start).unwrap_or_default().chunks_exact(ENTRY_BYTES);
+            files.extend(entries.filter_map(decode).map(|(key, file)| (key, Entry { file, used: false })));
         }
-        FileDigests { store, directory, start, known: Mutex::new(Known { old, ..Known::default() }) }
+        FileDigests { store, directory, start, known: Mutex::new(Known { files, ..Known::default() }) }
     }
 
     /// Keeps what this build learned, if it learned anything.
@@ -66,16 +70,19 @@ impl FileDigests {
         if learned.is_empty() {
             return;
         }
-        // A build may look at a part of the directory only: what it did not see is kept too, up to a bound.
-        let seen: HashSet<(u64, u64)> = known.used.keys().map(|key| (key.dev, key.ino)).collect();
-        let unseen = known.old.iter().filter(|(key, _)| !seen.contains(&(key.dev, key.ino)));
         let mut records: HashMap<u8, Vec<u8>> =
             learned.into_iter().map(|record| (record, self.start.to_vec())).collect();
-        for (key, file) in known.used.iter().chain(unseen) {
+        let kept: Vec<_> = known.files.iter().filter(|(key, _)| records.contains_key(&record_of(key))).collect();
+        // A build may look at a part of the directory only: what it did not see is kept too, up to a bound.
+        let seen: HashSet<(u64, u64)> =
+            kept.iter().filter(|(_, entry)| entry.used).map(|(key, _)| (key.dev, key.ino)).collect();
+        let used = kept.iter().filter(|(_, entry)| entry.used);
+        let unseen = kept.iter().filter(|(key, entry)| !entry.used && !seen.contains(&(key.dev, key.ino)));
+        for (key, entry) in used.chain(unseen) {
             if let Some(bytes) = records.get_mut(&record_of(key))
                 && bytes.len() < MOST_ENTRIES * ENTRY_BYTES
             {
-                bytes.extend_from_slice(&encode(key, file));
+                bytes.extend_from_slice(&encode(key, &entry.file));
             }
         }
         drop(known);
@@ -104,14 +111,14 @@ fn record_of(key: &MemoKey) -> u8 {
 impl Memo for FileDigests {
     fn get(&self, key: &MemoKey) -> Option<Remembered> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = known.old.get(key).or_else(|| known.used.get(key)).copied()?;
-        known.used.insert(*key, file);
-        Some(file)
+        let entry = known.files.get_mut(key)?;
+        entry.used = true;
+        Some(entry.file)
     }
 
     fn put(&self, key: &MemoKey, file: Remembered) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.used.insert(*key, file);
+        known.files.insert(*key, Entry { file, used: true });
         known.learned.insert(record_of(key));
     }
 }
