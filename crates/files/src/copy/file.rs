@@ -151,13 +151,15 @@ impl<'a> Hands<'a> {
             .known
             .filter(|known| !known.settled && known.digest.is_some())
             .map(|_| FileHeader { stat: &stat, link: &[], xattrs: &xattrs }.hasher(Flavor::Context));
-        self.content(one, &source, &file, &raw, hasher.as_mut())?;
+        let copied = self.content(one, &source, &file, &raw, hasher.as_mut());
+        // First, whether it is still the file that it was: then how reading it failed says nothing.
+        if job.source.is_view() && !one.stat(job.source, &source)?.is_same_content(&raw) {
+            return Err(Error::Changed(shown(&one.src)));
+        }
+        copied?;
         if let (Some(hasher), Some(digest)) = (hasher, one.known.and_then(|known| known.digest))
             && hasher.finish() != digest
         {
-            return Err(Error::Changed(shown(&one.src)));
-        }
-        if job.source.is_view() && !one.stat(job.source, &source)?.is_same_content(&raw) {
             return Err(Error::Changed(shown(&one.src)));
         }
         self.finish_regular(one, &file, &like, &wanted, &xattrs)?;
