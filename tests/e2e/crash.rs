@@ -137,7 +137,7 @@ impl Bed {
 
     /// Whether it could be killed before its end; nothing of it is left then.
     fn kills(&mut self, command: Invocation, after: Duration) -> bool {
-        let Some(id) = command.starts().is_killed(after) else { return false };
+        let Some(id) = command.starts().kill_after(after) else { return false };
         self.killed.push(id);
         self.nothing_runs();
         true
@@ -377,7 +377,7 @@ fn steps_die_with_their_build_at_any_moment() {
             std::thread::sleep(Duration::from_millis(1));
         }
         let takes = began.elapsed();
-        assert!(running.is_killed(Duration::ZERO).is_some());
+        assert!(running.kill_after(Duration::ZERO).is_some());
         bed.nothing_runs();
         for _ in 0..rounds {
             let moment = bed.chance.moment(takes);

@@ -381,7 +381,7 @@ impl Running {
     /// Kills it, as the end of a pod does, so long after it was started; none if it was quicker and succeeded. Waits until
     /// nobody has its standard error: the process that starts its steps does as long as it lives.
     #[track_caller]
-    pub fn is_killed(mut self, after: Duration) -> Option<u32> {
+    pub fn kill_after(mut self, after: Duration) -> Option<u32> {
         std::thread::sleep(after);
         if let Some(status) = self.child.try_wait().unwrap() {
             assert!(status.success(), "{:?}", self.ends());

@@ -69,6 +69,15 @@ fn a_context_without_dockerfile_is_told_in_docker_s_terms() {
 }
 
 #[test]
+fn flags_for_another_name_are_not_silently_ignored() {
+    let world = World::new();
+    world.write("context/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+    let build = world.build().env("BUILDKITD_FLAGS", "--root elsewhere").arg("context");
+    build.succeeds().says("BUILDKITD_FLAGS is for buildctl-daemonless.sh and not used here");
+    assert!(!world.path("elsewhere").exists());
+}
+
+#[test]
 fn looking_at_a_cache_makes_none() {
     let world = World::new();
     for command in ["du", "prune"] {

@@ -63,6 +63,11 @@ impl EngineArgs {
         if let Some(name) = &self.snapshotter {
             settings.choose_snapshotter("--snapshotter", name)?;
         }
+        if environment.get("BUILDKITD_FLAGS").is_some_and(|flags| !flags.trim().is_empty()) {
+            let text =
+                "BUILDKITD_FLAGS is for buildctl-daemonless.sh and not used here: hullworks has flags of its own";
+            settings.warnings.push(text.to_owned());
+        }
         settings.log_json = settings.config.log.format == "json";
         let configured = &settings.config.log.level;
         settings.log = match self.debug {
