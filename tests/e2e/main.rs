@@ -20,6 +20,7 @@ mod crash;
 mod ends;
 mod full_disk;
 mod hostile;
+mod large;
 mod leftovers;
 mod one_state;
 mod outputs;

@@ -1,0 +1,80 @@
+//! Large layers in little memory. `cargo xtask long`: it wants minutes and some 15 GiB of disk.
+
+use std::fs;
+use std::path::Path;
+
+use testkit::DockerRegistry;
+
+use crate::kitchen::Kitchen;
+use crate::needs;
+use crate::who::Who;
+
+/// Runs the arguments in a cgroup of 256 MiB, page cache included; 125: there is no such cgroup. What is left of it goes.
+const IN_CGROUP: &str = "
+if [ -d /sys/fs/cgroup/memory ]; then group=/sys/fs/cgroup/memory/$0 limit=memory.limit_in_bytes
+else group=/sys/fs/cgroup/$0 limit=memory.max; fi
+mkdir $group || exit 125
+trap 'find $group -depth -type d -exec rmdir {} +' EXIT
+echo 268435456 > $group/$limit || exit 125
+sh -c 'echo $$ > $0/cgroup.procs && exec \"$@\"' $group \"$@\"
+";
+
+#[test]
+#[ignore = "takes minutes: `cargo xtask long`"]
+fn privileged_long_four_gibibytes_go_through_256_mebibytes() {
+    needs!(root);
+    needs!(tool "docker-registry");
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    let registry = DockerRegistry::start().unwrap();
+    let image = format!("{}/large:1", registry.host());
+    // Half of it compresses. The second file goes another way: it is copied.
+    kitchen.dockerfile(
+        "FROM busybox AS made\n\
+         RUN for n in 1 2 3 4 5 6 7 8; do dd if=/dev/urandom bs=1M count=256; dd if=/dev/zero bs=1M count=256; done 2>/dev/null > /large\n\
+         RUN dd if=/dev/urandom bs=1M count=512 of=/copied 2>/dev/null\n\
+         FROM made\nCOPY --from=made /copied /again\n"
+            .replace("dd if", "busybox dd if")
+            .as_str(),
+    );
+    let group = format!("hullworks-e2e-{}", std::process::id());
+    let within = |args: &str| {
+        let line = format!("build --progress=plain --config=buildkitd.toml --root state context {args}");
+        let run = kitchen.world.run("sh").args(["-c", IN_CGROUP, &group]).arg(kitchen.world.path("hullworks"));
+        run.args(line.split_whitespace()).ends()
+    };
+    let ended = within("--output type=oci,dest=large.tar");
+    if ended.code == Some(125) {
+        return println!("skipped: it wants cgroups that limit memory: {}", ended.stderr);
+    }
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let size = fs::metadata(kitchen.world.path("large.tar")).unwrap().len();
+    assert!(size > 2 << 30, "{size}");
+    fs::remove_file(kitchen.world.path("large.tar")).unwrap();
+    let ended = within(&format!("--push -t {image}"));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+
+    // And back: the layer is pulled and unpacked by a state that has nothing.
+    fs::remove_dir_all(kitchen.world.path("state")).unwrap();
+    kitchen.dockerfile(
+        &format!("FROM {image}\nRUN stat -c %s /large /again > /sizes\nRUN cmp /copied /again\n")
+            .replace("cmp", "busybox cmp"),
+    );
+    let ended = within("");
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(!Path::new("/sys/fs/cgroup/memory").join(&group).exists(), "the cgroup is left behind");
+}
+
+#[test]
+#[ignore = "takes minutes: `cargo xtask long`"]
+fn privileged_long_a_sparse_file_of_nine_gibibytes_needs_no_disk() {
+    needs!(root);
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    kitchen.dockerfile("FROM busybox\nRUN busybox truncate -s 9G /sparse && echo end >> /sparse\nRUN echo > /other\n");
+    kitchen.build("--output type=local,dest=out --output type=oci,dest=image.tar").succeeds();
+    let sparse = fs::metadata(kitchen.world.path("out/sparse")).unwrap();
+    assert_eq!(sparse.len(), (9 << 30) + 4);
+    assert!(std::os::unix::fs::MetadataExt::blocks(&sparse) < 1000, "it has holes no more");
+    // A tar says all the zeros; they compress.
+    let size = fs::metadata(kitchen.world.path("image.tar")).unwrap().len();
+    assert!(size < 100 << 20, "{size}");
+}
