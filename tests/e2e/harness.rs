@@ -158,6 +158,11 @@ impl World {
         self.run(&self.program).args(args)
     }
 
+    /// Where our program is, for scripts that start it.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Another program, such as a tool that judges what we wrote.
     pub fn run(&self, program: impl AsRef<OsStr>) -> Invocation {
         let mut command = Command::new(program);

@@ -58,6 +58,24 @@ fn who_asks_for_an_id_gets_one() {
     assert!(id.starts_with("sha256:") && id.len() == 71, "{id}");
     assert_eq!(build(&["-q"]).stdout, format!("{id}\n").into_bytes());
     assert_eq!(build(&["-q", "-o", "type=cacheonly"]).stdout, b"");
+    // Also beside a directory, and through a link.
+    std::os::unix::fs::symlink("target", world.path("link")).expect("a link");
+    build(&["--iidfile", "link", "-o", "out"]);
+    assert_eq!(std::fs::read_to_string(world.path("target")).expect("an id"), id);
+    assert!(world.path("out/Dockerfile").exists() && world.path("link").is_symlink());
+}
+
+#[test]
+fn an_archive_goes_where_a_link_leads() {
+    let world = World::new();
+    world.write("context/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+    // As /dev/stdout, with standard output in a file.
+    std::os::unix::fs::symlink("/proc/self/fd/1", world.path("stdout")).expect("a link");
+    let script = "$0 build --root state -o type=tar,dest=stdout context > archive";
+    world.run("sh").args(["-c", script]).arg(world.program()).succeeds();
+    assert!(world.path("stdout").is_symlink());
+    let archive = std::fs::read(world.path("archive")).expect("an archive");
+    assert!(archive.windows(10).any(|bytes| bytes == b"Dockerfile"), "{} bytes", archive.len());
 }
 
 #[test]
@@ -80,8 +98,10 @@ fn flags_for_another_name_are_not_silently_ignored() {
 #[test]
 fn looking_at_a_cache_makes_none() {
     let world = World::new();
-    for command in ["du", "prune"] {
-        world.hullworks([command, "--root"]).arg(world.path("nothing")).succeeds().says("there is no state directory");
+    std::fs::create_dir(world.path("buildkits")).expect("made");
+    for (command, root) in [("du", "nothing"), ("prune", "nothing"), ("du", "buildkits"), ("prune", "buildkits")] {
+        world.hullworks([command, "--root"]).arg(world.path(root)).succeeds().says("there is no state directory");
     }
     assert!(!world.path("nothing").exists());
+    assert!(std::fs::read_dir(world.path("buildkits")).expect("there").next().is_none());
 }

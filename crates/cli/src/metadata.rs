@@ -32,21 +32,26 @@ pub fn image_id(response: &BTreeMap<String, String>) -> Option<&str> {
         .map(String::as_str)
 }
 
-/// Removes what an earlier build wrote; a pipe stays.
+/// Removes what an earlier build wrote, where links lead too; a pipe stays, and what standard output is redirected to.
 pub fn remove(path: &Path) -> Result<(), Fault> {
-    let removed = match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_file() => std::fs::remove_file(path),
+    let removed = match std::fs::canonicalize(path) {
+        Ok(file) if file.is_file() && !is_standard_output(&file) => std::fs::remove_file(file),
         _ => Ok(()),
     };
     removed.map_err(|error| Fault::because(Kind::Environment, format!("cannot replace `{}`", path.display()), error))
+}
+
+/// Whether it is the file behind `/dev/stdout` or `/dev/stderr`.
+fn is_standard_output(file: &Path) -> bool {
+    ["/proc/self/fd/1", "/proc/self/fd/2"].iter().any(|stream| std::fs::canonicalize(stream).is_ok_and(|to| to == file))
 }
 
 /// Writes a file so that nobody sees a half of it.
 pub fn write_whole(path: &Path, content: &str) -> Result<(), Fault> {
     let failed = |error| Fault::because(Kind::Environment, format!("cannot write `{}`", path.display()), error);
     let meta = std::fs::metadata(path);
-    if meta.is_ok_and(|meta| !meta.is_file()) {
-        // A pipe or /dev/stdout: nothing to rename over.
+    if path.is_symlink() || meta.is_ok_and(|meta| !meta.is_file()) {
+        // A pipe, /dev/stdout, a link to where it is to go: nothing to rename over.
         return std::fs::write(path, content).map_err(failed);
     }
     let name = path.file_name().ok_or_else(|| failed(std::io::ErrorKind::IsADirectory.into()))?;
@@ -114,5 +119,20 @@ mod tests {
         let error = write_whole(&dir.path().join("no/m.json"), "x").expect_err("no directory");
         assert!(error.to_string().starts_with("cannot write `"), "{error}");
         write_whole(Path::new("/dev/null"), "x").expect("a device");
+    }
+
+    #[test]
+    fn links_are_written_through() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let (link, file) = (dir.path().join("link"), dir.path().join("file"));
+        std::os::unix::fs::symlink("file", &link).expect("a link");
+        // First it leads nowhere, then to the answer of an earlier build.
+        for content in ["one", "two"] {
+            write_whole(&link, content).expect("written");
+            assert_eq!(std::fs::read_to_string(&file).expect("there"), content);
+        }
+        remove(&link).expect("removed");
+        assert!(link.is_symlink() && !file.exists());
+        remove(&link).expect("nothing to remove");
     }
 }

@@ -149,7 +149,7 @@ pub(crate) async fn write_stream(
             let written = joined(tokio::task::spawn_blocking(work)).await;
             written.map_err(|e| Fault::because(Kind::Environment, "cannot write to standard output", e))
         }
-        Target::File(path) if path.exists() && !path.is_file() => {
+        Target::File(path) if path.is_symlink() || path.exists() && !path.is_file() => {
             let (device, failed) = (path.clone(), move |e| output_fault(&path, e));
             joined(tokio::task::spawn_blocking(move || write_device(&device, task, write))).await.map_err(failed)
         }
@@ -159,10 +159,11 @@ pub(crate) async fn write_stream(
     }
 }
 
-/// Devices and pipes are written to as they are; a rename would replace them.
+/// Devices, pipes and what links lead to (`/dev/stdout`) are written to as they are; a rename would replace them.
 fn write_device(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let file = File::options().write(true).open(path)?;
-    write(&mut Counting { inner: file, task, written: 0 })
+    let file = File::options().write(true).create(true).truncate(true).open(path)?;
+    let mut sink = Counting { inner: io::BufWriter::with_capacity(1 << 20, file), task, written: 0 };
+    write(&mut sink).and_then(|()| sink.flush())
 }
 
 fn write_file(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {

@@ -338,7 +338,8 @@ impl Build {
                 exports.push(Export { request, output: Output::None });
             }
         }
-        if self.output.is_empty() && exports.is_empty() && (mode == Mode::Quiet || self.iidfile.is_some()) {
+        let has_id = exports.iter().any(|export| matches!(export.request.kind.as_str(), "image" | "oci" | "docker"));
+        if !has_id && (self.iidfile.is_some() || mode == Mode::Quiet && self.output.is_empty()) {
             // Who asks for the id asks for the image: it is made, and stays in the store.
             let request = ExportRequest { kind: "image".to_owned(), attrs: BTreeMap::new() };
             exports.push(Export { request, output: Output::None });

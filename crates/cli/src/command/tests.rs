@@ -282,6 +282,8 @@ fn defaults_of_hullworks_build() {
     let kinds = |line| plan(line, &environment).exports.iter().map(|e| e.request.kind.clone()).collect::<Vec<_>>();
     assert_eq!((kinds("-q /proc"), kinds("--iidfile i /proc")), (vec!["image".to_owned()], vec!["image".to_owned()]));
     assert!(kinds("/proc").is_empty() && kinds("-q -o type=cacheonly /proc").is_empty());
+    assert_eq!(kinds("--iidfile i -o /tmp /proc"), ["local", "image"]);
+    assert_eq!(kinds("--iidfile i -o type=oci,dest=/tmp/x.tar /proc"), ["oci"]);
     // As with docker, the last of a flag wins.
     assert_eq!(options(&plan("--target a --target b /proc", &environment))["target"], "b");
 }
