@@ -58,17 +58,7 @@ impl Du {
     }
 
     async fn run(self, format: Format, settings: Settings, environment: Environment) -> Result<(), run::Failure> {
-        let settings = settings.to_tidy_up();
-        let records = match settings.has_state() {
-            false => Vec::new(),
-            true => {
-                let cancel = run::cancelled_by_signals()?;
-                let engine = run::open(&settings, &environment, &cancel).await?;
-                let records = engine.disk_usage().await;
-                engine.close().await;
-                records?
-            }
-        };
+        let records = run::tidy(settings, &environment, |engine| async move { engine.disk_usage().await }).await?;
         let mut records = filter::select(records, &self.filter)?;
         records.sort_by(|a, b| (a.size, &a.id).cmp(&(b.size, &b.id)));
         let text = match (format, self.verbose) {

@@ -111,20 +111,7 @@ async fn prune(
     settings: Settings,
     environment: Environment,
 ) -> Result<(), run::Failure> {
-    let settings = settings.to_tidy_up();
-    let gone = match settings.has_state() {
-        false => Vec::new(),
-        true => {
-            let cancel = run::cancelled_by_signals()?;
-            let engine = run::open(&settings, &environment, &cancel).await?;
-            let gone = tokio::select! {
-                gone = engine.prune(options) => gone,
-                () = cancel.cancelled() => Err(Fault::cancelled()),
-            };
-            engine.close().await;
-            gone?
-        }
-    };
+    let gone = run::tidy(settings, &environment, |engine| async move { engine.prune(options).await }).await?;
     let total = ByteSize(gone.iter().map(|record| record.size.0).sum());
     let total = tabbed(&[vec!["Total:".to_owned(), total.to_string()]]);
     let text = match (format, verbose) {

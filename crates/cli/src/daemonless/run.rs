@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::{Fault, Kind};
-use engine::{Engine, SolveRequest, SolveResponse};
+use engine::{Engine, SolveRequest, SolveResponse, UsageRecord};
 use session::local::LocalSession;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -82,6 +82,28 @@ pub async fn open(settings: &Settings, environment: &Environment, cancel: &Cance
             _ => return opened,
         }
     }
+}
+
+/// Looks at or removes what is stored. Where nothing ever was, that is said, and no state is made for it.
+pub async fn tidy<F: Future<Output = Result<Vec<UsageRecord>, Fault>>>(
+    settings: Settings,
+    environment: &Environment,
+    work: impl FnOnce(Engine) -> F,
+) -> Result<Vec<UsageRecord>, Fault> {
+    let settings = settings.to_tidy_up();
+    if !settings.has_state() {
+        let text = format!("there is no state directory `{}/hullworks`: nothing is stored", settings.root.display());
+        print_warning(&mut std::io::stderr(), text);
+        return Ok(Vec::new());
+    }
+    let cancel = cancelled_by_signals()?;
+    let engine = open(&settings, environment, &cancel).await?;
+    let records = tokio::select! {
+        records = work(engine.clone()) => records,
+        () = cancel.cancelled() => Err(Fault::cancelled()),
+    };
+    engine.close().await;
+    records
 }
 
 /// A token that the first SIGINT, SIGTERM or SIGHUP (the terminal is gone) cancels. The second ends the process at once;

@@ -82,14 +82,9 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Whether anything was ever built here; says so if not. Looking at a cache makes none.
+    /// Whether anything was ever built here.
     pub fn has_state(&self) -> bool {
-        let is_there = self.root.join("hullworks").exists();
-        if !is_there {
-            let text = format!("there is no state directory `{}/hullworks`: nothing is stored", self.root.display());
-            crate::fault::print_warning(&mut std::io::stderr(), &text);
-        }
-        is_there
+        self.root.join("hullworks").exists()
     }
 
     /// What would change what a build may do.
