@@ -1,6 +1,6 @@
 //! What every end-to-end test stands on.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{Read, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -59,8 +59,15 @@ pub fn is_static() -> bool {
 
 /// Whether a program is in PATH.
 pub fn has_tool(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(name).is_file())
+    std::env::split_paths(&path()).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(name).is_file())
+}
+
+/// Where programs are: on this machine, then among those that were only fetched for the tests. They join here and not
+/// for all of cargo, which would build what depends on PATH again.
+fn path() -> OsString {
+    let mut dirs: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
+    dirs.extend(std::env::var_os("HULLWORKS_TOOLS").map(PathBuf::from));
+    std::env::join_paths(dirs).unwrap()
 }
 
 /// Where files are in memory, if programs can be started from there: tests that build hundreds of times need not wait
@@ -166,7 +173,7 @@ impl World {
     /// Another program, such as a tool that judges what we wrote.
     pub fn run(&self, program: impl AsRef<OsStr>) -> Invocation {
         let mut command = Command::new(program);
-        command.current_dir(self.dir.path());
+        command.current_dir(self.dir.path()).env("PATH", path());
         // The caller's own settings must not decide a test.
         for variable in ["BUILDKIT_PROGRESS", "BUILDKITD_FLAGS", "DOCKER_CONFIG", "SOURCE_DATE_EPOCH", "XDG_DATA_HOME"]
         {

@@ -17,7 +17,8 @@ pub fn long(args: &[String]) -> Result<()> {
 
 fn test(flags: &[&str], args: &[String]) -> Result<()> {
     packages::ensure(packages::TESTS)?;
+    let newer = packages::unpack_newer(packages::NEWER)?;
     let binary = binary::find_or_build()?;
     let mut test = cargo(&["test", "--locked", "--package", "hullworks", "--test", "e2e", "--"]);
-    process::run(test.args(flags).args(args).env("HULLWORKS_BIN", binary))
+    process::run(test.args(flags).args(args).env("HULLWORKS_BIN", binary).env("HULLWORKS_TOOLS", newer))
 }
