@@ -15,6 +15,7 @@ pub mod ops;
 mod owner;
 mod parallel;
 pub mod pattern;
+pub mod receive;
 mod stat;
 mod target;
 #[cfg(test)]

@@ -1,0 +1,579 @@
+//! A directory that mirrors one of a remote client: what the client says about its files, and their bytes as they come.
+//!
+//! The client lists its files in walk order; [`Receiver::take`] compares each with what the last transfer left here and
+//! says whether its bytes are wanted. Files that the client did not name are removed. Content is hashed while it is
+//! written, so that nothing received is read again to be digested.
+//!
+//! What is here is described by a [`Mirror`], not by the directory: it is taken out before anything changes and put
+//! back when all is well, so that an interrupted transfer leaves a directory that is emptied, never one that lies.
+//! Nobody else may read or write the directory meanwhile.
+
+use std::cmp::Ordering;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use base::Hasher;
+use rustix::fs::{AtFlags, Mode, OFlags, XattrFlags};
+use rustix::io::Errno;
+use sys::path::{Links, Root, lstat_at};
+
+use crate::checksum::memo::{Memo, MemoKey, Remembered};
+use crate::checksum::{FileHeader, Flavor, Xattrs};
+use crate::error::Error;
+use crate::lexical;
+use crate::stat::{Kind, Stat, Time};
+use crate::target::{Target, shown, timestamps};
+use crate::walk::{Entry, MAX_DEPTH, list};
+
+/// What holds the version of [`Mirror::to_bytes`].
+const MAGIC: &[u8; 8] = b"mirror01";
+
+/// A file as the client describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Relative to the root, `/` between names.
+    pub path: Vec<u8>,
+    /// Type and permissions.
+    pub kind: Kind,
+    /// The lower twelve bits.
+    pub mode: u32,
+    /// The owner, which is remembered and not given to the file.
+    pub uid: u32,
+    /// The group, likewise.
+    pub gid: u32,
+    /// Bytes; 0 for all but regular files.
+    pub size: u64,
+    /// When its content last changed.
+    pub mtime: Time,
+    /// Where a symbolic link points; of a regular file that is another name for an earlier one, that one's path.
+    pub link: Vec<u8>,
+    /// Of devices, which.
+    pub rdev: u64,
+    /// Extended attributes.
+    pub xattrs: Xattrs,
+}
+
+/// What a transfer left in a directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mirror(Vec<Mirrored>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mirrored {
+    sent: Sent,
+    /// The file here.
+    stat: Stat,
+}
+
+/// Whether the bytes of a file are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bytes {
+    /// It is here already, or has none.
+    NotWanted,
+    /// They are to be written to [`Receiver::open`]'s file.
+    Wanted,
+}
+
+/// When a file counts as the one that is here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Differ {
+    /// Same size, time and metadata: BuildKit's default.
+    #[default]
+    Metadata,
+    /// Never: all bytes are sent again.
+    None,
+}
+
+/// One transfer into a directory.
+pub struct Receiver<'a> {
+    root: &'a Root,
+    memo: &'a dyn Memo,
+    differ: Differ,
+    before: std::iter::Peekable<std::vec::IntoIter<Mirrored>>,
+    now: Vec<Mirrored>,
+    /// From the root down, the directories that the next entry may lie in: their indices in `now`.
+    open: Vec<(Vec<u8>, Option<usize>)>,
+    /// Names for files that were sent before, made at the end.
+    links: Vec<usize>,
+    /// Files whose bytes are still to come, by index.
+    awaited: std::collections::HashSet<usize>,
+    /// Directories whose times changed because something was made or removed in them.
+    touched: std::collections::BTreeSet<Vec<u8>>,
+    /// Files that lost a name: what is known of their other names is outdated.
+    unlinked: std::collections::BTreeSet<u64>,
+    dir: Option<(Vec<u8>, OwnedFd)>,
+}
+
+/// A file whose bytes come in.
+pub struct Incoming {
+    index: usize,
+    file: File,
+    hasher: Hasher,
+    written: u64,
+}
+
+impl Mirror {
+    /// The files, as a walk of the client's directory would list them.
+    pub fn entries(&self) -> Vec<Entry> {
+        let entry = |file: &Mirrored| Entry {
+            path: lexical::to_path(&file.sent.path).to_owned(),
+            // Nobody sends access times.
+            stat: Stat {
+                uid: file.sent.uid,
+                gid: file.sent.gid,
+                mode: file.sent.mode,
+                atime: file.stat.mtime,
+                ..file.stat
+            },
+            link: (file.sent.kind == Kind::Symlink).then(|| OsString::from_vec(file.sent.link.clone())),
+        };
+        self.0.iter().map(entry).collect()
+    }
+
+    /// For [`from_bytes`](Self::from_bytes).
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        for Mirrored { sent, stat } in &self.0 {
+            put_text(&mut bytes, &sent.path);
+            put_text(&mut bytes, &sent.link);
+            bytes.push(kind_to_byte(sent.kind));
+            [sent.mode, sent.uid, sent.gid, sent.mtime.nanos, stat.mtime.nanos, stat.ctime.nanos]
+                .iter()
+                .for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
+            [sent.size, sent.rdev, stat.size, stat.dev, stat.ino, stat.nlink]
+                .iter()
+                .for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
+            [sent.mtime.secs, stat.mtime.secs, stat.ctime.secs]
+                .iter()
+                .for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
+            bytes.extend_from_slice(&(sent.xattrs.len() as u32).to_le_bytes());
+            for (name, value) in &sent.xattrs {
+                put_text(&mut bytes, name);
+                put_text(&mut bytes, value);
+            }
+        }
+        bytes
+    }
+
+    /// What [`to_bytes`](Self::to_bytes) wrote; none if that is damaged or of another version.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Mirror> {
+        let mut rest = bytes.strip_prefix(MAGIC)?;
+        let mut files = Vec::new();
+        while !rest.is_empty() {
+            let (path, link) = (take_text(&mut rest)?, take_text(&mut rest)?);
+            let kind = kind_of_byte(take::<1>(&mut rest)?[0])?;
+            let mut four = || take::<4>(&mut rest).map(u32::from_le_bytes);
+            let [mode, uid, gid, sent_nanos, mtime_nanos, ctime_nanos] =
+                [four()?, four()?, four()?, four()?, four()?, four()?];
+            let mut eight = || take::<8>(&mut rest).map(u64::from_le_bytes);
+            let [sent_size, rdev, size, dev, ino, nlink] = [eight()?, eight()?, eight()?, eight()?, eight()?, eight()?];
+            let [sent_secs, mtime_secs, ctime_secs] = [eight()? as i64, eight()? as i64, eight()? as i64];
+            let count = u32::from_le_bytes(take(&mut rest)?);
+            let mut xattrs = Xattrs::new();
+            for _ in 0..count {
+                xattrs.insert(take_text(&mut rest)?, take_text(&mut rest)?);
+            }
+            let time = |secs, nanos| Time { secs, nanos };
+            let mtime = time(sent_secs, sent_nanos);
+            let sent = Sent { path, kind, mode, uid, gid, size: sent_size, mtime, link, rdev, xattrs };
+            let (mtime, ctime) = (time(mtime_secs, mtime_nanos), time(ctime_secs, ctime_nanos));
+            let stat = Stat { kind, mode, uid, gid, size, atime: mtime, mtime, ctime, dev, ino, nlink, rdev };
+            files.push(Mirrored { sent, stat });
+        }
+        Some(Mirror(files))
+    }
+}
+
+impl<'a> Receiver<'a> {
+    /// Begins a transfer into `root`. Without a mirror of what is there, it is emptied first. Digests of what comes go
+    /// into `memo`.
+    pub fn new(root: &'a Root, mirror: Option<Mirror>, differ: Differ, memo: &'a dyn Memo) -> Result<Self, Error> {
+        if mirror.is_none() {
+            empty(root)?;
+        }
+        let before = mirror.unwrap_or_default().0;
+        Ok(Receiver {
+            root,
+            memo,
+            differ,
+            now: Vec::with_capacity(before.len()),
+            before: before.into_iter().peekable(),
+            open: vec![(Vec::new(), None)],
+            links: Vec::new(),
+            awaited: std::collections::HashSet::new(),
+            touched: std::collections::BTreeSet::new(),
+            unlinked: std::collections::BTreeSet::new(),
+            dir: None,
+        })
+    }
+
+    /// Takes the client's next file. Files come in walk order, a directory before what it holds.
+    pub fn take(&mut self, sent: Sent) -> Result<Bytes, Error> {
+        self.check_place(&sent)?;
+        while self.before.peek().is_some_and(|old| by_walk(&old.sent.path, &sent.path) == Ordering::Less) {
+            self.remove_next()?;
+        }
+        let index = self.now.len();
+        let old = self.before.next_if(|old| old.sent.path == sent.path);
+        if sent.kind == Kind::Dir {
+            self.open.push((sent.path.clone(), Some(index)));
+        }
+        let is_name = sent.kind == Kind::File && !sent.link.is_empty();
+        if let Some(old) = old {
+            if self.is_same(&old.sent, &sent) {
+                self.now.push(Mirrored { sent, stat: old.stat });
+                return Ok(Bytes::NotWanted);
+            }
+            if !(old.sent.kind == Kind::Dir && sent.kind == Kind::Dir) {
+                self.remove(&old)?;
+            }
+        }
+        self.touched.insert(parent_of(&sent.path).to_vec());
+        let wanted = sent.kind == Kind::File && !is_name;
+        let stat = match (wanted, is_name) {
+            (true, _) => {
+                self.awaited.insert(index);
+                no_stat(&sent)
+            }
+            (_, true) => {
+                self.links.push(index);
+                no_stat(&sent)
+            }
+            _ => self.make(&sent)?,
+        };
+        self.now.push(Mirrored { sent, stat });
+        Ok(if wanted { Bytes::Wanted } else { Bytes::NotWanted })
+    }
+
+    /// How many files were taken: the number of the next one.
+    pub fn count(&self) -> usize {
+        self.now.len()
+    }
+
+    /// Begins to write the file with that number.
+    pub fn open(&mut self, index: usize) -> Result<Incoming, Error> {
+        if !self.awaited.remove(&index) {
+            return Err(Error::io("receive", index.to_string(), Errno::INVAL));
+        }
+        let sent = &self.now[index].sent;
+        let header = FileHeader { stat: &no_stat(sent), link: &[], xattrs: &sent.xattrs };
+        let hasher = header.hasher(Flavor::Context);
+        let (path, mode) = (sent.path.clone(), Mode::from_raw_mode(sent.mode & 0o777 | 0o200));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let name = name_of(&path).to_owned();
+        let dir = self.dir(parent_of(&path))?;
+        let file = rustix::fs::openat(dir, name, flags, mode);
+        let file = file.map_err(|errno| Error::io("create", shown(&path), errno))?;
+        Ok(Incoming { index, file: File::from(file), hasher, written: 0 })
+    }
+
+    /// Takes bytes of a file.
+    pub fn write(&self, incoming: &mut Incoming, bytes: &[u8]) -> Result<(), Error> {
+        incoming.hasher.update(bytes);
+        incoming.written += bytes.len() as u64;
+        let written = incoming.file.write_all(bytes);
+        written.map_err(|source| Error::io("write", shown(&self.now[incoming.index].sent.path), source))
+    }
+
+    /// A file is whole.
+    pub fn close(&mut self, incoming: Incoming) -> Result<(), Error> {
+        let entry = &mut self.now[incoming.index];
+        let sent = &mut entry.sent;
+        let failed = |call, errno: Errno| Error::io(call, shown(&sent.path), errno);
+        let file = &incoming.file;
+        for (name, value) in &sent.xattrs {
+            set_xattr(name, |name| rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))
+                .map_err(|errno| failed("set attribute of", errno))?;
+        }
+        rustix::fs::futimens(file, &timestamps((sent.mtime, sent.mtime)))
+            .map_err(|errno| failed("set times of", errno))?;
+        let mut stat = Stat::from(rustix::fs::fstat(file).map_err(|errno| failed("stat", errno))?);
+        if stat.mode != sent.mode {
+            rustix::fs::fchmod(file, Mode::from_raw_mode(sent.mode))
+                .map_err(|errno| failed("change mode of", errno))?;
+            stat = Stat::from(rustix::fs::fstat(file).map_err(|errno| failed("stat", errno))?);
+        }
+        // The client's file may have grown or shrunk since it was listed.
+        sent.size = incoming.written;
+        let remembered = Remembered { digest: incoming.hasher.finish(), no_xattrs: sent.xattrs.is_empty() };
+        self.memo.put(&MemoKey::of(&stat), remembered);
+        entry.stat = stat;
+        Ok(())
+    }
+
+    /// All files are taken and whole: what is left of earlier transfers goes, and the rest is settled.
+    pub fn finish(mut self) -> Result<Mirror, Error> {
+        while self.before.peek().is_some() {
+            self.remove_next()?;
+        }
+        if let Some(index) = self.awaited.iter().next() {
+            return Err(Error::Changed(shown(&self.now[*index].sent.path)));
+        }
+        for index in std::mem::take(&mut self.links) {
+            self.link(index)?;
+        }
+        self.look_again()?;
+        self.settle_dirs()?;
+        Ok(Mirror(self.now))
+    }
+
+    /// Paths must be clean, in order, and lie in directories that were sent.
+    fn check_place(&mut self, sent: &Sent) -> Result<(), Error> {
+        let refuse = |errno| Err(Error::io("receive", shown(&sent.path), errno));
+        let bad = |name: &[u8]| name.is_empty() || name == b"." || name == b".." || name.contains(&0);
+        if sent.path.split(|byte| *byte == b'/').any(bad) {
+            return refuse(Errno::INVAL);
+        }
+        if self.now.last().is_some_and(|last| by_walk(&last.sent.path, &sent.path) != Ordering::Less) {
+            return refuse(Errno::INVAL);
+        }
+        let parent = parent_of(&sent.path);
+        while self.open.len() > 1 && self.open.last().is_some_and(|(dir, _)| dir != parent) {
+            self.open.pop();
+        }
+        match self.open.last() {
+            Some((dir, _)) if dir == parent => {}
+            _ => return refuse(Errno::NOTDIR),
+        }
+        if self.open.len() > MAX_DEPTH {
+            return Err(Error::TooDeep(shown(&sent.path)));
+        }
+        Ok(())
+    }
+
+    fn is_same(&self, old: &Sent, new: &Sent) -> bool {
+        match (old.kind, new.kind) {
+            (Kind::Dir, Kind::Dir) => Sent { mtime: old.mtime, ..new.clone() } == *old,
+            // What it is another name for may have been sent anew.
+            (Kind::File, Kind::File) if !new.link.is_empty() => false,
+            (Kind::File, Kind::File) => self.differ == Differ::Metadata && old == new,
+            _ => old == new,
+        }
+    }
+
+    fn remove_next(&mut self) -> Result<(), Error> {
+        if let Some(old) = self.before.next() {
+            self.touched.insert(parent_of(&old.sent.path).to_vec());
+            self.remove(&old)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is there from earlier, with all below it.
+    fn remove(&mut self, old: &Mirrored) -> Result<(), Error> {
+        let path = &old.sent.path;
+        self.note_unlinked(&old.stat);
+        while let Some(below) = self.before.next_if(|below| is_below(&below.sent.path, path)) {
+            self.note_unlinked(&below.stat);
+        }
+        let (root, name) = (self.root, name_of(path).to_owned());
+        let dir = self.dir(parent_of(path))?;
+        Target::new(root).remove_all(&*dir, &name, path)?;
+        // Whatever lay below a removed directory must not be found by its descriptor.
+        self.dir = None;
+        Ok(())
+    }
+
+    fn note_unlinked(&mut self, stat: &Stat) {
+        if stat.kind == Kind::File && stat.nlink > 1 {
+            self.unlinked.insert(stat.ino);
+        }
+    }
+
+    /// Looks again at files that lost names: that moved their ctime.
+    fn look_again(&mut self) -> Result<(), Error> {
+        let unlinked = std::mem::take(&mut self.unlinked);
+        for file in &mut self.now {
+            if file.sent.kind != Kind::File || !unlinked.contains(&file.stat.ino) {
+                continue;
+            }
+            let stat = self.root.stat(lexical::to_path(&file.sent.path), Links::Refuse);
+            let stat = Stat::from(stat.map_err(|source| Error::io("stat", shown(&file.sent.path), source))?);
+            if let Some(known) = self.memo.get(&MemoKey::of(&file.stat)) {
+                self.memo.put(&MemoKey::of(&stat), known);
+            }
+            file.stat = stat;
+        }
+        Ok(())
+    }
+
+    /// Makes what has no bytes, or changes the directory that is there.
+    fn make(&mut self, sent: &Sent) -> Result<Stat, Error> {
+        let failed = |call, errno: Errno| Error::io(call, shown(&sent.path), errno);
+        let name = name_of(&sent.path).to_owned();
+        let dir = self.dir(parent_of(&sent.path))?;
+        let mode = Mode::from_raw_mode(sent.mode);
+        match sent.kind {
+            Kind::Dir => match rustix::fs::mkdirat(&*dir, &name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(failed("create directory", errno)),
+            },
+            Kind::Symlink => rustix::fs::symlinkat(OsStr::from_bytes(&sent.link), &*dir, &name)
+                .map_err(|errno| failed("create link", errno))?,
+            kind => rustix::fs::mknodat(&*dir, &name, kind.to_raw(), mode, sent.rdev)
+                .map_err(|errno| failed("create", errno))?,
+        }
+        for (xattr, value) in &sent.xattrs {
+            let path = format!("/proc/self/fd/{}/", std::os::fd::AsRawFd::as_raw_fd(&*dir));
+            let path = [path.as_bytes(), name.as_bytes()].concat();
+            set_xattr(xattr, |xattr| {
+                rustix::fs::lsetxattr(OsStr::from_bytes(&path), xattr, value, XattrFlags::empty())
+            })
+            .map_err(|errno| failed("set attribute of", errno))?;
+        }
+        if !matches!(sent.kind, Kind::Symlink | Kind::Dir) {
+            rustix::fs::chmodat(&*dir, &name, mode, AtFlags::empty())
+                .map_err(|errno| failed("change mode of", errno))?;
+        }
+        let times = timestamps((sent.mtime, sent.mtime));
+        rustix::fs::utimensat(&*dir, &name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| failed("set times of", errno))?;
+        let stat = lstat_at(&*dir, &name).map_err(|source| Error::io("stat", shown(&sent.path), source))?;
+        Ok(stat.into())
+    }
+
+    /// Gives a file another name.
+    fn link(&mut self, index: usize) -> Result<(), Error> {
+        let Sent { path, link, .. } = self.now[index].sent.clone();
+        let failed = |call, errno: Errno| Error::io(call, shown(&path), errno);
+        // Walk order is the order of the list.
+        let target = self.now.binary_search_by(|file| by_walk(&file.sent.path, &link));
+        let target = target.ok().filter(|target| *target < index && self.now[*target].sent.kind == Kind::File);
+        let target = target.ok_or_else(|| failed("link", Errno::NOENT))?;
+        let (from, name) = (name_of(&link).to_owned(), name_of(&path).to_owned());
+        let from_dir = self.root.open_dir(lexical::to_path(parent_of(&link)), Links::Refuse);
+        let from_dir = from_dir.map_err(|source| Error::io("open", shown(parent_of(&link)), source))?;
+        let dir = self.dir(parent_of(&path))?;
+        rustix::fs::linkat(&from_dir, &from, &*dir, &name, AtFlags::empty()).map_err(|errno| failed("link", errno))?;
+        // Linking moved the ctime of all names: what was known by the old one is known by the new one.
+        let stat = Stat::from(lstat_at(&*dir, &name).map_err(|source| Error::io("stat", shown(&path), source))?);
+        let known = self.memo.get(&MemoKey::of(&self.now[target].stat));
+        if let Some(known) = known {
+            self.memo.put(&MemoKey::of(&stat), known);
+        }
+        self.now[target].stat = stat;
+        let size = self.now[target].sent.size;
+        let inode = stat.ino;
+        for file in &mut self.now[target..=index] {
+            if file.sent.kind == Kind::File && (file.stat.ino == inode || file.sent.path == path) {
+                file.stat = stat;
+            }
+        }
+        self.now[index].sent.size = size;
+        Ok(())
+    }
+
+    /// Modes and times of directories, deepest first, now that nothing is put into them any more.
+    fn settle_dirs(&mut self) -> Result<(), Error> {
+        self.dir = None;
+        for index in (0..self.now.len()).rev() {
+            let sent = &self.now[index].sent;
+            if sent.kind != Kind::Dir {
+                continue;
+            }
+            let stat = &self.now[index].stat;
+            if !self.touched.contains(&sent.path) && stat.mode == sent.mode && stat.mtime == sent.mtime {
+                continue;
+            }
+            let failed = |call, source: std::io::Error| Error::io(call, shown(&sent.path), source);
+            let dir = self.root.parent(lexical::to_path(&sent.path), Links::Refuse);
+            let (dir, name) = dir.map_err(|source| failed("open", source))?;
+            rustix::fs::chmodat(&dir, &name, Mode::from_raw_mode(sent.mode), AtFlags::empty())
+                .map_err(|errno| failed("change mode of", errno.into()))?;
+            let times = timestamps((sent.mtime, sent.mtime));
+            rustix::fs::utimensat(&dir, &name, &times, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|errno| failed("set times of", errno.into()))?;
+            let stat = lstat_at(&dir, &name).map_err(|source| failed("stat", source))?;
+            self.now[index].stat = stat.into();
+        }
+        Ok(())
+    }
+
+    /// An open directory; the last one is kept, since files come directory by directory.
+    fn dir(&mut self, path: &[u8]) -> Result<&mut OwnedFd, Error> {
+        if self.dir.as_ref().is_none_or(|(known, _)| known != path) {
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            let dir = self.root.open_at(lexical::to_path(path), flags, Mode::empty(), Links::Refuse);
+            self.dir = Some((path.to_vec(), dir.map_err(|source| Error::io("open", shown(path), source))?));
+        }
+        match &mut self.dir {
+            Some((_, dir)) => Ok(dir),
+            None => Err(Error::io("open", shown(path), Errno::NOENT)),
+        }
+    }
+}
+
+/// Removes everything in a directory.
+fn empty(root: &Root) -> Result<(), Error> {
+    let dir = root.open_dir("", Links::Refuse).map_err(|source| Error::io("open", root.path(), source))?;
+    for (name, _) in list(&dir, b"")? {
+        Target::new(root).remove_all(&dir, &name, name.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Attributes that this file system or user cannot set are remembered all the same: they are part of what was sent.
+fn set_xattr(name: &[u8], set: impl Fn(&OsStr) -> Result<(), Errno>) -> Result<(), Errno> {
+    match set(OsStr::from_bytes(name)) {
+        Err(Errno::PERM | Errno::NOTSUP | Errno::ACCESS) => Ok(()),
+        result => result,
+    }
+}
+
+/// What is known of a file before it is here.
+fn no_stat(sent: &Sent) -> Stat {
+    let (dev, ino, nlink) = (0, 0, 1);
+    let (atime, mtime, ctime) = (sent.mtime, sent.mtime, Time::default());
+    let Sent { kind, mode, uid, gid, size, rdev, .. } = *sent;
+    Stat { kind, mode, uid, gid, size, atime, mtime, ctime, dev, ino, nlink, rdev }
+}
+
+/// Names compare one by one, so that a slash is less than any other byte.
+fn by_walk(one: &[u8], two: &[u8]) -> Ordering {
+    one.split(|byte| *byte == b'/').cmp(two.split(|byte| *byte == b'/'))
+}
+
+fn is_below(path: &[u8], dir: &[u8]) -> bool {
+    path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/"))
+}
+
+fn parent_of(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|byte| *byte == b'/').map_or(b"", |slash| &path[..slash])
+}
+
+fn name_of(path: &[u8]) -> &OsStr {
+    OsStr::from_bytes(path.rsplit(|byte| *byte == b'/').next().unwrap_or(path))
+}
+
+fn put_text(bytes: &mut Vec<u8>, text: &[u8]) {
+    bytes.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(text);
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, tail) = rest.split_first_chunk::<N>()?;
+    *rest = tail;
+    Some(*head)
+}
+
+fn take_text(rest: &mut &[u8]) -> Option<Vec<u8>> {
+    let len = u32::from_le_bytes(take(rest)?) as usize;
+    let (text, tail) = rest.split_at_checked(len)?;
+    *rest = tail;
+    Some(text.to_vec())
+}
+
+const KINDS: [Kind; 7] = [Kind::File, Kind::Dir, Kind::Symlink, Kind::Char, Kind::Block, Kind::Fifo, Kind::Socket];
+
+fn kind_to_byte(kind: Kind) -> u8 {
+    KINDS.iter().position(|known| *known == kind).unwrap_or_default() as u8
+}
+
+fn kind_of_byte(byte: u8) -> Option<Kind> {
+    KINDS.get(usize::from(byte)).copied()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Mutex;
+
+use base::Cancel;
+
+use super::*;
+use crate::checksum;
+use crate::walk::Filter;
+
+#[derive(Default)]
+struct Known(Mutex<HashMap<MemoKey, Remembered>>);
+
+impl Memo for Known {
+    fn get(&self, key: &MemoKey) -> Option<Remembered> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get(key).copied()
+    }
+    fn put(&self, key: &MemoKey, file: Remembered) {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(*key, file);
+    }
+}
+
+fn sent(path: &str, kind: Kind, mode: u32, text: &str) -> Sent {
+    let is_file = kind == Kind::File;
+    Sent {
+        path: path.as_bytes().to_vec(),
+        kind,
+        mode,
+        uid: 0,
+        gid: 0,
+        size: if is_file { text.len() as u64 } else { 0 },
+        mtime: Time { secs: 1_000_000_000, nanos: 5 },
+        link: if kind == Kind::Symlink { text.as_bytes().to_vec() } else { Vec::new() },
+        rdev: 0,
+        xattrs: Xattrs::new(),
+    }
+}
+
+fn file(path: &str, text: &str) -> Sent {
+    sent(path, Kind::File, 0o644, text)
+}
+
+fn dir(path: &str) -> Sent {
+    sent(path, Kind::Dir, 0o755, "")
+}
+
+struct Place {
+    dir: tempfile::TempDir,
+    memo: Known,
+    mirror: Option<Mirror>,
+}
+
+impl Place {
+    fn new() -> Place {
+        Place { dir: tempfile::tempdir().expect("a directory"), memo: Known::default(), mirror: None }
+    }
+
+    /// Sends files with their texts; answers those whose bytes were wanted.
+    fn receive(&mut self, files: &[(Sent, &str)]) -> Result<Vec<String>, Error> {
+        let root = Root::open(self.dir.path()).expect("opens");
+        let mut receiver = Receiver::new(&root, self.mirror.take(), Differ::Metadata, &self.memo)?;
+        let mut wanted = Vec::new();
+        for (sent, text) in files {
+            let index = receiver.count();
+            if receiver.take(sent.clone())? == Bytes::Wanted {
+                wanted.push((index, *text));
+            }
+        }
+        let mut names = Vec::new();
+        // Bytes come in any order.
+        for (index, text) in wanted.into_iter().rev() {
+            let mut incoming = receiver.open(index)?;
+            receiver.write(&mut incoming, text.as_bytes())?;
+            receiver.close(incoming)?;
+            names.insert(0, String::from_utf8_lossy(&files[index].0.path).into_owned());
+        }
+        let mirror = receiver.finish()?;
+        self.mirror = Some(Mirror::from_bytes(&mirror.to_bytes()).expect("reads"));
+        assert_eq!(self.mirror.as_ref().map(Mirror::entries), Some(mirror.entries()));
+        self.is_whole();
+        Ok(names)
+    }
+
+    /// What is remembered is what a walk and a checksum of the directory see.
+    fn is_whole(&self) {
+        let root = std::sync::Arc::new(Root::open(self.dir.path()).expect("opens"));
+        let mirror = self.mirror.as_ref().expect("a mirror");
+        let walked = crate::walk::walk(&root, &Filter::default(), &mut crate::walk::reset_owner, &Cancel::new());
+        let walked = walked.expect("walks");
+        let short = |entries: &[Entry]| -> Vec<_> {
+            let line = |e: &Entry| (e.path.clone(), e.stat.kind, e.stat.mode, e.stat.mtime, e.stat.ino, e.link.clone());
+            entries.iter().map(line).collect()
+        };
+        assert_eq!(short(&mirror.entries()), short(&walked));
+        let sum = |entries: Vec<Entry>, memo: Option<&dyn Memo>| {
+            let tree = checksum::Tree::of_entries(entries);
+            let env = checksum::Env { memo, ..checksum::Env::default() };
+            let place = checksum::Place::at(root.clone());
+            tree.checksum(&place, "/", &checksum::Options::default(), &env).expect("a checksum")
+        };
+        assert_eq!(sum(mirror.entries(), Some(&self.memo)), sum(walked, None));
+    }
+
+    fn text(&self, path: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(path)).expect(path)
+    }
+
+    fn has(&self, path: &str) -> bool {
+        Path::new(&self.dir.path().join(path)).symlink_metadata().is_ok()
+    }
+}
+
+#[test]
+fn only_what_changed_is_wanted() {
+    let mut place = Place::new();
+    let first = [
+        (file("a", "one"), "one"),
+        (dir("d"), ""),
+        (dir("d/e"), ""),
+        (file("d/e/f", "deep"), "deep"),
+        (sent("d/l", Kind::Symlink, 0o777, "../a"), ""),
+        (sent("d.x", Kind::File, 0o4755, "tool"), "tool"),
+        (sent("p", Kind::Fifo, 0o600, ""), ""),
+    ];
+    assert_eq!(place.receive(&first).expect("first"), ["a", "d/e/f", "d.x"]);
+    assert_eq!(place.receive(&first).expect("again"), [""; 0]);
+    assert_eq!(place.text("d/l"), "one");
+    let mut changed = first.to_vec();
+    changed[3] = (file("d/e/f", "deeper"), "deeper");
+    assert_eq!(place.receive(&changed).expect("one changed"), ["d/e/f"]);
+    assert_eq!(place.text("d/e/f"), "deeper");
+    assert_eq!(place.receive(&changed[..2]).expect("fewer"), [""; 0]);
+    assert!(!place.has("d/e") && !place.has("d.x") && place.has("d"));
+}
+
+#[test]
+fn a_file_becomes_a_directory_and_back() {
+    let mut place = Place::new();
+    place.receive(&[(file("x", "1"), "1"), (file("y", "2"), "2")]).expect("files");
+    place.receive(&[(dir("x"), ""), (file("x/z", "3"), "3"), (file("y", "2"), "2")]).expect("a directory");
+    assert_eq!(place.text("x/z"), "3");
+    assert_eq!(place.receive(&[(file("x", "1"), "1"), (file("y", "2"), "2")]).expect("files"), ["x"]);
+    assert_eq!(place.text("x"), "1");
+}
+
+#[test]
+fn other_names_are_the_same_file() {
+    let mut place = Place::new();
+    let name = |path: &str, of: &str| (Sent { size: 0, link: of.into(), ..file(path, "") }, "");
+    let files = [(file("a", "text"), "text"), name("b", "a"), (dir("d"), ""), name("d/c", "a")];
+    place.receive(&files).expect("linked");
+    assert_eq!((place.text("b"), place.text("d/c")), ("text".into(), "text".into()));
+    place.receive(&files).expect("again");
+    let changed = [(file("a", "other"), "other"), name("b", "a"), (dir("d"), ""), name("d/c", "a")];
+    assert_eq!(place.receive(&changed).expect("changed"), ["a"]);
+    assert_eq!((place.text("b"), place.text("d/c")), ("other".into(), "other".into()));
+    place.receive(&changed[..1]).expect("one name is left");
+    assert!(place.receive(&[name("b", "nowhere")]).is_err());
+}
+
+#[test]
+fn hostile_lists_are_refused() {
+    for files in [
+        vec![file("../x", "")],
+        vec![file("/x", "")],
+        vec![file("a/./b", "")],
+        vec![file("", "")],
+        vec![file("b", ""), file("a", "")],
+        vec![file("a", ""), file("a", "")],
+        vec![file("a/b", "")],
+        vec![file("a", ""), file("a/b", "")],
+        vec![sent("l", Kind::Symlink, 0o777, "/etc"), file("l/passwd", "")],
+        vec![file("a\0b", "")],
+    ] {
+        let mut place = Place::new();
+        let files: Vec<_> = files.into_iter().map(|file| (file, "")).collect();
+        assert!(place.receive(&files).is_err(), "{files:?}");
+    }
+}
+
+#[test]
+fn what_was_interrupted_is_emptied() {
+    let mut place = Place::new();
+    place.receive(&[(file("a", "1"), "1")]).expect("files");
+    // The mirror was taken out and never put back.
+    place.mirror = None;
+    std::fs::write(place.dir.path().join("half"), "x").expect("writes");
+    assert_eq!(place.receive(&[(file("a", "1"), "1")]).expect("anew"), ["a"]);
+    assert!(!place.has("half"));
+}
+
+#[test]
+fn damaged_records_are_none() {
+    let mut place = Place::new();
+    place.receive(&[(file("a", "1"), "1"), (dir("d"), "")]).expect("files");
+    let bytes = place.mirror.as_ref().expect("a mirror").to_bytes();
+    for len in 0..bytes.len() {
+        let cut = Mirror::from_bytes(&bytes[..len]);
+        assert!(cut.is_none_or(|mirror| mirror.0.len() < 2), "{len}");
+    }
+    assert_eq!(Mirror::from_bytes(b"mirror99"), None);
+}
