@@ -97,6 +97,11 @@ impl Error {
         matches!(self, Error::Changed(_))
     }
 
+    /// A file is larger than whoever reads it can use.
+    pub fn too_large(path: &[u8]) -> Error {
+        Error::io("read", crate::target::shown(path), io::Error::from(io::ErrorKind::FileTooLarge))
+    }
+
     pub(crate) fn io(call: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Error {
         Error::Io { call, path: path.as_ref().to_owned(), source: source.into() }
     }

@@ -9,6 +9,7 @@
 //! Nobody else may read or write the directory meanwhile.
 
 use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
@@ -72,7 +73,7 @@ struct Mirrored {
 pub enum Bytes {
     /// It is here already, or has none.
     NotWanted,
-    /// They are to be written to [`Receiver::open`]'s file.
+    /// They are to be given to [`Receiver::write`], and their end to [`Receiver::close`].
     Wanted,
 }
 
@@ -97,18 +98,17 @@ pub struct Receiver<'a> {
     open: Vec<(Vec<u8>, Option<usize>)>,
     /// Names for files that were sent before, made at the end.
     links: Vec<usize>,
-    /// Files whose bytes are still to come, by index.
-    awaited: std::collections::HashSet<usize>,
+    /// Files whose bytes are still to come, by index: none of them yet, or some.
+    awaited: HashMap<usize, Option<Incoming>>,
     /// Directories whose times changed because something was made or removed in them.
-    touched: std::collections::BTreeSet<Vec<u8>>,
+    touched: BTreeSet<Vec<u8>>,
     /// Files that lost a name: what is known of their other names is outdated.
-    unlinked: std::collections::BTreeSet<u64>,
+    unlinked: BTreeSet<u64>,
     dir: Option<(Vec<u8>, OwnedFd)>,
 }
 
 /// A file whose bytes come in.
-pub struct Incoming {
-    index: usize,
+struct Incoming {
     file: File,
     hasher: Hasher,
     written: u64,
@@ -202,9 +202,9 @@ impl<'a> Receiver<'a> {
             before: before.into_iter().peekable(),
             open: vec![(Vec::new(), None)],
             links: Vec::new(),
-            awaited: std::collections::HashSet::new(),
-            touched: std::collections::BTreeSet::new(),
-            unlinked: std::collections::BTreeSet::new(),
+            awaited: HashMap::new(),
+            touched: BTreeSet::new(),
+            unlinked: BTreeSet::new(),
             dir: None,
         })
     }
@@ -234,7 +234,7 @@ impl<'a> Receiver<'a> {
         let wanted = sent.kind == Kind::File && !is_name;
         let stat = match (wanted, is_name) {
             (true, _) => {
-                self.awaited.insert(index);
+                self.awaited.insert(index, None);
                 no_stat(&sent)
             }
             (_, true) => {
@@ -252,34 +252,39 @@ impl<'a> Receiver<'a> {
         self.now.len()
     }
 
-    /// Begins to write the file with that number.
-    pub fn open(&mut self, index: usize) -> Result<Incoming, Error> {
-        if !self.awaited.remove(&index) {
-            return Err(Error::io("receive", index.to_string(), Errno::INVAL));
+    /// Takes bytes of the file with that number, the first one being 0. Fails for files whose bytes are not wanted.
+    pub fn write(&mut self, index: usize, bytes: &[u8]) -> Result<(), Error> {
+        let mut incoming = self.open(index)?;
+        incoming.hasher.update(bytes);
+        incoming.written += bytes.len() as u64;
+        let written = incoming.file.write_all(bytes);
+        written.map_err(|source| Error::io("write", shown(&self.now[index].sent.path), source))?;
+        self.awaited.insert(index, Some(incoming));
+        Ok(())
+    }
+
+    /// Takes a file that is awaited out of the list; one of which nothing came yet is made.
+    fn open(&mut self, index: usize) -> Result<Incoming, Error> {
+        match self.awaited.remove(&index) {
+            Some(Some(incoming)) => return Ok(incoming),
+            Some(None) => {}
+            None => return Err(Error::io("receive", index.to_string(), Errno::INVAL)),
         }
         let sent = &self.now[index].sent;
         let header = FileHeader { stat: &no_stat(sent), link: &[], xattrs: &sent.xattrs };
         let hasher = header.hasher(Flavor::Context);
         let (path, mode) = (sent.path.clone(), Mode::from_raw_mode(sent.mode & 0o777 | 0o200));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let name = name_of(&path).to_owned();
         let dir = self.dir(parent_of(&path))?;
-        let file = rustix::fs::openat(dir, name, flags, mode);
+        let file = rustix::fs::openat(dir, name_of(&path), flags, mode);
         let file = file.map_err(|errno| Error::io("create", shown(&path), errno))?;
-        Ok(Incoming { index, file: File::from(file), hasher, written: 0 })
+        Ok(Incoming { file: File::from(file), hasher, written: 0 })
     }
 
-    /// Takes bytes of a file.
-    pub fn write(&self, incoming: &mut Incoming, bytes: &[u8]) -> Result<(), Error> {
-        incoming.hasher.update(bytes);
-        incoming.written += bytes.len() as u64;
-        let written = incoming.file.write_all(bytes);
-        written.map_err(|source| Error::io("write", shown(&self.now[incoming.index].sent.path), source))
-    }
-
-    /// A file is whole.
-    pub fn close(&mut self, incoming: Incoming) -> Result<(), Error> {
-        let entry = &mut self.now[incoming.index];
+    /// The file with that number is whole.
+    pub fn close(&mut self, index: usize) -> Result<(), Error> {
+        let incoming = self.open(index)?;
+        let entry = &mut self.now[index];
         let sent = &mut entry.sent;
         let failed = |call, errno: Errno| Error::io(call, shown(&sent.path), errno);
         let file = &incoming.file;
@@ -308,7 +313,7 @@ impl<'a> Receiver<'a> {
         while self.before.peek().is_some() {
             self.remove_next()?;
         }
-        if let Some(index) = self.awaited.iter().next() {
+        if let Some(index) = self.awaited.keys().next() {
             return Err(Error::Changed(shown(&self.now[*index].sent.path)));
         }
         for index in std::mem::take(&mut self.links) {

@@ -3,5 +3,8 @@
 //! Wire types stay at the doors: `llb`, `session::remote`, `daemon::service` and `cli` use this crate;
 //! the rooms between them have types of their own.
 
-pub use bollard_buildkit_proto::{moby, pb};
+pub mod fsutil;
+
+pub use bollard_buildkit_proto::google::{protobuf, rpc};
+pub use bollard_buildkit_proto::{health, moby, pb};
 pub use prost::Message;

@@ -1,9 +1,10 @@
 //! A client's side of a build: its files, secrets and credentials.
 //!
-//! [`Session`] is what the engine may ask of a client. `local` answers in process (daemonless builds
-//! read the user's directories in place); a remote one, over gRPC, joins with the daemon.
+//! [`Session`] is what the engine may ask of a client. [`local`] answers in process (daemonless builds
+//! read the user's directories in place), [`remote`] asks a client at the other end of a connection.
 
 pub mod local;
+pub mod remote;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,10 +35,42 @@ pub trait Session: Send + Sync {
 }
 
 /// A directory of the client.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum LocalDir {
     /// Readable in place, never written.
     InPlace(PathBuf),
+    /// Sent when it is asked for.
+    Remote(Arc<dyn RemoteDir>),
+}
+
+/// A directory at the other end of a connection.
+#[async_trait]
+pub trait RemoteDir: Send + Sync + std::fmt::Debug {
+    /// The same for directories that are worth comparing with each other: what one transfer brought need not be sent
+    /// by the next.
+    fn shared_key(&self) -> &str;
+
+    /// Begins to send what a filter lets through.
+    async fn transfer(&self, filter: &files::walk::Filter) -> Result<remote::Transfer, Fault>;
+}
+
+/// A stream to the client. Written by threads that may block; what was written counts only once it is finished.
+pub trait RemoteStream: std::io::Write + Send {
+    /// All is written; returns when the client has it.
+    fn finish(self: Box<Self>) -> std::io::Result<()>;
+}
+
+/// Takes what exporters write, at the other end of a connection.
+#[async_trait]
+pub trait RemoteOutput: Send + Sync + std::fmt::Debug {
+    /// Begins one stream; `about` are the exporter's words about it.
+    async fn stream(
+        &self,
+        about: &std::collections::BTreeMap<String, String>,
+    ) -> Result<Box<dyn RemoteStream>, Fault>;
+
+    /// Begins to send a tree of files.
+    async fn tree(&self) -> Result<remote::Offer, Fault>;
 }
 
 /// What logs in to a registry.
@@ -65,6 +98,8 @@ pub enum Output {
     Stdout,
     /// A directory that receives a tree.
     Directory(PathBuf),
+    /// Whatever the client makes of it.
+    Remote(Arc<dyn RemoteOutput>),
     /// Nothing goes to the client.
     None,
 }

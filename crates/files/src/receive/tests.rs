@@ -69,9 +69,10 @@ impl Place {
         let mut names = Vec::new();
         // Bytes come in any order.
         for (index, text) in wanted.into_iter().rev() {
-            let mut incoming = receiver.open(index)?;
-            receiver.write(&mut incoming, text.as_bytes())?;
-            receiver.close(incoming)?;
+            if !text.is_empty() {
+                receiver.write(index, text.as_bytes())?;
+            }
+            receiver.close(index)?;
             names.insert(0, String::from_utf8_lossy(&files[index].0.path).into_owned());
         }
         let mirror = receiver.finish()?;

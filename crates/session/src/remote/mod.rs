@@ -1,0 +1,332 @@
+//! A client at the other end of a connection, asked by gRPC over a [`tunnel`].
+//!
+//! `Control.Session` gives a tunnel ([`Sessions::serve`]); the client's metadata names the session and lists the methods that
+//! it answers. What it does not list is not asked for: BuildKit's services `FileSync`, `FileSend`, `Auth`, `Secrets`.
+
+mod output;
+mod send;
+mod sync;
+pub mod tunnel;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base::{Fault, Kind, Secret};
+use futures_util::Stream;
+use hyper_util::rt::TokioIo;
+use proto::health::HealthCheckRequest;
+use proto::health::health_client::HealthClient;
+use proto::moby::buildkit::secrets::v1::GetSecretRequest;
+use proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
+use proto::moby::buildkit::v1::BytesMessage;
+use proto::moby::filesync::v1::CredentialsRequest;
+use proto::moby::filesync::v1::auth_client::AuthClient;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+pub use output::Offer;
+pub use send::{Files, dir_stat, stat};
+pub use sync::{MemoryFile, Transfer, sent};
+
+use crate::{Credentials, LocalDir, Output, Session};
+
+/// Messages of BuildKit are at most this large.
+pub const MAX_MESSAGE: usize = 16 << 20;
+/// How long a build waits for its client's session to appear.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a client is asked whether it is there.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
+/// How long it may take to say so: a slow network full of our own data is no failure.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(15);
+/// So many failures in a row mean that it is not there.
+const HEALTH_FAILURES: u32 = 2;
+/// How long a client may take to find credentials: helpers ask people and clouds.
+const AUTH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One client.
+pub struct RemoteSession {
+    id: String,
+    shared_key: String,
+    /// In lower case.
+    methods: HashSet<String>,
+    channel: Channel,
+    closed: CancellationToken,
+}
+
+/// The clients that are connected.
+#[derive(Default)]
+pub struct Sessions {
+    known: Mutex<HashMap<String, Arc<RemoteSession>>>,
+    changed: watch::Sender<()>,
+}
+
+impl Sessions {
+    /// Takes a client's `Session` call: its metadata and messages. Answers the messages to send back; the session ends
+    /// when the client hangs up, when it does not answer any more, or when those are dropped.
+    pub fn serve<S>(
+        self: &Arc<Self>,
+        metadata: &MetadataMap,
+        incoming: S,
+    ) -> Result<mpsc::Receiver<BytesMessage>, Fault>
+    where
+        S: Stream<Item = Result<BytesMessage, Status>> + Send + Unpin + 'static,
+    {
+        let text = |key: &str| metadata.get(key).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+        let id = text("x-docker-expose-session-uuid");
+        if id.is_empty() {
+            return Err(Fault::user("a session without an id"));
+        }
+        let methods = metadata.get_all("x-docker-expose-session-grpc-method").iter();
+        let methods = methods.filter_map(|value| value.to_str().ok()).map(str::to_ascii_lowercase).collect();
+        let closed = CancellationToken::new();
+        let (channel, outgoing) = connect(incoming, closed.clone());
+        let session = Arc::new(RemoteSession {
+            id: id.clone(),
+            shared_key: text("x-docker-expose-session-sharedkey"),
+            methods,
+            channel,
+            closed: closed.clone(),
+        });
+        {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.get(&id).is_some_and(|known| !known.closed.is_cancelled()) {
+                closed.cancel();
+                return Err(Fault::user(format!("session {id} already exists")));
+            }
+            known.insert(id.clone(), session.clone());
+        }
+        self.changed.send_replace(());
+        let sessions = self.clone();
+        tokio::spawn(async move {
+            session.watch().await;
+            let mut known = sessions.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.get(&id).is_some_and(|known| Arc::ptr_eq(known, &session)) {
+                known.remove(&id);
+            }
+        });
+        Ok(outgoing)
+    }
+
+    /// The client with that id; waits a moment for one that is about to connect.
+    pub async fn get(&self, id: &str) -> Result<Arc<RemoteSession>, Fault> {
+        // A prefix tells contexts apart that one client serves.
+        let id = id.rsplit_once(':').map_or(id, |(_, id)| id);
+        let mut changed = self.changed.subscribe();
+        let find = async {
+            loop {
+                if let Some(found) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
+                    return found.clone();
+                }
+                // The sender is ours.
+                let _ = changed.changed().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, find).await.map_err(|_| {
+            Fault::new(Kind::Remote, format!("no active session for {id}"))
+                .hint("the client that started the build is gone")
+        })
+    }
+}
+
+/// A channel over messages. When the connection ends, `closed` is cancelled; and the other way round.
+fn connect<S>(incoming: S, closed: CancellationToken) -> (Channel, mpsc::Receiver<BytesMessage>)
+where
+    S: Stream<Item = Result<BytesMessage, Status>> + Send + Unpin + 'static,
+{
+    use futures_util::StreamExt as _;
+    let ends = closed.clone();
+    let incoming = incoming
+        .take_until(closed.clone().cancelled_owned())
+        .chain(futures_util::stream::once(async move { ends.cancel() }).filter_map(async |()| None));
+    let (tunnel, outgoing) = tunnel::tunnel(Box::pin(incoming));
+    let mut tunnel = Some(tunnel);
+    let connector = tower::service_fn(move |_: http::Uri| {
+        // There is one connection; what is lost cannot be dialled again.
+        let tunnel = tunnel.take().map(TokioIo::new);
+        async move { tunnel.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected)) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost")
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20)
+        .http2_max_header_list_size(16 << 20)
+        .connect_with_connector_lazy(connector);
+    (endpoint, outgoing)
+}
+
+impl RemoteSession {
+    /// Whether the client answers a method, such as `/moby.filesync.v1.FileSync/DiffCopy`.
+    pub fn supports(&self, method: &str) -> bool {
+        self.methods.contains(&method.to_ascii_lowercase())
+    }
+
+    /// How it is reached.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Cancelled when the client is gone.
+    pub fn closed(&self) -> &CancellationToken {
+        &self.closed
+    }
+
+    /// Waits until the client is gone, and asks it now and then whether it is.
+    async fn watch(&self) {
+        let mut failures = 0;
+        let mut health = HealthClient::new(self.channel.clone());
+        loop {
+            tokio::select! {
+                () = self.closed.cancelled() => return,
+                () = tokio::time::sleep(HEALTH_INTERVAL) => {}
+            }
+            let check = tokio::time::timeout(HEALTH_TIMEOUT, health.check(HealthCheckRequest::default()));
+            let answer = tokio::select! {
+                () = self.closed.cancelled() => return,
+                answer = check => answer,
+            };
+            match answer {
+                // It is there, whatever it says.
+                Ok(Ok(_)) => failures = 0,
+                Ok(Err(status)) if status.code() == Code::Unimplemented => failures = 0,
+                _ => failures += 1,
+            }
+            if failures >= HEALTH_FAILURES {
+                tracing::warn!(session = self.id, "the client does not answer any more");
+                self.closed.cancel();
+                return;
+            }
+        }
+    }
+
+    /// An answer of the client, or that it is gone.
+    pub(crate) async fn ask<T>(
+        &self,
+        doing: &str,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Fault> {
+        tokio::select! {
+            answer = call => answer.map_err(|status| client_fault(doing, &status)),
+            () = self.closed.cancelled() => Err(Fault::new(Kind::Cancelled, format!("{doing}: the client is gone"))),
+        }
+    }
+}
+
+/// What a client's refusal means.
+fn client_fault(doing: &str, status: &Status) -> Fault {
+    let kind = match status.code() {
+        Code::Cancelled => Kind::Cancelled,
+        Code::Unavailable => Kind::Remote,
+        _ => Kind::User,
+    };
+    let message = status.message();
+    Fault::new(kind, if message.is_empty() { format!("{doing}: {}", status.code()) } else { format!("{doing}: {message}") })
+}
+
+/// A client as one build sees it. Clones of the session share the connection.
+pub struct Client(pub Arc<RemoteSession>);
+
+#[async_trait]
+impl Session for Client {
+    fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    async fn local(&self, name: &str) -> Result<Option<LocalDir>, Fault> {
+        if !self.0.supports(sync::METHOD) {
+            return Ok(None);
+        }
+        let dir = sync::Dir { session: self.0.clone(), name: name.to_owned() };
+        Ok(Some(LocalDir::Remote(Arc::new(dir))))
+    }
+
+    async fn secret(&self, id: &str) -> Result<Option<Secret>, Fault> {
+        if !self.0.supports("/moby.buildkit.secrets.v1.Secrets/GetSecret") {
+            return Ok(None);
+        }
+        let mut secrets = SecretsClient::new(self.0.channel());
+        let request = GetSecretRequest { id: id.to_owned(), ..GetSecretRequest::default() };
+        let call = async {
+            match secrets.get_secret(request).await {
+                Ok(answer) => Ok(Some(Secret::new(answer.into_inner().data))),
+                Err(status) if matches!(status.code(), Code::NotFound | Code::Unimplemented) => Ok(None),
+                Err(status) => Err(status),
+            }
+        };
+        self.0.ask(&format!("cannot get secret `{id}`"), call).await
+    }
+
+    async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Fault> {
+        if !self.0.supports("/moby.filesync.v1.Auth/Credentials") {
+            return Ok(None);
+        }
+        let mut auth = AuthClient::new(self.0.channel());
+        let call = async {
+            let answer = tokio::time::timeout(AUTH_TIMEOUT, auth.credentials(CredentialsRequest { host: host.to_owned() }));
+            match answer.await {
+                Ok(Ok(answer)) => Ok(Some(answer.into_inner())),
+                Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(None),
+                Ok(Err(status)) => Err(status),
+                Err(_) => Err(Status::deadline_exceeded("the client did not answer in time")),
+            }
+        };
+        let answer = self.0.ask(&format!("cannot get credentials for `{host}`"), call).await?;
+        Ok(answer.and_then(|answer| match (answer.username.is_empty(), answer.secret.is_empty()) {
+            (_, true) => None,
+            (true, false) => Some(Credentials::Refresh(Secret::new(answer.secret))),
+            (false, false) => {
+                Some(Credentials::Basic { username: answer.username, password: Secret::new(answer.secret) })
+            }
+        }))
+    }
+
+    async fn output(&self, index: usize) -> Result<Output, Fault> {
+        if !self.0.supports(output::METHOD) {
+            return Ok(Output::None);
+        }
+        Ok(Output::Remote(Arc::new(output::Remote { session: self.0.clone(), index })))
+    }
+}
+
+/// Metadata with values that headers cannot hold, as BuildKit's clients read it: escaped, and marked so.
+fn encode(metadata: &mut MetadataMap, key: &'static str, values: &[String]) {
+    let escape = values.iter().any(|value| !value.is_ascii() || value.bytes().any(|byte| byte < b' ' || byte == 0x7f));
+    for value in values {
+        let text = if escape { query_escape(value) } else { value.clone() };
+        if let Ok(value) = text.parse() {
+            metadata.append(key, value);
+        }
+    }
+    if escape {
+        let marked = tonic::metadata::MetadataKey::from_bytes(format!("{key}-encoded").as_bytes());
+        if let Ok(key) = marked {
+            metadata.insert(key, tonic::metadata::MetadataValue::from_static("1"));
+        }
+    }
+}
+
+/// Go's `url.QueryEscape`.
+fn query_escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => escaped.push(char::from(byte)),
+            b' ' => escaped.push('+'),
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    escaped
+}
+
+/// The exporter's words, as metadata.
+fn describe(metadata: &mut MetadataMap, about: &BTreeMap<String, String>) {
+    for (key, value) in about {
+        let key = tonic::metadata::MetadataKey::from_bytes(format!("exporter-md-{key}").to_ascii_lowercase().as_bytes());
+        if let (Ok(key), Ok(value)) = (key, value.parse()) {
+            metadata.insert(key, value);
+        }
+    }
+}

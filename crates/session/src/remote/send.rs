@@ -1,0 +1,187 @@
+//! The other half of [`sync`](super::sync): a tree is listed, and what is asked for is sent.
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::{Mutex, PoisonError};
+
+use base::{Cancel, Fault, Kind};
+use bytes::Bytes;
+use files::walk::Entry;
+use proto::fsutil::{Packet, PacketType, Stat, mode};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+
+use super::Offer;
+
+/// What is read at once.
+const CHUNK: usize = 128 << 10;
+
+/// Files that can be offered.
+pub trait Files: Sync {
+    /// Tells of all files in walk order, a directory before what it holds.
+    fn list(&self, visit: &mut dyn FnMut(Stat) -> Result<(), Fault>) -> Result<(), Fault>;
+
+    /// Opens a regular file that was listed, by its path there.
+    fn open(&self, path: &[u8]) -> std::io::Result<File>;
+}
+
+impl Offer {
+    /// Lists the files and sends what is asked for, until the client says that it has all. Blocks: it is for threads.
+    pub fn send(mut self, files: &dyn Files, cancel: &Cancel, sent: &(dyn Fn(u64) + Sync)) -> Result<(), Fault> {
+        // Paths by number; only regular files have one to ask for.
+        let listed: Mutex<Vec<Option<Vec<u8>>>> = Mutex::default();
+        let packets = self.packets.clone();
+        std::thread::scope(|scope| {
+            let listing = scope.spawn(|| {
+                let told = files.list(&mut |stat| {
+                    cancel.check().map_err(|_| Fault::cancelled())?;
+                    let is_file = stat.mode & mode::TYPE == 0;
+                    let mut listed = listed.lock().unwrap_or_else(PoisonError::into_inner);
+                    listed.push(is_file.then(|| stat.path.clone()));
+                    drop(listed);
+                    let packet = Packet { r#type: PacketType::Stat.into(), stat: Some(stat), ..Packet::default() };
+                    packets.blocking_send(packet).map_err(|_| gone())
+                });
+                let last = Packet { r#type: PacketType::Stat.into(), ..Packet::default() };
+                told.and_then(|()| packets.blocking_send(last).map_err(|_| gone())).inspect_err(|fault| {
+                    give_up(&packets, fault);
+                })
+            });
+            let answered = self.answer(files, cancel, &listed, sent);
+            if answered.is_err() {
+                // The list ends when nobody takes it any more.
+                self.call.abort();
+            }
+            let told = listing.join().unwrap_or_else(|_| Err(Fault::new(Kind::Internal, "listing files stopped")));
+            // Why the list ended early is why the client gave up.
+            match (told, answered) {
+                (Err(fault), _) if !is_gone(&fault) => Err(fault),
+                (_, Err(fault)) => Err(fault),
+                (told, Ok(())) => told,
+            }
+        })
+    }
+
+    fn answer(
+        &mut self,
+        files: &dyn Files,
+        cancel: &Cancel,
+        listed: &Mutex<Vec<Option<Vec<u8>>>>,
+        sent: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), Fault> {
+        let mut total = 0;
+        loop {
+            cancel.check().map_err(|_| Fault::cancelled())?;
+            let packet = self.requests.blocking_recv().ok_or_else(gone)??;
+            match packet.r#type() {
+                PacketType::Req => {
+                    let path = listed.lock().unwrap_or_else(PoisonError::into_inner).get_mut(packet.id as usize).and_then(Option::take);
+                    let path = path.ok_or_else(|| {
+                        Fault::new(Kind::Remote, format!("the client asks for file {}, which was not offered", packet.id))
+                    })?;
+                    total = self.send_file(files, &path, packet.id, cancel, total, sent)?;
+                }
+                PacketType::Fin => {
+                    let fin = Packet { r#type: PacketType::Fin.into(), ..Packet::default() };
+                    return self.packets.blocking_send(fin).map_err(|_| gone());
+                }
+                PacketType::Err => {
+                    let text = String::from_utf8_lossy(&packet.data).into_owned();
+                    return Err(Fault::user(format!("the client cannot take the files: {text}")));
+                }
+                PacketType::Stat | PacketType::Data => {
+                    return Err(Fault::new(Kind::Remote, "the client sends files where it should ask for them"));
+                }
+            }
+        }
+    }
+
+    fn send_file(
+        &self,
+        files: &dyn Files,
+        path: &[u8],
+        id: u32,
+        cancel: &Cancel,
+        mut total: u64,
+        sent: &(dyn Fn(u64) + Sync),
+    ) -> Result<u64, Fault> {
+        let data = |data| Packet { r#type: PacketType::Data.into(), id, data, ..Packet::default() };
+        // A file that is gone by now is an empty one, as BuildKit's clients send it: the daemon sees it change.
+        if let Ok(mut file) = files.open(path) {
+            loop {
+                cancel.check().map_err(|_| Fault::cancelled())?;
+                let mut buffer = vec![0; CHUNK];
+                let count = file.read(&mut buffer).map_err(|error| {
+                    let fault = Fault::because(
+                        Kind::Environment,
+                        format!("cannot read `{}`", String::from_utf8_lossy(path)),
+                        error,
+                    );
+                    give_up(&self.packets, &fault);
+                    fault
+                })?;
+                if count == 0 {
+                    break;
+                }
+                buffer.truncate(count);
+                self.packets.blocking_send(data(Bytes::from(buffer))).map_err(|_| gone())?;
+                total += count as u64;
+                sent(total);
+            }
+        }
+        self.packets.blocking_send(data(Bytes::new())).map_err(|_| gone())?;
+        Ok(total)
+    }
+}
+
+const GONE: &str = "the client is gone";
+
+fn gone() -> Fault {
+    Fault::new(Kind::Cancelled, GONE)
+}
+
+fn is_gone(fault: &Fault) -> bool {
+    fault.to_string() == GONE
+}
+
+/// Tells the other side why nothing more comes.
+fn give_up(packets: &tokio::sync::mpsc::Sender<Packet>, why: &Fault) {
+    let (kind, data) = (PacketType::Err.into(), why.to_string().into());
+    let _ = packets.blocking_send(Packet { r#type: kind, data, ..Packet::default() });
+}
+
+/// A file as it goes over the wire. `link` is where a symbolic link points, or the path of which the file is
+/// another name; its size is 0 then.
+pub fn stat(entry: &Entry, other_name_of: Option<&[u8]>) -> Stat {
+    let stat = &entry.stat;
+    let kind = match stat.kind {
+        files::Kind::File => 0,
+        files::Kind::Dir => mode::DIR,
+        files::Kind::Symlink => mode::SYMLINK,
+        files::Kind::Char => mode::DEVICE | mode::CHAR,
+        files::Kind::Block => mode::DEVICE,
+        files::Kind::Fifo => mode::PIPE,
+        // Clients leave the bit out: archives know no sockets.
+        files::Kind::Socket => 0,
+    };
+    let bit = |unix, go| if stat.mode & unix != 0 { go } else { 0 };
+    let special = bit(0o4000, mode::SETUID) | bit(0o2000, mode::SETGID) | bit(0o1000, mode::STICKY);
+    let is_device = matches!(stat.kind, files::Kind::Char | files::Kind::Block);
+    let link = entry.link.clone().map(|link| link.into_vec());
+    Stat {
+        path: entry.path.as_os_str().as_bytes().to_vec(),
+        mode: kind | special | stat.mode & 0o777,
+        uid: stat.uid,
+        gid: stat.gid,
+        size: if stat.kind == files::Kind::Dir || other_name_of.is_some() { 0 } else { stat.size as i64 },
+        mod_time: stat.mtime.secs.saturating_mul(1_000_000_000).saturating_add(stat.mtime.nanos.into()),
+        linkname: other_name_of.map(<[u8]>::to_vec).or(link).unwrap_or_default(),
+        devmajor: if is_device { rustix::fs::major(stat.rdev).into() } else { 0 },
+        devminor: if is_device { rustix::fs::minor(stat.rdev).into() } else { 0 },
+        xattrs: std::collections::HashMap::new(),
+    }
+}
+
+/// A plain directory that stands above others.
+pub fn dir_stat(path: &[u8], mod_time: i64) -> Stat {
+    Stat { path: path.to_vec(), mode: mode::DIR | 0o755, mod_time, ..Stat::default() }
+}

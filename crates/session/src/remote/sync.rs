@@ -1,0 +1,290 @@
+//! `FileSync.DiffCopy`: a client lists the files of a directory, and sends those that are asked for.
+//!
+//! Reading never waits for writing: the client may not listen to requests before we have taken what it sends.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use base::{Cancel, Fault, Kind};
+use files::receive::{Bytes, Receiver, Sent};
+use files::walk::Filter;
+use proto::fsutil::{Packet, PacketType, Stat, mode};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::{Request, Status};
+
+use super::{MAX_MESSAGE, RemoteSession, client_fault, encode};
+use crate::RemoteDir;
+
+pub(super) const METHOD: &str = "/moby.filesync.v1.FileSync/DiffCopy";
+/// Packets that were received and not looked at yet.
+const QUEUE: usize = 64;
+/// What a file that is kept in memory may hold.
+const MEMORY_LIMIT: usize = 16 << 20;
+
+/// A directory that a client shares.
+pub(super) struct Dir {
+    pub(super) session: Arc<RemoteSession>,
+    pub(super) name: String,
+}
+
+impl std::fmt::Debug for Dir {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of session {}", self.name, self.session.id)
+    }
+}
+
+/// A directory on its way to us. Its methods block: they are for threads.
+pub struct Transfer {
+    name: String,
+    incoming: mpsc::Receiver<Result<Packet, Status>>,
+    outgoing: mpsc::UnboundedSender<Packet>,
+}
+
+/// A file in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryFile {
+    /// Relative to the directory.
+    pub path: Vec<u8>,
+    /// Its content.
+    pub bytes: Vec<u8>,
+}
+
+#[async_trait]
+impl RemoteDir for Dir {
+    fn shared_key(&self) -> &str {
+        &self.session.shared_key
+    }
+
+    async fn transfer(&self, filter: &Filter) -> Result<Transfer, Fault> {
+        let (outgoing, requests) = mpsc::unbounded_channel();
+        let mut request = Request::new(UnboundedReceiverStream::new(requests));
+        let metadata = request.metadata_mut();
+        encode(metadata, "include-patterns", &filter.include);
+        encode(metadata, "exclude-patterns", &filter.exclude);
+        encode(metadata, "followpaths", &filter.follow);
+        encode(metadata, "dir-name", std::slice::from_ref(&self.name));
+        let mut grpc = tonic::client::Grpc::new(self.session.channel())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        let doing = format!("cannot read local `{}`", self.name);
+        let call = async {
+            grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+            let codec = tonic_prost::ProstCodec::<Packet, Packet>::default();
+            grpc.streaming(request, PathAndQuery::from_static(METHOD), codec).await
+        };
+        let mut answers = self.session.ask(&doing, call).await?.into_inner();
+        let (queue, incoming) = mpsc::channel(QUEUE);
+        let closed = self.session.closed.clone();
+        tokio::spawn(async move {
+            loop {
+                let packet = tokio::select! {
+                    packet = answers.message() => packet,
+                    () = closed.cancelled() => Err(Status::cancelled("the client is gone")),
+                };
+                let ends = packet.is_err();
+                match packet.transpose() {
+                    None => return,
+                    Some(packet) => {
+                        if queue.send(packet).await.is_err() || ends {
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+        Ok(Transfer { name: self.name.clone(), incoming, outgoing })
+    }
+}
+
+impl Transfer {
+    /// Brings a directory up to date; tells after each packet how many bytes came.
+    pub fn into_dir(
+        mut self,
+        receiver: &mut Receiver<'_>,
+        cancel: &Cancel,
+        came: &mut dyn FnMut(u64),
+    ) -> Result<(), Fault> {
+        let received = self.receive(cancel, came, receiver);
+        self.end(received)
+    }
+
+    /// Takes the regular files as they are; for the few small ones that a frontend reads.
+    pub fn into_memory(mut self, cancel: &Cancel, came: &mut dyn FnMut(u64)) -> Result<Vec<MemoryFile>, Fault> {
+        let mut memory = Memory::default();
+        let received = self.receive(cancel, came, &mut memory);
+        self.end(received)?;
+        Ok(memory.files)
+    }
+
+    fn receive(&mut self, cancel: &Cancel, came: &mut dyn FnMut(u64), take: &mut dyn Take) -> Result<(), Fault> {
+        let mut wanted: HashSet<u32> = HashSet::new();
+        let mut listed = 0u32;
+        let mut all_listed = false;
+        let mut total = 0;
+        while !(all_listed && wanted.is_empty()) {
+            let packet = self.next(cancel)?;
+            total += prost_len(&packet);
+            came(total);
+            match (packet.r#type(), packet.stat) {
+                (PacketType::Stat, None) => all_listed = true,
+                (PacketType::Stat, Some(_)) if all_listed => return Err(self.confused("a file after the last one")),
+                (PacketType::Stat, Some(stat)) => {
+                    if take.list(sent(stat)).map_err(|error| self.failed(error))? {
+                        wanted.insert(listed);
+                        self.ask(PacketType::Req, listed);
+                    }
+                    listed += 1;
+                }
+                (PacketType::Data, _) if !wanted.contains(&packet.id) => {
+                    return Err(self.confused("a file that nobody asked for"));
+                }
+                (PacketType::Data, _) if packet.data.is_empty() => {
+                    take.end(packet.id).map_err(|error| self.failed(error))?;
+                    wanted.remove(&packet.id);
+                }
+                (PacketType::Data, _) => take.data(packet.id, &packet.data).map_err(|error| self.failed(error))?,
+                (PacketType::Err, _) => {
+                    let text = String::from_utf8_lossy(&packet.data).into_owned();
+                    return Err(Fault::user(format!("cannot read local `{}`: {text}", self.name)));
+                }
+                (PacketType::Req | PacketType::Fin, _) => return Err(self.confused("an answer out of place")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Says good-bye, or why not.
+    fn end(mut self, received: Result<(), Fault>) -> Result<(), Fault> {
+        match received {
+            Ok(()) => {
+                self.ask(PacketType::Fin, 0);
+                // The client is done when it has said so, or is silent.
+                while let Some(Ok(packet)) = self.incoming.blocking_recv() {
+                    if packet.r#type() == PacketType::Err {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+            Err(fault) => {
+                let data = fault.to_string().into();
+                // It may be gone, which is why.
+                let _ = self.outgoing.send(Packet { r#type: PacketType::Err.into(), data, ..Packet::default() });
+                Err(fault)
+            }
+        }
+    }
+
+    fn ask(&self, what: PacketType, id: u32) {
+        // Fails when the connection is gone, which reading then says.
+        let _ = self.outgoing.send(Packet { r#type: what.into(), id, ..Packet::default() });
+    }
+
+    fn next(&mut self, cancel: &Cancel) -> Result<Packet, Fault> {
+        cancel.check().map_err(|_| Fault::cancelled())?;
+        match self.incoming.blocking_recv() {
+            Some(Ok(packet)) => Ok(packet),
+            Some(Err(status)) => Err(client_fault(&format!("cannot read local `{}`", self.name), &status)),
+            None => Err(self.confused("an end before the last file")),
+        }
+    }
+
+    fn confused(&self, what: &str) -> Fault {
+        Fault::new(Kind::Remote, format!("cannot read local `{}`: the client sent {what}", self.name))
+    }
+
+    fn failed(&self, error: files::Error) -> Fault {
+        Fault::because(Kind::Environment, format!("cannot receive local `{}`", self.name), error)
+    }
+}
+
+/// What files become.
+trait Take {
+    /// The next file of the list; whether its bytes are wanted.
+    fn list(&mut self, file: Sent) -> Result<bool, files::Error>;
+    fn data(&mut self, id: u32, bytes: &[u8]) -> Result<(), files::Error>;
+    fn end(&mut self, id: u32) -> Result<(), files::Error>;
+}
+
+impl Take for Receiver<'_> {
+    fn list(&mut self, file: Sent) -> Result<bool, files::Error> {
+        Ok(self.take(file)? == Bytes::Wanted)
+    }
+
+    fn data(&mut self, id: u32, bytes: &[u8]) -> Result<(), files::Error> {
+        self.write(id as usize, bytes)
+    }
+
+    fn end(&mut self, id: u32) -> Result<(), files::Error> {
+        self.close(id as usize)
+    }
+}
+
+/// Files in memory.
+#[derive(Default)]
+struct Memory {
+    listed: u32,
+    files: Vec<MemoryFile>,
+    places: HashMap<u32, usize>,
+}
+
+impl Take for Memory {
+    fn list(&mut self, file: Sent) -> Result<bool, files::Error> {
+        let id = self.listed;
+        self.listed += 1;
+        let is_file = file.kind == files::Kind::File && file.link.is_empty();
+        if is_file {
+            self.places.insert(id, self.files.len());
+            self.files.push(MemoryFile { path: file.path, bytes: Vec::new() });
+        }
+        Ok(is_file)
+    }
+
+    fn data(&mut self, id: u32, bytes: &[u8]) -> Result<(), files::Error> {
+        let Some(file) = self.places.get(&id).and_then(|place| self.files.get_mut(*place)) else { return Ok(()) };
+        if file.bytes.len() + bytes.len() > MEMORY_LIMIT {
+            return Err(files::Error::too_large(&file.path));
+        }
+        file.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn end(&mut self, _: u32) -> Result<(), files::Error> {
+        Ok(())
+    }
+}
+
+fn prost_len(packet: &Packet) -> u64 {
+    proto::Message::encoded_len(packet) as u64
+}
+
+/// A file as our own rooms know it.
+pub fn sent(stat: Stat) -> Sent {
+    let bits = stat.mode;
+    let kind = match bits & mode::TYPE {
+        kind if kind & mode::DIR != 0 => files::Kind::Dir,
+        kind if kind & mode::SYMLINK != 0 => files::Kind::Symlink,
+        kind if kind & mode::CHAR != 0 => files::Kind::Char,
+        kind if kind & mode::DEVICE != 0 => files::Kind::Block,
+        kind if kind & mode::PIPE != 0 => files::Kind::Fifo,
+        kind if kind & mode::SOCKET != 0 => files::Kind::Socket,
+        _ => files::Kind::File,
+    };
+    let bit = |go, unix| if bits & go != 0 { unix } else { 0 };
+    let special = bit(mode::SETUID, 0o4000) | bit(mode::SETGID, 0o2000) | bit(mode::STICKY, 0o1000);
+    Sent {
+        path: stat.path,
+        kind,
+        mode: bits & 0o777 | special,
+        uid: stat.uid,
+        gid: stat.gid,
+        size: if kind == files::Kind::File { stat.size.max(0) as u64 } else { 0 },
+        mtime: files::Time::from_nanos(stat.mod_time),
+        link: stat.linkname,
+        rdev: rustix::fs::makedev(stat.devmajor as u32, stat.devminor as u32),
+        xattrs: stat.xattrs.into_iter().map(|(name, value)| (name.into_bytes(), value)).collect(),
+    }
+}
