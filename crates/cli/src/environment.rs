@@ -92,6 +92,14 @@ impl Environment {
         }
     }
 
+    /// Where the daemon listens, and clients look for it, when nothing else is said.
+    pub fn default_address(&self) -> String {
+        match self.get("XDG_RUNTIME_DIR").filter(|_| self.rootless) {
+            Some(dirs) => format!("unix://{}/buildkit/buildkitd.sock", dirs.split(':').next().unwrap_or(dirs)),
+            None => "unix:///run/buildkit/buildkitd.sock".to_owned(),
+        }
+    }
+
     /// The proxy variables, for outgoing connections.
     pub fn proxies(&self) -> BTreeMap<String, String> {
         const NAMES: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];

@@ -51,7 +51,8 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
     let action = match program {
         Program::Hullworks => command::hullworks::parse(args, &environment)?,
         Program::BuildctlDaemonless => command::buildctl::parse(args, &environment)?,
-        Program::Buildkitd | Program::Buildctl | Program::Executor => return Err(comes_later(program).into()),
+        Program::Buildkitd => command::buildkitd::parse(args, &environment)?,
+        Program::Buildctl | Program::Executor => return Err(comes_later(program).into()),
     };
     match action {
         Action::Print(text) => Ok(print(&text)?),

@@ -28,7 +28,7 @@ pub struct Engine {
     core: Arc<Core>,
     driver: Driver,
     entitlements: Arc<Vec<Entitlement>>,
-    gc: Arc<Vec<store::PruneOptions>>,
+    gc: Arc<Vec<config::PrunePolicy>>,
     /// `[frontend."dockerfile.v0"] enabled`.
     has_dockerfile: bool,
 }
@@ -173,6 +173,10 @@ pub struct PruneOptions {
     pub keep_duration: Option<Duration>,
     /// Keep up to this much.
     pub keep_storage: Option<ByteSize>,
+    /// Remove until at most so much is used.
+    pub max_used_space: Option<ByteSize>,
+    /// Remove until so much of the disk is free.
+    pub min_free_space: Option<ByteSize>,
     /// `--filter key=value` (`type==regular`, `id=..`, `until=24h`, `unused-for=..`), all must match.
     pub filters: Vec<String>,
 }
@@ -188,7 +192,7 @@ impl Engine {
         core: Arc<Core>,
         driver: Driver,
         entitlements: Vec<Entitlement>,
-        gc: Vec<store::PruneOptions>,
+        gc: Vec<config::PrunePolicy>,
         has_dockerfile: bool,
     ) -> Engine {
         Engine { core, driver, entitlements: Arc::new(entitlements), gc: Arc::new(gc), has_dockerfile }
@@ -198,6 +202,24 @@ impl Engine {
     pub fn snapshotter(&self) -> String {
         let choice = self.core.store.driver();
         format!("{} ({})", choice.driver.as_str(), choice.reason)
+    }
+
+    /// How snapshots are kept here, by BuildKit's name.
+    pub fn snapshotter_name(&self) -> &'static str {
+        match self.core.store.driver().driver {
+            store::Driver::Copy => "native",
+            store::Driver::Overlay | store::Driver::Auto => "overlayfs",
+        }
+    }
+
+    /// What is run here, the preferred platform first.
+    pub fn platforms(&self) -> &[base::Platform] {
+        &self.core.platforms
+    }
+
+    /// The rules of garbage collection.
+    pub fn gc_rules(&self) -> Vec<config::PrunePolicy> {
+        self.gc.to_vec()
     }
 
     /// Runs one build to its end.
@@ -314,6 +336,11 @@ impl Engine {
         Ok(usage.into_iter().map(UsageRecord::from).collect())
     }
 
+    /// What is stored and matches any of the filters, in containerd's language; everything if there are none.
+    pub async fn disk_usage_of(&self, filters: &[String]) -> Result<Vec<UsageRecord>, Fault> {
+        crate::usage::select(self.disk_usage().await?, filters)
+    }
+
     /// Removes what `options` says and answers what went.
     pub async fn prune(&self, options: PruneOptions) -> Result<Vec<UsageRecord>, Fault> {
         let store = self.core.store.clone();
@@ -321,8 +348,9 @@ impl Engine {
             all: options.all,
             keep_duration: options.keep_duration.unwrap_or_default(),
             reserved_space: options.keep_storage.map_or(0, |size| size.0),
+            max_used_space: options.max_used_space.map_or(0, |size| size.0),
+            min_free_space: options.min_free_space.map_or(0, |size| size.0),
             filters: options.filters,
-            ..store::PruneOptions::default()
         };
         let removed = blocking(move || store.prune(&options)).await;
         let removed = removed.map_err(|e| store_fault("cannot prune", e))?;
@@ -339,7 +367,7 @@ impl Engine {
         blocking(move || {
             core.executor.close();
             for rule in gc.iter() {
-                if let Err(error) = store.prune(rule) {
+                if let Err(error) = store.prune(&prune_options(rule)) {
                     tracing::warn!(%error, "garbage collection failed");
                 }
             }
@@ -348,6 +376,17 @@ impl Engine {
             }
         })
         .await;
+    }
+}
+
+fn prune_options(rule: &config::PrunePolicy) -> store::PruneOptions {
+    store::PruneOptions {
+        all: rule.all,
+        keep_duration: rule.keep_duration,
+        reserved_space: rule.reserved_space,
+        max_used_space: rule.max_used_space,
+        min_free_space: rule.min_free_space,
+        filters: rule.filters.clone(),
     }
 }
 

@@ -56,6 +56,7 @@ impl Core {
                 pb::CacheSharingOpt::Private => Sharing::Private,
                 pb::CacheSharingOpt::Locked => Sharing::Locked,
             },
+            kind: store::RecordKind::CacheMount,
             description: format!("cached mount {} from exec {}", mount.dest, ctx.op.label.name),
         };
         let snapshots = self.store.snapshots();

@@ -21,6 +21,7 @@ mod places;
 mod shadow;
 mod step_log;
 mod tree;
+pub mod usage;
 
 pub use api::{
     CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,

@@ -1,20 +1,24 @@
-//! The client's directories, read in place.
+//! The client's directories: read in place, or mirrored here.
 //!
 //! Only what the source's filters let through exists, owners are root, and nothing is ever written there. The list of
 //! files is taken once, when the source is opened; what changes afterwards is noticed when it is copied. Then the build is
 //! solved again with a new reading of the directory ([`Job::read_anew`]), a few times at most.
+//!
+//! The directory of a client elsewhere is transferred into a snapshot of its own, one build at a time, which the next
+//! build of the same directory brings up to date. From then on it is a directory in place that nobody changes.
 
 use std::sync::Arc;
 
 use base::{Fault, Kind};
 use files::checksum;
+use files::receive::{Mirror, Receiver};
 use files::walk::Filter;
-use session::LocalDir;
+use session::{LocalDir, RemoteDir};
 use store::Hold;
 use sys::path::Root;
 use tokio::sync::OnceCell;
 
-use crate::core::{Core, blocking};
+use crate::core::{Core, blocking, store_fault};
 use crate::job::Job;
 use crate::memo::FileDigests;
 use crate::ops::OpContext;
@@ -23,6 +27,9 @@ use crate::tree::Tree;
 
 /// Where digests of files are kept, by directory.
 const DIGESTS: &str = "file-digests";
+
+/// What is in mirrors, by snapshot: the machine's start, then the files.
+const MIRRORS: &str = "mirrors";
 
 /// What to do about a directory that changed each time it was read.
 pub(crate) const AT_REST: &str = "the directory changes while it is built: build again when it is at rest";
@@ -39,15 +46,28 @@ pub(crate) struct LocalTree {
     exclude: Vec<String>,
     /// A copy of it, for those who cannot read it in place.
     copy: OnceCell<Arc<Hold>>,
+    /// What keeps others from changing it, where it is a mirror.
+    _mirror: Option<store::CacheMount>,
+}
+
+/// Where a directory of the client is.
+pub(crate) enum Found {
+    /// Here.
+    InPlace(Arc<Root>),
+    /// With the client.
+    Remote(Arc<dyn RemoteDir>),
 }
 
 impl LocalTree {
     pub(crate) async fn open(ctx: &OpContext, source: &LocalSource) -> Result<Tree, Fault> {
-        let root = open_dir(&ctx.jobs, source.session.as_deref(), &source.name).await?;
         let filter = Filter {
             include: source.include.clone().unwrap_or_default(),
             exclude: source.exclude.clone().unwrap_or_default(),
             follow: source.follow_paths.clone().unwrap_or_default(),
+        };
+        let root = match find(&ctx.jobs, source.session.as_deref(), &source.name).await? {
+            Found::InPlace(root) => root,
+            Found::Remote(remote) => return mirrored(ctx, source, &filter, &*remote).await,
         };
         let cancel = ctx.blocking_cancel();
         let kept = ctx.core.store.kv(DIGESTS);
@@ -68,7 +88,7 @@ impl LocalTree {
             }
         })?;
         let exclude = source.exclude.clone().unwrap_or_default();
-        Ok(Tree::Local(Arc::new(LocalTree { root, tree, memo, exclude, copy: OnceCell::new() })))
+        Ok(Tree::Local(Arc::new(LocalTree { root, tree, memo, exclude, copy: OnceCell::new(), _mirror: None })))
     }
 
     /// Whether the path is there, but excluded: worth a hint where it is missed.
@@ -93,14 +113,78 @@ impl LocalTree {
     }
 }
 
-/// Opens the directory that a session shares under `name`: the named session's, else that of any of the builds.
-pub(crate) async fn open_dir(jobs: &[Arc<Job>], session: Option<&str>, name: &str) -> Result<Arc<Root>, Fault> {
+/// Brings the mirror of a directory up to date.
+async fn mirrored(
+    ctx: &OpContext,
+    source: &LocalSource,
+    filter: &Filter,
+    remote: &dyn RemoteDir,
+) -> Result<Tree, Fault> {
+    let request = store::CacheMountRequest {
+        id: format!("local:{}:{}:{}", source.name, source.shared_key_hint, remote.shared_key()),
+        from: None,
+        sharing: store::Sharing::Private,
+        kind: store::RecordKind::LocalSource,
+        description: format!("local source for {}", source.name),
+    };
+    let mirror = ctx.core.store.snapshots().cache_mount(&request, || ());
+    let mirror = mirror.map_err(|e| store_fault("cannot open a mirror of the client's directory", e))?;
+    let mirror = mirror.ok_or_else(|| Fault::new(Kind::Internal, "a private mirror is in use"))?;
+    let view = mirror.view().map_err(|e| store_fault("cannot open a mirror of the client's directory", e))?;
+    let sys::mount::FsView::Dir { path, .. } = view else {
+        return Err(Fault::new(Kind::Internal, "a mirror is no plain directory"));
+    };
+    let mut task = ctx.tasks.start(format!("transferring {}:", source.name), 0);
+    let transfer = tokio::select! {
+        transfer = remote.transfer(filter) => transfer?,
+        () = ctx.cancel.cancelled() => return Err(Fault::cancelled()),
+    };
+    let (id, differ, cancel) = (mirror.id(), source.differ, ctx.blocking_cancel());
+    let (records, digests) = (ctx.core.store.kv(MIRRORS), ctx.core.store.kv(DIGESTS));
+    let failed = |what: &str, path: &std::path::Path, error| {
+        Fault::because(Kind::Environment, format!("cannot {what} `{}`", path.display()), error)
+    };
+    let tree = blocking(move || {
+        let boot = store::boot_id();
+        let root = Root::open(&path).map_err(|error| failed("open", &path, error))?;
+        let memo = FileDigests::load(digests, path.to_string_lossy().into_owned(), &boot);
+        let kept = |error| store_fault("cannot keep what the client sent", error);
+        let known = records.get(id.to_string()).ok().flatten();
+        let known = known.and_then(|bytes| Mirror::from_bytes(bytes.strip_prefix(boot.as_bytes())?));
+        let unchanged = known.clone();
+        // From here on what is there is not what the record says.
+        records.delete(id.to_string()).map_err(kept)?;
+        let receiving = |error| Fault::because(Kind::Environment, "cannot receive the client's directory", error);
+        let mut receiver = Receiver::new(&root, known, differ, &memo).map_err(receiving)?;
+        transfer.into_dir(&mut receiver, &cancel, &mut |bytes| task.at(bytes))?;
+        let received = receiver.finish().map_err(receiving)?;
+        let record = [boot.as_bytes(), &received.to_bytes()].concat();
+        records.put_with(id.to_string(), record, &id).map_err(kept)?;
+        if unchanged.as_ref() != Some(&received) {
+            memo.save();
+        }
+        Ok((Arc::new(root), checksum::Tree::of_entries(received.entries()), memo))
+    });
+    let (root, tree, memo) = tree.await?;
+    let exclude = filter.exclude.clone();
+    let tree = LocalTree { root, tree, memo, exclude, copy: OnceCell::new(), _mirror: Some(mirror) };
+    Ok(Tree::Local(Arc::new(tree)))
+}
+
+/// Finds the directory that a session shares under `name`: the named session's, else that of any of the builds.
+pub(crate) async fn find(jobs: &[Arc<Job>], session: Option<&str>, name: &str) -> Result<Found, Fault> {
     let named = jobs.iter().filter(|job| Some(job.session.id()) == session);
     for job in named.chain(jobs) {
-        let Some(LocalDir::InPlace(path)) = job.session.local(name).await? else { continue };
-        return Root::open(&path)
-            .map(Arc::new)
-            .map_err(|e| Fault::because(Kind::User, format!("cannot open `{}`", path.display()), e));
+        match job.session.local(name).await? {
+            None => continue,
+            Some(LocalDir::Remote(remote)) => return Ok(Found::Remote(remote)),
+            Some(LocalDir::InPlace(path)) => {
+                let root = Root::open(&path).map(Arc::new);
+                return root
+                    .map(Found::InPlace)
+                    .map_err(|e| Fault::because(Kind::User, format!("cannot open `{}`", path.display()), e));
+            }
+        }
     }
     Err(Fault::user(format!("no local directory named `{name}` was given"))
         .hint(format!("share it with `--local {name}=<directory>`")))

@@ -54,7 +54,7 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
     let client = registry::Client::new(Pools::new(settings), registries(&options.config), Limits::default());
     let parallelism = Some(options.config.worker.oci.max_parallelism as usize).filter(|count| *count > 0);
     let disk = config::DiskUse { total: disk_size(store.dir()) };
-    let gc = options.config.worker.oci.gc.rules(disk).into_iter().map(gc_rule).collect();
+    let gc = options.config.worker.oci.gc.rules(disk);
     let core = Arc::new(Core {
         images: Images { client, store: store.clone() },
         store,
@@ -100,17 +100,6 @@ fn id_map() -> String {
 fn resolver(dns: Option<&config::Dns>) -> executor::Resolver {
     let dns = dns.cloned().unwrap_or_default();
     executor::Resolver { servers: dns.nameservers, search: dns.search_domains, options: dns.options }
-}
-
-fn gc_rule(rule: config::PrunePolicy) -> store::PruneOptions {
-    store::PruneOptions {
-        all: rule.all,
-        keep_duration: rule.keep_duration,
-        reserved_space: rule.reserved_space,
-        max_used_space: rule.max_used_space,
-        min_free_space: rule.min_free_space,
-        filters: rule.filters,
-    }
 }
 
 fn disk_size(dir: &std::path::Path) -> u64 {

@@ -25,8 +25,10 @@ pub(crate) async fn write(
     output: Output,
 ) -> Result<BTreeMap<String, String>, Fault> {
     let names = names(image)?;
-    let lazy = assembled.layers.iter().filter(|layer| !layer.present);
-    let fetches = lazy.map(|layer| context.lazy.fetch_blob(layer.snapshot));
+    let mut fetches = Vec::new();
+    for layer in assembled.layers.iter().filter(|layer| !layer.present) {
+        fetches.push(context.lazy.fetch_blob(layer.snapshot));
+    }
     stream::iter(fetches).buffer_unordered(4).try_collect::<Vec<()>>().await?;
 
     let mut response = assembled.response();
@@ -42,7 +44,7 @@ pub(crate) async fn write(
     match (tar, output) {
         (true, output) => {
             let task = context.tasks.start("sending tarball", 0);
-            let target = Target::of(output, "one tar")?;
+            let target = Target::of(output, "one tar", &response).await?;
             let cancel = context.cancel.clone();
             write_stream(context, target, task, move |sink| {
                 write_archive(sink, kind, &roots, |blob| open(&store, &cancel, blob)).map(drop).map_err(to_io)

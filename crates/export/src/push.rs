@@ -74,9 +74,16 @@ async fn push(context: &Context, assembled: &Assembled, name: &Reference, option
     let repository = repository.with_progress(moving.clone());
 
     let task = context.tasks.start("pushing layers", 0);
-    let layers = assembled.layers.iter().map(|layer| push_layer(context, &repository, layer));
+    // Lists, not closures: those would keep the whole export from being moved between threads.
+    let mut layers = Vec::new();
+    for layer in &assembled.layers {
+        layers.push(push_layer(context, &repository, layer));
+    }
     stream::iter(layers).buffer_unordered(PARALLEL_BLOBS).try_collect::<Vec<()>>().await?;
-    let configs = assembled.configs.iter().map(|config| push_blob(context, &repository, config, &[]));
+    let mut configs = Vec::new();
+    for config in &assembled.configs {
+        configs.push(push_blob(context, &repository, config, &[]));
+    }
     stream::iter(configs).buffer_unordered(PARALLEL_BLOBS).try_collect::<Vec<()>>().await?;
     drop(task);
 

@@ -1,22 +1,28 @@
 //! `type=tar` and `type=local`: the files of a result, and where streams and directories go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use base::report::Task;
 use base::{Fault, Kind};
+use files::receive::Sent;
 use files::untar::{self, Times};
+use files::walk::{Filter, Verdict, walk};
 use image::layer::{Entry, EntryKind, tar};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
-use session::Output;
+use session::remote::Files;
+use session::{Output, RemoteOutput, RemoteStream};
 use store::TarSource;
+use sys::mount::{FsView, Mounted};
+use sys::path::{Links, Root};
 
 use crate::layer::EntryMap;
-use crate::{BuildResult, Context, PlatformResult, joined, output_fault};
+use crate::{BuildResult, Context, PlatformResult, joined, output_fault, store_fault};
 
 pub(crate) async fn write(
     context: &Context,
@@ -32,6 +38,9 @@ pub(crate) async fn write(
         return Err(
             Fault::user("several platforms cannot share one directory").hint("leave out `platform-split=false`")
         );
+    }
+    if let (true, Output::Remote(remote)) = (local, &output) {
+        return send_tree(context, result, epoch, split, &**remote).await;
     }
     for tree in result.platforms.iter().filter_map(|p| p.tree.as_ref()) {
         context.lazy.fill(tree).await?;
@@ -69,7 +78,7 @@ pub(crate) async fn write(
     match (local, output) {
         (false, output) => {
             let task = context.tasks.start("sending tarball", 0);
-            write_stream(context, Target::of(output, "one tar")?, task, write_all).await?;
+            write_stream(context, Target::of(output, "one tar", &BTreeMap::new()).await?, task, write_all).await?;
         }
         (true, Output::Directory(dir)) => {
             let _task = context.tasks.start("copying files", 0);
@@ -109,15 +118,122 @@ pub(crate) fn unpack_into(dir: &Path, mut tar: impl Read) -> io::Result<()> {
     io::copy(&mut tar, &mut io::sink()).map(drop)
 }
 
+/// Offers the files to the client, who takes those that it does not have.
+async fn send_tree(
+    context: &Context,
+    result: &BuildResult,
+    epoch: Option<i64>,
+    split: bool,
+    remote: &dyn RemoteOutput,
+) -> Result<BTreeMap<String, String>, Fault> {
+    let mut trees = Vec::new();
+    for platform in &result.platforms {
+        if let Some(tree) = &platform.tree {
+            context.lazy.fill(tree).await?;
+        }
+        let view = platform.tree.as_ref().map(|tree| context.store.snapshots().view(&tree.id()));
+        let view = view.transpose().map_err(|e| store_fault("cannot read the result", e))?;
+        trees.push((if split { platform.id.replace('/', "_") } else { String::new() }, view));
+    }
+    let mut task = context.tasks.start("copying files", 0);
+    let offer = remote.tree().await?;
+    let (scratch, cancel) = (context.store.dir().join("mounts"), context.cancel.clone());
+    context
+        .blocking(move || {
+            let mount = |(prefix, view): (String, Option<FsView>)| {
+                let mounted = view.map(|view| Mounted::new(&view, &scratch)).transpose();
+                let mounted = mounted.map_err(|e| Fault::because(Kind::Environment, "cannot mount the result", e))?;
+                let root = mounted.as_ref().map(|mounted| Root::open(mounted.path())).transpose();
+                let root = root.map_err(|e| Fault::because(Kind::Environment, "cannot open the result", e))?;
+                Ok(Offered { prefix, root, _mounted: mounted })
+            };
+            let trees = trees.into_iter().map(mount).collect::<Result<Vec<_>, Fault>>()?;
+            let trees = Trees { trees, epoch, cancel: cancel.clone() };
+            offer.send(&trees, &cancel, &mut |sent| task.at(sent))
+        })
+        .await?;
+    Ok(BTreeMap::new())
+}
+
+/// The files of a result, below a directory per platform where there are several.
+struct Trees {
+    trees: Vec<Offered>,
+    epoch: Option<i64>,
+    cancel: base::Cancel,
+}
+
+struct Offered {
+    prefix: String,
+    root: Option<Root>,
+    _mounted: Option<Mounted>,
+}
+
+impl Files for Trees {
+    fn list(&self, visit: &mut dyn FnMut(Sent) -> Result<(), Fault>) -> Result<(), Fault> {
+        let failed = |e| Fault::because(Kind::Environment, "cannot read the result", e);
+        let mut names: Vec<&Offered> = self.trees.iter().collect();
+        names.sort_by(|one, two| one.prefix.cmp(&two.prefix));
+        for tree in names {
+            let below = |path: &[u8]| match tree.prefix.as_str() {
+                "" => path.to_vec(),
+                prefix => [prefix.as_bytes(), b"/", path].concat(),
+            };
+            if !tree.prefix.is_empty() {
+                let now = files::Time::now();
+                let mtime = self.epoch.map_or(now, |secs| files::Time { secs, nanos: 0 });
+                visit(Sent::dir(tree.prefix.as_bytes(), mtime))?;
+            }
+            let Some(root) = &tree.root else { continue };
+            let entries = walk(root, &Filter::default(), &mut |_, _| Verdict::Keep, &self.cancel).map_err(failed)?;
+            // The first name of a file stands for all of them.
+            let mut inodes: HashMap<u64, Vec<u8>> = HashMap::new();
+            for entry in entries {
+                let path = below(entry.path.as_os_str().as_bytes());
+                let has_names = entry.stat.nlink > 1 && entry.stat.kind == files::Kind::File;
+                let first = inodes.get(&entry.stat.ino).filter(|_| has_names);
+                let mut file = Sent::of(&entry, first.map(Vec::as_slice));
+                if has_names && first.is_none() {
+                    inodes.insert(entry.stat.ino, path.clone());
+                }
+                file.path = path;
+                if let Some(secs) = self.epoch {
+                    file.mtime = files::Time { secs, nanos: 0 };
+                }
+                visit(file)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&self, path: &[u8]) -> io::Result<File> {
+        for tree in &self.trees {
+            let inside = match tree.prefix.as_str() {
+                "" => Some(path),
+                prefix => path.strip_prefix(prefix.as_bytes()).and_then(|rest| rest.strip_prefix(b"/")),
+            };
+            if let (Some(inside), Some(root)) = (inside, &tree.root) {
+                let path = std::ffi::OsStr::from_bytes(inside);
+                return root
+                    .open_at(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), Links::Refuse)
+                    .map(File::from);
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
+
 /// Where one stream goes.
 pub(crate) enum Target {
     File(PathBuf),
     Stdout,
+    Remote(Box<dyn RemoteStream>),
 }
 
 impl Target {
-    pub(crate) fn of(output: Output, what: &str) -> Result<Target, Fault> {
+    /// `about` is what the client is told of it.
+    pub(crate) async fn of(output: Output, what: &str, about: &BTreeMap<String, String>) -> Result<Target, Fault> {
         match output {
+            Output::Remote(remote) => remote.stream(about).await.map(Target::Remote),
             Output::File(path) => Ok(Target::File(path)),
             Output::Stdout => Ok(Target::Stdout),
             Output::Directory(dir) => {
@@ -139,6 +255,14 @@ pub(crate) async fn write_stream(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
 ) -> Result<(), Fault> {
     match target {
+        Target::Remote(stream) => {
+            let work = move || {
+                let mut sink = Counting { inner: stream, task, written: 0 };
+                write(&mut sink).and_then(|()| sink.inner.finish())
+            };
+            let written = context.blocking(work).await;
+            written.map_err(|e| Fault::because(Kind::Environment, "cannot send the result to the client", e))
+        }
         // Nobody may be at the other end of a pipe: such a thread is not waited for when the export is cancelled.
         Target::Stdout => {
             let work = move || {

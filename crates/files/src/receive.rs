@@ -92,6 +92,8 @@ pub struct Receiver<'a> {
     root: &'a Root,
     memo: &'a dyn Memo,
     differ: Differ,
+    /// What is there and unknown is somebody's, and makes way only for what has its name.
+    keeps_others: bool,
     before: std::iter::Peekable<std::vec::IntoIter<Mirrored>>,
     now: Vec<Mirrored>,
     /// From the root down, the directories that the next entry may lie in: their indices in `now`.
@@ -112,6 +114,32 @@ struct Incoming {
     file: File,
     hasher: Hasher,
     written: u64,
+}
+
+impl Sent {
+    /// What a walk found, without its attributes. `first_name` is the path of which a file is another name.
+    pub fn of(entry: &Entry, first_name: Option<&[u8]>) -> Sent {
+        let Stat { kind, mode, uid, gid, mtime, rdev, size, .. } = entry.stat;
+        let link = entry.link.as_ref().map(|link| link.as_bytes());
+        Sent {
+            path: lexical::to_bytes(&entry.path).to_vec(),
+            kind,
+            mode,
+            uid,
+            gid,
+            size: if kind == Kind::Dir || first_name.is_some() { 0 } else { size },
+            mtime,
+            link: first_name.or(link).unwrap_or_default().to_vec(),
+            rdev,
+            xattrs: Xattrs::new(),
+        }
+    }
+
+    /// A plain directory.
+    pub fn dir(path: &[u8], mtime: Time) -> Sent {
+        let (kind, link, xattrs) = (Kind::Dir, Vec::new(), Xattrs::new());
+        Sent { path: path.to_vec(), kind, mode: 0o755, uid: 0, gid: 0, size: 0, mtime, link, rdev: 0, xattrs }
+    }
 }
 
 impl Mirror {
@@ -198,6 +226,7 @@ impl<'a> Receiver<'a> {
             root,
             memo,
             differ,
+            keeps_others: false,
             now: Vec::with_capacity(before.len()),
             before: before.into_iter().peekable(),
             open: vec![(Vec::new(), None)],
@@ -207,6 +236,24 @@ impl<'a> Receiver<'a> {
             unlinked: BTreeSet::new(),
             dir: None,
         })
+    }
+
+    /// Begins to take a tree into a directory that has files of its own: those stay, unless one of the same name comes.
+    pub fn beside(root: &'a Root) -> Self {
+        Receiver {
+            root,
+            memo: &Forgets,
+            differ: Differ::None,
+            keeps_others: true,
+            now: Vec::new(),
+            before: Vec::new().into_iter().peekable(),
+            open: vec![(Vec::new(), None)],
+            links: Vec::new(),
+            awaited: HashMap::new(),
+            touched: BTreeSet::new(),
+            unlinked: BTreeSet::new(),
+            dir: None,
+        }
     }
 
     /// Takes the client's next file. Files come in walk order, a directory before what it holds.
@@ -231,6 +278,9 @@ impl<'a> Receiver<'a> {
             }
         }
         self.touched.insert(parent_of(&sent.path).to_vec());
+        if self.keeps_others {
+            self.make_way(&sent)?;
+        }
         let wanted = sent.kind == Kind::File && !is_name;
         let stat = match (wanted, is_name) {
             (true, _) => {
@@ -381,6 +431,18 @@ impl<'a> Receiver<'a> {
         Ok(())
     }
 
+    /// Removes what has the name of a file that comes; a directory stays for a directory.
+    fn make_way(&mut self, sent: &Sent) -> Result<(), Error> {
+        let (root, name) = (self.root, name_of(&sent.path).to_owned());
+        let dir = self.dir(parent_of(&sent.path))?;
+        match lstat_at(&*dir, &name).map(Stat::from) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Ok(stat) if stat.kind == Kind::Dir && sent.kind == Kind::Dir => Ok(()),
+            Ok(_) => Target::new(root).remove_all(&*dir, &name, &sent.path),
+            Err(source) => Err(Error::io("stat", shown(&sent.path), source)),
+        }
+    }
+
     fn note_unlinked(&mut self, stat: &Stat) {
         if stat.kind == Kind::File && stat.nlink > 1 {
             self.unlinked.insert(stat.ino);
@@ -508,6 +570,25 @@ impl<'a> Receiver<'a> {
             None => Err(Error::io("open", shown(path), Errno::NOENT)),
         }
     }
+}
+
+/// All attributes of a file, but for those of Apple's systems, which nobody wants elsewhere.
+pub fn xattrs(root: &Root, path: &std::path::Path) -> Result<Xattrs, Error> {
+    let found = root.parent(path, Links::Refuse).and_then(|(dir, name)| crate::xattr::of_entry(&dir, &name));
+    let mut found = found.map_err(|source| Error::io("read attributes of", path, source))?;
+    found.retain(|name, _| !name.starts_with(b"com.apple."));
+    Ok(found)
+}
+
+/// Nobody asks for what is taken beside other files.
+struct Forgets;
+
+impl Memo for Forgets {
+    fn get(&self, _: &MemoKey) -> Option<Remembered> {
+        None
+    }
+
+    fn put(&self, _: &MemoKey, _: Remembered) {}
 }
 
 /// Removes everything in a directory.

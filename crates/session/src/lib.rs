@@ -64,10 +64,7 @@ pub trait RemoteStream: std::io::Write + Send {
 #[async_trait]
 pub trait RemoteOutput: Send + Sync + std::fmt::Debug {
     /// Begins one stream; `about` are the exporter's words about it.
-    async fn stream(
-        &self,
-        about: &std::collections::BTreeMap<String, String>,
-    ) -> Result<Box<dyn RemoteStream>, Fault>;
+    async fn stream(&self, about: &std::collections::BTreeMap<String, String>) -> Result<Box<dyn RemoteStream>, Fault>;
 
     /// Begins to send a tree of files.
     async fn tree(&self) -> Result<remote::Offer, Fault>;

@@ -116,3 +116,12 @@ pub fn exec(program: &CStr, args: &[std::ffi::CString], env: &[std::ffi::CString
 pub fn exit_now(code: i32) -> ! {
     crate::raw::exit_now(code)
 }
+
+/// Takes over a descriptor that whoever started us left open and told us by number, such as a supervisor's socket. It is
+/// not passed on to programs that we start. Fails where nothing is open under that number.
+///
+/// To be called once per number, and never for what this program opened itself.
+pub fn adopt(number: i32) -> std::io::Result<std::os::fd::OwnedFd> {
+    crate::raw::set_cloexec(number)?;
+    Ok(crate::raw::owned_fd(number))
+}

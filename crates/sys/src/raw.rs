@@ -193,6 +193,13 @@ pub(crate) fn set_cloexec(fd: i32) -> Result<(), Errno> {
     check_int(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })
 }
 
+/// Owns a descriptor that is known by its number. The caller says that it is open, and that nobody else owns it.
+pub(crate) fn owned_fd(fd: i32) -> std::os::fd::OwnedFd {
+    use std::os::fd::FromRawFd as _;
+    // SAFETY: as the caller says.
+    unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
+}
+
 pub(crate) fn join_session_keyring() -> Result<(), Errno> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: a null name asks for an anonymous keyring.

@@ -100,25 +100,25 @@ pub struct BuildkitdFlags {
     #[arg(long)]
     containerd_worker: Option<String>,
     #[command(flatten)]
-    no_effect: NoEffect,
+    pub(super) no_effect: NoEffect,
 }
 
 /// Flags that are about a daemon's sockets, about containerd, or about devices and traces that a daemonless build
 /// does not have.
 #[derive(Clone, Debug, Default, clap::Args)]
-struct NoEffect {
+pub(super) struct NoEffect {
     #[arg(long)]
-    addr: Vec<String>,
+    pub(super) addr: Vec<String>,
     #[arg(long)]
-    group: Option<String>,
+    pub(super) group: Option<String>,
     #[arg(long)]
     debugaddr: Option<String>,
     #[arg(long)]
-    tlscert: Option<String>,
+    pub(super) tlscert: Option<String>,
     #[arg(long)]
-    tlskey: Option<String>,
+    pub(super) tlskey: Option<String>,
     #[arg(long)]
-    tlscacert: Option<String>,
+    pub(super) tlscacert: Option<String>,
     #[arg(long)]
     otel_socket_path: Option<String>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]

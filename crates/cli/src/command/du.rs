@@ -5,9 +5,9 @@ use clap::Args;
 use engine::UsageRecord;
 use serde_json::{Value, json};
 
+use super::Action;
 use super::hullworks::EngineArgs;
 use super::table::tabbed;
-use super::{Action, filter};
 use crate::daemonless::{Settings, run};
 use crate::environment::Environment;
 use crate::spec::invalid;
@@ -53,13 +53,13 @@ impl Du {
     pub fn action_with(self, settings: Settings) -> Result<Action, Fault> {
         // Mistakes show before the engine is opened.
         let format = Format::parse(self.format.as_deref())?;
-        filter::select(Vec::new(), &self.filter)?;
+        engine::usage::select(Vec::new(), &self.filter)?;
         Ok(Action::engine(move |environment| self.run(format, settings, environment)))
     }
 
     async fn run(self, format: Format, settings: Settings, environment: Environment) -> Result<(), run::Failure> {
         let records = run::tidy(settings, &environment, |engine| async move { engine.disk_usage().await }).await?;
-        let mut records = filter::select(records, &self.filter)?;
+        let mut records = engine::usage::select(records, &self.filter)?;
         records.sort_by(|a, b| (a.size, &a.id).cmp(&(b.size, &b.id)));
         let text = match (format, self.verbose) {
             (Format::Json, _) => format!("{}\n", Value::Array(records.iter().map(record_json).collect())),
@@ -231,7 +231,7 @@ mod tests {
     fn filters() {
         let ids = |filters: &[&str]| {
             let filters: Vec<String> = filters.iter().map(|f| (*f).to_owned()).collect();
-            let selected = filter::select(records(), &filters).map_err(|fault| fault.to_string())?;
+            let selected = engine::usage::select(records(), &filters).map_err(|fault| fault.to_string())?;
             Ok::<_, String>(selected.iter().map(|record| record.id[..1].to_owned()).collect::<String>())
         };
         for (filters, selected) in [

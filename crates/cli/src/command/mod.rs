@@ -5,9 +5,9 @@
 pub mod build;
 pub mod buildctl;
 pub mod buildctl_build;
+pub mod buildkitd;
 pub mod buildkitd_flags;
 pub mod du;
-pub mod filter;
 pub mod hullworks;
 pub mod install;
 pub mod prune;

@@ -9,7 +9,7 @@ use engine::PruneOptions;
 use super::du::{Format, record_json, table, verbose_list};
 use super::hullworks::EngineArgs;
 use super::table::tabbed;
-use super::{Action, filter, not_yet};
+use super::{Action, not_yet};
 use crate::daemonless::{Settings, run};
 use crate::environment::Environment;
 use crate::spec::invalid;
@@ -78,17 +78,17 @@ impl Prune {
             all: self.all,
             keep_duration: self.keep_duration.as_deref().map(|text| duration("--keep-duration", text)).transpose()?,
             keep_storage: self.keep_storage.as_deref().map(megabytes).transpose()?,
-            filters: Vec::new(),
+            ..PruneOptions::default()
         };
         for filter in &self.filter {
             match filter.split_once('=') {
                 // docker's form.
                 Some(("until" | "unused-for", text)) => options.keep_duration = Some(duration("--filter", text)?),
-                _ => options.filters.push(filter::with_double_equals(filter)),
+                _ => options.filters.push(with_double_equals(filter)),
             }
         }
         // Mistakes show before the engine is opened.
-        filter::select(Vec::new(), &options.filters)?;
+        engine::usage::select(Vec::new(), &options.filters)?;
         Ok((options, Format::parse(self.format.as_deref())?))
     }
 }
@@ -121,6 +121,17 @@ async fn prune(
         (Format::Table, false) => format!("{}{total}", table(&gone, jiff::Timestamp::now())),
     };
     Ok(crate::print(&text)?)
+}
+
+/// docker's `type=regular` as containerd's `type==regular`.
+fn with_double_equals(filter: &str) -> String {
+    let part = |part: &str| match part.split_once('=') {
+        Some((name, value)) if !name.ends_with(['!', '~', '=']) && !value.starts_with('=') => {
+            format!("{name}=={value}")
+        }
+        _ => part.to_owned(),
+    };
+    filter.split(',').map(part).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]

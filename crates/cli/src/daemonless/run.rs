@@ -240,8 +240,8 @@ fn open_trace(path: &Path) -> Result<Box<dyn Write + Send>, Fault> {
     Ok(Box::new(file))
 }
 
-/// A name for this build that no other has: 25 characters as upstream's ids.
-fn reference() -> String {
+/// A name that nothing else has: 25 characters as upstream's ids.
+pub fn reference() -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz012345";
     let mut seed = base::Digest::hasher();
     seed.update(std::process::id().to_ne_bytes());

@@ -106,7 +106,7 @@ impl Settings {
             return Err(not_yet("an AppArmor profile for steps (`apparmor-profile`)"));
         }
         for policy in &oci.gc.policies {
-            crate::command::filter::select(Vec::new(), &policy.filters)
+            engine::usage::select(Vec::new(), &policy.filters)
                 .map_err(|error| error.context("worker.oci.gcpolicy: bad `filters`"))?;
         }
         for (registry, settings) in &self.config.registry {

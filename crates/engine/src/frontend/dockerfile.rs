@@ -9,6 +9,7 @@ use base::progress::{Event, Warning};
 use base::report::{Label, Running};
 use base::{Fault, Kind};
 use files::pattern::Matcher;
+use files::walk::Filter;
 use futures_util::future::{join_all, try_join_all};
 use image::Reference;
 use llb::{Graph, Limits, pb};
@@ -18,7 +19,7 @@ use sys::path::{Links, Root};
 use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
 use crate::job::{Built, BuiltPlatform};
-use crate::local::open_dir;
+use crate::local::{Found, find};
 use crate::ops::source::ResolveMode;
 use crate::tree::Tree;
 
@@ -150,8 +151,22 @@ impl Asker {
             let label = Label { digest: request.vertex(), ..Label::phase(&request.log_name) };
             let running = Running::start(job.sink.clone(), &label);
             let read = async {
-                let root = open_dir(std::slice::from_ref(job), Some(&local.session), &local.name).await?;
-                blocking(move || read_all(&root, &paths, limit)).await
+                match find(std::slice::from_ref(job), Some(&local.session), &local.name).await? {
+                    Found::InPlace(root) => blocking(move || read_all(&root, &paths, limit)).await,
+                    Found::Remote(remote) => {
+                        let filter = Filter { follow: paths.clone(), ..Filter::default() };
+                        let transfer = tokio::select! {
+                            transfer = remote.transfer(&filter) => transfer?,
+                            () = job.cancel.cancelled() => return Err(Fault::cancelled()),
+                        };
+                        let files = blocking(move || transfer.into_memory(&base::Cancel::new(), &mut |_| ())).await?;
+                        let file = |path: &String| match files.get(path) {
+                            Some(bytes) if bytes.len() as u64 > limit => Err(too_large(path, limit)),
+                            bytes => Ok(bytes.map(<[u8]>::to_vec)),
+                        };
+                        paths.iter().map(file).collect()
+                    }
+                }
             };
             let files = read.await;
             if let Ok(files) = &files {
@@ -185,6 +200,10 @@ impl Asker {
     }
 }
 
+fn too_large(path: &str, limit: u64) -> Fault {
+    Fault::user(format!("cannot read `{path}`: larger than {limit} bytes"))
+}
+
 /// Reads files inside a root; none for those that are not there.
 fn read_all(root: &Root, paths: &[String], limit: u64) -> Result<Vec<Option<Vec<u8>>>, Fault> {
     let read = |path: &String| -> Result<Option<Vec<u8>>, Fault> {
@@ -202,7 +221,7 @@ fn read_all(root: &Root, paths: &[String], limit: u64) -> Result<Vec<Option<Vec<
         let mut bytes = Vec::new();
         file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > limit {
-            return Err(Fault::user(format!("cannot read `{path}`: larger than {limit} bytes")));
+            return Err(too_large(path, limit));
         }
         Ok(Some(bytes))
     };

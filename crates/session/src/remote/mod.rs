@@ -5,6 +5,7 @@
 
 mod output;
 mod send;
+pub mod serve;
 mod sync;
 pub mod tunnel;
 
@@ -30,8 +31,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 pub use output::Offer;
-pub use send::{Files, dir_stat, stat};
-pub use sync::{MemoryFile, Transfer, sent};
+pub use send::Files;
+pub use sync::{MemoryFiles, Transfer, sent};
 
 use crate::{Credentials, LocalDir, Output, Session};
 
@@ -203,11 +204,7 @@ impl RemoteSession {
     }
 
     /// An answer of the client, or that it is gone.
-    pub(crate) async fn ask<T>(
-        &self,
-        doing: &str,
-        call: impl Future<Output = Result<T, Status>>,
-    ) -> Result<T, Fault> {
+    pub(crate) async fn ask<T>(&self, doing: &str, call: impl Future<Output = Result<T, Status>>) -> Result<T, Fault> {
         tokio::select! {
             answer = call => answer.map_err(|status| client_fault(doing, &status)),
             () = self.closed.cancelled() => Err(Fault::new(Kind::Cancelled, format!("{doing}: the client is gone"))),
@@ -223,7 +220,10 @@ fn client_fault(doing: &str, status: &Status) -> Fault {
         _ => Kind::User,
     };
     let message = status.message();
-    Fault::new(kind, if message.is_empty() { format!("{doing}: {}", status.code()) } else { format!("{doing}: {message}") })
+    Fault::new(
+        kind,
+        if message.is_empty() { format!("{doing}: {}", status.code()) } else { format!("{doing}: {message}") },
+    )
 }
 
 /// A client as one build sees it. Clones of the session share the connection.
@@ -265,7 +265,8 @@ impl Session for Client {
         }
         let mut auth = AuthClient::new(self.0.channel());
         let call = async {
-            let answer = tokio::time::timeout(AUTH_TIMEOUT, auth.credentials(CredentialsRequest { host: host.to_owned() }));
+            let answer =
+                tokio::time::timeout(AUTH_TIMEOUT, auth.credentials(CredentialsRequest { host: host.to_owned() }));
             match answer.await {
                 Ok(Ok(answer)) => Ok(Some(answer.into_inner())),
                 Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(None),
@@ -324,7 +325,8 @@ fn query_escape(text: &str) -> String {
 /// The exporter's words, as metadata.
 fn describe(metadata: &mut MetadataMap, about: &BTreeMap<String, String>) {
     for (key, value) in about {
-        let key = tonic::metadata::MetadataKey::from_bytes(format!("exporter-md-{key}").to_ascii_lowercase().as_bytes());
+        let key =
+            tonic::metadata::MetadataKey::from_bytes(format!("exporter-md-{key}").to_ascii_lowercase().as_bytes());
         if let (Ok(key), Ok(value)) = (key, value.parse()) {
             metadata.insert(key, value);
         }

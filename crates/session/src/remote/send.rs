@@ -6,9 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use base::{Cancel, Fault, Kind};
 use bytes::Bytes;
-use files::walk::Entry;
+use files::receive::Sent;
 use proto::fsutil::{Packet, PacketType, Stat, mode};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use super::Offer;
 
@@ -18,7 +17,7 @@ const CHUNK: usize = 128 << 10;
 /// Files that can be offered.
 pub trait Files: Sync {
     /// Tells of all files in walk order, a directory before what it holds.
-    fn list(&self, visit: &mut dyn FnMut(Stat) -> Result<(), Fault>) -> Result<(), Fault>;
+    fn list(&self, visit: &mut dyn FnMut(Sent) -> Result<(), Fault>) -> Result<(), Fault>;
 
     /// Opens a regular file that was listed, by its path there.
     fn open(&self, path: &[u8]) -> std::io::Result<File>;
@@ -26,14 +25,15 @@ pub trait Files: Sync {
 
 impl Offer {
     /// Lists the files and sends what is asked for, until the client says that it has all. Blocks: it is for threads.
-    pub fn send(mut self, files: &dyn Files, cancel: &Cancel, sent: &(dyn Fn(u64) + Sync)) -> Result<(), Fault> {
+    pub fn send(mut self, files: &dyn Files, cancel: &Cancel, sent: &mut (dyn FnMut(u64) + Send)) -> Result<(), Fault> {
         // Paths by number; only regular files have one to ask for.
         let listed: Mutex<Vec<Option<Vec<u8>>>> = Mutex::default();
         let packets = self.packets.clone();
         std::thread::scope(|scope| {
             let listing = scope.spawn(|| {
-                let told = files.list(&mut |stat| {
+                let told = files.list(&mut |file| {
                     cancel.check().map_err(|_| Fault::cancelled())?;
+                    let stat = wire(file);
                     let is_file = stat.mode & mode::TYPE == 0;
                     let mut listed = listed.lock().unwrap_or_else(PoisonError::into_inner);
                     listed.push(is_file.then(|| stat.path.clone()));
@@ -66,7 +66,7 @@ impl Offer {
         files: &dyn Files,
         cancel: &Cancel,
         listed: &Mutex<Vec<Option<Vec<u8>>>>,
-        sent: &(dyn Fn(u64) + Sync),
+        sent: &mut (dyn FnMut(u64) + Send),
     ) -> Result<(), Fault> {
         let mut total = 0;
         loop {
@@ -74,9 +74,16 @@ impl Offer {
             let packet = self.requests.blocking_recv().ok_or_else(gone)??;
             match packet.r#type() {
                 PacketType::Req => {
-                    let path = listed.lock().unwrap_or_else(PoisonError::into_inner).get_mut(packet.id as usize).and_then(Option::take);
+                    let path = listed
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .get_mut(packet.id as usize)
+                        .and_then(Option::take);
                     let path = path.ok_or_else(|| {
-                        Fault::new(Kind::Remote, format!("the client asks for file {}, which was not offered", packet.id))
+                        Fault::new(
+                            Kind::Remote,
+                            format!("the client asks for file {}, which was not offered", packet.id),
+                        )
                     })?;
                     total = self.send_file(files, &path, packet.id, cancel, total, sent)?;
                 }
@@ -102,7 +109,7 @@ impl Offer {
         id: u32,
         cancel: &Cancel,
         mut total: u64,
-        sent: &(dyn Fn(u64) + Sync),
+        sent: &mut (dyn FnMut(u64) + Send),
     ) -> Result<u64, Fault> {
         let data = |data| Packet { r#type: PacketType::Data.into(), id, data, ..Packet::default() };
         // A file that is gone by now is an empty one, as BuildKit's clients send it: the daemon sees it change.
@@ -149,11 +156,9 @@ fn give_up(packets: &tokio::sync::mpsc::Sender<Packet>, why: &Fault) {
     let _ = packets.blocking_send(Packet { r#type: kind, data, ..Packet::default() });
 }
 
-/// A file as it goes over the wire. `link` is where a symbolic link points, or the path of which the file is
-/// another name; its size is 0 then.
-pub fn stat(entry: &Entry, other_name_of: Option<&[u8]>) -> Stat {
-    let stat = &entry.stat;
-    let kind = match stat.kind {
+/// A file as it goes over the wire.
+fn wire(file: Sent) -> Stat {
+    let kind = match file.kind {
         files::Kind::File => 0,
         files::Kind::Dir => mode::DIR,
         files::Kind::Symlink => mode::SYMLINK,
@@ -163,25 +168,21 @@ pub fn stat(entry: &Entry, other_name_of: Option<&[u8]>) -> Stat {
         // Clients leave the bit out: archives know no sockets.
         files::Kind::Socket => 0,
     };
-    let bit = |unix, go| if stat.mode & unix != 0 { go } else { 0 };
+    let bit = |unix, go| if file.mode & unix != 0 { go } else { 0 };
     let special = bit(0o4000, mode::SETUID) | bit(0o2000, mode::SETGID) | bit(0o1000, mode::STICKY);
-    let is_device = matches!(stat.kind, files::Kind::Char | files::Kind::Block);
-    let link = entry.link.clone().map(|link| link.into_vec());
+    let is_device = matches!(file.kind, files::Kind::Char | files::Kind::Block);
+    let text = |name: Vec<u8>| String::from_utf8(name).ok();
     Stat {
-        path: entry.path.as_os_str().as_bytes().to_vec(),
-        mode: kind | special | stat.mode & 0o777,
-        uid: stat.uid,
-        gid: stat.gid,
-        size: if stat.kind == files::Kind::Dir || other_name_of.is_some() { 0 } else { stat.size as i64 },
-        mod_time: stat.mtime.secs.saturating_mul(1_000_000_000).saturating_add(stat.mtime.nanos.into()),
-        linkname: other_name_of.map(<[u8]>::to_vec).or(link).unwrap_or_default(),
-        devmajor: if is_device { rustix::fs::major(stat.rdev).into() } else { 0 },
-        devminor: if is_device { rustix::fs::minor(stat.rdev).into() } else { 0 },
-        xattrs: std::collections::HashMap::new(),
+        path: file.path,
+        mode: kind | special | file.mode & 0o777,
+        uid: file.uid,
+        gid: file.gid,
+        size: file.size as i64,
+        mod_time: file.mtime.secs.saturating_mul(1_000_000_000).saturating_add(file.mtime.nanos.into()),
+        linkname: file.link,
+        devmajor: if is_device { rustix::fs::major(file.rdev).into() } else { 0 },
+        devminor: if is_device { rustix::fs::minor(file.rdev).into() } else { 0 },
+        // The protocol knows names that are text.
+        xattrs: file.xattrs.into_iter().filter_map(|(name, value)| Some((text(name)?, value))).collect(),
     }
-}
-
-/// A plain directory that stands above others.
-pub fn dir_stat(path: &[u8], mod_time: i64) -> Stat {
-    Stat { path: path.to_vec(), mode: mode::DIR | 0o755, mod_time, ..Stat::default() }
 }

@@ -21,6 +21,8 @@ use crate::RemoteDir;
 pub(super) const METHOD: &str = "/moby.filesync.v1.FileSync/DiffCopy";
 /// Packets that were received and not looked at yet.
 const QUEUE: usize = 64;
+/// How many links are followed.
+const MAX_LINKS: usize = 40;
 /// What a file that is kept in memory may hold.
 const MEMORY_LIMIT: usize = 16 << 20;
 
@@ -43,13 +45,32 @@ pub struct Transfer {
     outgoing: mpsc::UnboundedSender<Packet>,
 }
 
-/// A file in memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemoryFile {
-    /// Relative to the directory.
-    pub path: Vec<u8>,
-    /// Its content.
-    pub bytes: Vec<u8>,
+/// A few small files that were taken as they are.
+#[derive(Debug, Default)]
+pub struct MemoryFiles {
+    files: HashMap<Vec<u8>, Vec<u8>>,
+    links: HashMap<Vec<u8>, Vec<u8>>,
+}
+
+impl MemoryFiles {
+    /// The content of a file, relative to the directory; links are followed inside of it.
+    pub fn get(&self, path: &str) -> Option<&[u8]> {
+        let mut path = files::lexical::relative(path.as_bytes());
+        for _ in 0..MAX_LINKS {
+            if let Some(bytes) = self.files.get(&path) {
+                return Some(bytes);
+            }
+            // The link may be a directory on the way.
+            let ends = (0..path.len()).filter(|at| path[*at] == b'/').chain([path.len()]);
+            let (target, end) = ends.map(|end| (self.links.get(&path[..end]), end)).find(|(link, _)| link.is_some())?;
+            let dir = path[..end].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash);
+            path = match target? {
+                target if target.starts_with(b"/") => files::lexical::relative(&[target, &path[end..]].concat()),
+                target => files::lexical::relative(&[&path[..dir], b"/", target, &path[end..]].concat()),
+            };
+        }
+        None
+    }
 }
 
 #[async_trait]
@@ -100,6 +121,15 @@ impl RemoteDir for Dir {
 }
 
 impl Transfer {
+    /// A transfer over whatever carries its packets. `name` is what people know the directory by.
+    pub(super) fn new(
+        name: String,
+        incoming: mpsc::Receiver<Result<Packet, Status>>,
+        outgoing: mpsc::UnboundedSender<Packet>,
+    ) -> Transfer {
+        Transfer { name, incoming, outgoing }
+    }
+
     /// Brings a directory up to date; tells after each packet how many bytes came.
     pub fn into_dir(
         mut self,
@@ -112,7 +142,7 @@ impl Transfer {
     }
 
     /// Takes the regular files as they are; for the few small ones that a frontend reads.
-    pub fn into_memory(mut self, cancel: &Cancel, came: &mut dyn FnMut(u64)) -> Result<Vec<MemoryFile>, Fault> {
+    pub fn into_memory(mut self, cancel: &Cancel, came: &mut dyn FnMut(u64)) -> Result<MemoryFiles, Fault> {
         let mut memory = Memory::default();
         let received = self.receive(cancel, came, &mut memory);
         self.end(received)?;
@@ -223,12 +253,12 @@ impl Take for Receiver<'_> {
     }
 }
 
-/// Files in memory.
+/// Files in memory, by number where their bytes are still to come.
 #[derive(Default)]
 struct Memory {
     listed: u32,
-    files: Vec<MemoryFile>,
-    places: HashMap<u32, usize>,
+    files: MemoryFiles,
+    paths: HashMap<u32, Vec<u8>>,
 }
 
 impl Take for Memory {
@@ -237,18 +267,23 @@ impl Take for Memory {
         self.listed += 1;
         let is_file = file.kind == files::Kind::File && file.link.is_empty();
         if is_file {
-            self.places.insert(id, self.files.len());
-            self.files.push(MemoryFile { path: file.path, bytes: Vec::new() });
+            self.paths.insert(id, file.path.clone());
+            self.files.files.insert(file.path, Vec::new());
+        } else if !file.link.is_empty() {
+            // Another name of a file leads to it as well, from the top.
+            let link = if file.kind == files::Kind::Symlink { file.link } else { [b"/", &file.link[..]].concat() };
+            self.files.links.insert(file.path, link);
         }
         Ok(is_file)
     }
 
     fn data(&mut self, id: u32, bytes: &[u8]) -> Result<(), files::Error> {
-        let Some(file) = self.places.get(&id).and_then(|place| self.files.get_mut(*place)) else { return Ok(()) };
-        if file.bytes.len() + bytes.len() > MEMORY_LIMIT {
-            return Err(files::Error::too_large(&file.path));
+        let Some(path) = self.paths.get(&id) else { return Ok(()) };
+        let file = self.files.files.entry(path.clone()).or_default();
+        if file.len() + bytes.len() > MEMORY_LIMIT {
+            return Err(files::Error::too_large(path));
         }
-        file.bytes.extend_from_slice(bytes);
+        file.extend_from_slice(bytes);
         Ok(())
     }
 
@@ -286,5 +321,33 @@ pub fn sent(stat: Stat) -> Sent {
         link: stat.linkname,
         rdev: rustix::fs::makedev(stat.devmajor as u32, stat.devminor as u32),
         xattrs: stat.xattrs.into_iter().map(|(name, value)| (name.into_bytes(), value)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_followed_inside() {
+        let map = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(k, v)| (k.as_bytes().to_vec(), v.as_bytes().to_vec())).collect()
+        };
+        let files = MemoryFiles {
+            files: map(&[("a", "A"), ("d/e/f", "F")]),
+            links: map(&[("l", "a"), ("d/up", "../../../a"), ("k", "/d/e"), ("loop", "loop"), ("d/here", "e")]),
+        };
+        for (path, text) in [
+            ("a", Some("A")),
+            ("/l", Some("A")),
+            ("d/up", Some("A")),
+            ("k/f", Some("F")),
+            ("d/here/f", Some("F")),
+            ("loop", None),
+            ("none", None),
+            ("a/b", None),
+        ] {
+            assert_eq!(files.get(path), text.map(str::as_bytes), "{path}");
+        }
     }
 }

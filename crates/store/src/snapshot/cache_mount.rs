@@ -1,4 +1,5 @@
-//! Mutable snapshots for `RUN --mount=type=cache`: they live on from build to build, and their sharing has rules.
+//! Mutable snapshots that live on from build to build: for `RUN --mount=type=cache`, whose sharing has rules, and for
+//! mirrors of clients' directories.
 //!
 //! One key (the mount's id, and the snapshot that it starts from) may have several instances:
 //!
@@ -43,6 +44,8 @@ pub struct CacheMountRequest {
     pub from: Option<SnapshotId>,
     /// Who else may use it.
     pub sharing: Sharing,
+    /// What a new instance is recorded as.
+    pub kind: RecordKind,
     /// For people.
     pub description: String,
 }
@@ -226,7 +229,7 @@ impl Snapshots {
         };
         let record = Record {
             parent: parent.as_ref().filter(|_| stacked).map(Hold::id),
-            kind: RecordKind::CacheMount,
+            kind: request.kind,
             description: Arc::from(request.description.as_str()),
             created: now(),
             last_used: Some(now()),

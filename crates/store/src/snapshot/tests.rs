@@ -155,8 +155,13 @@ fn privileged_looks_that_a_kill_left_open_are_set_at_the_next_start() {
 #[test]
 fn a_cache_mount_in_use_is_not_taken_for_synced() {
     let (dir, store) = copy_store();
-    let request =
-        CacheMountRequest { id: "cache".into(), from: None, sharing: Sharing::Shared, description: String::new() };
+    let request = CacheMountRequest {
+        id: "cache".into(),
+        from: None,
+        sharing: Sharing::Shared,
+        kind: RecordKind::CacheMount,
+        description: String::new(),
+    };
     let take = || store.snapshots().cache_mount(&request, || ()).expect("asked").expect("free");
     let id = take().id();
     store.sync().expect("synced");
@@ -289,7 +294,13 @@ fn privileged_the_top_directory_keeps_its_looks() {
 }
 
 fn request(id: &str, sharing: Sharing) -> CacheMountRequest {
-    CacheMountRequest { id: id.into(), from: None, sharing, description: format!("cached mount {id}") }
+    CacheMountRequest {
+        id: id.into(),
+        from: None,
+        sharing,
+        kind: RecordKind::CacheMount,
+        description: format!("cached mount {id}"),
+    }
 }
 
 #[test]

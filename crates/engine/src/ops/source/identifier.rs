@@ -47,7 +47,7 @@ impl From<llb::build::ResolveMode> for ResolveMode {
 
 /// `local://`: a directory of the client, seen through filters. Filters are `None` where the client
 /// sent none, which the cache key tells apart from an empty list.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct LocalSource {
     pub(crate) name: String,
     /// The session that has it; any session of the build where none is named.
@@ -55,6 +55,10 @@ pub(crate) struct LocalSource {
     pub(crate) include: Option<Vec<String>>,
     pub(crate) exclude: Option<Vec<String>>,
     pub(crate) follow_paths: Option<Vec<String>>,
+    /// Tells directories apart that have one name, when earlier transfers are looked for.
+    pub(crate) shared_key_hint: String,
+    /// When a file counts as the one that was sent before.
+    pub(crate) differ: files::receive::Differ,
 }
 
 impl Source {
@@ -105,8 +109,7 @@ fn image_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<ImageSou
 }
 
 fn local_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<LocalSource, Fault> {
-    let mut source =
-        LocalSource { name: name.to_owned(), session: None, include: None, exclude: None, follow_paths: None };
+    let mut source = LocalSource { name: name.to_owned(), ..LocalSource::default() };
     for (key, value) in attrs {
         let list = || -> Result<_, Fault> {
             serde_json::from_str::<Option<Vec<String>>>(value).map_err(|_| bad(key, value, "not a list of patterns"))
@@ -116,8 +119,16 @@ fn local_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<LocalSou
             "local.includepattern" => source.include = list()?,
             "local.excludepatterns" => source.exclude = list()?,
             "local.followpaths" => source.follow_paths = list()?,
-            // How earlier transfers are found again and compared; a directory read in place has none.
-            "local.sharedkeyhint" | "local.differ" | "local.unique" => {}
+            "local.sharedkeyhint" => source.shared_key_hint.clone_from(value),
+            "local.differ" => {
+                source.differ = match value.as_str() {
+                    "" | "metadata" => files::receive::Differ::Metadata,
+                    "none" => files::receive::Differ::None,
+                    _ => return Err(bad(key, value, "not a way to compare files")),
+                }
+            }
+            // Only keeps equal sources apart.
+            "local.unique" => {}
             _ => return Err(unknown(key)),
         }
     }

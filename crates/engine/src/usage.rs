@@ -1,12 +1,11 @@
-//! `--filter` of `du`: containerd's filter language over the fields of a record.
+//! Filters of `du` and of `DiskUsage`: containerd's filter language over the fields of a record.
 //!
 //! Filters of several flags are alternatives; conditions with commas inside one flag must all hold.
 
 use base::Fault;
-use engine::UsageRecord;
 use regex::Regex;
 
-use crate::spec::invalid;
+use crate::api::UsageRecord;
 
 /// Records that any of the filters matches; all of them when there is none.
 pub fn select(records: Vec<UsageRecord>, filters: &[String]) -> Result<Vec<UsageRecord>, Fault> {
@@ -16,17 +15,6 @@ pub fn select(records: Vec<UsageRecord>, filters: &[String]) -> Result<Vec<Usage
     let parsed = filters.iter().map(|filter| parse(filter)).collect::<Result<Vec<_>, _>>()?;
     let matches = |record: &UsageRecord| parsed.iter().any(|filter| filter.iter().all(|c| c.holds(record)));
     Ok(records.into_iter().filter(matches).collect())
-}
-
-/// docker's `type=regular` as containerd's `type==regular`.
-pub fn with_double_equals(filter: &str) -> String {
-    let part = |part: &str| match part.split_once('=') {
-        Some((name, value)) if !name.ends_with(['!', '~', '=']) && !value.starts_with('=') => {
-            format!("{name}=={value}")
-        }
-        _ => part.to_owned(),
-    };
-    filter.split(',').map(part).collect::<Vec<_>>().join(",")
 }
 
 struct Condition {
@@ -74,7 +62,7 @@ fn condition(filter: &str, part: &str) -> Result<Condition, Fault> {
         "parent" | "parents" => Field::Parents,
         _ => {
             let known = "id, type, description, mutable, immutable, inuse, shared, private and parents";
-            return Err(invalid("--filter", filter, format!("unknown field `{name}`: known are {known}")));
+            return Err(invalid(filter, &format!("unknown field `{name}`: known are {known}")));
         }
     };
     let plain = value.trim_matches('"').to_owned();
@@ -84,11 +72,15 @@ fn condition(filter: &str, part: &str) -> Result<Condition, Fault> {
         "~=" => {
             let pattern = Regex::new(value.trim_matches(['"', '/', '|']));
             let why = format!("`{value}` is no regular expression");
-            Test::Matches(pattern.map_err(|_| invalid("--filter", filter, why))?)
+            Test::Matches(pattern.map_err(|_| invalid(filter, &why))?)
         }
         _ => Test::Equal(plain),
     };
     Ok(Condition { field, test })
+}
+
+fn invalid(filter: &str, why: &str) -> Fault {
+    Fault::user(format!("filter `{filter}`: {why}"))
 }
 
 impl Condition {

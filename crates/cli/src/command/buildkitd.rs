@@ -1,0 +1,118 @@
+//! `buildkitd`: the daemon, with the flags, environment and configuration of BuildKit's.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use base::{Fault, Kind};
+use clap::{CommandFactory as _, FromArgMatches as _};
+use daemon::Identity;
+use daemon::listen::{Listener, Owner};
+use daemon::tls::{Files, Tls};
+use tokio_util::sync::CancellationToken;
+
+use super::buildkitd_flags::BuildkitdFlags;
+use super::{Action, explain};
+use crate::daemonless::Settings;
+use crate::daemonless::run::{cancelled_by_signals, open};
+use crate::environment::Environment;
+use crate::spec::goflags;
+
+/// Parses the command line of `buildkitd`.
+pub fn parse(args: Vec<OsString>, _: &Environment) -> Result<Action, Fault> {
+    let command = BuildkitdFlags::command().version(crate::VERSION).disable_version_flag(false);
+    let words = std::iter::once(OsString::from("buildkitd")).chain(args).collect();
+    let matches = command.try_get_matches_from(goflags::normalize(&BuildkitdFlags::command(), words));
+    match matches.and_then(|matches| BuildkitdFlags::from_arg_matches(&matches)) {
+        Ok(flags) => Ok(Action::engine(async move |environment| Ok(serve(flags, environment).await?))),
+        Err(error) => explain(&error),
+    }
+}
+
+async fn serve(flags: BuildkitdFlags, environment: Environment) -> Result<(), Fault> {
+    let mut settings = flags.settings(&environment)?;
+    settings.log = settings.log.or(Some(tracing::Level::INFO));
+    let grpc = &settings.config.grpc;
+    let files = |flag: &Option<String>, configured: &Option<PathBuf>| {
+        flag.as_ref().filter(|path| !path.is_empty()).map(PathBuf::from).or_else(|| configured.clone())
+    };
+    let sockets = &flags.no_effect;
+    let cert = files(&sockets.tlscert, &grpc.tls.cert);
+    let key = files(&sockets.tlskey, &grpc.tls.key);
+    let ca = files(&sockets.tlscacert, &grpc.tls.ca);
+    let tls = match (cert, key) {
+        (Some(cert), Some(key)) => Some(Arc::new(Tls::load(Files { cert, key, ca })?)),
+        (None, None) if ca.is_none() => None,
+        _ => {
+            return Err(Fault::user("a certificate and its key are needed together")
+                .hint("give --tlscert and --tlskey; --tlscacert beside them for clients with certificates only"));
+        }
+    };
+    let owner = Owner { uid: grpc.uid, gid: group(sockets.group.as_deref())?.or(grpc.gid) };
+    let mut addresses = if sockets.addr.is_empty() { grpc.address.clone() } else { sockets.addr.clone() };
+    if addresses.is_empty() {
+        addresses.push(environment.default_address());
+    }
+    let mut listeners = Vec::new();
+    for address in &addresses {
+        if address.starts_with("tcp://") && tls.is_none() {
+            tracing::warn!(%address, "anybody who reaches this address can build: no TLS client certificates are asked for");
+        }
+        listeners.extend(Listener::open(address, owner, tls.as_ref()).await?);
+    }
+    let stop = cancelled_by_signals()?;
+    let engine = open(&settings, &environment, &stop).await?;
+    let identity = identity(&settings, &engine)?;
+    daemon::serve(engine, identity, listeners, stop, CancellationToken::new()).await
+}
+
+/// The group that may use the socket, by name or number.
+fn group(name: Option<&str>) -> Result<Option<u32>, Fault> {
+    let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(None) };
+    if let Ok(number) = name.parse() {
+        return Ok(Some(number));
+    }
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let entry = groups.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|entry| entry[0] == name);
+    match entry.and_then(|entry| entry.get(2)?.parse().ok()) {
+        Some(number) => Ok(Some(number)),
+        None => Err(Fault::user(format!("--group: there is no group `{name}`"))),
+    }
+}
+
+fn identity(settings: &Settings, engine: &engine::Engine) -> Result<Identity, Fault> {
+    let oci = &settings.config.worker.oci;
+    let path = settings.root.join("hullworks/worker-id");
+    let failed = |error| Fault::because(Kind::Environment, format!("cannot use `{}`", path.display()), error);
+    let worker = match std::fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => id.trim().to_owned(),
+        _ => {
+            let id = crate::daemonless::run::reference();
+            std::fs::write(&path, &id).map_err(failed)?;
+            id
+        }
+    };
+    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let prefix = "org.mobyproject.buildkit.worker";
+    let labels = [
+        ("executor", "oci".to_owned()),
+        ("hostname", hostname),
+        ("network", "host".to_owned()),
+        ("oci.process-mode", "sandbox".to_owned()),
+        ("selinux.enabled", "false".to_owned()),
+        ("snapshotter", engine.snapshotter_name().to_owned()),
+    ];
+    let labels = labels.into_iter().map(|(name, value)| (format!("{prefix}.{name}"), value));
+    let mut version = crate::VERSION.split_whitespace();
+    let (package, ours, revision) =
+        (version.next().unwrap_or_default(), version.next().unwrap_or_default(), version.next().unwrap_or_default());
+    let ours = [("org.hullworks.version".to_owned(), ours.to_owned())];
+    Ok(Identity {
+        worker,
+        labels: labels.chain(ours).chain(oci.labels.clone()).collect(),
+        platforms: engine.platforms().to_vec(),
+        gc: engine.gc_rules(),
+        package: package.to_owned(),
+        revision: revision.to_owned(),
+    })
+}

@@ -1,0 +1,145 @@
+//! Builds under way, and what was told of them: whoever asks for the status of one gets all of it, from the start.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use base::progress::{Event, Sink};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How long a client may ask for the status of a build that has not begun.
+const PATIENCE: Duration = Duration::from_secs(6);
+/// How long what was told of a build is kept after its end: its client may come late.
+const AFTERLIFE: Duration = Duration::from_secs(10);
+
+/// The builds, by the reference that their clients chose.
+#[derive(Default)]
+pub(crate) struct Builds {
+    known: Mutex<HashMap<String, Arc<Build>>>,
+    changed: watch::Sender<()>,
+}
+
+/// One build.
+pub(crate) struct Build {
+    told: Mutex<Vec<Event>>,
+    state: watch::Sender<State>,
+    pub(crate) cancel: CancellationToken,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct State {
+    told: usize,
+    ended: bool,
+}
+
+/// A build that runs; it has ended when this is dropped.
+pub(crate) struct Running {
+    builds: Arc<Builds>,
+    reference: String,
+    pub(crate) build: Arc<Build>,
+}
+
+impl Builds {
+    /// Begins a build; none if there is one of that name.
+    pub(crate) fn begin(self: &Arc<Self>, reference: &str) -> Option<Running> {
+        let build = Arc::new(Build {
+            told: Mutex::default(),
+            state: watch::Sender::default(),
+            cancel: CancellationToken::new(),
+        });
+        {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.get(reference).is_some_and(|build| !build.has_ended()) {
+                return None;
+            }
+            known.insert(reference.to_owned(), build.clone());
+        }
+        self.changed.send_replace(());
+        Some(Running { builds: self.clone(), reference: reference.to_owned(), build })
+    }
+
+    /// The build of that name; waits a moment for one that is about to begin.
+    pub(crate) async fn get(&self, reference: &str) -> Option<Arc<Build>> {
+        let mut changed = self.changed.subscribe();
+        let find = async {
+            loop {
+                if let Some(build) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(reference) {
+                    return build.clone();
+                }
+                // The sender is ours.
+                let _ = changed.changed().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, find).await.ok()
+    }
+
+    /// How many run.
+    pub(crate) fn running(&self) -> usize {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.values().filter(|build| !build.has_ended()).count()
+    }
+
+    /// Waits until none runs.
+    pub(crate) async fn idle(&self) {
+        let mut changed = self.changed.subscribe();
+        while self.running() > 0 {
+            let _ = changed.changed().await;
+        }
+    }
+
+    pub(crate) fn cancel_all(&self) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.values().for_each(|build| build.cancel.cancel());
+    }
+}
+
+impl Build {
+    fn has_ended(&self) -> bool {
+        self.state.borrow().ended
+    }
+
+    /// What was told since `from` events; none when it has ended and all was told.
+    pub(crate) async fn told_since(&self, from: usize) -> Option<Vec<Event>> {
+        let mut state = self.state.subscribe();
+        loop {
+            let now = *state.borrow_and_update();
+            if now.told > from {
+                let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+                return Some(told[from..].to_vec());
+            }
+            if now.ended || state.changed().await.is_err() {
+                return None;
+            }
+        }
+    }
+}
+
+impl Sink for Build {
+    fn emit(&self, event: Event) {
+        let told = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.push(event);
+            told.len()
+        };
+        self.state.send_modify(|state| state.told = state.told.max(told));
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.build.state.send_modify(|state| state.ended = true);
+        self.builds.changed.send_replace(());
+        let (builds, reference, build) = (self.builds.clone(), std::mem::take(&mut self.reference), self.build.clone());
+        let forget = async move {
+            tokio::time::sleep(AFTERLIFE).await;
+            let mut known = builds.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.get(&reference).is_some_and(|known| Arc::ptr_eq(known, &build)) {
+                known.remove(&reference);
+            }
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(forget);
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! `moby.buildkit.v1.Control`.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{ByteSize, Fault};
+use engine::{CacheOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SolveRequest, UsageRecord};
+use futures_util::{Stream, StreamExt as _};
+use proto::Message as _;
+use proto::moby::buildkit::v1 as wire;
+use proto::moby::buildkit::v1::types;
+use session::SharedSession;
+use session::local::LocalSession;
+use session::remote::Client;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::status::{responses, time};
+use crate::{BUILDKIT_VERSION, Shared};
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+pub(crate) struct Control(pub(crate) Arc<Shared>);
+
+fn failed(fault: Fault) -> Status {
+    super::error::status(&fault)
+}
+
+#[tonic::async_trait]
+impl wire::control_server::Control for Control {
+    async fn solve(&self, request: Request<wire::SolveRequest>) -> Result<Response<wire::SolveResponse>, Status> {
+        if self.0.draining.is_cancelled() {
+            return Err(Status::unavailable("the daemon is about to end: try again"));
+        }
+        let request = request.into_inner();
+        let running =
+            self.0.builds.begin(&request.r#ref).ok_or_else(|| {
+                Status::already_exists(format!("a build with reference {} runs already", request.r#ref))
+            })?;
+        let cancel = running.build.cancel.clone();
+        // A client that hangs up does not want its build any more.
+        let hung_up = cancel.clone().drop_guard();
+        let shared = self.0.clone();
+        // A task of its own: it winds up in good order, whatever becomes of the call.
+        let solving = tokio::spawn(async move {
+            let request = solve_request(&shared, request, &running.build).await?;
+            shared.engine.solve(request).await
+        });
+        let solved = solving.await.map_err(|error| Status::internal(error.to_string()))?;
+        hung_up.disarm();
+        let exporter_response = solved.map_err(failed)?.exporter_response.into_iter().collect();
+        Ok(Response::new(wire::SolveResponse { exporter_response }))
+    }
+
+    type StatusStream = Answers<wire::StatusResponse>;
+
+    async fn status(&self, request: Request<wire::StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
+        let reference = request.into_inner().r#ref;
+        let build = self.0.builds.get(&reference).await;
+        let build = build.ok_or_else(|| Status::not_found(format!("no such job {reference}")))?;
+        let messages = futures_util::stream::unfold(0, move |from| {
+            let build = build.clone();
+            async move {
+                let told = build.told_since(from).await?;
+                let messages = responses(&told).into_iter().map(Ok).collect::<Vec<_>>();
+                Some((futures_util::stream::iter(messages), from + told.len()))
+            }
+        });
+        let mut response = Response::new(Box::pin(messages.flatten()) as Self::StatusStream);
+        add_clock(response.metadata_mut());
+        Ok(response)
+    }
+
+    type SessionStream = Answers<wire::BytesMessage>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<wire::BytesMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (metadata, _, messages) = request.into_parts();
+        let outgoing = self.0.sessions.serve(&metadata, messages).map_err(failed)?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
+    }
+
+    async fn disk_usage(
+        &self,
+        request: Request<wire::DiskUsageRequest>,
+    ) -> Result<Response<wire::DiskUsageResponse>, Status> {
+        let request = request.into_inner();
+        let records = self.0.engine.disk_usage_of(&request.filter).await.map_err(failed)?;
+        Ok(Response::new(wire::DiskUsageResponse { record: records.into_iter().map(usage).collect() }))
+    }
+
+    type PruneStream = Answers<wire::UsageRecord>;
+
+    async fn prune(&self, request: Request<wire::PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
+        let request = request.into_inner();
+        let size = |bytes: i64| (bytes > 0).then_some(ByteSize(bytes as u64));
+        let options = PruneOptions {
+            all: request.all,
+            keep_duration: u64::try_from(request.keep_duration).ok().filter(|n| *n > 0).map(Duration::from_nanos),
+            keep_storage: size(request.reserved_space),
+            max_used_space: size(request.max_used_space),
+            min_free_space: size(request.min_free_space),
+            filters: request.filter,
+        };
+        let records = self.0.engine.prune(options).await.map_err(failed)?;
+        let records = records.into_iter().map(|record| Ok(usage(record))).collect::<Vec<_>>();
+        Ok(Response::new(Box::pin(futures_util::stream::iter(records))))
+    }
+
+    async fn list_workers(
+        &self,
+        request: Request<wire::ListWorkersRequest>,
+    ) -> Result<Response<wire::ListWorkersResponse>, Status> {
+        let identity = &self.0.identity;
+        let filters = request.into_inner().filter;
+        let record = types::WorkerRecord {
+            id: identity.worker.clone(),
+            labels: identity.labels.clone().into_iter().collect(),
+            platforms: identity.platforms.iter().map(platform).collect(),
+            gc_policy: identity.gc.iter().map(gc_policy).collect(),
+            buildkit_version: Some(self.version()),
+            ..types::WorkerRecord::default()
+        };
+        let wanted =
+            |filter: &String| filter.is_empty() || *filter == format!("id=={}", record.id) || *filter == record.id;
+        let record = if filters.is_empty() || filters.iter().any(wanted) { vec![record] } else { Vec::new() };
+        Ok(Response::new(wire::ListWorkersResponse { record }))
+    }
+
+    async fn info(&self, _: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
+        Ok(Response::new(wire::InfoResponse { buildkit_version: Some(self.version()) }))
+    }
+
+    type ListenBuildHistoryStream = Answers<wire::BuildHistoryEvent>;
+
+    async fn listen_build_history(
+        &self,
+        _: Request<wire::BuildHistoryRequest>,
+    ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
+        Err(Status::unimplemented("build history is not supported yet"))
+    }
+
+    async fn update_build_history(
+        &self,
+        _: Request<wire::UpdateBuildHistoryRequest>,
+    ) -> Result<Response<wire::UpdateBuildHistoryResponse>, Status> {
+        Err(Status::unimplemented("build history is not supported yet"))
+    }
+}
+
+impl Control {
+    fn version(&self) -> types::BuildkitVersion {
+        types::BuildkitVersion {
+            package: self.0.identity.package.clone(),
+            version: BUILDKIT_VERSION.to_owned(),
+            revision: self.0.identity.revision.clone(),
+            ..types::BuildkitVersion::default()
+        }
+    }
+}
+
+/// A client's request as the engine takes it. What older clients say in other fields is read too.
+async fn solve_request(
+    shared: &Shared,
+    request: wire::SolveRequest,
+    build: &Arc<crate::builds::Build>,
+) -> Result<SolveRequest, Fault> {
+    let session: SharedSession = match request.session.as_str() {
+        "" => Arc::new(LocalSession::new(request.r#ref.clone())),
+        id => Arc::new(Client(shared.sessions.get(id).await?)),
+    };
+    if !request.frontend_inputs.is_empty() {
+        return Err(Fault::user("frontend inputs are not supported yet"));
+    }
+    if request.source_policy.is_some() || !request.source_policy_session.is_empty() {
+        return Err(Fault::user("source policies are not supported yet"));
+    }
+    let frontend = match (request.frontend.as_str(), request.definition) {
+        ("", Some(definition)) => Frontend::Llb(definition.encode_to_vec()),
+        ("", None) => return Err(Fault::user("builds that the client drives are not supported yet")),
+        (name, _) => Frontend::Named { name: name.to_owned(), options: request.frontend_attrs.into_iter().collect() },
+    };
+    let mut exports: Vec<ExportRequest> = request
+        .exporters
+        .into_iter()
+        .map(|exporter| ExportRequest { kind: exporter.r#type, attrs: sorted(exporter.attrs) })
+        .collect();
+    if exports.is_empty() && !request.exporter_deprecated.is_empty() {
+        let attrs = sorted(request.exporter_attrs_deprecated);
+        exports.push(ExportRequest { kind: request.exporter_deprecated, attrs });
+    }
+    let cache = request.cache.unwrap_or_default();
+    let options = |entry: wire::CacheOptionsEntry| CacheOptions { kind: entry.r#type, attrs: sorted(entry.attrs) };
+    let registry = |reference: String, attrs: BTreeMap<String, String>| CacheOptions {
+        kind: "registry".to_owned(),
+        attrs: attrs.into_iter().chain([("ref".to_owned(), reference)]).collect(),
+    };
+    let mut cache_exports: Vec<CacheOptions> = cache.exports.into_iter().map(options).collect();
+    if !cache.export_ref_deprecated.is_empty() {
+        cache_exports.push(registry(cache.export_ref_deprecated, sorted(cache.export_attrs_deprecated)));
+    }
+    let mut cache_imports: Vec<CacheOptions> = cache.imports.into_iter().map(options).collect();
+    let older = cache.import_refs_deprecated.into_iter().map(|reference| registry(reference, BTreeMap::new()));
+    cache_imports.extend(older);
+    let entitlements = request.entitlements.iter().map(|name| name.parse()).collect::<Result<Vec<Entitlement>, _>>()?;
+    Ok(SolveRequest {
+        frontend,
+        exports,
+        cache_imports,
+        cache_exports,
+        entitlements,
+        session,
+        progress: build.clone(),
+        cancel: build.cancel.clone(),
+    })
+}
+
+fn sorted(attrs: std::collections::HashMap<String, String>) -> BTreeMap<String, String> {
+    attrs.into_iter().collect()
+}
+
+fn usage(record: UsageRecord) -> wire::UsageRecord {
+    #[expect(deprecated, reason = "older clients read the single parent")]
+    wire::UsageRecord {
+        id: record.id,
+        mutable: record.mutable,
+        in_use: record.in_use,
+        size: i64::try_from(record.size.0).unwrap_or(i64::MAX),
+        parent: record.parents.first().cloned().unwrap_or_default(),
+        created_at: Some(time(record.created_at)),
+        last_used_at: record.last_used_at.map(time),
+        usage_count: i64::try_from(record.usage_count).unwrap_or(i64::MAX),
+        description: record.description,
+        record_type: record.record_type,
+        shared: record.shared,
+        parents: record.parents,
+    }
+}
+
+fn platform(platform: &base::Platform) -> proto::pb::Platform {
+    proto::pb::Platform {
+        os: platform.os.clone(),
+        architecture: platform.architecture.clone(),
+        variant: platform.variant.clone(),
+        os_version: platform.os_version.clone(),
+        os_features: platform.os_features.clone(),
+    }
+}
+
+fn gc_policy(rule: &config::PrunePolicy) -> types::GcPolicy {
+    let bytes = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
+    types::GcPolicy {
+        all: rule.all,
+        keep_duration: i64::try_from(rule.keep_duration.as_nanos()).unwrap_or(i64::MAX),
+        filters: rule.filters.clone(),
+        reserved_space: bytes(rule.reserved_space),
+        max_used_space: bytes(rule.max_used_space),
+        min_free_space: bytes(rule.min_free_space),
+    }
+}
+
+/// Clients compare it with their own clock, to show times that make sense there.
+fn add_clock(metadata: &mut tonic::metadata::MetadataMap) {
+    if let Ok(now) = jiff::Timestamp::now().to_string().parse() {
+        metadata.insert("buildkit-current-timestamp", now);
+    }
+}

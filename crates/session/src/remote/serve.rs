@@ -1,0 +1,546 @@
+//! The client's end of the [`tunnel`](super::tunnel): BuildKit's session services, answered by a [`Session`](crate::Session).
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use base::{Cancel, Fault, Kind};
+use files::receive::{Receiver, Sent};
+use files::walk::{Filter, reset_owner, walk_each};
+use futures_util::Stream;
+use proto::fsutil::Packet;
+use proto::health::health_server::{Health, HealthServer};
+use proto::health::{HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse};
+use proto::moby::buildkit::secrets::v1::secrets_server::{Secrets, SecretsServer};
+use proto::moby::buildkit::secrets::v1::{GetSecretRequest, GetSecretResponse};
+use proto::moby::buildkit::v1::BytesMessage;
+use proto::moby::filesync::v1 as filesync;
+use proto::moby::filesync::v1::auth_server::{Auth, AuthServer};
+use rustix::fs::{Mode, OFlags};
+use sys::path::{Links, Root};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tonic::body::Body;
+use tonic::metadata::MetadataMap;
+use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::send::Files;
+use super::{MAX_MESSAGE, Offer, Transfer, output, sync, tunnel};
+use crate::{Credentials, LocalDir, Output, SharedSession};
+
+/// What a client of this kind answers, for its `Session` call.
+pub const METHODS: [&str; 5] = [
+    sync::METHOD,
+    output::METHOD,
+    "/moby.filesync.v1.Auth/Credentials",
+    "/moby.buildkit.secrets.v1.Secrets/GetSecret",
+    "/grpc.health.v1.Health/Check",
+];
+/// Packets on their way.
+const QUEUE: usize = 16;
+
+/// Answers a daemon's questions over the messages of a `Session` call, until the daemon hangs up. Answers the messages
+/// to send first, then the end.
+pub fn serve<S>(session: SharedSession, incoming: S) -> (mpsc::Receiver<BytesMessage>, impl Future<Output = ()>)
+where
+    S: Stream<Item = Result<BytesMessage, Status>> + Send + Unpin + 'static,
+{
+    let (tunnel, outgoing) = tunnel::tunnel(incoming);
+    let router = tonic::transport::Server::builder()
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20)
+        .add_service(Transfers { session: session.clone(), kind: Service::Sync })
+        .add_service(SendService(Transfers { session: session.clone(), kind: Service::Send }))
+        .add_service(AuthServer::new(Answers(session.clone())))
+        .add_service(SecretsServer::new(Answers(session.clone())))
+        .add_service(HealthServer::new(Answers(session)));
+    // One connection; it stays open until its other end closes it.
+    let connection = futures_util::StreamExt::chain(
+        futures_util::stream::iter([Ok::<_, io::Error>(Connection(tunnel))]),
+        futures_util::stream::pending(),
+    );
+    let (closed, ended) = tokio::sync::oneshot::channel::<()>();
+    let connection = Until { stream: Box::pin(connection), _closed: closed };
+    let serving = async move {
+        let _ = router.serve_with_incoming_shutdown(connection, async { drop(ended.await) }).await;
+    };
+    (outgoing, serving)
+}
+
+/// Keeps a sender as long as the stream lives.
+struct Until<S> {
+    stream: Pin<Box<S>>,
+    _closed: tokio::sync::oneshot::Sender<()>,
+}
+
+impl<S: Stream> Stream for Until<S> {
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.stream.as_mut().poll_next(cx)
+    }
+}
+
+struct Connection<S>(tunnel::Tunnel<S>);
+
+impl<S> tonic::transport::server::Connected for Connection<S> {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) -> Self::ConnectInfo {}
+}
+
+impl<S: Stream<Item = Result<BytesMessage, Status>> + Unpin> tokio::io::AsyncRead for Connection<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl<S: Unpin> tokio::io::AsyncWrite for Connection<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// Questions with one answer.
+struct Answers(SharedSession);
+
+fn refused(fault: Fault) -> Status {
+    Status::unknown(fault.cause())
+}
+
+#[tonic::async_trait]
+impl Auth for Answers {
+    async fn credentials(
+        &self,
+        request: Request<filesync::CredentialsRequest>,
+    ) -> Result<Response<filesync::CredentialsResponse>, Status> {
+        let found = self.0.credentials(&request.get_ref().host).await.map_err(refused)?;
+        let text = |secret: base::Secret| String::from_utf8_lossy(secret.expose()).into_owned();
+        Ok(Response::new(match found {
+            None | Some(Credentials::Bearer(_)) => filesync::CredentialsResponse::default(),
+            Some(Credentials::Basic { username, password }) => {
+                filesync::CredentialsResponse { username, secret: text(password) }
+            }
+            // Without a user it is an identity token.
+            Some(Credentials::Refresh(token)) => {
+                filesync::CredentialsResponse { username: String::new(), secret: text(token) }
+            }
+        }))
+    }
+
+    async fn fetch_token(
+        &self,
+        _: Request<filesync::FetchTokenRequest>,
+    ) -> Result<Response<filesync::FetchTokenResponse>, Status> {
+        Err(Status::unimplemented("tokens are fetched by the daemon"))
+    }
+
+    async fn get_token_authority(
+        &self,
+        _: Request<filesync::GetTokenAuthorityRequest>,
+    ) -> Result<Response<filesync::GetTokenAuthorityResponse>, Status> {
+        Err(Status::unimplemented("tokens are fetched by the daemon"))
+    }
+
+    async fn verify_token_authority(
+        &self,
+        _: Request<filesync::VerifyTokenAuthorityRequest>,
+    ) -> Result<Response<filesync::VerifyTokenAuthorityResponse>, Status> {
+        Err(Status::unimplemented("tokens are fetched by the daemon"))
+    }
+}
+
+#[tonic::async_trait]
+impl Secrets for Answers {
+    async fn get_secret(&self, request: Request<GetSecretRequest>) -> Result<Response<GetSecretResponse>, Status> {
+        let id = &request.get_ref().id;
+        match self.0.secret(id).await.map_err(refused)? {
+            Some(secret) => Ok(Response::new(GetSecretResponse { data: secret.expose().to_vec() })),
+            None => Err(Status::not_found(format!("no secret `{id}`"))),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Health for Answers {
+    async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        let status = proto::health::health_check_response::ServingStatus::Serving.into();
+        Ok(Response::new(HealthCheckResponse { status }))
+    }
+
+    async fn list(&self, _: Request<HealthListRequest>) -> Result<Response<HealthListResponse>, Status> {
+        Ok(Response::new(HealthListResponse::default()))
+    }
+
+    type WatchStream = tokio_stream::Pending<Result<HealthCheckResponse, Status>>;
+
+    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Ok(Response::new(tokio_stream::pending()))
+    }
+}
+
+/// `FileSync` and `FileSend`, whose packets are our own.
+#[derive(Clone)]
+struct Transfers {
+    session: SharedSession,
+    kind: Service,
+}
+
+#[derive(Clone, Copy)]
+enum Service {
+    Sync,
+    Send,
+}
+
+/// A service goes by its name, and these two have two.
+#[derive(Clone)]
+struct SendService(Transfers);
+
+impl NamedService for Transfers {
+    const NAME: &'static str = "moby.filesync.v1.FileSync";
+}
+
+impl NamedService for SendService {
+    const NAME: &'static str = "moby.filesync.v1.FileSend";
+}
+
+type Called = Pin<Box<dyn Future<Output = Result<http::Response<Body>, std::convert::Infallible>> + Send>>;
+
+impl tower::Service<http::Request<Body>> for Transfers {
+    type Response = http::Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = Called;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Called {
+        let this = self.clone();
+        Box::pin(async move {
+            let called = match (this.kind, request.uri().path()) {
+                (Service::Sync, sync::METHOD) => {
+                    let codec = tonic_prost::ProstCodec::<Packet, Packet>::default();
+                    let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE);
+                    grpc.streaming(SyncCall(this.session), request).await
+                }
+                (Service::Send, output::METHOD) => this.take_result(request).await,
+                _ => Status::unimplemented("no such method").into_http(),
+            };
+            Ok(called)
+        })
+    }
+}
+
+impl tower::Service<http::Request<Body>> for SendService {
+    type Response = http::Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = Called;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Called {
+        self.0.call(request)
+    }
+}
+
+impl Transfers {
+    /// One method, two kinds of messages: which, the output of that number says.
+    async fn take_result(self, request: http::Request<Body>) -> http::Response<Body> {
+        let index = request.headers().get("buildkit-attachable-exporter-id");
+        let index = index.and_then(|id| id.to_str().ok()?.parse().ok()).unwrap_or(0);
+        match self.session.output(index).await {
+            Err(fault) => refused(fault).into_http(),
+            Ok(Output::Directory(dir)) => {
+                let codec = tonic_prost::ProstCodec::<Packet, Packet>::default();
+                let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE);
+                grpc.streaming(TreeCall(dir), request).await
+            }
+            Ok(output) => {
+                let codec = tonic_prost::ProstCodec::<BytesMessage, BytesMessage>::default();
+                let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE);
+                grpc.streaming(StreamCall(output), request).await
+            }
+        }
+    }
+}
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Reply<T> = Pin<Box<dyn Future<Output = Result<Response<Replies<T>>, Status>> + Send>>;
+
+/// Sends a directory.
+struct SyncCall(SharedSession);
+
+impl StreamingService<Packet> for SyncCall {
+    type Response = Packet;
+    type ResponseStream = Replies<Packet>;
+    type Future = Reply<Packet>;
+
+    fn call(&mut self, request: Request<Streaming<Packet>>) -> Reply<Packet> {
+        let session = self.0.clone();
+        Box::pin(async move {
+            let (metadata, _, packets) = request.into_parts();
+            let values = |key: &str| decode(&metadata, key);
+            let name = values("dir-name").pop().unwrap_or_default();
+            let filter = Filter {
+                include: values("include-patterns"),
+                exclude: values("exclude-patterns"),
+                follow: values("followpaths"),
+            };
+            let path = match session.local(&name).await.map_err(refused)? {
+                Some(LocalDir::InPlace(path)) => path,
+                _ => return Err(Status::not_found(format!("no access allowed to dir \"{name}\""))),
+            };
+            let (queue, replies) = mpsc::channel(QUEUE);
+            let (offer, cancel) = (offer(packets, queue.clone()), Cancel::new());
+            tokio::task::spawn_blocking(move || {
+                let root = Root::open(&path);
+                let root = root.map_err(|e| Fault::because(Kind::User, format!("cannot open `{}`", path.display()), e));
+                let sent = root.and_then(|root| {
+                    let dir = Directory { root, filter, cancel: cancel.clone() };
+                    offer.send(&dir, &cancel, &mut |_| ())
+                });
+                if let Err(fault) = sent {
+                    // The call ends with it; whoever hung up does not hear it.
+                    let _ = queue.blocking_send(Err(refused(fault)));
+                }
+            });
+            Ok(Response::new(Box::pin(ReceiverStream::new(replies)) as Replies<Packet>))
+        })
+    }
+}
+
+/// The daemon's requests and our packets, as [`Offer`] wants them.
+fn offer(mut incoming: Streaming<Packet>, replies: mpsc::Sender<Result<Packet, Status>>) -> Offer {
+    let (asked, requests) = mpsc::channel(QUEUE);
+    let (packets, mut queue) = mpsc::channel::<Packet>(QUEUE);
+    tokio::spawn(async move {
+        while let Some(packet) = queue.recv().await {
+            if replies.send(Ok(packet)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let call = tokio::spawn(async move {
+        while let Some(packet) = incoming.message().await.transpose() {
+            let packet = packet.map_err(|status| Fault::new(Kind::Remote, status.message()));
+            let ends = packet.is_err();
+            if asked.send(packet).await.is_err() || ends {
+                return;
+            }
+        }
+    });
+    Offer { requests, packets, call: call.abort_handle() }
+}
+
+/// A directory of the user.
+struct Directory {
+    root: Root,
+    filter: Filter,
+    cancel: Cancel,
+}
+
+impl Files for Directory {
+    fn list(&self, visit: &mut dyn FnMut(Sent) -> Result<(), Fault>) -> Result<(), Fault> {
+        let mut inodes: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
+        let mut refusal = None;
+        let listed = walk_each(&self.root, &self.filter, &mut reset_owner, &self.cancel, &mut |entry| {
+            let path = entry.path.as_os_str().as_bytes();
+            let has_names = entry.stat.nlink > 1 && entry.stat.kind == files::Kind::File;
+            let inode = (entry.stat.dev, entry.stat.ino);
+            let first = inodes.get(&inode).filter(|_| has_names);
+            let mut file = Sent::of(&entry, first.map(Vec::as_slice));
+            if has_names && first.is_none() {
+                inodes.insert(inode, path.to_vec());
+            }
+            file.xattrs = files::receive::xattrs(&self.root, &entry.path)?;
+            visit(file).map_err(|fault| {
+                refusal = Some(fault);
+                files::Error::Cancelled(base::Cancelled)
+            })
+        });
+        match (listed, refusal) {
+            (_, Some(fault)) => Err(fault),
+            (listed, None) => listed
+                .map_err(|e| Fault::because(Kind::User, format!("cannot read `{}`", self.root.path().display()), e)),
+        }
+    }
+
+    fn open(&self, path: &[u8]) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let path = std::ffi::OsStr::from_bytes(path);
+        self.root.open_at(path, flags, Mode::empty(), Links::Refuse).map(File::from)
+    }
+}
+
+/// Takes a tree into a directory.
+struct TreeCall(std::path::PathBuf);
+
+impl StreamingService<Packet> for TreeCall {
+    type Response = Packet;
+    type ResponseStream = Replies<Packet>;
+    type Future = Reply<Packet>;
+
+    fn call(&mut self, request: Request<Streaming<Packet>>) -> Reply<Packet> {
+        let dir = self.0.clone();
+        Box::pin(async move {
+            let mut packets = request.into_inner();
+            let (queue, incoming) = mpsc::channel(QUEUE);
+            tokio::spawn(async move {
+                while let Some(packet) = packets.message().await.transpose() {
+                    let ends = packet.is_err();
+                    if queue.send(packet).await.is_err() || ends {
+                        return;
+                    }
+                }
+            });
+            let (outgoing, replies) = mpsc::unbounded_channel();
+            let (ended, end) = tokio::sync::oneshot::channel();
+            tokio::task::spawn_blocking(move || {
+                let transfer = Transfer::new(dir.display().to_string(), incoming, outgoing);
+                let _ = ended.send(take_tree(&dir, transfer));
+            });
+            let end = async move {
+                match end.await {
+                    Ok(Err(fault)) => Some(Err(refused(fault))),
+                    _ => None,
+                }
+            };
+            use futures_util::StreamExt as _;
+            let end = futures_util::stream::once(end).filter_map(async |end| end);
+            let replies = UnboundedReceiverStream::new(replies).map(Ok).chain(end);
+            Ok(Response::new(Box::pin(replies) as Replies<Packet>))
+        })
+    }
+}
+
+fn take_tree(dir: &std::path::Path, transfer: Transfer) -> Result<(), Fault> {
+    let failed =
+        |error: io::Error| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), error);
+    std::fs::create_dir_all(dir).map_err(failed)?;
+    let root = Root::open(dir).map_err(failed)?;
+    let mut receiver = Receiver::beside(&root);
+    transfer.into_dir(&mut receiver, &Cancel::new(), &mut |_| ())?;
+    let taken = receiver.finish().map(drop);
+    taken.map_err(|e| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), e))
+}
+
+/// Takes one stream into a file or to standard output.
+struct StreamCall(Output);
+
+impl StreamingService<BytesMessage> for StreamCall {
+    type Response = BytesMessage;
+    type ResponseStream = Replies<BytesMessage>;
+    type Future = Reply<BytesMessage>;
+
+    fn call(&mut self, request: Request<Streaming<BytesMessage>>) -> Reply<BytesMessage> {
+        let output = self.0.clone();
+        Box::pin(async move {
+            let mut messages = request.into_inner();
+            let (queue, mut incoming) = mpsc::channel::<Vec<u8>>(QUEUE);
+            let writing = tokio::task::spawn_blocking(move || -> io::Result<()> {
+                match output {
+                    Output::Stdout => {
+                        let mut stdout = io::stdout().lock();
+                        while let Some(bytes) = incoming.blocking_recv() {
+                            stdout.write_all(&bytes)?;
+                        }
+                        stdout.flush()
+                    }
+                    Output::File(path) => {
+                        let mut file = File::options().write(true).create(true).truncate(true).open(path)?;
+                        while let Some(bytes) = incoming.blocking_recv() {
+                            file.write_all(&bytes)?;
+                        }
+                        Ok(())
+                    }
+                    _ => Err(io::Error::new(io::ErrorKind::NotFound, "nothing says where the result goes")),
+                }
+            });
+            let received = async {
+                while let Some(message) = messages.message().await? {
+                    if queue.send(message.data).await.is_err() {
+                        break;
+                    }
+                }
+                Ok::<_, Status>(())
+            };
+            let received = received.await;
+            drop(queue);
+            let written = writing.await.map_err(|error| Status::internal(error.to_string()))?;
+            written.map_err(|error| Status::unknown(format!("cannot write the result: {error}")))?;
+            received?;
+            Ok(Response::new(Box::pin(tokio_stream::empty()) as Replies<BytesMessage>))
+        })
+    }
+}
+
+/// The values of a key, some of which headers cannot hold as they are.
+fn decode(metadata: &MetadataMap, key: &str) -> Vec<String> {
+    let values = metadata.get_all(key).iter().filter_map(|value| value.to_str().ok());
+    let encoded = metadata.get(format!("{key}-encoded")).is_some_and(|mark| mark == "1" || mark == "true");
+    values.map(|value| if encoded { query_unescape(value) } else { value.to_owned() }).collect()
+}
+
+/// Go's `url.QueryUnescape`; what is malformed stays.
+fn query_unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [byte, tail @ ..] = rest {
+        rest = tail;
+        let hex = tail.get(..2).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+        match (byte, hex) {
+            (b'+', _) => bytes.push(b' '),
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            (byte, _) => bytes.push(*byte),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_carry_any_text() {
+        for text in ["plain", "a b+c%d", "größe\n", "~x_y-z.é"] {
+            let mut metadata = MetadataMap::new();
+            super::super::encode(&mut metadata, "followpaths", &[text.to_owned(), "x".to_owned()]);
+            assert_eq!(decode(&metadata, "followpaths"), [text, "x"]);
+        }
+    }
+}
