@@ -8,8 +8,8 @@ use serde_json::Value;
 use testkit::DockerRegistry;
 use testkit::image::{TestImage, noise};
 
-use crate::harness::{World, has_tool, is_root};
-use crate::kitchen::Kitchen;
+use crate::harness::{World, eventually, has_tool, is_root};
+use crate::kitchen::{Kitchen, steps};
 use crate::needs;
 use crate::who::Who;
 
@@ -254,6 +254,33 @@ fn a_directory_gets_the_files_and_keeps_its_own() {
     assert_eq!(fs::read_to_string(out("mine")).unwrap(), "mine");
     assert_eq!(fs::read_to_string(out("owned/a")).unwrap(), "a\n");
     assert_eq!(fs::read_link(out("o/soft")).unwrap(), PathBuf::from("d"));
+}
+
+#[test]
+fn answers_are_known_to_go_somewhere_before_the_build() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        kitchen.dockerfile("FROM busybox\nRUN echo 1 > /1\n");
+        for (flag, path) in [("--iidfile", "nowhere/iid"), ("--metadata-file", "context")] {
+            let ended = kitchen.build(&format!("{flag} {path}")).fails();
+            ended.says(&format!("error: cannot write `{path}`: "));
+            assert_eq!(steps(&ended).0, [""; 0], "{ended:?}");
+        }
+        // Nobody reads the pipe; the other answer comes before it.
+        kitchen.world.run("mkfifo").args(["--mode=666", "pipe"]).succeeds();
+        let running = kitchen.build("--metadata-file meta.json --iidfile pipe").starts();
+        let meta = kitchen.world.path("meta.json");
+        eventually(|| meta.exists());
+        running.signal("TERM");
+        let ended = running.ends_soon();
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        ended.says("error: cannot write `pipe`: build cancelled\n");
+        // Somebody does.
+        let running = kitchen.build("--iidfile pipe").starts();
+        let id = kitchen.world.run("cat").args(["pipe"]).succeeds().text();
+        assert!(id.starts_with("sha256:"), "{id}");
+        assert_eq!(running.ends().code, Some(0));
+    }
 }
 
 #[test]

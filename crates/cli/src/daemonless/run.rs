@@ -164,19 +164,19 @@ where
     F: Future<Output = Result<SolveResponse, Fault>>,
 {
     let reference = reference();
-    if let Some(path) = &plan.ref_file {
-        metadata::write_whole(path, &reference)?;
-    }
-    // Of an earlier build: nobody must take them for this one's.
+    // What an earlier build wrote nobody must take for this one's.
     for path in plan.metadata_file.iter().chain(&plan.iid_file) {
-        metadata::remove(path)?;
+        metadata::prepare(path)?;
+    }
+    if let Some(path) = &plan.ref_file {
+        metadata::write(path.clone(), reference.clone(), &cancel).await?;
     }
     let trace = plan.trace.as_deref().map(open_trace).transpose()?;
     let display = Display::start(plan.mode, out, trace, plan.sum_up_warnings, environment);
     let result = solve(request(&plan, reference, environment, &display, cancel.clone())).await;
     let steps = display.finish();
     match result {
-        Ok(response) => Ok(write_answers(&plan, &response)?),
+        Ok(response) => Ok(write_answers(&plan, &response, &cancel).await?),
         Err(fault) if cancel.is_cancelled() && fault.kind() == Kind::Cancelled => {
             Err(Failure { fault: fault.context("failed to solve"), steps: Vec::new() })
         }
@@ -218,14 +218,14 @@ fn request(
     }
 }
 
-fn write_answers(plan: &BuildPlan, response: &SolveResponse) -> Result<(), Fault> {
+async fn write_answers(plan: &BuildPlan, response: &SolveResponse, cancel: &CancellationToken) -> Result<(), Fault> {
     let answers = &response.exporter_response;
     let id = metadata::image_id(answers);
     if let Some(path) = &plan.metadata_file {
-        metadata::write_whole(path, &metadata::metadata_json(answers))?;
+        metadata::write(path.clone(), metadata::metadata_json(answers), cancel).await?;
     }
     if let (Some(path), Some(id)) = (&plan.iid_file, id) {
-        metadata::write_whole(path, id)?;
+        metadata::write(path.clone(), id.to_owned(), cancel).await?;
     }
     if let (true, Some(id)) = (plan.print_id, id) {
         crate::print_line(id)?;
