@@ -11,8 +11,9 @@ use hyper::Method;
 use testkit::image::{File, TestImage, noise, tar};
 use testkit::registry::{Action, Fault};
 
-use crate::harness::{Ended, Running, USER, eventually, has_tool, is_root};
+use crate::harness::{Ended, Running, USER, eventually, is_root};
 use crate::kitchen::Kitchen;
+use crate::needs;
 use crate::who::Who;
 
 /// Ctrl-C, an ordinary end, a terminal that is gone.
@@ -266,9 +267,7 @@ fn exports(scene: &Scene, signal: &mut impl FnMut() -> &'static str) {
 
 #[test]
 fn a_terminal_that_vanishes_ends_the_build() {
-    if !has_tool("script") {
-        return println!("skipped: it wants `script`");
-    }
+    needs!(tool "script");
     for who in [Who::Root, Who::Single] {
         let Some(scene) = Scene::new(who) else { continue };
         let world = &scene.kitchen.world;
