@@ -178,6 +178,19 @@ fn complaints_about_buildkitd_flags() {
 }
 
 #[test]
+fn flags_of_a_daemon_that_mean_nothing_are_named() {
+    let warnings = |flags: &str| {
+        let flags = flags.split_whitespace().map(str::to_owned).collect();
+        buildkitd_flags::BuildkitdFlags::parse_words(flags).expect("parses").settings(&pipe()).expect("good").warnings
+    };
+    assert_eq!(warnings("--root=/x --oci-worker=true --containerd-worker=false --debug"), [""; 0]);
+    assert_eq!(
+        warnings("--root=/x --containerd-worker-gc=false --tlscert=a --addr unix:///a --addr unix:///b"),
+        ["flags of buildkitd that mean nothing without a daemon: --addr, --tlscert, --containerd-worker-gc"]
+    );
+}
+
+#[test]
 fn buildkitd_flags_change_the_configuration() {
     let flags = "--root=/x --oci-worker-snapshotter=native --oci-worker-no-process-sandbox --rootless \
                  --oci-worker-gc-keepstorage 1000,2000,3000 --oci-max-parallelism=4 --oci-worker-labels a=b \

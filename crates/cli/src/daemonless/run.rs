@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{BuildPlan, Settings};
-use crate::display::Display;
+use crate::display::{self, Display, Mode, Notice};
 use crate::environment::Environment;
 use crate::fault::{FailedStep, print_warning};
 use crate::metadata;
@@ -37,7 +37,7 @@ impl From<Fault> for Failure {
 /// Opens the engine, builds, writes the files.
 pub async fn build(plan: BuildPlan, settings: &Settings, environment: &Environment) -> Result<(), Failure> {
     let cancel = cancelled_by_signals()?;
-    let engine = open(settings, environment, &cancel).await?;
+    let engine = open(settings, environment, plan.mode, &cancel).await?;
     let solving = engine.clone();
     let result =
         drive(
@@ -57,9 +57,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Opens the engine, unless a signal comes first. Where another process has the state directory, that is told, and waited
 /// for.
-pub async fn open(settings: &Settings, environment: &Environment, cancel: &CancellationToken) -> Result<Engine, Fault> {
+pub async fn open(
+    settings: &Settings,
+    environment: &Environment,
+    mode: Mode,
+    cancel: &CancellationToken,
+) -> Result<Engine, Fault> {
+    let tell = |notice| display::tell(mode, &mut std::io::stderr(), &notice);
     for warning in &settings.warnings {
-        print_warning(&mut std::io::stderr(), warning);
+        tell(Notice::Warning(warning.clone()));
     }
     settings.start_log();
     let mut left = settings.lock_wait;
@@ -74,8 +80,7 @@ pub async fn open(settings: &Settings, environment: &Environment, cancel: &Cance
         match opened.as_ref().err().and_then(engine::in_use) {
             Some(by) if left.is_none_or(|left| !left.is_zero()) => {
                 if told.as_ref() != Some(&by) {
-                    // As for warnings.
-                    let _ = writeln!(std::io::stderr(), "waiting: {by}");
+                    tell(Notice::Waiting(by.clone()));
                     told = Some(by);
                 }
             }
@@ -97,7 +102,7 @@ pub async fn tidy<F: Future<Output = Result<Vec<UsageRecord>, Fault>>>(
         return Ok(Vec::new());
     }
     let cancel = cancelled_by_signals()?;
-    let engine = open(&settings, environment, &cancel).await?;
+    let engine = open(&settings, environment, Mode::Plain, &cancel).await?;
     let records = tokio::select! {
         records = work(engine.clone()) => records,
         () = cancel.cancelled() => Err(Fault::cancelled()),
