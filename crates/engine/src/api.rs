@@ -44,8 +44,8 @@ pub struct EngineOptions {
     pub snapshotter: SnapshotterChoice,
     /// How long to wait for another process that holds the state directory.
     pub lock_wait: Duration,
-    /// The state directory is opened to see or remove what is in it, which must be possible on a full disk.
-    pub spend_reserve: bool,
+    /// What is kept back of the disk, so that what is stored can be seen and removed on a full one.
+    pub reserve: store::Reserve,
     /// Environment for outgoing connections: proxy variables, from the program's environment.
     pub proxy: BTreeMap<String, String>,
     /// How much of a step's output is shown.

@@ -28,3 +28,4 @@ pub use api::{
 };
 pub use open::in_use;
 pub use step_log::LogLimits;
+pub use store::Reserve;

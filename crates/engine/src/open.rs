@@ -32,7 +32,7 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         },
         userxattr: options.isolation.nested,
         lock_wait: options.lock_wait,
-        spend_reserve: options.spend_reserve,
+        reserve: options.reserve,
         identity: id_map(),
         shadow: options.isolation.nested,
         // What a crash of the machine could lose is verified or dropped at the next start; builds do not wait for disks.

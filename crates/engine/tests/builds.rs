@@ -64,7 +64,7 @@ async fn engine(state: &Path, isolation: &Isolation) -> Engine {
         config: config::Config::default(),
         snapshotter: SnapshotterChoice::Copy,
         lock_wait: Duration::ZERO,
-        spend_reserve: false,
+        reserve: engine::Reserve::Keep,
         proxy: BTreeMap::new(),
         step_log: engine::LogLimits::default(),
         isolation: isolation.clone(),

@@ -95,7 +95,6 @@ pub async fn tidy<F: Future<Output = Result<Vec<UsageRecord>, Fault>>>(
     environment: &Environment,
     work: impl FnOnce(Engine) -> F,
 ) -> Result<Vec<UsageRecord>, Fault> {
-    let settings = settings.to_tidy_up();
     if !settings.has_state() {
         let text = format!("there is no state directory `{}/hullworks`: nothing is stored", settings.root.display());
         print_warning(&mut std::io::stderr(), text);
