@@ -177,6 +177,9 @@ pub struct PruneOptions {
     pub filters: Vec<String>,
 }
 
+/// Threads that were told to end look for that after each piece of their work, which takes so long at most.
+const STUCK_AFTER: Duration = Duration::from_secs(20);
+
 impl Engine {
     /// Opens the state directory. Fails when another process keeps it locked, or nothing can be
     /// written there. The process must be in a mount namespace of its own.
@@ -331,13 +334,19 @@ impl Engine {
 
     /// Waits for what is still being remembered and for what was cancelled, collects garbage by the configured rules,
     /// and writes everything to disk. Nothing is left of the executor.
-    pub async fn close(self) {
+    ///
+    /// Answers what did not end in time: it is stuck in the kernel, and so would be who waits for the same disk. It ends with
+    /// the process; what it leaves half done is removed by the next opening.
+    pub async fn close(self) -> Vec<String> {
         self.driver.idle().await;
-        self.core.threads.close();
-        self.core.threads.wait().await;
+        let stuck = self.core.threads.end(STUCK_AFTER).await;
         let (core, store, gc) = (self.core.clone(), self.core.store.clone(), self.gc.clone());
+        let tidy = stuck.is_empty();
         blocking(move || {
             core.executor.close();
+            if !tidy {
+                return;
+            }
             for rule in gc.iter() {
                 if let Err(error) = store.prune(rule) {
                     tracing::warn!(%error, "garbage collection failed");
@@ -348,6 +357,7 @@ impl Engine {
             }
         })
         .await;
+        stuck
     }
 }
 

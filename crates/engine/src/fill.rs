@@ -115,7 +115,7 @@ async fn fill_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, id: SnapshotId) 
                 false => Fault::because(Kind::Remote, format!("cannot unpack layer {}", wanted.digest), error),
             })
         };
-        match read_whole(&core, blob, unpack).await {
+        match read_whole(&core, format!("unpacking layer {}", layer.digest), blob, unpack).await {
             Err(Failed { fault, wrong_bytes: true }) if tries > 0 => {
                 tracing::warn!(%fault, layer = %layer.digest, "downloading a layer again");
                 // One that was here already and is no good would stay in the way.
@@ -139,7 +139,7 @@ async fn fetch_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, layer: Arc<Lazy
             let read = io::copy(&mut reader, &mut io::sink());
             read.map(drop).map_err(|e| Fault::because(Kind::Remote, format!("cannot fetch layer {digest}"), e))
         };
-        match read_whole(&core, Blob::Download(download), skim).await {
+        match read_whole(&core, format!("fetching layer {}", layer.digest), Blob::Download(download), skim).await {
             Err(Failed { fault, wrong_bytes: true }) if tries > 0 => {
                 tracing::warn!(%fault, layer = %layer.digest, "downloading a layer again");
             }
@@ -178,6 +178,7 @@ impl Blob {
 /// Reads a blob on a thread of its own. Where nobody waits for that any more, the thread is told to end.
 async fn read_whole(
     core: &Arc<Core>,
+    what: String,
     blob: Blob,
     read: impl FnOnce(Box<dyn Read + Send>, &Cancel) -> Result<(), Fault> + Send + 'static,
 ) -> Result<(), Failed> {
@@ -198,7 +199,7 @@ async fn read_whole(
             download.settle(read, &cancel)
         }
     };
-    joined(core.threads.spawn_blocking(work)).await
+    joined(core.threads.spawn_blocking(what, work)).await
 }
 
 /// Tells a thread that its work is not wanted.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use base::{Fault, Kind, Platform};
+use export::Unfinished;
 use http_client::{KeyPair, Pools, Proxies, Settings};
 use registry::{Limits, Registries, RegistryConfig};
 use store::{Driver as StoreDriver, OpenOptions, Store};
-use tokio_util::task::TaskTracker;
 
 use crate::api::{Engine, EngineOptions, SnapshotterChoice};
 use crate::cache_mount::CacheMounts;
@@ -60,7 +60,7 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         store,
         executor,
         fills: Fills::default(),
-        threads: TaskTracker::new(),
+        threads: Unfinished::default(),
         cache_mounts: CacheMounts::default(),
         content_trees: ContentTrees::default(),
         shadow: options.isolation.nested,

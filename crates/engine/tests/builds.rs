@@ -122,7 +122,7 @@ async fn panics(isolation: &Isolation) {
     let fault = engine.solve(request).await.unwrap_err();
     assert_eq!(fault.kind(), Kind::Internal);
     assert_eq!(fault.cause(), "a bug in the builder: no idea of context");
-    engine.close().await;
+    assert_eq!(engine.close().await, [""; 0]);
 }
 
 /// A directory of which `f` is written anew each time when a copy of it begins: after its digest was taken.
@@ -203,7 +203,7 @@ async fn changes_once(isolation: &Isolation) {
     std::fs::write(changing.path("context/f"), "0").unwrap();
     let built = changing.build(0).await;
     assert_eq!((built.result.unwrap().as_str(), built.started, built.cached), ("0", 1, 0));
-    changing.engine.close().await;
+    assert_eq!(changing.engine.close().await, [""; 0]);
 }
 
 async fn always_changes(isolation: &Isolation) {
@@ -216,5 +216,5 @@ async fn always_changes(isolation: &Isolation) {
     assert_eq!((built.started, built.failed), (4, 1));
     let built = changing.build(0).await;
     assert_eq!((built.result.unwrap().as_str(), built.started), ("4", 1));
-    changing.engine.close().await;
+    assert_eq!(changing.engine.close().await, [""; 0]);
 }

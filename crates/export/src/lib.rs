@@ -9,6 +9,7 @@ mod layer;
 mod options;
 mod push;
 mod tree;
+mod unfinished;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,9 +22,9 @@ use base::{Cancel, Fault, Kind, Platform};
 use registry::{Client, CredentialSource};
 use session::Output;
 use store::{Hold, SnapshotId, Store};
-use tokio_util::task::TaskTracker;
 
 pub use options::{Annotation, AnnotationPlace, Attributes, ImageOptions, PushOptions};
+pub use unfinished::Unfinished;
 
 /// A build's result.
 #[derive(Clone, Debug)]
@@ -73,7 +74,7 @@ pub struct Context {
     /// Ends the export early.
     pub cancel: Cancel,
     /// Threads that go on for a moment when the export was cancelled: somebody waits for them in the end.
-    pub unfinished: TaskTracker,
+    pub unfinished: Unfinished,
     /// Threads that compress.
     pub threads: usize,
 }
@@ -200,9 +201,10 @@ fn read_tree(attrs: &mut Attributes, local: bool) -> Result<Exporter, Fault> {
 }
 
 impl Context {
-    /// Runs code that waits for disks on a thread of its own, and looks at [`cancel`](Context::cancel) now and then.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        joined(self.unfinished.spawn_blocking(work)).await
+    /// Runs code that waits for disks on a thread of its own, and looks at [`cancel`](Context::cancel) now and then. `what`
+    /// says what it does.
+    async fn blocking<T: Send + 'static>(&self, what: String, work: impl FnOnce() -> T + Send + 'static) -> T {
+        joined(self.unfinished.spawn_blocking(what, work)).await
     }
 }
 

@@ -74,7 +74,8 @@ pub(crate) async fn write(
         }
         (true, Output::Directory(dir)) => {
             let _task = context.tasks.start("copying files", 0);
-            context.blocking(move || copy_out(&dir, write_all)).await?;
+            let what = format!("writing to `{}`", dir.display());
+            context.blocking(what, move || copy_out(&dir, write_all)).await?;
         }
         (true, _) => return Err(no_directory("type=local")),
     }
@@ -155,7 +156,8 @@ pub(crate) async fn write_stream(
             joined(tokio::task::spawn_blocking(move || write_device(&device, task, write))).await.map_err(failed)
         }
         Target::File(path) => {
-            context.blocking(move || write_file(&path, task, write).map_err(|e| output_fault(&path, e))).await
+            let what = format!("writing `{}`", path.display());
+            context.blocking(what, move || write_file(&path, task, write).map_err(|e| output_fault(&path, e))).await
         }
     }
 }

@@ -37,7 +37,8 @@ impl From<Fault> for Failure {
 /// Opens the engine, builds, writes the files.
 pub async fn build(plan: BuildPlan, settings: &Settings, environment: &Environment) -> Result<(), Failure> {
     let cancel = cancelled_by_signals()?;
-    let engine = open(settings, environment, plan.mode, &cancel).await?;
+    let mode = plan.mode;
+    let engine = open(settings, environment, mode, &cancel).await?;
     let solving = engine.clone();
     let result =
         drive(
@@ -48,7 +49,7 @@ pub async fn build(plan: BuildPlan, settings: &Settings, environment: &Environme
             |request| async move { solving.solve(request).await },
         )
         .await;
-    engine.close().await;
+    close(engine, mode).await;
     result
 }
 
@@ -106,8 +107,19 @@ pub async fn tidy<F: Future<Output = Result<Vec<UsageRecord>, Fault>>>(
         records = work(engine.clone()) => records,
         () = cancel.cancelled() => Err(Fault::cancelled()),
     };
-    engine.close().await;
+    close(engine, Mode::Plain).await;
     records
+}
+
+/// Closes the engine, and tells what it does not wait for any longer.
+async fn close(engine: Engine, mode: Mode) {
+    for what in engine.close().await {
+        display::tell(
+            mode,
+            &mut std::io::stderr(),
+            &Notice::Warning(format!("gave up waiting for the end of: {what}")),
+        );
+    }
 }
 
 /// A token that the first SIGINT, SIGTERM or SIGHUP (the terminal is gone) cancels. The second ends the process at once;
