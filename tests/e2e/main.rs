@@ -21,6 +21,7 @@ mod ends;
 mod full_disk;
 mod hostile;
 mod large;
+mod layouts;
 mod leftovers;
 mod one_state;
 mod outputs;

@@ -12,7 +12,7 @@ use files::untar::Limits;
 use futures_util::FutureExt as _;
 use futures_util::future::try_join_all;
 use image::{Descriptor, Reference};
-use registry::{BlobStart, BlockingBlob, Class, Stopper};
+use registry::{BlobStart, Class, Stopper};
 use store::{Claim, ClaimGuard, Hold, LazyLayer, SnapshotId};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,7 @@ use crate::core::{Core, joined, store_fault};
 use crate::flight::Flights;
 use crate::images::layer_fault;
 use crate::job::Job;
+use crate::layout;
 use base::report::{Running, Task, Tasks};
 
 /// Layers and blobs on their way in.
@@ -185,7 +186,7 @@ async fn read_whole(
     let cancel = Cancel::new();
     let stop = match &blob {
         Blob::Stored(_) => None,
-        Blob::Download(download) => Some(download.stop.clone()),
+        Blob::Download(download) => download.stop.clone(),
     };
     let _unwanted = Unwanted { cancel: cancel.clone(), stop };
     let work = move || match blob {
@@ -220,14 +221,14 @@ impl Drop for Unwanted {
 /// A blob that is kept while it is read.
 struct Download {
     tee: Arc<Mutex<Tee>>,
-    stop: Stopper,
+    stop: Option<Stopper>,
     /// Others who want it wait until it is there, or until we gave up.
     guard: ClaimGuard,
 }
 
 struct Tee {
     digest: Digest,
-    stream: BlockingBlob,
+    stream: Box<dyn Read + Send>,
     writer: Option<store::Writer>,
     task: Task,
     read: u64,
@@ -253,11 +254,10 @@ impl Download {
                 Claim::Busy => drop(woken.await),
             }
         };
-        let stream = fetch(core, job, layer).await?;
+        let (stream, stop) = fetch(core, job, layer).await?;
         let writer = content.writer(Some(layer.digest), Some(layer.size));
         let writer = Some(writer.map_err(|e| store_fault("cannot keep a layer", e))?);
         let task = tasks.start(layer.digest.to_string(), layer.size);
-        let stop = stream.stopper();
         let tee = Tee { digest: layer.digest, stream, writer, task, read: 0, failed: None };
         Ok(Some(Download { tee: Arc::new(Mutex::new(tee)), stop, guard }))
     }
@@ -326,16 +326,30 @@ fn lock(tee: &Mutex<Tee>) -> MutexGuard<'_, Tee> {
     tee.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn fetch(core: &Core, job: &Arc<Job>, layer: &LazyLayer) -> Result<BlockingBlob, Fault> {
+/// The bytes of a layer, verified when they are read to their end, and what ends a thread that waits for them.
+type Stream = (Box<dyn Read + Send>, Option<Stopper>);
+
+async fn fetch(core: &Core, job: &Arc<Job>, layer: &LazyLayer) -> Result<Stream, Fault> {
     let mut descriptor = Descriptor::new(layer.media_type.clone(), layer.digest, layer.size);
     descriptor.annotations.clone_from(&layer.annotations);
     let mut last = None;
     for source in &layer.sources {
+        if source == layout::SOURCE {
+            match layout::layer(job, layer).await {
+                Ok(stream) => return Ok((stream, None)),
+                Err(fault) => last = Some(fault),
+            }
+            continue;
+        }
         let reference: Reference =
             source.parse().map_err(|e| Fault::because(Kind::Internal, format!("layer comes from `{source}`"), e))?;
         let repository = core.images.repository(job, &reference)?;
         match repository.fetch_blob(&descriptor, BlobStart::Beginning).await {
-            Ok(stream) => return Ok(stream.into_blocking()),
+            Ok(stream) => {
+                let stream = stream.into_blocking();
+                let stop = stream.stopper();
+                return Ok((Box::new(stream), Some(stop)));
+            }
             Err(error) => last = Some(layer_fault(error)),
         }
     }

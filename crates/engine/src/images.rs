@@ -1,4 +1,4 @@
-//! Images of registries: from a name to a manifest and a config, and to a chain of lazy layers.
+//! Images of registries (and [of clients](crate::layout)): from a name to a manifest and a config, and to a chain of lazy layers.
 //!
 //! Documents are small and kept in the content store; layers are only registered. Whoever reads a tree
 //! has them fetched ([`fill`](crate::fill)).
@@ -9,9 +9,11 @@ use base::{Digest, Fault, Kind, Platform};
 use image::Reference;
 use image::{Descriptor, ImageConfig, Index, Manifest, media_type};
 use registry::{Class, Repository, Target};
+use session::Blobs;
 use store::{LazyLayer, PrepareOptions, Store};
 
 use crate::job::Job;
+use crate::layout;
 use crate::ops::source::ResolveMode;
 use crate::tree::Tree;
 
@@ -22,12 +24,21 @@ const NAMES: &str = "image-names";
 #[derive(Clone, Debug)]
 pub(crate) struct ResolvedImage {
     pub(crate) reference: Reference,
+    /// Where layers can be had: a repository, or [`layout::SOURCE`].
+    source: String,
     /// What the name pointed to: an index or a manifest.
     pub(crate) root: Descriptor,
     pub(crate) manifest: Manifest,
     /// The config's bytes.
     pub(crate) config: Vec<u8>,
     pub(crate) diff_ids: Vec<Digest>,
+}
+
+/// Where the documents of an image come from.
+pub(crate) enum Origin {
+    Registry(Repository),
+    /// A store of a client.
+    Store(Arc<dyn Blobs>),
 }
 
 /// The images that this engine knows how to find.
@@ -60,19 +71,30 @@ impl Images {
         platform: &Platform,
         mode: ResolveMode,
     ) -> Result<ResolvedImage, Fault> {
-        let bad = |error| bad_document(error).context(reference);
         let repository = self.repository(job, reference)?;
         let root = self.root(&repository, reference, mode).await?;
+        self.describe(&Origin::Registry(repository), reference, root, platform).await
+    }
+
+    /// Reads what describes the image.
+    pub(crate) async fn describe(
+        &self,
+        origin: &Origin,
+        reference: &Reference,
+        root: Descriptor,
+        platform: &Platform,
+    ) -> Result<ResolvedImage, Fault> {
+        let bad = |error| origin.bad_document(error).context(reference);
         let manifest_descriptor = if media_type::is_index(&root.media_type) {
-            let bytes = self.document(&repository, &root).await?;
+            let bytes = self.document(origin, &root).await?;
             let index = Index::parse(&bytes, Some(&root.media_type)).map_err(bad)?;
             index.choose(platform).map_err(bad)?.clone()
         } else {
             root.clone()
         };
-        let bytes = self.document(&repository, &manifest_descriptor).await?;
+        let bytes = self.document(origin, &manifest_descriptor).await?;
         let manifest = Manifest::parse(&bytes, Some(&manifest_descriptor.media_type)).map_err(bad)?;
-        let config = self.document(&repository, &manifest.config).await?;
+        let config = self.document(origin, &manifest.config).await?;
         let diff_ids = ImageConfig::parse(&config).map_err(bad)?.rootfs.diff_ids;
         if diff_ids.len() != manifest.layers.len() {
             let (layers, ids) = (manifest.layers.len(), diff_ids.len());
@@ -81,7 +103,11 @@ impl Images {
                 format!("{reference}: the image has {layers} layers, but its config {ids}"),
             ));
         }
-        Ok(ResolvedImage { reference: reference.clone(), root, manifest, config, diff_ids })
+        let source = match origin {
+            Origin::Registry(_) => reference.clone().name_only().to_string(),
+            Origin::Store(_) => layout::SOURCE.to_owned(),
+        };
+        Ok(ResolvedImage { reference: reference.clone(), source, root, manifest, config, diff_ids })
     }
 
     pub(crate) fn repository(&self, job: &Arc<Job>, reference: &Reference) -> Result<Repository, Fault> {
@@ -106,8 +132,7 @@ impl Images {
         }
         let resolved = repository.resolve(&Target::of(reference)).await.map_err(registry_fault)?;
         if let Some(document) = &resolved.document {
-            let stored = self.store.content().put(document);
-            stored.map_err(|e| crate::core::store_fault("cannot keep a manifest", e))?;
+            self.keep(document)?;
         }
         if let Ok(bytes) = serde_json::to_vec(&resolved.descriptor) {
             // Only spares a question later: without it the registry is asked again.
@@ -116,21 +141,29 @@ impl Images {
         Ok(resolved.descriptor)
     }
 
-    /// A manifest, index or config: from the content store, else from the registry.
-    async fn document(&self, repository: &Repository, descriptor: &Descriptor) -> Result<Vec<u8>, Fault> {
+    /// Keeps a document in the content store.
+    pub(crate) fn keep(&self, bytes: &[u8]) -> Result<(), Fault> {
+        let stored = self.store.content().put(bytes);
+        stored.map(drop).map_err(|e| crate::core::store_fault("cannot keep a document of the image", e))
+    }
+
+    /// A manifest, index or config: from the content store, else from where the image is.
+    async fn document(&self, origin: &Origin, descriptor: &Descriptor) -> Result<Vec<u8>, Fault> {
         let content = self.store.content();
         if let Ok(Some(bytes)) = content.read(&descriptor.digest) {
             return Ok(bytes);
         }
         let is_manifest =
             media_type::is_manifest(&descriptor.media_type) || media_type::is_index(&descriptor.media_type);
-        let bytes = if is_manifest {
-            repository.fetch_manifest(descriptor).await.map_err(registry_fault)?
-        } else {
-            self.small_blob(repository, descriptor).await?
+        let bytes = match origin {
+            Origin::Registry(repository) if is_manifest => {
+                repository.fetch_manifest(descriptor).await.map_err(registry_fault)?.to_vec()
+            }
+            Origin::Registry(repository) => self.small_blob(repository, descriptor).await?.to_vec(),
+            Origin::Store(blobs) => layout::document(&**blobs, &descriptor.digest, Some(descriptor.size)).await?,
         };
-        content.put(&bytes).map_err(|e| crate::core::store_fault("cannot keep a document of the image", e))?;
-        Ok(bytes.to_vec())
+        self.keep(&bytes)?;
+        Ok(bytes)
     }
 
     async fn small_blob(&self, repository: &Repository, descriptor: &Descriptor) -> Result<bytes::Bytes, Fault> {
@@ -165,7 +198,7 @@ impl Images {
                 media_type: descriptor.media_type.clone(),
                 diff_id: *diff_id,
                 chain_id,
-                sources: vec![image.reference.clone().name_only().to_string()],
+                sources: vec![image.source.clone()],
                 annotations: descriptor.annotations.clone(),
             };
             let options = PrepareOptions { description: description.to_owned(), ..PrepareOptions::default() };
@@ -191,8 +224,15 @@ pub(crate) fn chain_id(parent: Option<Digest>, diff_id: Digest) -> Digest {
     }
 }
 
-fn bad_document(error: image::Error) -> Fault {
-    Fault::because(Kind::Remote, "the registry's answer makes no image", error)
+impl Origin {
+    fn bad_document(&self, error: image::Error) -> Fault {
+        match self {
+            Origin::Registry(_) => Fault::because(Kind::Remote, "the registry's answer makes no image", error),
+            Origin::Store(blobs) => {
+                Fault::because(Kind::User, format!("what OCI layout `{}` has makes no image", blobs.place()), error)
+            }
+        }
+    }
 }
 
 /// A registry's failure in the words of a fault.

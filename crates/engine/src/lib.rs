@@ -13,6 +13,7 @@ mod flight;
 mod frontend;
 mod images;
 mod job;
+mod layout;
 mod local;
 mod memo;
 mod open;

@@ -106,6 +106,10 @@ impl Session for Buggy {
         Ok(None)
     }
 
+    async fn content(&self, _: &str) -> Result<Option<Arc<dyn session::Blobs>>, Fault> {
+        Ok(None)
+    }
+
     async fn output(&self, _: usize) -> Result<Output, Fault> {
         Ok(Output::None)
     }

@@ -5,11 +5,12 @@
 
 pub mod local;
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use base::{Fault, Secret};
+use base::{Digest, Fault, Secret};
 
 /// What a build may ask of the client that started it.
 ///
@@ -29,8 +30,29 @@ pub trait Session: Send + Sync {
     /// The user name and password, or token, for a registry host. None is anonymous.
     async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Fault>;
 
+    /// The content store that the client offers under `name`, such as an OCI layout of its own. None when it offers none.
+    async fn content(&self, name: &str) -> Result<Option<Arc<dyn Blobs>>, Fault>;
+
     /// Where the result number `index` of the request goes, when an exporter writes to the client.
     async fn output(&self, index: usize) -> Result<Output, Fault>;
+}
+
+/// Blobs of a client by their digest.
+#[async_trait]
+pub trait Blobs: Send + Sync {
+    /// What it is called in messages: a directory.
+    fn place(&self) -> String;
+
+    /// A blob, as it is there: whoever reads it checks its digest. None where it is not there.
+    async fn open(&self, digest: &Digest) -> Result<Option<Blob>, Fault>;
+}
+
+/// One blob.
+pub struct Blob {
+    /// How many bytes it has.
+    pub size: u64,
+    /// Blocks; for a thread.
+    pub reader: Box<dyn Read + Send>,
 }
 
 /// A directory of the client.

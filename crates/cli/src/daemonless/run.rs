@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use base::{Fault, Kind};
 use engine::{Engine, SolveRequest, SolveResponse, UsageRecord};
-use session::local::LocalSession;
+use session::local::{Layout, LocalSession};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -215,6 +215,9 @@ fn request(
     let mut session = crate::credentials::add(LocalSession::new(reference), environment);
     for (name, dir) in &plan.dirs {
         session = session.with_dir(name, dir);
+    }
+    for (name, dir) in &plan.layouts {
+        session = session.with_layout(name, Layout::new(dir));
     }
     for (id, source) in &plan.secrets {
         session = session.with_secret(id, source.clone());

@@ -18,6 +18,7 @@ use sys::path::{Links, Root};
 use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
 use crate::job::{Built, BuiltPlatform};
+use crate::layout::StoreName;
 use crate::local::open_dir;
 use crate::ops::source::ResolveMode;
 use crate::tree::Tree;
@@ -117,9 +118,6 @@ impl Ask for Asker {
 
 impl Asker {
     async fn resolve(&self, request: &ImageRequest) -> Result<ResolvedImage, Fault> {
-        if request.layout.is_some() {
-            return Err(Fault::user(format!("image `{}` of an OCI layout is not supported yet", request.reference)));
-        }
         let job = &self.job.job;
         let running = Running::start(job.sink.clone(), &Label::phase(&request.log_name));
         let resolved = async {
@@ -127,9 +125,17 @@ impl Asker {
                 .reference
                 .parse()
                 .map_err(|e| Fault::because(Kind::User, format!("bad image reference `{}`", request.reference), e))?;
-            let mode = ResolveMode::from(request.mode);
+            let (images, platform) = (&self.core.images, &request.platform);
+            let resolving = async {
+                let Some(layout) = &request.layout else {
+                    return images.resolve(job, &reference, platform, ResolveMode::from(request.mode)).await;
+                };
+                let session = Some(layout.session.clone()).filter(|session| !session.is_empty());
+                let store = StoreName { session, store: layout.store.clone() };
+                images.resolve_layout(std::slice::from_ref(job), &store, &reference, platform).await
+            };
             tokio::select! {
-                resolved = self.core.images.resolve(job, &reference, &request.platform, mode) => resolved,
+                resolved = resolving => resolved,
                 () = job.cancel.cancelled() => Err(Fault::cancelled()),
             }
         };
