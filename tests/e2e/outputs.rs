@@ -1,6 +1,7 @@
 //! Where results go, judged by the programs that others read them with.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use hyper::Method;
@@ -280,6 +281,41 @@ fn answers_are_known_to_go_somewhere_before_the_build() {
         let id = kitchen.world.run("cat").args(["pipe"]).succeeds().text();
         assert!(id.starts_with("sha256:"), "{id}");
         assert_eq!(running.ends().code, Some(0));
+    }
+}
+
+/// As a container gets a file of the machine, and as a user gets one in a directory of somebody else.
+#[test]
+fn privileged_files_that_cannot_be_replaced_are_written_in_place() {
+    needs!(root);
+    const NAMES: [&str; 2] = ["image", "iid"];
+    const MOUNTED: &str = "for name in image iid; do mount --bind theirs/$name theirs/$name || exit; done; exec \"$@\"";
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        let world = &kitchen.world;
+        kitchen.dockerfile("FROM busybox\nRUN echo 1 > /1\n");
+        for name in NAMES {
+            world.write(&format!("theirs/{name}"), noise(1, 8 << 20));
+            kitchen.who.own(world, &format!("theirs/{name}"));
+        }
+        let inodes = || NAMES.map(|name| fs::metadata(world.path("theirs").join(name)).unwrap().ino());
+        let before = inodes();
+        let line = "build --progress=plain --config=buildkitd.toml --root state context \
+            --output type=oci,dest=theirs/image --iidfile theirs/iid";
+        let build = match who {
+            Who::Root => {
+                let program = world.program().to_str().unwrap();
+                world.run("unshare").args(["--mount", "sh", "-c", MOUNTED, "sh", program])
+            }
+            _ => kitchen.who.hullworks(world),
+        };
+        build.args(line.split_whitespace()).succeeds();
+        assert_eq!(inodes(), before);
+        assert_eq!(fs::read_dir(world.path("theirs")).unwrap().count(), 2, "nothing is left beside them");
+        world.run("tar").args(["--list", "--file", "theirs/image"]).succeeds();
+        let image = fs::metadata(world.path("theirs/image")).unwrap().len();
+        assert!(image % 512 == 0 && image < 8 << 20, "what was there before is at its end: {image}");
+        assert_eq!(fs::read_to_string(world.path("theirs/iid")).unwrap().len(), "sha256:".len() + 64);
     }
 }
 

@@ -165,8 +165,7 @@ pub(crate) async fn write_stream(
 /// Devices, pipes and what links lead to (`/dev/stdout`) are written to as they are; a rename would replace them.
 fn write_device(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let file = File::options().write(true).create(true).truncate(true).open(path)?;
-    let mut sink = Counting { inner: io::BufWriter::with_capacity(1 << 20, file), task, written: 0 };
-    write(&mut sink).and_then(|()| sink.flush())
+    write_to(&file, task, write)
 }
 
 fn write_file(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
@@ -176,11 +175,16 @@ fn write_file(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io:
     let partial = path.with_file_name(partial);
     let unnamed = unnamed_file(path);
     let named = unnamed.is_none();
-    let file = unnamed.map_or_else(|| File::create(&partial), Ok)?;
-    let old = std::fs::metadata(path).ok();
-    let mut sink = Counting { inner: io::BufWriter::with_capacity(1 << 20, &file), task, written: 0 };
-    let written = write(&mut sink).and_then(|()| sink.flush());
-    let result = written.and_then(|()| {
+    let file = match unnamed.map_or_else(|| new_file(&partial), Ok) {
+        // The file may be ours where its directory is not.
+        Err(error) if is_refusal(&error) => {
+            let file = in_place(path).map_err(|_| error)?;
+            file.set_len(0)?;
+            return write_to(&file, task, write);
+        }
+        file => file?,
+    };
+    let result = write_to(&file, task, write).and_then(|()| {
         let twin = match named {
             true => None,
             false => match name_file(&file, path, &partial, link)? {
@@ -189,16 +193,51 @@ fn write_file(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io:
                 Named::Twin(twin) => Some(twin),
             },
         };
-        if let Some(old) = &old {
-            inherit(twin.as_ref().unwrap_or(&file), old);
-        }
-        std::fs::rename(&partial, path)
+        give_name(twin.as_ref().unwrap_or(&file), &partial, path)
     });
     if result.is_err() {
         // The first error is the one to tell.
         let _ = std::fs::remove_file(&partial);
     }
     result
+}
+
+fn write_to(file: &File, task: Task, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut sink = Counting { inner: io::BufWriter::with_capacity(1 << 20, file), task, written: 0 };
+    write(&mut sink).and_then(|()| sink.flush())
+}
+
+/// Replaces `path` by the file, which is `partial`.
+fn give_name(file: &File, partial: &Path, path: &Path) -> io::Result<()> {
+    if let Ok(old) = std::fs::metadata(path) {
+        inherit(file, &old);
+    }
+    let Err(error) = std::fs::rename(partial, path) else { return Ok(()) };
+    // What is there cannot be replaced, but may take it: it is mounted into a container, or somebody else's in /tmp.
+    let Ok(old) = in_place(path) else { return Err(error) };
+    old.set_len(0)?;
+    copy_whole(file, &old)?;
+    std::fs::remove_file(partial)
+}
+
+/// Opens a file that exists. Nothing is made, so that a file of somebody else may be opened in /tmp, too (proc(5),
+/// `protected_regular`).
+fn in_place(path: &Path) -> io::Result<File> {
+    File::options().write(true).open(path)
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(true).open(path)
+}
+
+/// Whether nothing may be made there. A full disk is another thing: what is there is worth more than a half of the new.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+}
+
+fn copy_whole(mut from: &File, mut to: &File) -> io::Result<()> {
+    from.seek(SeekFrom::Start(0))?;
+    io::copy(&mut from, &mut to).map(drop)
 }
 
 /// A file without a name, of which nothing is left should we be killed; not every file system has them.
@@ -237,10 +276,8 @@ fn name_file(
         // Without /proc, or where the file system has no links.
         Err(_) => {}
     }
-    let mut twin = File::create(partial)?;
-    let mut whole = file;
-    whole.seek(SeekFrom::Start(0))?;
-    io::copy(&mut whole, &mut twin)?;
+    let twin = new_file(partial)?;
+    copy_whole(file, &twin)?;
     Ok(Named::Twin(twin))
 }
 
