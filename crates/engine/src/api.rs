@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use base::progress::Sink;
@@ -177,7 +177,7 @@ pub struct PruneOptions {
     pub filters: Vec<String>,
 }
 
-/// Threads that were told to end look for that after each piece of their work, which takes so long at most.
+/// What was told to end looks for that after each piece of its work, which takes so long at most.
 const STUCK_AFTER: Duration = Duration::from_secs(20);
 
 impl Engine {
@@ -338,15 +338,22 @@ impl Engine {
     /// Answers what did not end in time: it is stuck in the kernel, and so would be who waits for the same disk. It ends with
     /// the process; what it leaves half done is removed by the next opening.
     pub async fn close(self) -> Vec<String> {
-        self.driver.idle().await;
-        let stuck = self.core.threads.end(STUCK_AFTER).await;
+        self.close_within(STUCK_AFTER).await
+    }
+
+    /// The same with another time for what is to end.
+    pub async fn close_within(self, most: Duration) -> Vec<String> {
+        let began = Instant::now();
+        let mut stuck = self.driver.idle(most).await;
+        stuck.extend(self.core.threads.end(most.saturating_sub(began.elapsed())).await);
         let (core, store, gc) = (self.core.clone(), self.core.store.clone(), self.gc.clone());
-        let tidy = stuck.is_empty();
+        if !stuck.is_empty() {
+            // It, too, may wait for them.
+            let _ = tokio::time::timeout(most, blocking(move || core.executor.close())).await;
+            return stuck;
+        }
         blocking(move || {
             core.executor.close();
-            if !tidy {
-                return;
-            }
             for rule in gc.iter() {
                 if let Err(error) = store.prune(rule) {
                     tracing::warn!(%error, "garbage collection failed");

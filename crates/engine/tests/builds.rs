@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 type Test = (&'static str, fn(&Runtime, &Isolation));
 
-const TESTS: [Test; 3] = [
+const TESTS: [Test; 4] = [
     ("a_panic_is_a_fault_of_the_build", |runtime, isolation| runtime.block_on(panics(isolation))),
+    ("closing_names_what_does_not_end", |runtime, isolation| runtime.block_on(stuck(isolation))),
     ("a_file_that_changes_once_is_read_again", |runtime, isolation| runtime.block_on(changes_once(isolation))),
     ("a_file_that_always_changes_is_an_error", |runtime, isolation| runtime.block_on(always_changes(isolation))),
 ];
@@ -85,17 +86,18 @@ fn request(frontend: Frontend, session: impl Session + 'static, progress: Arc<dy
     }
 }
 
-/// A client that has a bug.
-struct Buggy;
+/// A client that does something odd when it is asked for a directory.
+struct Odd<F>(F);
 
 #[async_trait]
-impl Session for Buggy {
+impl<F: Fn(&str) + Send + Sync> Session for Odd<F> {
     fn id(&self) -> &str {
-        "buggy"
+        "odd"
     }
 
     async fn local(&self, name: &str) -> Result<Option<LocalDir>, Fault> {
-        panic!("no idea of {name}")
+        (self.0)(name);
+        Ok(None)
     }
 
     async fn secret(&self, _: &str) -> Result<Option<Secret>, Fault> {
@@ -115,17 +117,40 @@ impl Session for Buggy {
     }
 }
 
+/// LLB that reads a directory of the client.
+fn reading(name: &str) -> Frontend {
+    let mut builder = Builder::new();
+    let local = builder.local(&Local { name: name.into(), ..Local::default() }, Constraints::default());
+    let defaults = Defaults { platform: Platform::host(), local_unique: "here".into() };
+    Frontend::Llb(builder.marshal(&local, &defaults).unwrap().encode_to_vec())
+}
+
 async fn panics(isolation: &Isolation) {
     let state = tempfile::tempdir().unwrap();
     let engine = engine(state.path(), isolation).await;
-    let mut builder = Builder::new();
-    let local = builder.local(&Local { name: "context".into(), ..Local::default() }, Constraints::default());
-    let defaults = Defaults { platform: Platform::host(), local_unique: "here".into() };
-    let definition = builder.marshal(&local, &defaults).unwrap().encode_to_vec();
-    let request = request(Frontend::Llb(definition), Buggy, Arc::new(Discard));
-    let fault = engine.solve(request).await.unwrap_err();
+    let session = Odd(|name: &str| panic!("no idea of {name}"));
+    let fault = engine.solve(request(reading("context"), session, Arc::new(Discard))).await.unwrap_err();
     assert_eq!(fault.kind(), Kind::Internal);
     assert_eq!(fault.cause(), "a bug in the builder: no idea of context");
+    assert_eq!(engine.close().await, [""; 0]);
+}
+
+/// As a file system that went away: cancelling changes nothing.
+async fn stuck(isolation: &Isolation) {
+    let state = tempfile::tempdir().unwrap();
+    let engine = engine(state.path(), isolation).await;
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (released, cancel) = (Mutex::new(released), CancellationToken::new());
+    let ends = cancel.clone();
+    let session = Odd(move |_: &str| {
+        ends.cancel();
+        tokio::task::block_in_place(|| _ = released.lock().unwrap().recv());
+    });
+    let request = SolveRequest { cancel, ..request(reading("context"), session, Arc::new(Discard)) };
+    let fault = engine.solve(request).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Cancelled);
+    assert_eq!(engine.clone().close_within(Duration::ZERO).await, ["local://context"]);
+    drop(release);
     assert_eq!(engine.close().await, [""; 0]);
 }
 
