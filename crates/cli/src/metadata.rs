@@ -75,15 +75,24 @@ fn is_standard_output(file: &Path) -> bool {
     ["/proc/self/fd/1", "/proc/self/fd/2"].iter().any(|stream| std::fs::canonicalize(stream).is_ok_and(|to| to == file))
 }
 
-/// Writes an answer, unless that is called off: a pipe may wait for its reader without end.
+/// Writes an answer, unless that is called off.
 pub async fn write(path: PathBuf, content: String, cancel: &CancellationToken) -> Result<(), Fault> {
-    let shown = path.clone();
-    let writing = tokio::task::spawn_blocking(move || write_whole(&path, &content));
+    unless_cancelled(path, cancel, move |path| write_whole(path, &content)).await
+}
+
+/// Opens or writes a file on a thread that nobody waits for once that is called off: a pipe may wait for its reader
+/// without end.
+pub async fn unless_cancelled<T: Send + 'static>(
+    path: PathBuf,
+    cancel: &CancellationToken,
+    work: impl FnOnce(&Path) -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    let failed = format!("cannot write `{}`", path.display());
     tokio::select! {
-        written = writing => written.unwrap_or_else(|error| {
-            Err(Fault::because(Kind::Internal, format!("cannot write `{}`", shown.display()), error))
-        }),
-        () = cancel.cancelled() => Err(Fault::cancelled().context(format!("cannot write `{}`", shown.display()))),
+        done = tokio::task::spawn_blocking(move || work(&path)) => {
+            done.unwrap_or_else(|error| Err(Fault::because(Kind::Internal, failed, error)))
+        }
+        () = cancel.cancelled() => Err(Fault::cancelled().context(failed)),
     }
 }
 

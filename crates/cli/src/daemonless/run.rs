@@ -187,7 +187,10 @@ where
     if let Some(path) = &plan.ref_file {
         metadata::write(path.clone(), reference.clone(), &cancel).await?;
     }
-    let trace = plan.trace.as_deref().map(open_trace).transpose()?;
+    let trace = match plan.trace.clone() {
+        Some(path) => Some(metadata::unless_cancelled(path, &cancel, open_trace).await?),
+        None => None,
+    };
     let display = Display::start(plan.mode, out, trace, plan.sum_up_warnings, environment);
     let result = solve(request(&plan, reference, environment, &display, cancel.clone())).await;
     let steps = display.finish();

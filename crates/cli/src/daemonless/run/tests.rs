@@ -147,6 +147,15 @@ async fn a_pipe_that_nobody_reads_can_be_given_up() {
     assert_eq!(failure.fault.to_string(), format!("cannot write `{}`: build cancelled", pipe.display()));
     // The thread of it ends.
     std::fs::read(&pipe).expect("read");
+
+    let mut plan = self::plan(Mode::Plain);
+    plan.trace = Some(pipe.clone());
+    let (cancel, out) = (CancellationToken::new(), Box::new(Shared::default()));
+    cancel.cancel();
+    let built = |_| async move { panic!("it was built") };
+    let failure = drive(plan, &Environment::default(), out, cancel, built).await.expect_err("nobody reads");
+    assert_eq!(failure.fault.to_string(), format!("cannot write `{}`: build cancelled", pipe.display()));
+    std::fs::read(&pipe).expect("read");
 }
 
 #[test]
