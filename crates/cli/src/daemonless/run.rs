@@ -68,7 +68,7 @@ pub async fn open(
     for warning in &settings.warnings {
         tell(Notice::Warning(warning.clone()));
     }
-    settings.start_log();
+    settings.start_log(mode);
     let mut left = settings.lock_wait;
     let mut told = None;
     loop {

@@ -8,6 +8,7 @@ use config::{Config, Lookup};
 use engine::{EngineOptions, LogLimits, Reserve, SnapshotterChoice};
 
 use crate::command::not_yet;
+use crate::display::Mode;
 use crate::environment::Environment;
 use crate::spec::invalid;
 
@@ -197,12 +198,12 @@ impl Settings {
         }
     }
 
-    /// Starts the log, if there is to be one. At most once per process.
-    pub fn start_log(&self) {
+    /// Starts the log, if there is to be one: as JSON where a display beside it is. At most once per process.
+    pub fn start_log(&self, mode: Mode) {
         let Some(level) = self.log else { return };
         let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
         // A second call finds the first one's log, which is what we want.
-        let _ = match self.log_json {
+        let _ = match self.log_json || mode == Mode::RawJson {
             true => subscriber.json().try_init(),
             false => subscriber.with_ansi(false).try_init(),
         };
