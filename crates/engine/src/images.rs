@@ -122,7 +122,9 @@ impl Images {
         mode: ResolveMode,
     ) -> Result<Descriptor, Fault> {
         let names = self.store.kv(NAMES);
-        let name = reference.to_string();
+        // A digest means the same whatever tag stands beside it.
+        let of_digest = |digest| reference.clone().name_only().with_digest(digest).to_string();
+        let name = reference.digest().map_or_else(|| reference.to_string(), of_digest);
         if mode == ResolveMode::PreferLocal || reference.digest().is_some() {
             let known = names.get(&name).ok().flatten();
             let known = known.and_then(|bytes| serde_json::from_slice::<Descriptor>(&bytes).ok());
@@ -135,7 +137,9 @@ impl Images {
             self.keep(document)?;
         }
         if let Ok(bytes) = serde_json::to_vec(&resolved.descriptor) {
-            // Only spares a question later: without it the registry is asked again.
+            // Only spares a question later: without it the registry is asked again. A frontend asks by tag, and what it
+            // makes of the answer asks by digest.
+            let _ = names.put(of_digest(resolved.descriptor.digest), bytes.clone());
             let _ = names.put(&name, bytes);
         }
         Ok(resolved.descriptor)
@@ -266,6 +270,9 @@ fn pull_hint(error: &registry::Error) -> Option<&'static str> {
     match error.class() {
         _ if error.is_certificate() => {
             Some("see `ca`, `keypair` and `insecure` of `[registry.\"HOST\"]` in buildkitd.toml")
+        }
+        _ if error.is_not_tls() => {
+            Some("if it speaks plain HTTP, say `http = true` in `[registry.\"HOST\"]` of buildkitd.toml")
         }
         Class::Unauthorised | Class::Denied => Some("log in with `docker login`, or check the credentials' rights"),
         Class::RateLimited => Some("log in, or use a mirror (`[registry.\"..\"] mirrors` in buildkitd.toml)"),

@@ -225,9 +225,10 @@ impl Build {
 
     /// The frontend's options, but for those about contexts.
     fn options(&self, environment: &Environment) -> Result<BTreeMap<String, String>, Fault> {
-        let mut options = environment.docker_config_dir().map(|dir| proxies::build_args(&dir)).unwrap_or_default();
-        options.extend(build_args(&self.build_arg, environment)?);
-        options.extend(labels(&self.label));
+        let mut options = build_args(&self.build_arg, environment)?;
+        let proxies = environment.docker_config_dir().map(|dir| proxies::build_args(&dir)).unwrap_or_default();
+        proxies::add(&mut options, proxies);
+        options.extend(labels(&self.label)?);
         let mut set = |key: &str, value: String| {
             if !value.is_empty() {
                 options.insert(key.to_owned(), value);

@@ -142,7 +142,8 @@ fn options_and_build_args() {
     let args = |values: &[&str]| pairs::build_args(&strings(values), &environment).expect("arguments");
     assert_eq!(args(&["A=b", "SET", "UNSET"]), map(&[epoch, ("build-arg:A", "b"), ("build-arg:SET", "s")]));
     assert!(pairs::build_args(&strings(&["=x"]), &environment).is_err());
-    assert_eq!(pairs::labels(&strings(&["a=b=c", "d"])), map(&[("label:a", "b=c"), ("label:d", "")]));
+    assert_eq!(pairs::labels(&strings(&["a=b=c", "d"])).expect("labels"), map(&[("label:a", "b=c"), ("label:d", "")]));
+    assert!(pairs::labels(&strings(&["=x"])).is_err());
 }
 
 #[test]
