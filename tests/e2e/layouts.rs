@@ -90,6 +90,26 @@ fn a_layer_stays_where_it_is_until_somebody_reads_it() {
     assert!(String::from_utf8_lossy(&manifest).contains(&top.to_string()));
 }
 
+/// Whatever the image was called when its layers were first seen.
+#[test]
+fn the_same_image_is_read_from_where_this_build_has_it() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    let (image, world) = (image(), &kitchen.world);
+    image.write_layout(&world.path("layout"), "latest").unwrap();
+    image.put(&kitchen.registry, "library/same", "latest");
+    let (layout, registry) = ("base=oci-layout://layout", "base=docker-image://same");
+    for (state, first, then) in [("one", layout, registry), ("other", registry, layout)] {
+        kitchen.dockerfile("FROM base\nLABEL a=b\n");
+        kitchen.build_on(state, &format!("--build-context {first} --output type=image,name=x")).succeeds();
+        kitchen.dockerfile("FROM base\nRUN cat /f\n");
+        kitchen.registry.forget_requests();
+        let ended = kitchen.build_on(state, &format!("--build-context {then}")).succeeds();
+        assert_eq!(runs(&ended), 1);
+        let asked = kitchen.registry.requests().iter().filter(|request| request.path.contains("/blobs/")).count();
+        assert_eq!(asked > 0, then == registry, "{state}");
+    }
+}
+
 #[test]
 fn what_is_no_image_of_a_layout_is_said_so() {
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };

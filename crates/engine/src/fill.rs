@@ -333,7 +333,13 @@ async fn fetch(core: &Core, job: &Arc<Job>, layer: &LazyLayer) -> Result<Stream,
     let mut descriptor = Descriptor::new(layer.media_type.clone(), layer.digest, layer.size);
     descriptor.annotations.clone_from(&layer.annotations);
     let mut last = None;
-    for source in &layer.sources {
+    // What the client has on its disk comes first, unless this build names none of it.
+    let (clients, registries): (Vec<_>, Vec<_>) = layer.sources.iter().partition(|source| *source == layout::SOURCE);
+    let sources = match job.stores().is_empty() {
+        false => [clients, registries].concat(),
+        true => [registries, clients].concat(),
+    };
+    for source in sources {
         if source == layout::SOURCE {
             match layout::layer(job, layer).await {
                 Ok(stream) => return Ok((stream, None)),

@@ -34,6 +34,26 @@ pub(crate) struct ResolvedImage {
     pub(crate) diff_ids: Vec<Digest>,
 }
 
+impl ResolvedImage {
+    /// Its layers as the store registers them, the lowest first.
+    fn layers(&self) -> impl Iterator<Item = LazyLayer> {
+        let mut chain: Option<Digest> = None;
+        self.manifest.layers.iter().zip(&self.diff_ids).map(move |(descriptor, diff_id)| {
+            let chain_id = chain_id(chain, *diff_id);
+            chain = Some(chain_id);
+            LazyLayer {
+                digest: descriptor.digest,
+                size: descriptor.size,
+                media_type: descriptor.media_type.clone(),
+                diff_id: *diff_id,
+                chain_id,
+                sources: vec![self.source.clone()],
+                annotations: descriptor.annotations.clone(),
+            }
+        })
+    }
+}
+
 /// Where the documents of an image come from.
 pub(crate) enum Origin {
     Registry(Repository),
@@ -107,7 +127,18 @@ impl Images {
             Origin::Registry(_) => reference.clone().name_only().to_string(),
             Origin::Store(_) => layout::SOURCE.to_owned(),
         };
-        Ok(ResolvedImage { reference: reference.clone(), source, root, manifest, config, diff_ids })
+        let image = ResolvedImage { reference: reference.clone(), source, root, manifest, config, diff_ids };
+        self.tell_where(&image)?;
+        Ok(image)
+    }
+
+    /// Layers that are known from another place can be had here, too. A tree that is cached is not registered anew, and
+    /// the other place may not be there any more.
+    fn tell_where(&self, image: &ResolvedImage) -> Result<(), Fault> {
+        for layer in image.layers() {
+            self.store.snapshots().also_from(&layer).map_err(cannot_register)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn repository(&self, job: &Arc<Job>, reference: &Reference) -> Result<Repository, Fault> {
@@ -192,23 +223,11 @@ impl Images {
             return Err(Fault::user(text));
         }
         let mut top: Option<store::Hold> = None;
-        let mut chain: Option<Digest> = None;
-        for (descriptor, diff_id) in image.manifest.layers.iter().zip(&image.diff_ids).take(count) {
-            let chain_id = chain_id(chain, *diff_id);
-            chain = Some(chain_id);
-            let layer = LazyLayer {
-                digest: descriptor.digest,
-                size: descriptor.size,
-                media_type: descriptor.media_type.clone(),
-                diff_id: *diff_id,
-                chain_id,
-                sources: vec![image.source.clone()],
-                annotations: descriptor.annotations.clone(),
-            };
+        for layer in image.layers().take(count) {
             let options = PrepareOptions { description: description.to_owned(), ..PrepareOptions::default() };
             let parent = top.as_ref().map(store::Hold::id);
             let hold = self.store.snapshots().register_lazy(parent.as_ref(), layer, options);
-            top = Some(hold.map_err(|e| crate::core::store_fault("cannot register a layer", e))?);
+            top = Some(hold.map_err(cannot_register)?);
         }
         // Documents of an image live as long as its layers.
         if let Some(top) = &top {
@@ -218,6 +237,10 @@ impl Images {
         }
         Ok(top.map_or(Tree::Empty, Tree::snapshot))
     }
+}
+
+fn cannot_register(error: store::Error) -> Fault {
+    crate::core::store_fault("cannot register a layer", error)
 }
 
 /// The chain id of a layer on its parents (OCI image-spec `config.md`).

@@ -165,7 +165,13 @@ fn privileged_pulled_layers_are_unpacked_in_any_order_and_found_again() {
             PrepareOptions::default(),
         );
         assert_eq!(again.expect("registered").id(), top.id(), "one chain, one snapshot");
-        assert_eq!(snapshots.lazy(&top.id()).expect("pulled").sources, ["registry.example/a", "mirror.example/a"]);
+        let elsewhere = LazyLayer { sources: vec!["other.example/b".into()], ..second.clone() };
+        snapshots.also_from(&elsewhere).expect("noted");
+        let unknown = LazyLayer { chain_id: base::Digest::of("unknown"), ..elsewhere };
+        snapshots.also_from(&unknown).expect("nothing to note");
+        assert!(snapshots.by_chain_id(&unknown.chain_id).is_none());
+        let sources = ["registry.example/a", "mirror.example/a", "other.example/b"];
+        assert_eq!(snapshots.lazy(&top.id()).expect("pulled").sources, sources);
         let (dir, driver, id) = (store.dir().to_owned(), store.driver().driver, top.id());
         drop((bottom, top, snapshots, store));
         let store = open_with(&dir, driver);
