@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::harness::{Ended, has_tool};
+use crate::harness::{Ended, has_tool, or_skip};
 use crate::kitchen::{Kitchen, ran};
 use crate::larder::Larder;
 use crate::machine::{self, Machine, fixture};
@@ -117,9 +117,7 @@ fn net_a_user_with_one_id_installs_debian_packages() {
 fn python_app(who: Who) {
     let files = ["requirements.txt", "main.py"];
     let requirements = fixture("python/requirements.txt");
-    if let Err(reason) = machine::python_packages(requirements.trim()) {
-        return println!("skipped: {reason}");
-    }
+    let Some(()) = or_skip(machine::python_packages(requirements.trim())) else { return };
     let Some(app) = App::new(who) else { return };
     let python = app.larder.with_packages("python", "python3-venv");
     let dockerfile = format!(
@@ -172,9 +170,7 @@ fn net_a_user_with_ranges_builds_a_python_app_that_runs() {
 #[test]
 #[ignore = "takes minutes: `cargo xtask long`"]
 fn net_long_a_node_app_is_built_and_runs() {
-    if let Err(reason) = machine::node_packages("debug@4.3.7") {
-        return println!("skipped: {reason}");
-    }
+    let Some(()) = or_skip(machine::node_packages("debug@4.3.7")) else { return };
     for who in [Who::Root, Who::Ranges] {
         let Some(app) = App::new(who) else { continue };
         let node = app.larder.with_packages("node", "nodejs npm");
@@ -210,9 +206,7 @@ fn net_long_a_node_app_is_built_and_runs() {
 #[test]
 #[ignore = "takes minutes: `cargo xtask long`"]
 fn net_long_a_rust_app_is_built_and_runs() {
-    if let Err(reason) = machine::crates("serde_json") {
-        return println!("skipped: {reason}");
-    }
+    let Some(()) = or_skip(machine::crates("serde_json")) else { return };
     for who in [Who::Root, Who::Ranges] {
         let Some(app) = App::new(who) else { continue };
         let debian = app.larder.name("debian");

@@ -20,7 +20,7 @@ use serde_json::Value;
 use testkit::Registry;
 use testkit::image::TestImage;
 
-use crate::harness::{Ended, World, has_tool, is_root};
+use crate::harness::{Ended, World, has_tool, is_root, or_skip};
 use crate::who::Who;
 
 #[test]
@@ -39,14 +39,7 @@ fn a_user_with_one_id_builds_the_same() {
 }
 
 fn check(who: Who) {
-    if let Some(reason) = who.is_missing() {
-        println!("skipped: {reason}");
-        return;
-    }
-    let busybox = match TestImage::busybox() {
-        Ok(busybox) => busybox,
-        Err(reason) => return println!("skipped: {reason}"),
-    };
+    let Some(busybox) = or_skip(who.is_here().and_then(|()| TestImage::busybox())) else { return };
     let registry = Registry::start();
     busybox.put(&registry, "library/busybox", "latest");
     let base = Base { host: registry.host(), layer: testkit_digest(&busybox) };

@@ -57,14 +57,19 @@ fn a_cached_build_warns_again() {
 fn programs_get_warnings_as_upstream_writes_them() {
     let world = world("");
     let build = ["build", "--frontend", "dockerfile.v0", "--local", "context=context", "--local", "dockerfile=context"];
-    for ended in [
-        world.daemonless(build).arg("--progress=rawjson").succeeds(),
-        world.hullworks(["build", "--progress=rawjson", "--root"]).arg(world.path("state")).arg("context").succeeds(),
-    ] {
-        let events: Vec<Value> = ended.stderr.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    // The log is on the same stream.
+    let hullworks =
+        world.hullworks(["build", "-D", "--progress=rawjson", "--root"]).arg(world.path("state")).arg("context");
+    for (count, ended) in [(0, world.daemonless(build).arg("--progress=rawjson").succeeds()), (1, hullworks.succeeds())]
+    {
+        let events: Vec<Value> = ended.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(events.iter().any(|event| event["level"] == "INFO"), count == 1, "{ended:?}");
         let all = |key: &str| events.iter().filter_map(|event| event[key].as_array()).flatten().collect::<Vec<_>>();
-        let [warning] = all("warnings")[..] else { panic!("{ended:?}") };
         let text = |value: &Value| String::from_utf8(STANDARD.decode(value.as_str().unwrap()).unwrap()).unwrap();
+        // What is told before the build is no line between the others.
+        let warnings = all("warnings");
+        let (before, [warning]) = warnings.split_at_checked(count).unwrap() else { panic!("{ended:?}") };
+        assert!(before.iter().all(|warning| text(&warning["short"]).starts_with("no output is given")), "{ended:?}");
         assert_eq!(text(&warning["short"]), NAME);
         assert_eq!((&warning["url"], &warning["level"]), (&Value::from(URL), &Value::from(1)));
         assert_eq!(warning["range"], serde_json::json!([{ "start": { "line": 1 }, "end": { "line": 1 } }]));

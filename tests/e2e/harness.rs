@@ -1,6 +1,7 @@
 //! What every end-to-end test stands on.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
 use std::fs;
 use std::io::{Read, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -34,11 +35,20 @@ macro_rules! needs {
         $crate::needs!(@ $crate::harness::has_tool($name), concat!("it wants `", $name, "`"))
     };
     (@ $has:expr, $why:expr) => {
-        if !$has {
-            println!("skipped: {}", $why);
+        if $crate::harness::or_skip(if $has { Ok(()) } else { Err($why) }).is_none() {
             return;
         }
     };
+}
+
+/// What a test acts with, unless this machine lacks something for it: then says why the test is skipped.
+pub fn or_skip<T, E: Display>(wanted: Result<T, E>) -> Option<T> {
+    wanted.inspect_err(|reason| println!("skipped: {reason}")).ok()
+}
+
+/// Fails for the first of these programs that is not in PATH.
+pub fn tools(names: &[&str]) -> Result<(), String> {
+    names.iter().find(|name| !has_tool(name)).map_or(Ok(()), |name| Err(format!("it wants `{name}`")))
 }
 
 /// Whether we are root.

@@ -9,6 +9,7 @@ use testkit::image::TestImage;
 use testkit::tar::{Archive, Entry};
 
 use crate::kitchen::Kitchen;
+use crate::needs;
 use crate::who::Who;
 
 const EVERYBODY: [Who; 3] = [Who::Root, Who::Ranges, Who::Single];
@@ -189,6 +190,25 @@ fn what_cannot_be_tamed_is_refused_by_name() {
     }
 }
 
+#[test]
+#[ignore = "takes half a minute: `cargo xtask long`"]
+fn long_half_a_megabyte_of_ten_million_entries_is_refused() {
+    needs!(tool "zstd");
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    const AT_ONCE: usize = 100_000;
+    let part = Archive::new().dir("./").cut().repeat(AT_ONCE);
+    let part = kitchen.world.run("zstd").arg("--stdout").stdin(part).succeeds().stdout;
+    // What is compressed in parts is unpacked as one.
+    let bomb = part.repeat(10_000_000 / AT_ONCE + 1);
+    assert!(bomb.len() < 1 << 20, "{}", bomb.len());
+    kitchen.file("bomb.tar.zst", bomb);
+    kitchen.dockerfile("FROM scratch\nADD bomb.tar.zst /in/\n");
+    let ended = kitchen.build("--output type=tar,dest=out.tar").fails();
+    ended.says("   2 | >>> ADD bomb.tar.zst /in/\n");
+    ended.says("the archive unpacks to more than 10000000 entries: refused as a decompression bomb\n");
+    assert!(!kitchen.world.path("out.tar").exists());
+}
+
 type Refused = (bytes::Bytes, Option<&'static str>, Option<&'static str>);
 
 fn refused(outside: &Outside) -> Vec<Refused> {
@@ -197,15 +217,16 @@ fn refused(outside: &Outside) -> Vec<Refused> {
     let sized = |size| new().entry(Entry { size: Some(size), data: b"x", ..named("x") }).cut();
     let device = |device| new().entry(Entry { flag: b'3', device, ..named("dev") }).end();
     let header = |flag, size| new().entry(Entry { flag, size: Some(size), ..named("h") }).file("x", "").end();
-    let sparse = |size: u64| {
+    let sparse_behind = |archive: Archive, size: u64| {
         let (size, zero) = (size.to_string(), "0".to_owned());
         let records = [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.name", "s")];
         let map = format!("{zero}\n");
         let records: Vec<(&str, &str)> = records.into_iter().chain([("GNU.sparse.realsize", &*size)]).collect();
         let mut data = map.into_bytes();
         data.resize(512, 0);
-        new().pax(&records).file("s", data).end()
+        archive.pax(&records).file("s", data).end()
     };
+    let sparse = |size| sparse_behind(new(), size);
     let (up, absolute) = (outside.name_from_below(), format!("/{}", outside.name()));
     let both = |archive, words| (archive, Some(words), Some(words));
     let layer = |archive, words| (archive, Some(words), None);
@@ -242,6 +263,7 @@ fn refused(outside: &Outside) -> Vec<Refused> {
         both(sized(300 << 30), bomb),
         both(sized(u64::MAX >> 1), bomb),
         both(sparse(300 << 30), bomb),
+        both(sparse_behind(new().file("x", "1"), 256 << 30), bomb),
         layer(sparse(2 << 40), "sparse file is larger than 1099511627776 bytes"),
         layer(header(b'x', 3 << 30), "extended header is larger than 1048576 bytes"),
         layer(header(b'L', 3 << 30), "extended header is larger than 1048576 bytes"),

@@ -5,7 +5,7 @@ use std::path::Path;
 use testkit::Registry;
 use testkit::image::TestImage;
 
-use crate::harness::{Ended, Invocation, World};
+use crate::harness::{Ended, Invocation, World, or_skip};
 use crate::who::Who;
 
 /// See above.
@@ -32,14 +32,9 @@ impl Kitchen {
     }
 
     fn made(who: Who, dir: &Path, registry: Registry) -> Option<Kitchen> {
-        let busybox = TestImage::busybox();
-        let reason = who.is_missing().map(str::to_owned).or(busybox.as_ref().err().cloned());
-        if let Some(reason) = reason {
-            println!("skipped: {reason}");
-            return None;
-        }
+        let busybox = or_skip(who.is_here().and_then(|()| TestImage::busybox()))?;
         let world = who.world_below(dir);
-        busybox.unwrap().put(&registry, "library/busybox", "latest");
+        busybox.put(&registry, "library/busybox", "latest");
         let host = registry.host();
         let config = format!("[registry.\"docker.io\"]\nmirrors = [\"{host}\"]\n[registry.\"{host}\"]\nhttp = true\n");
         world.write("buildkitd.toml", config);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use testkit::DockerRegistry;
 
-use crate::harness::{World, has_tool};
+use crate::harness::{World, or_skip, tools};
 use crate::kitchen::Kitchen;
 use crate::machine::{Machine, Release};
 use crate::who::Who;
@@ -45,27 +45,15 @@ impl Larder {
         if let Some(larder) = open.upgrade() {
             return Some(larder);
         }
-        match Larder::new() {
-            Ok(larder) => {
-                let larder = Arc::new(larder);
-                *open = Arc::downgrade(&larder);
-                Some(larder)
-            }
-            Err(reason) => {
-                println!("skipped: {reason}");
-                None
-            }
-        }
+        let larder = Arc::new(or_skip(Larder::new())?);
+        *open = Arc::downgrade(&larder);
+        Some(larder)
     }
 
     fn new() -> Result<Larder, String> {
-        for tool in ["docker-registry", "mmdebstrap"] {
-            if !has_tool(tool) {
-                return Err(format!("it wants `{tool}`"));
-            }
-        }
+        tools(&["docker-registry", "mmdebstrap"])?;
         // mmdebstrap, too, wants one of these.
-        let cook = [Who::Root, Who::Ranges].into_iter().find(|who| who.is_missing().is_none());
+        let cook = [Who::Root, Who::Ranges].into_iter().find(|who| who.is_here().is_ok());
         let cook = cook.ok_or("it wants root, or subordinate ids of this user")?;
         let release = Release::of_machine()?;
         let tree = tree(&release);

@@ -34,6 +34,14 @@ fn who_comes_second_waits_and_is_told_for_whom() {
         ended.says(&format!("error: cannot open the state directory: {held}\n")).hints(HINT);
     }
     builds.iter().for_each(|build| build.waits_until(&waiting, |text| text.contains(&waiting)));
+    // Programs that read JSON are told so too.
+    let program = kitchen.build("--progress=rawjson").starts();
+    program.waits_until(&held, |text| text.contains(waiting.trim_end()));
+    program.signal("INT");
+    let ended = program.ends();
+    let (json, error): (Vec<&str>, Vec<&str>) = ended.stderr.lines().partition(|line| line.starts_with('{'));
+    assert_eq!(error, ["error: build cancelled"], "{ended:?}");
+    assert!(json.iter().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{ended:?}");
     let [one, other, stopped] = builds;
     stopped.signal("INT");
     let ended = stopped.ends();

@@ -1,6 +1,7 @@
 //! Where results go, judged by the programs that others read them with.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use hyper::Method;
@@ -8,8 +9,8 @@ use serde_json::Value;
 use testkit::DockerRegistry;
 use testkit::image::{TestImage, noise};
 
-use crate::harness::{World, has_tool, is_root};
-use crate::kitchen::Kitchen;
+use crate::harness::{World, eventually, has_tool, is_root};
+use crate::kitchen::{Kitchen, steps};
 use crate::needs;
 use crate::who::Who;
 
@@ -254,6 +255,68 @@ fn a_directory_gets_the_files_and_keeps_its_own() {
     assert_eq!(fs::read_to_string(out("mine")).unwrap(), "mine");
     assert_eq!(fs::read_to_string(out("owned/a")).unwrap(), "a\n");
     assert_eq!(fs::read_link(out("o/soft")).unwrap(), PathBuf::from("d"));
+}
+
+#[test]
+fn answers_are_known_to_go_somewhere_before_the_build() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        kitchen.dockerfile("FROM busybox\nRUN echo 1 > /1\n");
+        for (flag, path) in [("--iidfile", "nowhere/iid"), ("--metadata-file", "context")] {
+            let ended = kitchen.build(&format!("{flag} {path}")).fails();
+            ended.says(&format!("error: cannot write `{path}`: "));
+            assert_eq!(steps(&ended).0, [""; 0], "{ended:?}");
+        }
+        // Nobody reads the pipe; the other answer comes before it.
+        kitchen.world.run("mkfifo").args(["--mode=666", "pipe"]).succeeds();
+        let running = kitchen.build("--metadata-file meta.json --iidfile pipe").starts();
+        let meta = kitchen.world.path("meta.json");
+        eventually(|| meta.exists());
+        running.signal("TERM");
+        let ended = running.ends_soon();
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        ended.says("error: cannot write `pipe`: build cancelled\n");
+        // Somebody does.
+        let running = kitchen.build("--iidfile pipe").starts();
+        let id = kitchen.world.run("cat").args(["pipe"]).succeeds().text();
+        assert!(id.starts_with("sha256:"), "{id}");
+        assert_eq!(running.ends().code, Some(0));
+    }
+}
+
+/// As a container gets a file of the machine, and as a user gets one in a directory of somebody else.
+#[test]
+fn privileged_files_that_cannot_be_replaced_are_written_in_place() {
+    needs!(root);
+    const NAMES: [&str; 2] = ["image", "iid"];
+    const MOUNTED: &str = "for name in image iid; do mount --bind theirs/$name theirs/$name || exit; done; exec \"$@\"";
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        let world = &kitchen.world;
+        kitchen.dockerfile("FROM busybox\nRUN echo 1 > /1\n");
+        for name in NAMES {
+            world.write(&format!("theirs/{name}"), noise(1, 8 << 20));
+            kitchen.who.own(world, &format!("theirs/{name}"));
+        }
+        let inodes = || NAMES.map(|name| fs::metadata(world.path("theirs").join(name)).unwrap().ino());
+        let before = inodes();
+        let line = "build --progress=plain --config=buildkitd.toml --root state context \
+            --output type=oci,dest=theirs/image --iidfile theirs/iid";
+        let build = match who {
+            Who::Root => {
+                let program = world.program().to_str().unwrap();
+                world.run("unshare").args(["--mount", "sh", "-c", MOUNTED, "sh", program])
+            }
+            _ => kitchen.who.hullworks(world),
+        };
+        build.args(line.split_whitespace()).succeeds();
+        assert_eq!(inodes(), before);
+        assert_eq!(fs::read_dir(world.path("theirs")).unwrap().count(), 2, "nothing is left beside them");
+        world.run("tar").args(["--list", "--file", "theirs/image"]).succeeds();
+        let image = fs::metadata(world.path("theirs/image")).unwrap().len();
+        assert!(image % 512 == 0 && image < 8 << 20, "what was there before is at its end: {image}");
+        assert_eq!(fs::read_to_string(world.path("theirs/iid")).unwrap().len(), "sha256:".len() + 64);
+    }
 }
 
 #[test]

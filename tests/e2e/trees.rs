@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-use crate::harness::{World, has_tool};
+use crate::harness::{World, has_tool, or_skip, tools};
 use crate::kitchen::Kitchen;
 use crate::needs;
 use crate::who::Who;
@@ -57,10 +57,7 @@ rm -r nodes
 ";
 
 fn prepared(who: Who) -> Option<Kitchen> {
-    if let Some(tool) = ["setcap", "setfattr", "getfattr", "skopeo", "umoci"].into_iter().find(|tool| !has_tool(tool)) {
-        println!("skipped: it wants `{tool}`");
-        return None;
-    }
+    or_skip(tools(&["setcap", "setfattr", "getfattr", "skopeo", "umoci"]))?;
     let kitchen = Kitchen::new(who)?;
     kitchen.dockerfile(DOCKERFILE);
     kitchen.world.run("sh").args(["-c", SETUP]).succeeds();

@@ -29,16 +29,17 @@ mount --bind etc/subuid /etc/subgid
 exec setpriv --reuid=1000 --regid=1000 --clear-groups -- \"$@\"";
 
 impl Who {
-    /// Why this cannot be tried here.
-    pub fn is_missing(self) -> Option<&'static str> {
-        match self {
+    /// Fails, saying why, where nobody can act as them.
+    pub fn is_here(self) -> Result<(), String> {
+        let missing = match self {
             Who::Root => (!is_root()).then_some("it wants root"),
             _ if !can_unshare() => Some("it wants user namespaces"),
             Who::Ranges if !has_tool("newuidmap") => Some("it wants `newuidmap`"),
             Who::Ranges if is_root() && !can_mount() => Some("it wants bind mounts"),
             Who::Ranges if !is_root() && !has_ranges() => Some("it wants subordinate ids of this user"),
             _ => None,
-        }
+        };
+        missing.map_or(Ok(()), |why| Err(why.to_owned()))
     }
 
     /// A world whose files belong to them.

@@ -9,11 +9,12 @@ use crate::{arrows, packages};
 pub fn all() -> Result<()> {
     // Unit tests meet the same tools that the end-to-end tests do.
     packages::ensure(packages::TESTS)?;
+    let newer = packages::unpack_newer(packages::NEWER)?;
     arrows::check()?;
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
     run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
     run(&mut cargo(&["clippy", "--package", "hullworks", "--test", "e2e", "--locked", "--", "-D", "warnings"]))?;
-    run(&mut cargo(&["test", "--workspace", "--locked"]))
+    run(cargo(&["test", "--workspace", "--locked"]).env("HULLWORKS_TOOLS", newer))
 }
 
 /// Goldens are written by the tests that read them: `BLESS` for our own, `INSTA_UPDATE` for snapshots.

@@ -50,6 +50,13 @@ pub struct CancelReader<R> {
     inner: R,
 }
 
+impl<R> CancelReader<R> {
+    /// What it reads from.
+    pub fn into_inner(self) -> R {
+        self.inner
+    }
+}
+
 impl<R: Read> Read for CancelReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.cancel.check()?;

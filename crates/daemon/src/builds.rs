@@ -8,6 +8,8 @@ use base::progress::{Event, Sink};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::service::gateway::ClientBuild;
+
 /// How long a client may ask for the status of a build that has not begun.
 const PATIENCE: Duration = Duration::from_secs(6);
 /// How long what was told of a build is kept after its end: its client may come late.
@@ -25,6 +27,8 @@ pub(crate) struct Build {
     told: Mutex<Vec<Event>>,
     state: watch::Sender<State>,
     pub(crate) cancel: CancellationToken,
+    /// What its client may ask, where the client is the frontend.
+    client: watch::Sender<Option<Arc<ClientBuild>>>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -47,6 +51,7 @@ impl Builds {
             told: Mutex::default(),
             state: watch::Sender::default(),
             cancel: CancellationToken::new(),
+            client: watch::Sender::default(),
         });
         {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,6 +102,21 @@ impl Builds {
 impl Build {
     fn has_ended(&self) -> bool {
         self.state.borrow().ended
+    }
+
+    /// From now on the client may ask for what it needs; or, without one, no more.
+    pub(crate) fn attach(&self, client: Option<Arc<ClientBuild>>) {
+        self.client.send_replace(client);
+    }
+
+    /// What its client may ask; waits until the build has begun. None where the client is not the frontend.
+    pub(crate) async fn client(&self) -> Option<Arc<ClientBuild>> {
+        let (mut client, mut state) = (self.client.subscribe(), self.state.subscribe());
+        let attached = client.wait_for(Option::is_some);
+        tokio::select! {
+            client = attached => client.ok()?.clone(),
+            _ = state.wait_for(|state| state.ended) => None,
+        }
     }
 
     /// What was told since `from` events; none when it has ended and all was told.

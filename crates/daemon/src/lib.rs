@@ -105,7 +105,11 @@ pub async fn serve(
 fn router(shared: &Arc<Shared>) -> tonic::transport::server::Router {
     use proto::health::health_server::HealthServer;
     use proto::moby::buildkit::v1::control_server::ControlServer;
+    use proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridgeServer;
     let control = ControlServer::new(service::control::Control(shared.clone()))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let gateway = LlbBridgeServer::new(service::gateway::Gateway(shared.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     tonic::transport::Server::builder()
@@ -113,5 +117,6 @@ fn router(shared: &Arc<Shared>) -> tonic::transport::server::Router {
         .initial_connection_window_size(16 << 20)
         .http2_max_header_list_size(16 << 20)
         .add_service(control)
+        .add_service(gateway)
         .add_service(HealthServer::new(service::health::Health(shared.clone())))
 }

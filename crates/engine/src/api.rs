@@ -4,21 +4,22 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use base::progress::Sink;
 use base::report::{Label, Running, Tasks};
-use base::{ByteSize, Cancel, Fault, Kind};
+use base::{ByteSize, Cancel, Fault};
 use export::{BuildResult, Exporter, PlatformResult};
 use futures_util::FutureExt as _;
 use session::SharedSession;
 use tokio_util::sync::CancellationToken;
 
+use crate::bridge::Bridge;
 use crate::core::{Core, blocking, store_fault};
 use crate::driver::{Driver, JobHandle, panicked};
-use crate::frontend;
-use crate::job::{Built, BuiltPlatform, Job};
+use crate::job::{Built, Job};
+use crate::result::FrontendResult;
 use crate::step_log::LogLimits;
 use crate::tree::Tree;
 
@@ -44,8 +45,8 @@ pub struct EngineOptions {
     pub snapshotter: SnapshotterChoice,
     /// How long to wait for another process that holds the state directory.
     pub lock_wait: Duration,
-    /// The state directory is opened to see or remove what is in it, which must be possible on a full disk.
-    pub spend_reserve: bool,
+    /// What is kept back of the disk, so that what is stored can be seen and removed on a full one.
+    pub reserve: store::Reserve,
     /// Environment for outgoing connections: proxy variables, from the program's environment.
     pub proxy: BTreeMap<String, String>,
     /// How much of a step's output is shown.
@@ -84,6 +85,18 @@ pub struct SolveRequest {
     pub progress: Arc<dyn Sink>,
     /// Ends the build early.
     pub cancel: CancellationToken,
+}
+
+/// What a build begins with.
+pub struct Begin {
+    /// The client.
+    pub session: SharedSession,
+    /// Where progress goes.
+    pub progress: Arc<dyn Sink>,
+    /// Ends the build early.
+    pub cancel: CancellationToken,
+    /// Rights that it asks for.
+    pub entitlements: Vec<Entitlement>,
 }
 
 /// What makes the LLB.
@@ -181,6 +194,9 @@ pub struct PruneOptions {
     pub filters: Vec<String>,
 }
 
+/// What was told to end looks for that after each piece of its work, which takes so long at most.
+const STUCK_AFTER: Duration = Duration::from_secs(20);
+
 impl Engine {
     /// Opens the state directory. Fails when another process keeps it locked, or nothing can be
     /// written there. The process must be in a mount namespace of its own.
@@ -233,32 +249,54 @@ impl Engine {
     }
 
     async fn solve_to_the_end(&self, request: SolveRequest) -> Result<SolveResponse, Fault> {
-        self.check_rights(&request.entitlements)?;
         refuse_caches(&request)?;
-        let exporters = request.exports.iter().map(|export| Exporter::read(&export.kind, &export.attrs));
-        let exporters = exporters.collect::<Result<Vec<_>, _>>()?;
-        let job = Job::new(request.session, request.progress, request.cancel, request.entitlements);
-        let job = Arc::new(self.driver.begin(Arc::new(job)).await?);
-        let epoch = default_epoch(&request.frontend)?;
-        let built = match request.frontend {
-            Frontend::Named { name, options } => match name.as_str() {
-                "dockerfile.v0" if !self.has_dockerfile => {
-                    return Err(Fault::user("frontend `dockerfile.v0` is switched off here")
-                        .hint("remove `enabled = false` under [frontend.\"dockerfile.v0\"] in buildkitd.toml"));
-                }
-                "dockerfile.v0" => frontend::dockerfile::build(&self.core, &job, options).await?,
-                "gateway.v0" => {
-                    return Err(Fault::user("frontend `gateway.v0` is not supported yet")
-                        .hint("use `--frontend dockerfile.v0`: the built-in frontend knows the newest syntax"));
-                }
-                _ => return Err(Fault::user(format!("no frontend named `{name}`: there is dockerfile.v0"))),
-            },
-            Frontend::Llb(bytes) => solve_llb(&job, &bytes).await?,
+        let exporters = exporters(&request.exports)?;
+        let epoch = match &request.frontend {
+            Frontend::Named { options, .. } => default_epoch(options),
+            Frontend::Llb(_) => None,
         };
-        self.export(&job, built, exporters, epoch).await
+        let bridge = self.begin(Begin {
+            session: request.session,
+            progress: request.progress,
+            cancel: request.cancel,
+            entitlements: request.entitlements,
+        });
+        let bridge = bridge.await?;
+        let result = bridge.solve(request.frontend).await?;
+        let built = result.build(&bridge.job).await?;
+        self.export_built(&bridge.job, built, exporters, epoch).await
     }
 
-    async fn export(
+    /// Begins a build whose frontend is elsewhere: whoever has the bridge asks what it needs, and gives the result to
+    /// [`export`](Self::export).
+    pub async fn begin(&self, begin: Begin) -> Result<Bridge, Fault> {
+        self.check_rights(&begin.entitlements)?;
+        let job = Job::new(begin.session, begin.progress, begin.cancel, begin.entitlements);
+        let job = Arc::new(self.driver.begin(Arc::new(job)).await?);
+        Ok(Bridge { core: self.core.clone(), job, has_dockerfile: self.has_dockerfile })
+    }
+
+    /// Makes a result and does with it what `exports` say; several run one after another. `epoch` is the latest time in
+    /// what is made, where neither exports nor the result say otherwise.
+    pub async fn export(
+        &self,
+        bridge: &Bridge,
+        result: &FrontendResult,
+        exports: &[ExportRequest],
+        epoch: Option<i64>,
+    ) -> Result<SolveResponse, Fault> {
+        let cancel = bridge.job.job.cancel.clone();
+        let work = async {
+            let exporters = exporters(exports)?;
+            let built = result.build(&bridge.job).await?;
+            self.export_built(&bridge.job, built, exporters, epoch).await
+        };
+        let done = AssertUnwindSafe(work).catch_unwind().await;
+        let done = done.unwrap_or_else(|panic| Err(panicked(&*panic)));
+        if cancel.is_cancelled() { done.map_err(|_| Fault::cancelled()) } else { done }
+    }
+
+    async fn export_built(
         &self,
         job: &Arc<JobHandle>,
         built: Built,
@@ -359,11 +397,24 @@ impl Engine {
 
     /// Waits for what is still being remembered and for what was cancelled, collects garbage by the configured rules,
     /// and writes everything to disk. Nothing is left of the executor.
-    pub async fn close(self) {
-        self.driver.idle().await;
-        self.core.threads.close();
-        self.core.threads.wait().await;
+    ///
+    /// Answers what did not end in time: it is stuck in the kernel, and so would be who waits for the same disk. It ends with
+    /// the process; what it leaves half done is removed by the next opening.
+    pub async fn close(self) -> Vec<String> {
+        self.close_within(STUCK_AFTER).await
+    }
+
+    /// The same with another time for what is to end.
+    pub async fn close_within(self, most: Duration) -> Vec<String> {
+        let began = Instant::now();
+        let mut stuck = self.driver.idle(most).await;
+        stuck.extend(self.core.threads.end(most.saturating_sub(began.elapsed())).await);
         let (core, store, gc) = (self.core.clone(), self.core.store.clone(), self.gc.clone());
+        if !stuck.is_empty() {
+            // It, too, may wait for them.
+            let _ = tokio::time::timeout(most, blocking(move || core.executor.close())).await;
+            return stuck;
+        }
         blocking(move || {
             core.executor.close();
             for rule in gc.iter() {
@@ -376,6 +427,7 @@ impl Engine {
             }
         })
         .await;
+        stuck
     }
 }
 
@@ -390,25 +442,15 @@ fn prune_options(rule: &config::PrunePolicy) -> store::PruneOptions {
     }
 }
 
-async fn solve_llb(job: &Arc<JobHandle>, bytes: &[u8]) -> Result<Built, Fault> {
-    let graph = llb::Graph::decode(bytes, llb::Limits::default());
-    let graph = graph.map_err(|e| Fault::because(Kind::User, "malformed definition", e))?;
-    let tree = job.solve(&graph).await?;
-    let host = BuiltPlatform { id: String::new(), platform: None, tree, config: None, base_config: None, epoch: None };
-    Ok(Built { platforms: vec![host], multi: false })
+fn exporters(exports: &[ExportRequest]) -> Result<Vec<Exporter>, Fault> {
+    exports.iter().map(|export| Exporter::read(&export.kind, &export.attrs)).collect()
 }
 
 /// `SOURCE_DATE_EPOCH` as a build argument holds for exporters too.
-fn default_epoch(frontend: &Frontend) -> Result<Option<i64>, Fault> {
-    let Frontend::Named { options, .. } = frontend else { return Ok(None) };
-    match options.get("build-arg:SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) {
-        None => Ok(None),
-        Some(text) => match text.parse::<i64>() {
-            Ok(seconds) if seconds >= 0 => Ok(Some(seconds)),
-            // Not a number of seconds: the frontend knows other forms, and refuses what is none.
-            _ => Ok(None),
-        },
-    }
+pub fn default_epoch(options: &BTreeMap<String, String>) -> Option<i64> {
+    let text = options.get("build-arg:SOURCE_DATE_EPOCH").filter(|text| !text.is_empty())?;
+    // Not a number of seconds: the frontend knows other forms, and refuses what is none.
+    text.parse().ok().filter(|seconds| *seconds >= 0)
 }
 
 fn refuse_caches(request: &SolveRequest) -> Result<(), Fault> {

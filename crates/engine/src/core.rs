@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use base::{Fault, Kind, Platform};
 use executor::Executor;
+use export::Unfinished;
 use store::{Active, CommitOptions, PrepareOptions, Store};
 use sys::mount::{FsView, Mounted};
-use tokio_util::task::TaskTracker;
 
 use crate::fill::Fills;
 use crate::images::Images;
@@ -20,9 +20,8 @@ pub(crate) struct Core {
     pub(crate) executor: Arc<dyn Executor>,
     pub(crate) images: Images,
     pub(crate) fills: Fills,
-    /// Work on threads that ends soon when it is cancelled, but not at once. Closing waits for it, so that nothing half
-    /// done is left behind.
-    pub(crate) threads: TaskTracker,
+    /// Work on threads that ends soon when it is cancelled, but not at once.
+    pub(crate) threads: Unfinished,
     pub(crate) cache_mounts: crate::cache_mount::CacheMounts,
     /// A single id is mapped: what the kernel refuses is recorded beside the files.
     pub(crate) shadow: bool,

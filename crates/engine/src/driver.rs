@@ -4,10 +4,11 @@
 //! send their answers back. Dropping the last [`Driver`] ends the task.
 
 use std::any::Any;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use base::progress::{Event as Progress, Stream, Vertex as Shown};
 use base::{Digest, Fault, Kind};
@@ -40,6 +41,7 @@ enum Message {
     End { job: JobId },
     Answer(Answered),
     Idle { reply: oneshot::Sender<()> },
+    Running { reply: oneshot::Sender<Vec<String>> },
 }
 
 /// The way to the solver. Clones share it.
@@ -81,11 +83,16 @@ impl Driver {
         Ok(JobHandle { driver: self.clone(), id, job })
     }
 
-    /// Waits until nothing is under way, saving to the cache included.
-    pub(crate) async fn idle(&self) {
+    /// Waits until nothing is under way, saving to the cache included, but not longer than this. Answers what still is.
+    pub(crate) async fn idle(&self, most: Duration) -> Vec<String> {
         let (reply, idle) = oneshot::channel();
         self.send(Message::Idle { reply });
-        let _ = idle.await;
+        if tokio::time::timeout(most, idle).await.is_ok() {
+            return Vec::new();
+        }
+        let (reply, running) = oneshot::channel();
+        self.send(Message::Running { reply });
+        running.await.unwrap_or_default()
     }
 
     fn send(&self, message: Message) {
@@ -242,10 +249,25 @@ struct Owner {
     jobs: HashMap<JobId, Arc<Job>>,
     replies: HashMap<RequestId, (JobId, u64, Reply)>,
     tickets: HashMap<u64, RequestId>,
-    running: HashMap<ActionId, (CancellationToken, base::Cancel)>,
+    running: HashMap<ActionId, Work>,
     /// When work on a vertex began, while it goes on.
     started: HashMap<Digest, Timestamp>,
     idle: Vec<oneshot::Sender<()>>,
+}
+
+/// An action that is carried out.
+enum Work {
+    Op { op: Arc<Op>, cancel: CancellationToken, flag: base::Cancel },
+    Cache(&'static str),
+}
+
+impl Work {
+    fn name(&self) -> String {
+        match self {
+            Work::Op { op, .. } => op.label.name.clone(),
+            Work::Cache(what) => (*what).to_owned(),
+        }
+    }
 }
 
 impl Owner {
@@ -304,6 +326,10 @@ impl Owner {
                 self.solver.handle(event);
             }
             Message::Idle { reply } => self.idle.push(reply),
+            Message::Running { reply } => {
+                let names: BTreeSet<String> = self.running.values().map(Work::name).collect();
+                let _ = reply.send(names.into_iter().collect());
+            }
         }
     }
 
@@ -351,7 +377,7 @@ impl Owner {
             Action::Lookup { id, lookups } => {
                 let store = self.core.store.cache_keys();
                 // Without answers all are misses.
-                self.spawn_blocking(id, Event::Lookup, move || {
+                self.spawn_blocking(id, "looking results up in the cache", Event::Lookup, move || {
                     let local: [(SourceId, Arc<dyn CacheStore>); 1] = [(SourceId::LOCAL, Arc::new(store))];
                     let (found, failure) = cache_manager::lookup(&local[..], &lookups);
                     if let Some(error) = failure {
@@ -364,6 +390,7 @@ impl Owner {
                 let store = self.core.store.cache_keys();
                 self.spawn_blocking(
                     id,
+                    "remembering results",
                     |id, ()| Event::Saved(id),
                     move || {
                         if let Err(error) = cache_manager::save(&store, &saves) {
@@ -373,9 +400,9 @@ impl Owner {
                 );
             }
             Action::Cancel(id) => {
-                if let Some((token, flag)) = self.running.get(&id) {
+                if let Some(Work::Op { cancel, flag, .. }) = self.running.get(&id) {
                     flag.cancel();
-                    token.cancel();
+                    cancel.cancel();
                 }
             }
             Action::Answer { request, result } => {
@@ -398,7 +425,8 @@ impl Owner {
             return None;
         }
         let (cancel, flag) = (CancellationToken::new(), base::Cancel::new());
-        self.running.insert(id, (cancel.clone(), flag.clone()));
+        let work = Work::Op { op: vertex.op.clone(), cancel: cancel.clone(), flag: flag.clone() };
+        self.running.insert(id, work);
         let sink = Fanout::new(jobs.iter().map(|job| job.sink.clone()).collect());
         let tasks = Tasks::new(Arc::new(sink), vertex.digest);
         Some(OpContext { core: self.core.clone(), jobs, op: vertex.op.clone(), tasks, cancel, flag })
@@ -426,12 +454,14 @@ impl Owner {
 
     /// Works with the cache on a blocking thread. A panic, as any failure there, is as good as an empty answer.
     fn spawn_blocking<T: Default + 'static>(
-        &self,
+        &mut self,
         id: ActionId,
+        what: &'static str,
         event: fn(ActionId, T) -> Answered,
         work: impl FnOnce() -> T + Send + 'static,
     ) {
         let Some(answers) = self.answers.upgrade() else { return };
+        self.running.insert(id, Work::Cache(what));
         tokio::task::spawn_blocking(move || {
             let result = std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_default();
             let _ = answers.send(Message::Answer(event(id, result)));

@@ -12,7 +12,7 @@ use files::untar::Limits;
 use futures_util::FutureExt as _;
 use futures_util::future::try_join_all;
 use image::{Descriptor, Reference};
-use registry::{BlobStart, BlockingBlob, Class, Stopper};
+use registry::{BlobStart, Class, Stopper};
 use store::{Claim, ClaimGuard, Hold, LazyLayer, SnapshotId};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,7 @@ use crate::core::{Core, joined, store_fault};
 use crate::flight::Flights;
 use crate::images::layer_fault;
 use crate::job::Job;
+use crate::layout;
 use base::report::{Running, Task, Tasks};
 
 /// Layers and blobs on their way in.
@@ -30,6 +31,12 @@ pub(crate) struct Fills {
 }
 
 impl Core {
+    /// Whether a snapshot and all below it are unpacked.
+    pub(crate) fn is_filled(&self, hold: &Hold) -> Result<bool, Fault> {
+        let missing = self.store.snapshots().unfilled(&hold.id());
+        missing.map(|missing| missing.is_empty()).map_err(|e| store_fault("cannot read a snapshot", e))
+    }
+
     /// Makes the snapshot readable, with all below it.
     pub(crate) async fn fill(
         self: &Arc<Self>,
@@ -115,7 +122,7 @@ async fn fill_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, id: SnapshotId) 
                 false => Fault::because(Kind::Remote, format!("cannot unpack layer {}", wanted.digest), error),
             })
         };
-        match read_whole(&core, blob, unpack).await {
+        match read_whole(&core, format!("unpacking layer {}", layer.digest), blob, unpack).await {
             Err(Failed { fault, wrong_bytes: true }) if tries > 0 => {
                 tracing::warn!(%fault, layer = %layer.digest, "downloading a layer again");
                 // One that was here already and is no good would stay in the way.
@@ -139,7 +146,7 @@ async fn fetch_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, layer: Arc<Lazy
             let read = io::copy(&mut reader, &mut io::sink());
             read.map(drop).map_err(|e| Fault::because(Kind::Remote, format!("cannot fetch layer {digest}"), e))
         };
-        match read_whole(&core, Blob::Download(download), skim).await {
+        match read_whole(&core, format!("fetching layer {}", layer.digest), Blob::Download(download), skim).await {
             Err(Failed { fault, wrong_bytes: true }) if tries > 0 => {
                 tracing::warn!(%fault, layer = %layer.digest, "downloading a layer again");
             }
@@ -178,13 +185,14 @@ impl Blob {
 /// Reads a blob on a thread of its own. Where nobody waits for that any more, the thread is told to end.
 async fn read_whole(
     core: &Arc<Core>,
+    what: String,
     blob: Blob,
     read: impl FnOnce(Box<dyn Read + Send>, &Cancel) -> Result<(), Fault> + Send + 'static,
 ) -> Result<(), Failed> {
     let cancel = Cancel::new();
     let stop = match &blob {
         Blob::Stored(_) => None,
-        Blob::Download(download) => Some(download.stop.clone()),
+        Blob::Download(download) => download.stop.clone(),
     };
     let _unwanted = Unwanted { cancel: cancel.clone(), stop };
     let work = move || match blob {
@@ -198,7 +206,7 @@ async fn read_whole(
             download.settle(read, &cancel)
         }
     };
-    joined(core.threads.spawn_blocking(work)).await
+    joined(core.threads.spawn_blocking(what, work)).await
 }
 
 /// Tells a thread that its work is not wanted.
@@ -219,14 +227,14 @@ impl Drop for Unwanted {
 /// A blob that is kept while it is read.
 struct Download {
     tee: Arc<Mutex<Tee>>,
-    stop: Stopper,
+    stop: Option<Stopper>,
     /// Others who want it wait until it is there, or until we gave up.
     guard: ClaimGuard,
 }
 
 struct Tee {
     digest: Digest,
-    stream: BlockingBlob,
+    stream: Box<dyn Read + Send>,
     writer: Option<store::Writer>,
     task: Task,
     read: u64,
@@ -252,11 +260,10 @@ impl Download {
                 Claim::Busy => drop(woken.await),
             }
         };
-        let stream = fetch(core, job, layer).await?;
+        let (stream, stop) = fetch(core, job, layer).await?;
         let writer = content.writer(Some(layer.digest), Some(layer.size));
         let writer = Some(writer.map_err(|e| store_fault("cannot keep a layer", e))?);
         let task = tasks.start(layer.digest.to_string(), layer.size);
-        let stop = stream.stopper();
         let tee = Tee { digest: layer.digest, stream, writer, task, read: 0, failed: None };
         Ok(Some(Download { tee: Arc::new(Mutex::new(tee)), stop, guard }))
     }
@@ -325,16 +332,36 @@ fn lock(tee: &Mutex<Tee>) -> MutexGuard<'_, Tee> {
     tee.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn fetch(core: &Core, job: &Arc<Job>, layer: &LazyLayer) -> Result<BlockingBlob, Fault> {
+/// The bytes of a layer, verified when they are read to their end, and what ends a thread that waits for them.
+type Stream = (Box<dyn Read + Send>, Option<Stopper>);
+
+async fn fetch(core: &Core, job: &Arc<Job>, layer: &LazyLayer) -> Result<Stream, Fault> {
     let mut descriptor = Descriptor::new(layer.media_type.clone(), layer.digest, layer.size);
     descriptor.annotations.clone_from(&layer.annotations);
     let mut last = None;
-    for source in &layer.sources {
+    // What the client has on its disk comes first, unless this build names none of it.
+    let (clients, registries): (Vec<_>, Vec<_>) = layer.sources.iter().partition(|source| *source == layout::SOURCE);
+    let sources = match job.stores().is_empty() {
+        false => [clients, registries].concat(),
+        true => [registries, clients].concat(),
+    };
+    for source in sources {
+        if source == layout::SOURCE {
+            match layout::layer(job, layer).await {
+                Ok(stream) => return Ok((stream, None)),
+                Err(fault) => last = Some(fault),
+            }
+            continue;
+        }
         let reference: Reference =
             source.parse().map_err(|e| Fault::because(Kind::Internal, format!("layer comes from `{source}`"), e))?;
         let repository = core.images.repository(job, &reference)?;
         match repository.fetch_blob(&descriptor, BlobStart::Beginning).await {
-            Ok(stream) => return Ok(stream.into_blocking()),
+            Ok(stream) => {
+                let stream = stream.into_blocking();
+                let stop = stream.stopper();
+                return Ok((Box::new(stream), Some(stop)));
+            }
             Err(error) => last = Some(layer_fault(error)),
         }
     }

@@ -1,4 +1,4 @@
-//! Images of registries: from a name to a manifest and a config, and to a chain of lazy layers.
+//! Images of registries (and [of clients](crate::layout)): from a name to a manifest and a config, and to a chain of lazy layers.
 //!
 //! Documents are small and kept in the content store; layers are only registered. Whoever reads a tree
 //! has them fetched ([`fill`](crate::fill)).
@@ -9,9 +9,11 @@ use base::{Digest, Fault, Kind, Platform};
 use image::Reference;
 use image::{Descriptor, ImageConfig, Index, Manifest, media_type};
 use registry::{Class, Repository, Target};
+use session::Blobs;
 use store::{LazyLayer, PrepareOptions, Store};
 
 use crate::job::Job;
+use crate::layout;
 use crate::ops::source::ResolveMode;
 use crate::tree::Tree;
 
@@ -22,12 +24,41 @@ const NAMES: &str = "image-names";
 #[derive(Clone, Debug)]
 pub(crate) struct ResolvedImage {
     pub(crate) reference: Reference,
+    /// Where layers can be had: a repository, or [`layout::SOURCE`].
+    source: String,
     /// What the name pointed to: an index or a manifest.
     pub(crate) root: Descriptor,
     pub(crate) manifest: Manifest,
     /// The config's bytes.
     pub(crate) config: Vec<u8>,
     pub(crate) diff_ids: Vec<Digest>,
+}
+
+impl ResolvedImage {
+    /// Its layers as the store registers them, the lowest first.
+    fn layers(&self) -> impl Iterator<Item = LazyLayer> {
+        let mut chain: Option<Digest> = None;
+        self.manifest.layers.iter().zip(&self.diff_ids).map(move |(descriptor, diff_id)| {
+            let chain_id = chain_id(chain, *diff_id);
+            chain = Some(chain_id);
+            LazyLayer {
+                digest: descriptor.digest,
+                size: descriptor.size,
+                media_type: descriptor.media_type.clone(),
+                diff_id: *diff_id,
+                chain_id,
+                sources: vec![self.source.clone()],
+                annotations: descriptor.annotations.clone(),
+            }
+        })
+    }
+}
+
+/// Where the documents of an image come from.
+pub(crate) enum Origin {
+    Registry(Repository),
+    /// A store of a client.
+    Store(Arc<dyn Blobs>),
 }
 
 /// The images that this engine knows how to find.
@@ -60,19 +91,30 @@ impl Images {
         platform: &Platform,
         mode: ResolveMode,
     ) -> Result<ResolvedImage, Fault> {
-        let bad = |error| bad_document(error).context(reference);
         let repository = self.repository(job, reference)?;
         let root = self.root(&repository, reference, mode).await?;
+        self.describe(&Origin::Registry(repository), reference, root, platform).await
+    }
+
+    /// Reads what describes the image.
+    pub(crate) async fn describe(
+        &self,
+        origin: &Origin,
+        reference: &Reference,
+        root: Descriptor,
+        platform: &Platform,
+    ) -> Result<ResolvedImage, Fault> {
+        let bad = |error| origin.bad_document(error).context(reference);
         let manifest_descriptor = if media_type::is_index(&root.media_type) {
-            let bytes = self.document(&repository, &root).await?;
+            let bytes = self.document(origin, &root).await?;
             let index = Index::parse(&bytes, Some(&root.media_type)).map_err(bad)?;
             index.choose(platform).map_err(bad)?.clone()
         } else {
             root.clone()
         };
-        let bytes = self.document(&repository, &manifest_descriptor).await?;
+        let bytes = self.document(origin, &manifest_descriptor).await?;
         let manifest = Manifest::parse(&bytes, Some(&manifest_descriptor.media_type)).map_err(bad)?;
-        let config = self.document(&repository, &manifest.config).await?;
+        let config = self.document(origin, &manifest.config).await?;
         let diff_ids = ImageConfig::parse(&config).map_err(bad)?.rootfs.diff_ids;
         if diff_ids.len() != manifest.layers.len() {
             let (layers, ids) = (manifest.layers.len(), diff_ids.len());
@@ -81,7 +123,22 @@ impl Images {
                 format!("{reference}: the image has {layers} layers, but its config {ids}"),
             ));
         }
-        Ok(ResolvedImage { reference: reference.clone(), root, manifest, config, diff_ids })
+        let source = match origin {
+            Origin::Registry(_) => reference.clone().name_only().to_string(),
+            Origin::Store(_) => layout::SOURCE.to_owned(),
+        };
+        let image = ResolvedImage { reference: reference.clone(), source, root, manifest, config, diff_ids };
+        self.tell_where(&image)?;
+        Ok(image)
+    }
+
+    /// Layers that are known from another place can be had here, too. A tree that is cached is not registered anew, and
+    /// the other place may not be there any more.
+    fn tell_where(&self, image: &ResolvedImage) -> Result<(), Fault> {
+        for layer in image.layers() {
+            self.store.snapshots().also_from(&layer).map_err(cannot_register)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn repository(&self, job: &Arc<Job>, reference: &Reference) -> Result<Repository, Fault> {
@@ -96,7 +153,9 @@ impl Images {
         mode: ResolveMode,
     ) -> Result<Descriptor, Fault> {
         let names = self.store.kv(NAMES);
-        let name = reference.to_string();
+        // A digest means the same whatever tag stands beside it.
+        let of_digest = |digest| reference.clone().name_only().with_digest(digest).to_string();
+        let name = reference.digest().map_or_else(|| reference.to_string(), of_digest);
         if mode == ResolveMode::PreferLocal || reference.digest().is_some() {
             let known = names.get(&name).ok().flatten();
             let known = known.and_then(|bytes| serde_json::from_slice::<Descriptor>(&bytes).ok());
@@ -106,31 +165,40 @@ impl Images {
         }
         let resolved = repository.resolve(&Target::of(reference)).await.map_err(registry_fault)?;
         if let Some(document) = &resolved.document {
-            let stored = self.store.content().put(document);
-            stored.map_err(|e| crate::core::store_fault("cannot keep a manifest", e))?;
+            self.keep(document)?;
         }
         if let Ok(bytes) = serde_json::to_vec(&resolved.descriptor) {
-            // Only spares a question later: without it the registry is asked again.
+            // Only spares a question later: without it the registry is asked again. A frontend asks by tag, and what it
+            // makes of the answer asks by digest.
+            let _ = names.put(of_digest(resolved.descriptor.digest), bytes.clone());
             let _ = names.put(&name, bytes);
         }
         Ok(resolved.descriptor)
     }
 
-    /// A manifest, index or config: from the content store, else from the registry.
-    async fn document(&self, repository: &Repository, descriptor: &Descriptor) -> Result<Vec<u8>, Fault> {
+    /// Keeps a document in the content store.
+    pub(crate) fn keep(&self, bytes: &[u8]) -> Result<(), Fault> {
+        let stored = self.store.content().put(bytes);
+        stored.map(drop).map_err(|e| crate::core::store_fault("cannot keep a document of the image", e))
+    }
+
+    /// A manifest, index or config: from the content store, else from where the image is.
+    async fn document(&self, origin: &Origin, descriptor: &Descriptor) -> Result<Vec<u8>, Fault> {
         let content = self.store.content();
         if let Ok(Some(bytes)) = content.read(&descriptor.digest) {
             return Ok(bytes);
         }
         let is_manifest =
             media_type::is_manifest(&descriptor.media_type) || media_type::is_index(&descriptor.media_type);
-        let bytes = if is_manifest {
-            repository.fetch_manifest(descriptor).await.map_err(registry_fault)?
-        } else {
-            self.small_blob(repository, descriptor).await?
+        let bytes = match origin {
+            Origin::Registry(repository) if is_manifest => {
+                repository.fetch_manifest(descriptor).await.map_err(registry_fault)?.to_vec()
+            }
+            Origin::Registry(repository) => self.small_blob(repository, descriptor).await?.to_vec(),
+            Origin::Store(blobs) => layout::document(&**blobs, &descriptor.digest, Some(descriptor.size)).await?,
         };
-        content.put(&bytes).map_err(|e| crate::core::store_fault("cannot keep a document of the image", e))?;
-        Ok(bytes.to_vec())
+        self.keep(&bytes)?;
+        Ok(bytes)
     }
 
     async fn small_blob(&self, repository: &Repository, descriptor: &Descriptor) -> Result<bytes::Bytes, Fault> {
@@ -155,23 +223,11 @@ impl Images {
             return Err(Fault::user(text));
         }
         let mut top: Option<store::Hold> = None;
-        let mut chain: Option<Digest> = None;
-        for (descriptor, diff_id) in image.manifest.layers.iter().zip(&image.diff_ids).take(count) {
-            let chain_id = chain_id(chain, *diff_id);
-            chain = Some(chain_id);
-            let layer = LazyLayer {
-                digest: descriptor.digest,
-                size: descriptor.size,
-                media_type: descriptor.media_type.clone(),
-                diff_id: *diff_id,
-                chain_id,
-                sources: vec![image.reference.clone().name_only().to_string()],
-                annotations: descriptor.annotations.clone(),
-            };
+        for layer in image.layers().take(count) {
             let options = PrepareOptions { description: description.to_owned(), ..PrepareOptions::default() };
             let parent = top.as_ref().map(store::Hold::id);
             let hold = self.store.snapshots().register_lazy(parent.as_ref(), layer, options);
-            top = Some(hold.map_err(|e| crate::core::store_fault("cannot register a layer", e))?);
+            top = Some(hold.map_err(cannot_register)?);
         }
         // Documents of an image live as long as its layers.
         if let Some(top) = &top {
@@ -183,6 +239,10 @@ impl Images {
     }
 }
 
+fn cannot_register(error: store::Error) -> Fault {
+    crate::core::store_fault("cannot register a layer", error)
+}
+
 /// The chain id of a layer on its parents (OCI image-spec `config.md`).
 pub(crate) fn chain_id(parent: Option<Digest>, diff_id: Digest) -> Digest {
     match parent {
@@ -191,8 +251,15 @@ pub(crate) fn chain_id(parent: Option<Digest>, diff_id: Digest) -> Digest {
     }
 }
 
-fn bad_document(error: image::Error) -> Fault {
-    Fault::because(Kind::Remote, "the registry's answer makes no image", error)
+impl Origin {
+    fn bad_document(&self, error: image::Error) -> Fault {
+        match self {
+            Origin::Registry(_) => Fault::because(Kind::Remote, "the registry's answer makes no image", error),
+            Origin::Store(blobs) => {
+                Fault::because(Kind::User, format!("what OCI layout `{}` has makes no image", blobs.place()), error)
+            }
+        }
+    }
 }
 
 /// A registry's failure in the words of a fault.
@@ -226,6 +293,9 @@ fn pull_hint(error: &registry::Error) -> Option<&'static str> {
     match error.class() {
         _ if error.is_certificate() => {
             Some("see `ca`, `keypair` and `insecure` of `[registry.\"HOST\"]` in buildkitd.toml")
+        }
+        _ if error.is_not_tls() => {
+            Some("if it speaks plain HTTP, say `http = true` in `[registry.\"HOST\"]` of buildkitd.toml")
         }
         Class::Unauthorised | Class::Denied => Some("log in with `docker login`, or check the credentials' rights"),
         Class::RateLimited => Some("log in, or use a mirror (`[registry.\"..\"] mirrors` in buildkitd.toml)"),

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Entitlement;
 use crate::images::ResolvedImage;
+use crate::layout::StoreName;
 use crate::ops::source::ResolveMode;
 use crate::places::Places;
 use base::report::Label;
@@ -33,6 +34,8 @@ pub(crate) struct Job {
     pulls: Mutex<HashMap<store::SnapshotId, Digest>>,
     /// A name means one image for the whole build, however often it is asked for.
     images: Mutex<HashMap<ImageKey, ResolvedCell>>,
+    /// Content stores of clients that the build names.
+    stores: Mutex<Vec<StoreName>>,
     /// How often the client's directories were found to be others than those that were read first.
     reading: AtomicU32,
     /// What vertices of later readings are called in definitions.
@@ -58,6 +61,7 @@ impl Job {
             labels: Mutex::default(),
             pulls: Mutex::default(),
             images: Mutex::default(),
+            stores: Mutex::default(),
             reading: AtomicU32::new(0),
             originals: Mutex::default(),
         }
@@ -130,6 +134,19 @@ impl Job {
     pub(crate) fn image(&self, reference: &str, platform: &Platform, mode: ResolveMode) -> ResolvedCell {
         let key = (reference.to_owned(), platform.clone(), mode);
         self.images.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
+    }
+
+    /// Notes a content store that the build names.
+    pub(crate) fn add_store(&self, name: StoreName) {
+        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        if !stores.contains(&name) {
+            stores.push(name);
+        }
+    }
+
+    /// The content stores that the build names.
+    pub(crate) fn stores(&self) -> Vec<StoreName> {
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Refuses vertices that need a right which this build was not given.

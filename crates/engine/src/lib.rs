@@ -4,6 +4,7 @@
 //! and `buildctl-daemonless.sh` are this plus a session in the same process.
 
 pub mod api;
+mod bridge;
 mod cache_mount;
 mod content;
 mod core;
@@ -13,19 +14,25 @@ mod flight;
 mod frontend;
 mod images;
 mod job;
+mod layout;
 mod local;
 mod memo;
 mod open;
 mod ops;
 mod places;
+mod result;
 mod shadow;
 mod step_log;
 mod tree;
 pub mod usage;
 
 pub use api::{
-    CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,
-    SolveRequest, SolveResponse, UsageRecord,
+    Begin, CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,
+    SolveRequest, SolveResponse, UsageRecord, default_epoch,
 };
+pub use bridge::{Bridge, ImageConfig};
 pub use open::in_use;
+pub use ops::CAPS as LLB_CAPS;
+pub use result::{FrontendResult, Ref, Refs};
 pub use step_log::LogLimits;
+pub use store::Reserve;

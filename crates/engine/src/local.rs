@@ -71,13 +71,13 @@ impl LocalTree {
         };
         let cancel = ctx.blocking_cancel();
         let kept = ctx.core.store.kv(DIGESTS);
-        let (root, tree, memo) = blocking(move || {
-            let memo = FileDigests::load(kept, root.path().to_string_lossy().into_owned(), &store::boot_id());
-            let tree = checksum::Tree::of_context(&root, &filter, &cancel);
-            tree.map(|tree| (root, tree, memo))
-        })
-        .await
-        .map_err(|error| {
+        let directory = root.path().to_string_lossy().into_owned();
+        // To read back what is known of many files takes about as long as to list them: both at once.
+        let (memo, walked) = tokio::join!(
+            blocking(move || FileDigests::load(kept, directory, &store::boot_id())),
+            blocking(move || checksum::Tree::of_context(&root, &filter, &cancel).map(|tree| (root, tree))),
+        );
+        let (root, tree) = walked.map_err(|error| {
             let is_bracket = matches!(&error, files::Error::Pattern { .. })
                 && source.include.iter().chain(&source.follow_paths).flatten().any(|pattern| pattern.starts_with('['));
             let fault = Fault::because(Kind::User, format!("cannot read the files of `{}`", source.name), error);

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use base::{Fault, Kind, Platform};
+use export::Unfinished;
 use http_client::{KeyPair, Pools, Proxies, Settings};
 use registry::{Limits, Registries, RegistryConfig};
 use store::{Driver as StoreDriver, OpenOptions, Store};
-use tokio_util::task::TaskTracker;
 
 use crate::api::{Engine, EngineOptions, SnapshotterChoice};
 use crate::cache_mount::CacheMounts;
@@ -32,7 +32,7 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         },
         userxattr: options.isolation.nested,
         lock_wait: options.lock_wait,
-        spend_reserve: options.spend_reserve,
+        reserve: options.reserve,
         identity: id_map(),
         shadow: options.isolation.nested,
         // What a crash of the machine could lose is verified or dropped at the next start; builds do not wait for disks.
@@ -60,7 +60,7 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         store,
         executor,
         fills: Fills::default(),
-        threads: TaskTracker::new(),
+        threads: Unfinished::default(),
         cache_mounts: CacheMounts::default(),
         content_trees: ContentTrees::default(),
         shadow: options.isolation.nested,

@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 type Test = (&'static str, fn(&Runtime, &Isolation));
 
-const TESTS: [Test; 3] = [
+const TESTS: [Test; 4] = [
     ("a_panic_is_a_fault_of_the_build", |runtime, isolation| runtime.block_on(panics(isolation))),
+    ("closing_names_what_does_not_end", |runtime, isolation| runtime.block_on(stuck(isolation))),
     ("a_file_that_changes_once_is_read_again", |runtime, isolation| runtime.block_on(changes_once(isolation))),
     ("a_file_that_always_changes_is_an_error", |runtime, isolation| runtime.block_on(always_changes(isolation))),
 ];
@@ -64,7 +65,7 @@ async fn engine(state: &Path, isolation: &Isolation) -> Engine {
         config: config::Config::default(),
         snapshotter: SnapshotterChoice::Copy,
         lock_wait: Duration::ZERO,
-        spend_reserve: false,
+        reserve: engine::Reserve::Keep,
         proxy: BTreeMap::new(),
         step_log: engine::LogLimits::default(),
         isolation: isolation.clone(),
@@ -85,17 +86,18 @@ fn request(frontend: Frontend, session: impl Session + 'static, progress: Arc<dy
     }
 }
 
-/// A client that has a bug.
-struct Buggy;
+/// A client that does something odd when it is asked for a directory.
+struct Odd<F>(F);
 
 #[async_trait]
-impl Session for Buggy {
+impl<F: Fn(&str) + Send + Sync> Session for Odd<F> {
     fn id(&self) -> &str {
-        "buggy"
+        "odd"
     }
 
     async fn local(&self, name: &str) -> Result<Option<LocalDir>, Fault> {
-        panic!("no idea of {name}")
+        (self.0)(name);
+        Ok(None)
     }
 
     async fn secret(&self, _: &str) -> Result<Option<Secret>, Fault> {
@@ -106,23 +108,50 @@ impl Session for Buggy {
         Ok(None)
     }
 
+    async fn content(&self, _: &str) -> Result<Option<Arc<dyn session::Blobs>>, Fault> {
+        Ok(None)
+    }
+
     async fn output(&self, _: usize) -> Result<Output, Fault> {
         Ok(Output::None)
     }
 }
 
+/// LLB that reads a directory of the client.
+fn reading(name: &str) -> Frontend {
+    let mut builder = Builder::new();
+    let local = builder.local(&Local { name: name.into(), ..Local::default() }, Constraints::default());
+    let defaults = Defaults { platform: Platform::host(), local_unique: "here".into() };
+    Frontend::Llb(builder.marshal(&local, &defaults).unwrap().encode_to_vec())
+}
+
 async fn panics(isolation: &Isolation) {
     let state = tempfile::tempdir().unwrap();
     let engine = engine(state.path(), isolation).await;
-    let mut builder = Builder::new();
-    let local = builder.local(&Local { name: "context".into(), ..Local::default() }, Constraints::default());
-    let defaults = Defaults { platform: Platform::host(), local_unique: "here".into() };
-    let definition = builder.marshal(&local, &defaults).unwrap().encode_to_vec();
-    let request = request(Frontend::Llb(definition), Buggy, Arc::new(Discard));
-    let fault = engine.solve(request).await.unwrap_err();
+    let session = Odd(|name: &str| panic!("no idea of {name}"));
+    let fault = engine.solve(request(reading("context"), session, Arc::new(Discard))).await.unwrap_err();
     assert_eq!(fault.kind(), Kind::Internal);
     assert_eq!(fault.cause(), "a bug in the builder: no idea of context");
-    engine.close().await;
+    assert_eq!(engine.close().await, [""; 0]);
+}
+
+/// As a file system that went away: cancelling changes nothing.
+async fn stuck(isolation: &Isolation) {
+    let state = tempfile::tempdir().unwrap();
+    let engine = engine(state.path(), isolation).await;
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (released, cancel) = (Mutex::new(released), CancellationToken::new());
+    let ends = cancel.clone();
+    let session = Odd(move |_: &str| {
+        ends.cancel();
+        tokio::task::block_in_place(|| _ = released.lock().unwrap().recv());
+    });
+    let request = SolveRequest { cancel, ..request(reading("context"), session, Arc::new(Discard)) };
+    let fault = engine.solve(request).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Cancelled);
+    assert_eq!(engine.clone().close_within(Duration::ZERO).await, ["local://context"]);
+    drop(release);
+    assert_eq!(engine.close().await, [""; 0]);
 }
 
 /// A directory of which `f` is written anew each time when a copy of it begins: after its digest was taken.
@@ -203,7 +232,7 @@ async fn changes_once(isolation: &Isolation) {
     std::fs::write(changing.path("context/f"), "0").unwrap();
     let built = changing.build(0).await;
     assert_eq!((built.result.unwrap().as_str(), built.started, built.cached), ("0", 1, 0));
-    changing.engine.close().await;
+    assert_eq!(changing.engine.close().await, [""; 0]);
 }
 
 async fn always_changes(isolation: &Isolation) {
@@ -216,5 +245,5 @@ async fn always_changes(isolation: &Isolation) {
     assert_eq!((built.started, built.failed), (4, 1));
     let built = changing.build(0).await;
     assert_eq!((built.result.unwrap().as_str(), built.started), ("4", 1));
-    changing.engine.close().await;
+    assert_eq!(changing.engine.close().await, [""; 0]);
 }

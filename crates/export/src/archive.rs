@@ -55,7 +55,8 @@ pub(crate) async fn write(
             let _task = context.tasks.start("copying files", 0);
             // The archive is the layout: its entries become files.
             let cancel = context.cancel.clone();
-            context.blocking(move || write_layout(&dir, kind, &roots, &store, &cancel)).await?;
+            let what = format!("writing to `{}`", dir.display());
+            context.blocking(what, move || write_layout(&dir, kind, &roots, &store, &cancel)).await?;
         }
         (false, _) => return Err(no_directory("tar=false")),
     }

@@ -123,7 +123,11 @@ async fn made(
     let hold = hold.ok_or_else(|| Fault::new(Kind::Internal, format!("snapshot {id} is gone")))?;
     context.lazy.fill(&hold).await?;
     let (store, wanted, cancel) = (context.store.clone(), *wanted, context.cancel.clone());
-    context.blocking(move || make(&store, id, &variant, &wanted, epoch, &cancel)).await
+    context
+        .blocking(format!("making a layer of snapshot {id}"), move || {
+            make(&store, id, &variant, &wanted, epoch, &cancel)
+        })
+        .await
 }
 
 fn make(

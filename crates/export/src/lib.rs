@@ -9,8 +9,9 @@ mod layer;
 mod options;
 mod push;
 mod tree;
+mod unfinished;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,9 +22,9 @@ use base::{Cancel, Fault, Kind, Platform};
 use registry::{Client, CredentialSource};
 use session::Output;
 use store::{Hold, SnapshotId, Store};
-use tokio_util::task::TaskTracker;
 
 pub use options::{Annotation, AnnotationPlace, Attributes, ImageOptions, PushOptions};
+pub use unfinished::Unfinished;
 
 /// A build's result.
 #[derive(Clone, Debug)]
@@ -73,7 +74,7 @@ pub struct Context {
     /// Ends the export early.
     pub cancel: Cancel,
     /// Threads that go on for a moment when the export was cancelled: somebody waits for them in the end.
-    pub unfinished: TaskTracker,
+    pub unfinished: Unfinished,
     /// Threads that compress.
     pub threads: usize,
 }
@@ -106,6 +107,11 @@ pub enum Exporter {
 impl Exporter {
     /// Reads an output's type and attributes. Unknown ones are refused by name.
     pub fn read(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Exporter, Fault> {
+        Exporter::read_all(kind, attrs).map(|(exporter, _)| exporter)
+    }
+
+    /// The same, with the names of all attributes that it has, annotations aside.
+    fn read_all(kind: &str, attrs: &BTreeMap<String, String>) -> Result<(Exporter, BTreeSet<&'static str>), Fault> {
         type Read = fn(&mut Attributes) -> Result<Exporter, Fault>;
         let (name, exporter): (&'static str, Read) = match kind {
             "image" => ("image", |attrs| Ok(Exporter::Image(attrs.image()?, attrs.push()?))),
@@ -127,8 +133,7 @@ impl Exporter {
         };
         let mut attributes = Attributes::new(name, attrs);
         let exporter = exporter(&mut attributes)?;
-        attributes.finish()?;
-        Ok(exporter)
+        Ok((exporter, attributes.finish()?))
     }
 
     /// What people see while it works.
@@ -200,9 +205,10 @@ fn read_tree(attrs: &mut Attributes, local: bool) -> Result<Exporter, Fault> {
 }
 
 impl Context {
-    /// Runs code that waits for disks on a thread of its own, and looks at [`cancel`](Context::cancel) now and then.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        joined(self.unfinished.spawn_blocking(work)).await
+    /// Runs code that waits for disks on a thread of its own, and looks at [`cancel`](Context::cancel) now and then. `what`
+    /// says what it does.
+    async fn blocking<T: Send + 'static>(&self, what: String, work: impl FnOnce() -> T + Send + 'static) -> T {
+        joined(self.unfinished.spawn_blocking(what, work)).await
     }
 }
 
@@ -264,6 +270,24 @@ fn is_full(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The tables of the page in `docs/` name what the code reads, no more and no less.
+    #[test]
+    fn the_reference_page_is_up_to_date() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/outputs.md");
+        let page = std::fs::read_to_string(path).expect("docs/reference/outputs.md");
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+        let mut told: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (name, rest) in rows.clone() {
+            let types = rest.split(" | ").next().unwrap_or_default();
+            types.split(", ").for_each(|kind| _ = told.entry(kind).or_default().insert(name));
+        }
+        for kind in ["image", "oci", "docker", "tar", "local"] {
+            assert!(rows.clone().any(|(name, _)| name == kind), "no row for type `{kind}`");
+            let (_, known) = Exporter::read_all(kind, &BTreeMap::new()).expect("no attributes");
+            assert_eq!(told.remove(kind), Some(known), "attributes of type={kind}");
+        }
+    }
 
     #[test]
     fn a_full_disk_is_seen_through_other_errors() {

@@ -1,6 +1,6 @@
 //! The attributes of an `--output`, read once. What is not known, or not supported yet, is refused by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::Fault;
 use image::{Compression, CompressionOptions};
@@ -71,21 +71,23 @@ pub struct PushOptions {
 pub struct Attributes {
     exporter: &'static str,
     rest: BTreeMap<String, String>,
+    asked: BTreeSet<&'static str>,
 }
 
 impl Attributes {
     /// The attributes of one `--output type=<exporter>`.
     pub fn new(exporter: &'static str, attrs: &BTreeMap<String, String>) -> Attributes {
-        Attributes { exporter, rest: attrs.clone() }
+        Attributes { exporter, rest: attrs.clone(), asked: BTreeSet::new() }
     }
 
     /// A text; empty counts as given.
-    pub fn text(&mut self, key: &str) -> Option<String> {
+    pub fn text(&mut self, key: &'static str) -> Option<String> {
+        self.asked.insert(key);
         self.rest.remove(key)
     }
 
     /// A boolean as Go's `strconv.ParseBool` reads it.
-    pub fn boolean(&mut self, key: &str) -> Result<Option<bool>, Fault> {
+    pub fn boolean(&mut self, key: &'static str) -> Result<Option<bool>, Fault> {
         let Some(text) = self.text(key) else { return Ok(None) };
         match text.as_str() {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(Some(true)),
@@ -94,7 +96,7 @@ impl Attributes {
         }
     }
 
-    fn flag(&mut self, key: &str) -> Result<bool, Fault> {
+    fn flag(&mut self, key: &'static str) -> Result<bool, Fault> {
         Ok(self.boolean(key)?.unwrap_or(false))
     }
 
@@ -102,10 +104,10 @@ impl Attributes {
         Fault::user(format!("output type={}: bad value `{value}` of `{key}`: {why}", self.exporter))
     }
 
-    /// Fails if anything was not taken.
-    pub fn finish(self) -> Result<(), Fault> {
+    /// Fails if anything was not taken. Answers the names of all that could have been.
+    pub fn finish(self) -> Result<BTreeSet<&'static str>, Fault> {
         match self.rest.into_keys().next() {
-            None => Ok(()),
+            None => Ok(self.asked),
             Some(key) => Err(Fault::user(format!("output type={}: attribute `{key}` is not supported", self.exporter))),
         }
     }

@@ -152,15 +152,18 @@ async fn put(
 
 fn push_fault(error: registry::Error) -> Fault {
     let hint = match error.class() {
+        _ if error.is_certificate() => {
+            Some("see `ca`, `keypair` and `insecure` of `[registry.\"HOST\"]` in buildkitd.toml")
+        }
+        _ if error.is_not_tls() => {
+            Some("if it speaks plain HTTP, say `http = true` in `[registry.\"HOST\"]` of buildkitd.toml")
+        }
         Class::Unauthorised | Class::Denied => {
             Some("log in with `docker login`, or check the credentials' right to push")
         }
         Class::TooLarge => Some("raise the body limit of the proxy in front of the registry"),
         Class::NotFound => Some("check the name; some registries want the repository to be created first"),
         Class::RateLimited | Class::Unavailable => Some("try again later: what was pushed already is not pushed again"),
-        _ if error.is_certificate() => {
-            Some("see `ca`, `keypair` and `insecure` of `[registry.\"HOST\"]` in buildkitd.toml")
-        }
         _ => None,
     };
     let fault = Fault::new(Kind::Remote, error.summary());

@@ -1,10 +1,11 @@
 //! `type=tar` and `type=local`: the files of a result, and where streams and directories go.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::fs::{File, Metadata, Permissions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use base::report::Task;
@@ -82,7 +83,8 @@ pub(crate) async fn write(
         }
         (true, Output::Directory(dir)) => {
             let _task = context.tasks.start("copying files", 0);
-            context.blocking(move || copy_out(&dir, write_all)).await?;
+            let what = format!("writing to `{}`", dir.display());
+            context.blocking(what, move || copy_out(&dir, write_all)).await?;
         }
         (true, _) => return Err(no_directory("type=local")),
     }
@@ -139,7 +141,7 @@ async fn send_tree(
     let offer = remote.tree().await?;
     let (scratch, cancel) = (context.store.dir().join("mounts"), context.cancel.clone());
     context
-        .blocking(move || {
+        .blocking("sending a tree to the client".to_owned(), move || {
             let mount = |(prefix, view): (String, Option<FsView>)| {
                 let mounted = view.map(|view| Mounted::new(&view, &scratch)).transpose();
                 let mounted = mounted.map_err(|e| Fault::because(Kind::Environment, "cannot mount the result", e))?;
@@ -260,7 +262,7 @@ pub(crate) async fn write_stream(
                 let mut sink = Counting { inner: stream, task, written: 0 };
                 write(&mut sink).and_then(|()| sink.inner.finish())
             };
-            let written = context.blocking(work).await;
+            let written = context.blocking("sending an archive to the client".to_owned(), work).await;
             written.map_err(|e| Fault::because(Kind::Environment, "cannot send the result to the client", e))
         }
         // Nobody may be at the other end of a pipe: such a thread is not waited for when the export is cancelled.
@@ -278,7 +280,8 @@ pub(crate) async fn write_stream(
             joined(tokio::task::spawn_blocking(move || write_device(&device, task, write))).await.map_err(failed)
         }
         Target::File(path) => {
-            context.blocking(move || write_file(&path, task, write).map_err(|e| output_fault(&path, e))).await
+            let what = format!("writing `{}`", path.display());
+            context.blocking(what, move || write_file(&path, task, write).map_err(|e| output_fault(&path, e))).await
         }
     }
 }
@@ -286,8 +289,7 @@ pub(crate) async fn write_stream(
 /// Devices, pipes and what links lead to (`/dev/stdout`) are written to as they are; a rename would replace them.
 fn write_device(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let file = File::options().write(true).create(true).truncate(true).open(path)?;
-    let mut sink = Counting { inner: io::BufWriter::with_capacity(1 << 20, file), task, written: 0 };
-    write(&mut sink).and_then(|()| sink.flush())
+    write_to(&file, task, write)
 }
 
 fn write_file(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
@@ -297,12 +299,25 @@ fn write_file(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io:
     let partial = path.with_file_name(partial);
     let unnamed = unnamed_file(path);
     let named = unnamed.is_none();
-    let file = unnamed.map_or_else(|| File::create(&partial), Ok)?;
-    let mut sink = Counting { inner: io::BufWriter::with_capacity(1 << 20, &file), task, written: 0 };
-    let written = write(&mut sink).and_then(|()| sink.flush());
-    let result = written.and_then(|()| match named || name_file(&file, path, &partial)? {
-        true => std::fs::rename(&partial, path),
-        false => Ok(()),
+    let file = match unnamed.map_or_else(|| new_file(&partial), Ok) {
+        // The file may be ours where its directory is not.
+        Err(error) if is_refusal(&error) => {
+            let file = in_place(path).map_err(|_| error)?;
+            file.set_len(0)?;
+            return write_to(&file, task, write);
+        }
+        file => file?,
+    };
+    let result = write_to(&file, task, write).and_then(|()| {
+        let twin = match named {
+            true => None,
+            false => match name_file(&file, path, &partial, link)? {
+                Named::Whole => return Ok(()),
+                Named::Partial => None,
+                Named::Twin(twin) => Some(twin),
+            },
+        };
+        give_name(twin.as_ref().unwrap_or(&file), &partial, path)
     });
     if result.is_err() {
         // The first error is the one to tell.
@@ -311,26 +326,98 @@ fn write_file(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io:
     result
 }
 
+fn write_to(file: &File, task: Task, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut sink = Counting { inner: io::BufWriter::with_capacity(1 << 20, file), task, written: 0 };
+    write(&mut sink).and_then(|()| sink.flush())
+}
+
+/// Replaces `path` by the file, which is `partial`.
+fn give_name(file: &File, partial: &Path, path: &Path) -> io::Result<()> {
+    if let Ok(old) = std::fs::metadata(path) {
+        inherit(file, &old);
+    }
+    let Err(error) = std::fs::rename(partial, path) else { return Ok(()) };
+    // What is there cannot be replaced, but may take it: it is mounted into a container, or somebody else's in /tmp.
+    let Ok(old) = in_place(path) else { return Err(error) };
+    old.set_len(0)?;
+    copy_whole(file, &old)?;
+    std::fs::remove_file(partial)
+}
+
+/// Opens a file that exists. Nothing is made, so that a file of somebody else may be opened in /tmp, too (proc(5),
+/// `protected_regular`).
+fn in_place(path: &Path) -> io::Result<File> {
+    File::options().write(true).open(path)
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(true).open(path)
+}
+
+/// Whether nothing may be made there. A full disk is another thing: what is there is worth more than a half of the new.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+}
+
+fn copy_whole(mut from: &File, mut to: &File) -> io::Result<()> {
+    from.seek(SeekFrom::Start(0))?;
+    io::copy(&mut from, &mut to).map(drop)
+}
+
 /// A file without a name, of which nothing is left should we be killed; not every file system has them.
 fn unnamed_file(path: &Path) -> Option<File> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     rustix::fs::open(dir, flags, Mode::from_raw_mode(0o666)).ok().map(File::from)
 }
 
-/// Names the file: `path`, or, where that exists, `partial`. Whether it was the latter.
-fn name_file(file: &File, path: &Path, partial: &Path) -> io::Result<bool> {
-    let here = sys::mount::fd_path(file.as_fd());
-    let link = |to: &Path| rustix::fs::linkat(CWD, &here, CWD, to, AtFlags::SYMLINK_FOLLOW);
-    match link(path) {
-        Ok(()) => Ok(false),
+/// How an unnamed file got a name.
+#[derive(Debug)]
+enum Named {
+    /// Its own.
+    Whole,
+    /// A file of the name that it is to have exists: it is `partial`.
+    Partial,
+    /// It cannot be named here: a copy of it is `partial`.
+    Twin(File),
+}
+
+/// Names the file: `path`, or, where that exists, `partial`. `link` does it.
+fn name_file(
+    file: &File,
+    path: &Path,
+    partial: &Path,
+    link: impl Fn(&File, &Path) -> rustix::io::Result<()>,
+) -> io::Result<Named> {
+    match link(file, path) {
+        Ok(()) => return Ok(Named::Whole),
         Err(Errno::EXIST) => {
             let _ = std::fs::remove_file(partial);
-            link(partial)?;
-            Ok(true)
+            if link(file, partial).is_ok() {
+                return Ok(Named::Partial);
+            }
         }
-        Err(errno) => Err(errno.into()),
+        // Without /proc, or where the file system has no links.
+        Err(_) => {}
     }
+    let twin = new_file(partial)?;
+    copy_whole(file, &twin)?;
+    Ok(Named::Twin(twin))
+}
+
+fn link(file: &File, path: &Path) -> rustix::io::Result<()> {
+    rustix::fs::linkat(CWD, sys::mount::fd_path(file.as_fd()), CWD, path, AtFlags::SYMLINK_FOLLOW)
+}
+
+/// Gives the file the owner and mode of the one that it replaces, as far as we may: whoever writes into a file keeps them.
+fn inherit(file: &File, old: &Metadata) {
+    // Ids that do not exist here are shown as this one.
+    const NOBODY: u32 = 65534;
+    let here = sys::userns::in_initial_namespace();
+    let id = |id: u32| (here || id != NOBODY).then_some(id);
+    // An owner that is not ours to give may still have a group that is.
+    let _ = fchown(file, id(old.uid()), id(old.gid())).or_else(|_| fchown(file, None, id(old.gid())));
+    let _ = file.set_permissions(Permissions::from_mode(old.mode() & 0o777));
 }
 
 /// Shows how much was written.
@@ -350,5 +437,50 @@ impl<W: Write> Write for Counting<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_file_gets_its_name_where_links_are_refused() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let (path, partial) = (dir.path().join("out"), dir.path().join("out.partial"));
+        let source = dir.path().join("source");
+        std::fs::write(&source, "content").expect("written");
+        let file = File::options().read(true).write(true).open(&source).expect("there");
+        for errno in [Errno::OPNOTSUPP, Errno::PERM, Errno::NOENT, Errno::EXIST] {
+            let named = name_file(&file, &path, &partial, |_, _| Err(errno)).expect("named");
+            assert!(matches!(named, Named::Twin(_)), "{errno}: {named:?}");
+            assert_eq!(std::fs::read(&partial).expect("there"), b"content", "{errno}");
+        }
+        let named = name_file(&file, &path, &partial, link).expect("named");
+        assert!(matches!(named, Named::Whole), "{named:?}");
+        let named = name_file(&file, &path, &partial, link).expect("named");
+        assert!(matches!(named, Named::Partial), "{named:?}");
+    }
+
+    #[test]
+    fn what_is_replaced_leaves_its_owner_and_mode() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let path = dir.path().join("out");
+        let owner = rustix::process::geteuid().is_root().then_some(12345);
+        let shown = || {
+            let meta = std::fs::metadata(&path).expect("there");
+            (meta.mode() & 0o7777, meta.uid(), meta.gid(), std::fs::read(&path).expect("readable"))
+        };
+        std::fs::write(&path, "old").expect("written");
+        std::os::unix::fs::chown(&path, owner, owner).expect("ours");
+        // A set-user-id bit goes, as when anybody else writes.
+        std::fs::set_permissions(&path, Permissions::from_mode(0o4640)).expect("ours");
+        let (_, uid, gid, _) = shown();
+        let task = base::report::Tasks::new(Arc::new(|_| {}), base::Digest::of("x")).start("x", 0);
+        write_file(&path, task, |sink| sink.write_all(b"new")).expect("written");
+        assert_eq!(shown(), (0o640, uid, gid, b"new".to_vec()));
+        assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 1);
     }
 }

@@ -150,6 +150,7 @@ fn root_cause(error: &(dyn StdError + 'static)) -> String {
     walk(error, &mut |e| {
         last = match e.downcast_ref::<rustls::Error>() {
             Some(rustls::Error::InvalidCertificate(why)) => certificate_words(why),
+            Some(rustls::Error::InvalidMessage(_)) => "it does not answer in TLS".to_owned(),
             _ => e.to_string(),
         };
         false

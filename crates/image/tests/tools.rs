@@ -1,4 +1,5 @@
-//! Other people's tools read what we write. Each test needs its tool in `PATH`, or says that it is skipped.
+//! Other people's tools read what we write. Each test needs its tool in `PATH`, or among those that `cargo xtask` fetched
+//! for tests, or says that it is skipped.
 
 #![expect(clippy::print_stderr, reason = "a skipped test says why")]
 
@@ -18,7 +19,9 @@ use image::{Compression, CompressionOptions, ConfigPatch, Descriptor, Flavor, Hi
 /// Where a tool is, or none with a line that says so.
 fn tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|directory| directory.join(name)).find(|path| path.is_file());
+    let fetched = std::env::var_os("HULLWORKS_TOOLS").map(PathBuf::from);
+    let mut directories = std::env::split_paths(&path).chain(fetched);
+    let found = directories.find_map(|directory| Some(directory.join(name)).filter(|path| path.is_file()));
     if found.is_none() {
         eprintln!("skipped: `{name}` is not installed");
     }

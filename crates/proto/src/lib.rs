@@ -5,6 +5,7 @@
 
 pub mod fsutil;
 
+pub use bollard_buildkit_proto::fsutil as generated_fsutil;
 pub use bollard_buildkit_proto::google::{protobuf, rpc};
 pub use bollard_buildkit_proto::{health, moby, pb};
 pub use prost::Message;

@@ -204,8 +204,17 @@ impl Error {
 
     /// Whether one side's certificate is not one that the other trusts.
     pub fn is_certificate(&self) -> bool {
+        self.failed_to_connect(http_client::ConnectFailure::Certificate)
+    }
+
+    /// Whether HTTPS was spoken to a server that has no TLS.
+    pub fn is_not_tls(&self) -> bool {
+        self.failed_to_connect(http_client::ConnectFailure::NotTls)
+    }
+
+    fn failed_to_connect(&self, step: http_client::ConnectFailure) -> bool {
         let Error::Transport { source, .. } = self else { return false };
-        source.connect_failure() == Some(http_client::ConnectFailure::Certificate)
+        source.connect_failure() == Some(step)
     }
 
     /// The whole chain in one line.

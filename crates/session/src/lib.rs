@@ -6,11 +6,12 @@
 pub mod local;
 pub mod remote;
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use base::{Fault, Secret};
+use base::{Digest, Fault, Secret};
 
 /// What a build may ask of the client that started it.
 ///
@@ -30,8 +31,29 @@ pub trait Session: Send + Sync {
     /// The user name and password, or token, for a registry host. None is anonymous.
     async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Fault>;
 
+    /// The content store that the client offers under `name`, such as an OCI layout of its own. None when it offers none.
+    async fn content(&self, name: &str) -> Result<Option<Arc<dyn Blobs>>, Fault>;
+
     /// Where the result number `index` of the request goes, when an exporter writes to the client.
     async fn output(&self, index: usize) -> Result<Output, Fault>;
+}
+
+/// Blobs of a client by their digest.
+#[async_trait]
+pub trait Blobs: Send + Sync {
+    /// What it is called in messages: a directory.
+    fn place(&self) -> String;
+
+    /// A blob, as it is there: whoever reads it checks its digest. None where it is not there.
+    async fn open(&self, digest: &Digest) -> Result<Option<Blob>, Fault>;
+}
+
+/// One blob.
+pub struct Blob {
+    /// How many bytes it has.
+    pub size: u64,
+    /// Blocks; for a thread.
+    pub reader: Box<dyn Read + Send>,
 }
 
 /// A directory of the client.
@@ -103,3 +125,19 @@ pub enum Output {
 
 /// A session that any number of tasks hold.
 pub type SharedSession = Arc<dyn Session>;
+
+/// A name that nothing else has: 25 characters, as BuildKit's ids.
+pub fn random_id() -> String {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz012345";
+    static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let mut seed = Digest::hasher();
+    seed.update(std::process::id().to_ne_bytes());
+    seed.update(COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_ne_bytes());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    seed.update(now.as_nanos().to_ne_bytes());
+    let mut random = [0; 25];
+    // Time, process and count are unique enough where the kernel has no entropy yet.
+    let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK);
+    seed.update(random);
+    seed.finish().as_bytes().iter().take(25).map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect()
+}

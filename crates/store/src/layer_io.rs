@@ -72,9 +72,10 @@ impl Snapshots {
             // Headers and padding come on top of the files' data.
             let overhead = limits.entries.saturating_mul(4096);
             let unpacker = Unpacker::start(blob, &descriptor, limits.bytes.saturating_add(overhead))?;
-            let mut source = TarSource(tar::Reader::new(unpacker));
+            // What is passed over behind the last entry may be the most of it.
+            let mut source = TarSource(tar::Reader::new(cancel.reader(unpacker)));
             let filled = target.unpack(&mut source)?;
-            let unpacked = source.0.drain()?.finish()?;
+            let unpacked = source.0.drain()?.into_inner().finish()?;
             if unpacked.diff_id != layer.diff_id {
                 return Err(Error::DiffId { expected: layer.diff_id, actual: unpacked.diff_id });
             }

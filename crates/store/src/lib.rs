@@ -52,6 +52,7 @@ pub use keys::CacheKeys;
 pub use kv::Kv;
 pub use layer_io::{TarSource, layer_entry};
 pub use open::{Driver, DriverChoice, OpenOptions, boot_id};
+pub use reserve::Reserve;
 pub use snapshot::{
     Active, CacheMount, CacheMountRequest, CommitOptions, FillTarget, Filled, Hold, LayerRecord, LazyLayer,
     PrepareOptions, RecordKind, Sharing, SnapshotId, SnapshotInfo, Snapshots,
@@ -77,7 +78,9 @@ pub(crate) struct Inner {
     content: content::State,
     snapshots: snapshot::State,
     work: maintenance::Queue,
-    _lock: lock::Lock,
+    /// Given back before the lock.
+    _loan: Option<reserve::Loan>,
+    _lock: Arc<lock::Lock>,
 }
 
 impl Store {

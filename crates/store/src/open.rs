@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use sys::mount::{FsView, Mounted, Overlay};
 
 use crate::metadata::{Db, VERSION};
+use crate::reserve::{Loan, Reserve};
 use crate::snapshot::tree;
 use crate::{Error, Inner, Result, Store, content, lock, maintenance, reserve, snapshot};
 
@@ -49,8 +50,8 @@ pub struct OpenOptions {
     pub identity: String,
     /// Record owners, devices and capabilities that the kernel refuses (`sys::shadow`): we are in a user namespace.
     pub shadow: bool,
-    /// The store is opened to see or remove what is in it: where the disk is full, what is kept back for that is used.
-    pub spend_reserve: bool,
+    /// What is kept back of the disk, so that a full one can be tidied up.
+    pub reserve: Reserve,
     /// Bring everything to the disk when the store is closed. Without it, what was made in the last moments is
     /// dropped if the *machine* then crashes, or if the directory is next opened on another machine.
     pub sync_on_close: bool,
@@ -64,7 +65,7 @@ impl Default for OpenOptions {
             lock_wait: Duration::from_secs(10),
             identity: String::new(),
             shadow: false,
-            spend_reserve: false,
+            reserve: Reserve::Keep,
             sync_on_close: true,
         }
     }
@@ -94,10 +95,22 @@ impl Store {
         std::fs::create_dir_all(dir).map_err(|e| Error::io("create directory", dir, e))?;
         let dir = &std::path::absolute(dir).map_err(|e| Error::io("find", dir, e))?;
         let lock = lock::take(dir, options.lock_wait)?;
-        match options.spend_reserve {
-            true => reserve::spend_if_full(dir),
-            false => reserve::keep(dir),
+        match options.reserve {
+            Reserve::Keep => reserve::keep(dir),
+            Reserve::Spend => reserve::spend_if_full(dir),
+            Reserve::Borrow => {}
         }
+        let lock = Arc::new(lock);
+        match (Store::open_locked(dir, options.clone(), lock.clone(), None), options.reserve) {
+            (Err(error), Reserve::Borrow) if error.is_no_space() => match reserve::borrow(dir) {
+                Some(loan) => Store::open_locked(dir, options, lock, Some(loan)),
+                None => Err(error),
+            },
+            (opened, _) => opened,
+        }
+    }
+
+    fn open_locked(dir: &Path, options: OpenOptions, lock: Arc<lock::Lock>, loan: Option<Loan>) -> Result<Store> {
         for part in [content::blob_dir(dir), content::ingest_dir(dir), dir.join("snapshots")] {
             std::fs::create_dir_all(&part).map_err(|e| Error::io("create directory", &part, e))?;
         }
@@ -108,13 +121,14 @@ impl Store {
         // From here on the data is what the database says, on this boot.
         let settled = note_open(dir, &db, synced.map(|_| snapshots.seq()))?;
         let inner = Inner {
-            dir: dir.clone(),
+            dir: dir.to_owned(),
             options,
             driver,
             db,
             content: content::State::default(),
             snapshots,
             work: maintenance::Queue::new(settled),
+            _loan: loan,
             _lock: lock,
         };
         let inner = Arc::new(inner);

@@ -1,8 +1,9 @@
 //! Small images: busybox as one layer, or made-up layers, in a registry or as an OCI layout.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use base::Digest;
 use bytes::Bytes;
@@ -19,6 +20,18 @@ pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Media type of the layers made here.
 pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// Docker's own media types (schema 2), which are older than OCI's.
+pub mod docker {
+    /// Of manifests.
+    pub const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    /// Of manifest lists.
+    pub const LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    /// Of configs.
+    pub const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+    /// Of layers that are compressed.
+    pub const LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+}
 
 /// An image as bytes. Layers are not compressed, so that diff ids are digests.
 #[derive(Clone, Debug)]
@@ -98,6 +111,23 @@ impl TestImage {
         Digest::of(&self.manifest)
     }
 
+    /// Puts it into a registry under a tag by Docker's schema 2, with compressed layers, and answers its entry of a manifest
+    /// list, to which a platform belongs.
+    pub fn put_docker(&self, registry: &Registry, repository: &str, tag: &str) -> Value {
+        registry.put_blob(repository, self.config.clone());
+        let mut layers = Vec::new();
+        for layer in &self.layers {
+            let layer = gzip(layer);
+            layers.push(descriptor(docker::LAYER, &layer));
+            registry.put_blob(repository, layer);
+        }
+        let config = descriptor(docker::CONFIG, &self.config);
+        let manifest = json!({"schemaVersion": 2, "mediaType": docker::MANIFEST, "config": config, "layers": layers});
+        let manifest = Bytes::from(manifest.to_string());
+        registry.put_manifest(repository, tag, docker::MANIFEST, manifest.clone());
+        descriptor(docker::MANIFEST, &manifest)
+    }
+
     /// Puts it into a registry under a tag.
     pub fn put(&self, registry: &Registry, repository: &str, tag: &str) -> Digest {
         for blob in self.layers.iter().chain([&self.config]) {
@@ -119,6 +149,23 @@ impl TestImage {
         fs::write(dir.join("index.json"), index.to_string())?;
         fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
     }
+}
+
+/// What Debian's `gzip` makes of bytes.
+fn gzip(bytes: &Bytes) -> Bytes {
+    let input = bytes.clone();
+    let mut child = Command::new("gzip")
+        .args(["--fast", "--no-name"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("gzip is part of every Debian");
+    let mut stdin = child.stdin.take().expect("it was asked for");
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let output = child.wait_with_output().expect("gzip ends");
+    writer.join().expect("writing does not panic").expect("gzip reads everything");
+    assert!(output.status.success(), "gzip failed");
+    output.stdout.into()
 }
 
 /// A descriptor as JSON.

@@ -70,12 +70,15 @@ pub fn overlay() -> Result<(), String> {
     probe("unshare", &args).map_err(|why| format!("needs overlayfs: {why}"))
 }
 
-/// Needs a program; tells where it is. Looks in `PATH` and where Debian keeps administrators' programs.
+/// Needs a program; tells where it is. Looks in `PATH`, where Debian keeps administrators' programs, and among those that
+/// `cargo xtask` fetched for tests.
 pub fn program(name: &str) -> Result<PathBuf, String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let extra = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
+    let fetched = std::env::var_os("HULLWORKS_TOOLS").map(PathBuf::from);
     std::env::split_paths(&path)
         .chain(extra)
+        .chain(fetched)
         .map(|dir| dir.join(name))
         .find(|candidate| is_executable(candidate))
         .ok_or_else(|| format!("needs the program `{name}`"))

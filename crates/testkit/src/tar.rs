@@ -113,6 +113,23 @@ impl Archive {
     }
 }
 
+/// A zstd stream of these bytes with so many zeros behind them, up to the next 128 KiB: four bytes say as much.
+pub fn inflating(head: &[u8], zeros: u64) -> Bytes {
+    const MOST: usize = 128 << 10;
+    // RFC 8878: the magic number, no content size, a window of one block.
+    let mut stream = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 7 << 3];
+    let block = |kind: u32, size: usize| ((size as u32) << 3 | kind << 1).to_le_bytes();
+    for raw in head.chunks(MOST) {
+        stream.extend_from_slice(&block(0, raw.len())[..3]);
+        stream.extend_from_slice(raw);
+    }
+    let [a, b, c, _] = block(1, MOST);
+    stream.extend([a, b, c, 0].repeat(zeros.div_ceil(MOST as u64) as usize));
+    // The last block is empty.
+    stream.extend_from_slice(&[1, 0, 0]);
+    stream.into()
+}
+
 /// `length key=value\n`, where the length counts itself.
 fn record(key: &str, value: &str) -> String {
     let rest = key.len() + value.len() + 3;

@@ -5,6 +5,7 @@ use hyper::Method;
 use super::*;
 use crate::image::{File, TestImage, noise, tar};
 use crate::registry::Action;
+use crate::tar::inflating;
 
 #[test]
 fn faults_strike_when_it_is_their_turn() {
@@ -42,6 +43,22 @@ fn archives_are_read_by_tar() {
     let modes: Vec<&str> = listing.lines().filter_map(|line| line.split(' ').next()).collect();
     assert_eq!(modes, ["drwxr-x---", "-rwsr-xr-x", "lrwxrwxrwx"]);
     assert!(listing.contains("d/l -> f"), "{listing}");
+}
+
+#[test]
+fn few_bytes_inflate_to_many() {
+    needs!("zstd");
+    let dir = scratch("inflating");
+    let path = dir.path().join("x.zst");
+    let head = noise(1, 300_000);
+    let stream = inflating(&head, (100 << 20) - 1);
+    assert!(stream.len() < head.len() + 5000, "{}", stream.len());
+    std::fs::write(&path, stream).expect("scratch is writable");
+    let output = Command::new("zstd").args(["--decompress", "--stdout"]).arg(&path).output().expect("zstd starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stdout.len(), head.len() + (100 << 20));
+    let (same, zeros) = output.stdout.split_at(head.len());
+    assert!(same == head && zeros.iter().all(|byte| *byte == 0));
 }
 
 #[test]

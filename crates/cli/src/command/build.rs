@@ -42,7 +42,8 @@ pub struct Build {
     /// Value for an ARG; NAME alone takes it from the environment
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub build_arg: Vec<String>,
-    /// Another directory or image that FROM and --from can name: name=PATH, name=docker-image://REF
+    /// Another directory or image that FROM and --from can name: name=PATH, name=docker-image://REF,
+    /// name=oci-layout://PATH[:TAG|@DIGEST]
     #[arg(long, value_name = "NAME=SOURCE")]
     pub build_context: Vec<String>,
     /// Platform to build for, such as linux/arm64; repeat it or use commas for several [default:
@@ -224,9 +225,10 @@ impl Build {
 
     /// The frontend's options, but for those about contexts.
     fn options(&self, environment: &Environment) -> Result<BTreeMap<String, String>, Fault> {
-        let mut options = environment.docker_config_dir().map(|dir| proxies::build_args(&dir)).unwrap_or_default();
-        options.extend(build_args(&self.build_arg, environment)?);
-        options.extend(labels(&self.label));
+        let mut options = build_args(&self.build_arg, environment)?;
+        let proxies = environment.docker_config_dir().map(|dir| proxies::build_args(&dir)).unwrap_or_default();
+        proxies::add(&mut options, proxies);
+        options.extend(labels(&self.label)?);
         let mut set = |key: &str, value: String| {
             if !value.is_empty() {
                 options.insert(key.to_owned(), value);
@@ -311,6 +313,11 @@ impl Build {
                 NamedContext::Directory { share, path } => {
                     let target = format!("local:{share}");
                     plan.dirs.insert(share, path);
+                    target
+                }
+                NamedContext::Layout { share, path, digest } => {
+                    let target = format!("oci-layout://{share}@{digest}");
+                    plan.layouts.insert(share, path);
                     target
                 }
             };

@@ -10,7 +10,6 @@ use super::buildkitd_flags::BuildkitdFlags;
 use super::{Action, buildctl_build, du, explain, not_yet, prune};
 use crate::daemonless::Settings;
 use crate::environment::Environment;
-use crate::fault::print_warning;
 use crate::spec::{goflags, invalid};
 
 /// buildctl and buildkitd in one process: takes buildctl's command line and ends with its last step.
@@ -130,7 +129,8 @@ impl Globals {
 /// Parses the arguments after the program's name.
 pub fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Action, Fault> {
     let mut words = vec![OsString::from("buildctl-daemonless.sh")];
-    words.extend(flags_of_program(environment, "BUILDCTL", "buildctl").into_iter().map(OsString::from));
+    let (flags, warning) = flags_of_program(environment, "BUILDCTL", "buildctl");
+    words.extend(flags.into_iter().map(OsString::from));
     words.extend(args);
     let Buildctl { globals, command } = match Buildctl::try_parse_from(goflags::normalize(&Buildctl::command(), words))
     {
@@ -138,22 +138,24 @@ pub fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Action, F
         Ok(line) => line,
     };
     globals.check()?;
+    let settings = || settings(&globals, environment, warning);
     match command {
         Command::PruneHistories(_) => Err(not_yet("`buildctl prune-histories`")),
         Command::Debug(_) => Err(not_yet("`buildctl debug`")),
         Command::DialStdio(_) => Err(Fault::user("`buildctl dial-stdio` connects to a daemon, and there is none here")),
-        Command::Build(build) => build.action(settings(&globals, environment)?, environment),
-        Command::Du(du) => du.action_with(settings(&globals, environment)?),
-        Command::Prune(prune) => prune.action_with(settings(&globals, environment)?),
+        Command::Build(build) => build.action(settings()?, environment),
+        Command::Du(du) => du.action_with(settings()?),
+        Command::Prune(prune) => prune.action_with(settings()?),
     }
 }
 
 /// The settings that buildkitd's flags amount to.
-fn settings(globals: &Globals, environment: &Environment) -> Result<Settings, Fault> {
-    let mut flags = flags_of_program(environment, "BUILDKITD", "buildkitd");
+fn settings(globals: &Globals, environment: &Environment, warning: Option<String>) -> Result<Settings, Fault> {
+    let (mut flags, other) = flags_of_program(environment, "BUILDKITD", "buildkitd");
     let given = environment.get("BUILDKITD_FLAGS").unwrap_or_default();
     flags.extend(given.split_whitespace().map(str::to_owned));
     let mut settings = BuildkitdFlags::parse_words(flags)?.settings(environment)?;
+    settings.warnings.extend(warning.into_iter().chain(other));
     settings.lock_wait = lock_wait(environment)?;
     if globals.debug {
         settings.log = settings.log.max(Some(tracing::Level::DEBUG));
@@ -164,14 +166,13 @@ fn settings(globals: &Globals, environment: &Environment) -> Result<Settings, Fa
 
 /// The words after the program in a variable such as `BUILDKITD="buildkitd --debug"`. The program itself is built
 /// in; naming another one earns a warning.
-fn flags_of_program(environment: &Environment, variable: &str, known: &str) -> Vec<String> {
+fn flags_of_program(environment: &Environment, variable: &str, known: &str) -> (Vec<String>, Option<String>) {
     let mut words = environment.get(variable).unwrap_or(known).split_whitespace().map(str::to_owned);
     let program = words.next().unwrap_or_else(|| known.to_owned());
     let name = program.rsplit('/').next().unwrap_or(&program);
-    if name != known && name != "hullworks" {
-        print_warning(&mut std::io::stderr(), format!("{variable}: `{program}` is not started, {known} is built in"));
-    }
-    words.filter(|word| word != known).collect()
+    let other = name != known && name != "hullworks";
+    let warning = other.then(|| format!("{variable}: `{program}` is not started, {known} is built in"));
+    (words.filter(|word| word != known).collect(), warning)
 }
 
 /// As long as the script would wait for its daemon: try number n is followed by a pause of (100 + 20 n) ms. It gives up
@@ -203,10 +204,15 @@ mod tests {
 
     #[test]
     fn programs_are_built_in_but_their_flags_count() {
-        let flags =
-            |value: &str| flags_of_program(&Environment::with(&[("BUILDKITD", value)]), "BUILDKITD", "buildkitd");
-        assert_eq!(flags("buildkitd"), [""; 0]);
-        assert_eq!(flags("/usr/bin/buildkitd --debug --root=/x"), ["--debug", "--root=/x"]);
-        assert_eq!(flags("hullworks buildkitd --debug"), ["--debug"]);
+        let flags = |value: &str| {
+            let environment = Environment::with(&[("BUILDKITD", value)]);
+            let (flags, warning) = flags_of_program(&environment, "BUILDKITD", "buildkitd");
+            (flags.join(" "), warning.unwrap_or_default())
+        };
+        let quiet = |flags: &str| (flags.to_owned(), String::new());
+        assert_eq!(flags("buildkitd"), quiet(""));
+        assert_eq!(flags("/usr/bin/buildkitd --debug --root=/x"), quiet("--debug --root=/x"));
+        assert_eq!(flags("hullworks buildkitd --debug"), quiet("--debug"));
+        assert_eq!(flags("other --debug").1, "BUILDKITD: `other` is not started, buildkitd is built in");
     }
 }

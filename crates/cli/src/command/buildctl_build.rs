@@ -13,6 +13,7 @@ use crate::daemonless::{BuildPlan, Settings, run};
 use crate::display::Mode;
 use crate::environment::Environment;
 use crate::spec::cache::{Direction, caches};
+use crate::spec::context::layouts;
 use crate::spec::pairs::{frontend_options, locals};
 use crate::spec::{allow, csv, invalid, output, secret};
 
@@ -35,7 +36,7 @@ pub struct BuildctlBuild {
     /// Directory that the build may read: name=DIR
     #[arg(long, value_name = "NAME=DIR")]
     local: Vec<String>,
-    /// Not supported yet: an OCI layout that the build may read
+    /// OCI layout whose images the build may read: name=DIR, for --opt context:x=oci-layout://name@DIGEST
     #[arg(long, value_name = "NAME=DIR")]
     oci_layout: Vec<String>,
     /// What makes the build's steps: dockerfile.v0 or gateway.v0
@@ -93,7 +94,6 @@ impl BuildctlBuild {
 
     fn refuse_what_is_not_there(&self) -> Result<(), Fault> {
         for (flag, used) in [
-            ("--oci-layout", !self.oci_layout.is_empty()),
             ("--ssh", !self.ssh.is_empty()),
             ("--source-policy-file", self.source_policy_file.is_some()),
             ("--proxy-network", self.proxy_network),
@@ -117,6 +117,7 @@ impl BuildctlBuild {
         plan.cache_exports = caches("--export-cache", Direction::Export, &self.export_cache, environment)?;
         plan.cache_imports = caches("--import-cache", Direction::Import, &self.import_cache, environment)?;
         plan.dirs = locals(&self.local)?;
+        plan.layouts = layouts(&self.oci_layout)?;
         plan.trace = self.trace.clone().filter(|path| !path.as_os_str().is_empty());
         plan.metadata_file = self.metadata_file.clone().filter(|path| !path.as_os_str().is_empty());
         plan.ref_file = self.ref_file.clone().filter(|path| !path.as_os_str().is_empty());

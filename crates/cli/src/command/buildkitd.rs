@@ -15,6 +15,7 @@ use super::buildkitd_flags::BuildkitdFlags;
 use super::{Action, explain};
 use crate::daemonless::Settings;
 use crate::daemonless::run::{cancelled_by_signals, open};
+use crate::display::Mode;
 use crate::environment::Environment;
 use crate::spec::goflags;
 
@@ -61,7 +62,7 @@ async fn serve(flags: BuildkitdFlags, environment: Environment) -> Result<(), Fa
         listeners.extend(Listener::open(address, owner, tls.as_ref()).await?);
     }
     let stop = cancelled_by_signals()?;
-    let engine = open(&settings, &environment, &stop).await?;
+    let engine = open(&settings, &environment, Mode::Plain, &stop).await?;
     let identity = identity(&settings, &engine)?;
     daemon::serve(engine, identity, listeners, stop, CancellationToken::new()).await
 }
@@ -87,7 +88,7 @@ fn identity(settings: &Settings, engine: &engine::Engine) -> Result<Identity, Fa
     let worker = match std::fs::read_to_string(&path) {
         Ok(id) if !id.trim().is_empty() => id.trim().to_owned(),
         _ => {
-            let id = crate::daemonless::run::reference();
+            let id = session::random_id();
             std::fs::write(&path, &id).map_err(failed)?;
             id
         }

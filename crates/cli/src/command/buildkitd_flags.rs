@@ -1,11 +1,13 @@
 //! buildkitd's flags, as `BUILDKITD_FLAGS` holds them: all that upstream has. What is about sockets, containerd or
-//! another runtime has no effect without a daemon; what would change a build and cannot be done is refused.
+//! another runtime has no effect without a daemon, which a warning says: a script may pass it on, but whoever wrote it
+//! expects something. What would change a build and cannot be done is refused.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use base::Fault;
-use clap::{CommandFactory as _, Parser};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args as _, CommandFactory as _, FromArgMatches as _, Parser};
 use config::{Config, DiskSpace};
 
 use super::{Action, explain};
@@ -101,6 +103,9 @@ pub struct BuildkitdFlags {
     containerd_worker: Option<String>,
     #[command(flatten)]
     pub(super) no_effect: NoEffect,
+    /// Which of the latter were given.
+    #[arg(skip)]
+    given_in_vain: Vec<String>,
 }
 
 /// Flags that are about a daemon's sockets, about containerd, or about devices and traces that a daemonless build
@@ -161,12 +166,25 @@ pub(super) struct NoEffect {
     containerd_worker_gc_keepstorage: Option<String>,
 }
 
+impl NoEffect {
+    /// Those of them that were typed.
+    fn given(matches: &ArgMatches) -> Vec<String> {
+        let declared = NoEffect::augment_args(clap::Command::new("buildkitd"));
+        let typed = |arg: &&clap::Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+        declared.get_arguments().filter(typed).filter_map(|arg| Some(format!("--{}", arg.get_long()?))).collect()
+    }
+}
+
 impl BuildkitdFlags {
     /// Parses words that were split at spaces.
     pub fn parse_words(words: Vec<String>) -> Result<BuildkitdFlags, Fault> {
         let words = std::iter::once(OsString::from("buildkitd")).chain(words.into_iter().map(OsString::from));
         let words = goflags::normalize(&BuildkitdFlags::command(), words.collect());
-        BuildkitdFlags::try_parse_from(words).map_err(|error| match explain(&error) {
+        let parsed = BuildkitdFlags::command().try_get_matches_from(words).and_then(|matches| {
+            let flags = BuildkitdFlags::from_arg_matches(&matches)?;
+            Ok(BuildkitdFlags { given_in_vain: NoEffect::given(&matches), ..flags })
+        });
+        parsed.map_err(|error| match explain(&error) {
             Ok(Action::Print(_) | Action::Simple(_) | Action::Engine(_)) => {
                 Fault::user("BUILDKITD_FLAGS asks for help instead of a daemon")
             }
@@ -182,6 +200,10 @@ impl BuildkitdFlags {
             settings.choose_snapshotter("--oci-worker-snapshotter", name)?;
         }
         self.choose_log(&mut settings, environment)?;
+        if !self.given_in_vain.is_empty() {
+            let flags = self.given_in_vain.join(", ");
+            settings.warnings.push(format!("flags of buildkitd that mean nothing without a daemon: {flags}"));
+        }
         Ok(settings)
     }
 

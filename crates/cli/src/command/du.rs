@@ -58,7 +58,8 @@ impl Du {
     }
 
     async fn run(self, format: Format, settings: Settings, environment: Environment) -> Result<(), run::Failure> {
-        let records = run::tidy(settings, &environment, |engine| async move { engine.disk_usage().await }).await?;
+        let records =
+            run::tidy(settings.to_look(), &environment, |engine| async move { engine.disk_usage().await }).await?;
         let mut records = engine::usage::select(records, &self.filter)?;
         records.sort_by(|a, b| (a.size, &a.id).cmp(&(b.size, &b.id)));
         let text = match (format, self.verbose) {

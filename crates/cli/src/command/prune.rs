@@ -111,7 +111,8 @@ async fn prune(
     settings: Settings,
     environment: Environment,
 ) -> Result<(), run::Failure> {
-    let gone = run::tidy(settings, &environment, |engine| async move { engine.prune(options).await }).await?;
+    let gone =
+        run::tidy(settings.to_tidy_up(), &environment, |engine| async move { engine.prune(options).await }).await?;
     let total = ByteSize(gone.iter().map(|record| record.size.0).sum());
     let total = tabbed(&[vec!["Total:".to_owned(), total.to_string()]]);
     let text = match (format, verbose) {

@@ -46,6 +46,51 @@ fn help_texts() {
     }
 }
 
+/// What `docs/reference/cli.md` says besides the help texts.
+const PAGE: &str = "# Flags and environment
+
+Generated from `crates/cli`; `cargo xtask bless` renews it. What outputs take: [outputs](outputs.md).
+
+The binary decides by the name that it is called by: `hullworks`, or `buildctl-daemonless.sh` (which may also be the
+first word: `hullworks buildctl-daemonless.sh build ..`; `hullworks install` makes the names). Exit codes: 0 on success, 1 on any failure.
+
+| variable | meaning |
+| --- | --- |
+| `BUILDKITD_FLAGS` | `buildctl-daemonless.sh`: flags of `buildkitd`; those that mean nothing without a daemon are warned about |
+| `BUILDCTL_CONNECT_RETRIES_MAX` | `buildctl-daemonless.sh`: how often to try where another process has the state directory; not set: as long as it takes |
+| `BUILDKIT_PROGRESS` | what `--progress=auto` means |
+| `NO_COLOR`, `BUILDKIT_COLORS`, `BUILDKIT_TTY_LOG_LINES`, `TTY_DISPLAY_RATE`, `PROGRESS_NO_TRUNC` | how progress looks, as with BuildKit |
+| `BUILDKIT_STEP_LOG_MAX_SIZE`, `BUILDKIT_STEP_LOG_MAX_SPEED` | how much of a step's output is shown, in bytes and bytes per second; -1 is no limit |
+| `BUILDKITD_LOG_LEVEL` | `buildctl-daemonless.sh`: what is logged on standard error |
+| `SOURCE_DATE_EPOCH` | a build argument, where none is given |
+| `DOCKER_DEFAULT_PLATFORM` | `hullworks build`: the platform, where none is given |
+| `DOCKER_CONFIG`, `DOCKER_AUTH_CONFIG` | where registry credentials are, or what they are |
+| `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`, `ALL_PROXY` | for registries, in upper or lower case; steps get proxies by `--build-arg` or docker's `config.json` |
+| `XDG_CONFIG_HOME`, `XDG_DATA_HOME` | an ordinary user's `buildkitd.toml` and state directory |
+";
+
+/// The page in `docs/` is generated; `cargo xtask bless` renews it.
+#[test]
+fn the_reference_page_is_up_to_date() {
+    let mut page = PAGE.to_owned();
+    for (name, command, path) in [
+        ("hullworks build", hullworks::declaration(), "build"),
+        ("hullworks du", hullworks::declaration(), "du"),
+        ("hullworks prune", hullworks::declaration(), "prune"),
+        ("buildctl-daemonless.sh build", buildctl::declaration(), "build"),
+    ] {
+        let text = help(command, &[path]);
+        let text: Vec<&str> = text.lines().map(str::trim_end).collect();
+        page.push_str(&format!("\n## {name}\n\n```text\n{}\n```\n", text.join("\n").trim_end()));
+    }
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/cli.md");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &page).expect("write");
+    }
+    let stored = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(stored == page, "docs/reference/cli.md is out of date: run `cargo xtask bless`");
+}
+
 #[test]
 fn declarations_hold() {
     hullworks::declaration().debug_assert();
@@ -175,6 +220,19 @@ fn complaints_about_buildkitd_flags() {
         all.push_str(&format!("BUILDKITD_FLAGS={flags}\n{}\n\n", outcome(buildctl::parse(words("du"), &environment))));
     }
     assert_snapshot!(all);
+}
+
+#[test]
+fn flags_of_a_daemon_that_mean_nothing_are_named() {
+    let warnings = |flags: &str| {
+        let flags = flags.split_whitespace().map(str::to_owned).collect();
+        buildkitd_flags::BuildkitdFlags::parse_words(flags).expect("parses").settings(&pipe()).expect("good").warnings
+    };
+    assert_eq!(warnings("--root=/x --oci-worker=true --containerd-worker=false --debug"), [""; 0]);
+    assert_eq!(
+        warnings("--root=/x --containerd-worker-gc=false --tlscert=a --addr unix:///a --addr unix:///b"),
+        ["flags of buildkitd that mean nothing without a daemon: --addr, --tlscert, --containerd-worker-gc"]
+    );
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub struct BuildPlan {
     pub entitlements: Vec<Entitlement>,
     /// Shared directories by name.
     pub dirs: BTreeMap<String, PathBuf>,
+    /// OCI layouts by name.
+    pub layouts: BTreeMap<String, PathBuf>,
     /// Secrets by id.
     pub secrets: BTreeMap<String, SecretSource>,
     /// What people see.
@@ -54,6 +56,7 @@ impl BuildPlan {
             cache_exports: Vec::new(),
             entitlements: Vec::new(),
             dirs: BTreeMap::new(),
+            layouts: BTreeMap::new(),
             secrets: BTreeMap::new(),
             mode,
             sum_up_warnings: false,

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use base::{Fault, Kind};
 use engine::{Engine, SolveRequest, SolveResponse, UsageRecord};
-use session::local::LocalSession;
+use session::local::{Layout, LocalSession};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{BuildPlan, Settings};
-use crate::display::Display;
+use crate::display::{self, Display, Mode, Notice};
 use crate::environment::Environment;
 use crate::fault::{FailedStep, print_warning};
 use crate::metadata;
@@ -37,7 +37,8 @@ impl From<Fault> for Failure {
 /// Opens the engine, builds, writes the files.
 pub async fn build(plan: BuildPlan, settings: &Settings, environment: &Environment) -> Result<(), Failure> {
     let cancel = cancelled_by_signals()?;
-    let engine = open(settings, environment, &cancel).await?;
+    let mode = plan.mode;
+    let engine = open(settings, environment, mode, &cancel).await?;
     let solving = engine.clone();
     let result =
         drive(
@@ -48,7 +49,7 @@ pub async fn build(plan: BuildPlan, settings: &Settings, environment: &Environme
             |request| async move { solving.solve(request).await },
         )
         .await;
-    engine.close().await;
+    close(engine, mode).await;
     result
 }
 
@@ -57,11 +58,17 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Opens the engine, unless a signal comes first. Where another process has the state directory, that is told, and waited
 /// for.
-pub async fn open(settings: &Settings, environment: &Environment, cancel: &CancellationToken) -> Result<Engine, Fault> {
+pub async fn open(
+    settings: &Settings,
+    environment: &Environment,
+    mode: Mode,
+    cancel: &CancellationToken,
+) -> Result<Engine, Fault> {
+    let tell = |notice| display::tell(mode, &mut std::io::stderr(), &notice);
     for warning in &settings.warnings {
-        print_warning(&mut std::io::stderr(), warning);
+        tell(Notice::Warning(warning.clone()));
     }
-    settings.start_log();
+    settings.start_log(mode);
     let mut left = settings.lock_wait;
     let mut told = None;
     loop {
@@ -74,8 +81,7 @@ pub async fn open(settings: &Settings, environment: &Environment, cancel: &Cance
         match opened.as_ref().err().and_then(engine::in_use) {
             Some(by) if left.is_none_or(|left| !left.is_zero()) => {
                 if told.as_ref() != Some(&by) {
-                    // As for warnings.
-                    let _ = writeln!(std::io::stderr(), "waiting: {by}");
+                    tell(Notice::Waiting(by.clone()));
                     told = Some(by);
                 }
             }
@@ -90,20 +96,30 @@ pub async fn tidy<F: Future<Output = Result<Vec<UsageRecord>, Fault>>>(
     environment: &Environment,
     work: impl FnOnce(Engine) -> F,
 ) -> Result<Vec<UsageRecord>, Fault> {
-    let settings = settings.to_tidy_up();
     if !settings.has_state() {
         let text = format!("there is no state directory `{}/hullworks`: nothing is stored", settings.root.display());
         print_warning(&mut std::io::stderr(), text);
         return Ok(Vec::new());
     }
     let cancel = cancelled_by_signals()?;
-    let engine = open(&settings, environment, &cancel).await?;
+    let engine = open(&settings, environment, Mode::Plain, &cancel).await?;
     let records = tokio::select! {
         records = work(engine.clone()) => records,
         () = cancel.cancelled() => Err(Fault::cancelled()),
     };
-    engine.close().await;
+    close(engine, Mode::Plain).await;
     records
+}
+
+/// Closes the engine, and tells what it does not wait for any longer.
+async fn close(engine: Engine, mode: Mode) {
+    for what in engine.close().await {
+        display::tell(
+            mode,
+            &mut std::io::stderr(),
+            &Notice::Warning(format!("gave up waiting for the end of: {what}")),
+        );
+    }
 }
 
 /// A token that the first SIGINT, SIGTERM or SIGHUP (the terminal is gone) cancels. The second ends the process at once;
@@ -163,20 +179,23 @@ where
     S: FnOnce(SolveRequest) -> F,
     F: Future<Output = Result<SolveResponse, Fault>>,
 {
-    let reference = reference();
-    if let Some(path) = &plan.ref_file {
-        metadata::write_whole(path, &reference)?;
-    }
-    // Of an earlier build: nobody must take them for this one's.
+    let reference = session::random_id();
+    // What an earlier build wrote nobody must take for this one's.
     for path in plan.metadata_file.iter().chain(&plan.iid_file) {
-        metadata::remove(path)?;
+        metadata::prepare(path)?;
     }
-    let trace = plan.trace.as_deref().map(open_trace).transpose()?;
+    if let Some(path) = &plan.ref_file {
+        metadata::write(path.clone(), reference.clone(), &cancel).await?;
+    }
+    let trace = match plan.trace.clone() {
+        Some(path) => Some(metadata::unless_cancelled(path, &cancel, open_trace).await?),
+        None => None,
+    };
     let display = Display::start(plan.mode, out, trace, plan.sum_up_warnings, environment);
     let result = solve(request(&plan, reference, environment, &display, cancel.clone())).await;
     let steps = display.finish();
     match result {
-        Ok(response) => Ok(write_answers(&plan, &response)?),
+        Ok(response) => Ok(write_answers(&plan, &response, &cancel).await?),
         Err(fault) if cancel.is_cancelled() && fault.kind() == Kind::Cancelled => {
             Err(Failure { fault: fault.context("failed to solve"), steps: Vec::new() })
         }
@@ -200,6 +219,9 @@ fn request(
     for (name, dir) in &plan.dirs {
         session = session.with_dir(name, dir);
     }
+    for (name, dir) in &plan.layouts {
+        session = session.with_layout(name, Layout::new(dir));
+    }
     for (id, source) in &plan.secrets {
         session = session.with_secret(id, source.clone());
     }
@@ -218,14 +240,14 @@ fn request(
     }
 }
 
-fn write_answers(plan: &BuildPlan, response: &SolveResponse) -> Result<(), Fault> {
+async fn write_answers(plan: &BuildPlan, response: &SolveResponse, cancel: &CancellationToken) -> Result<(), Fault> {
     let answers = &response.exporter_response;
     let id = metadata::image_id(answers);
     if let Some(path) = &plan.metadata_file {
-        metadata::write_whole(path, &metadata::metadata_json(answers))?;
+        metadata::write(path.clone(), metadata::metadata_json(answers), cancel).await?;
     }
     if let (Some(path), Some(id)) = (&plan.iid_file, id) {
-        metadata::write_whole(path, id)?;
+        metadata::write(path.clone(), id.to_owned(), cancel).await?;
     }
     if let (true, Some(id)) = (plan.print_id, id) {
         crate::print_line(id)?;
@@ -238,19 +260,6 @@ fn open_trace(path: &Path) -> Result<Box<dyn Write + Send>, Fault> {
     let file =
         file.map_err(|e| Fault::because(Kind::User, format!("cannot write the trace `{}`", path.display()), e))?;
     Ok(Box::new(file))
-}
-
-/// A name that nothing else has: 25 characters as upstream's ids.
-pub fn reference() -> String {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz012345";
-    let mut seed = base::Digest::hasher();
-    seed.update(std::process::id().to_ne_bytes());
-    seed.update(jiff::Timestamp::now().as_nanosecond().to_ne_bytes());
-    let mut random = [0; 25];
-    // Time and process id are unique enough where the kernel has no entropy yet.
-    let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK);
-    seed.update(random);
-    seed.finish().as_bytes().iter().take(25).map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect()
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use base::{Fault, Kind};
 use config::{Config, Lookup};
-use engine::{EngineOptions, LogLimits, SnapshotterChoice};
+use engine::{EngineOptions, LogLimits, Reserve, SnapshotterChoice};
 
 use crate::command::not_yet;
+use crate::display::Mode;
 use crate::environment::Environment;
 use crate::spec::invalid;
 
@@ -24,8 +25,8 @@ pub struct Settings {
     pub lock_wait: Option<Duration>,
     /// How much of a step's output is shown.
     pub step_log: LogLimits,
-    /// The state directory is opened to see or remove what is in it.
-    pub spend_reserve: bool,
+    /// What happens with the space that is kept back.
+    pub reserve: Reserve,
     /// What is logged on standard error.
     pub log: Option<tracing::Level>,
     /// The log is JSON.
@@ -38,9 +39,14 @@ pub struct Settings {
 const TIDY_WAIT: Duration = Duration::from_secs(2);
 
 impl Settings {
-    /// The same for who wants to see or remove what is in the state directory.
+    /// The same for who wants to see what is in the state directory.
+    pub fn to_look(self) -> Settings {
+        Settings { reserve: Reserve::Borrow, lock_wait: self.lock_wait.or(Some(TIDY_WAIT)), ..self }
+    }
+
+    /// The same for who wants to remove what is in the state directory.
     pub fn to_tidy_up(self) -> Settings {
-        Settings { spend_reserve: true, lock_wait: self.lock_wait.or(Some(TIDY_WAIT)), ..self }
+        Settings { reserve: Reserve::Spend, ..self.to_look() }
     }
 
     /// Reads the configuration files. `explicit` is `--config`, `root` is `--root`; `flags` puts on top what else was
@@ -68,7 +74,7 @@ impl Settings {
             root,
             snapshotter: SnapshotterChoice::Auto,
             lock_wait: None,
-            spend_reserve: false,
+            reserve: Reserve::Keep,
             step_log: LogLimits::default(),
             log: None,
             log_json: false,
@@ -182,7 +188,7 @@ impl Settings {
             config: self.config.clone(),
             snapshotter: self.snapshotter,
             lock_wait,
-            spend_reserve: self.spend_reserve,
+            reserve: self.reserve,
             step_log: self.step_log,
             proxy: environment.proxies(),
             isolation: environment
@@ -192,12 +198,12 @@ impl Settings {
         }
     }
 
-    /// Starts the log, if there is to be one. At most once per process.
-    pub fn start_log(&self) {
+    /// Starts the log, if there is to be one: as JSON where a display beside it is. At most once per process.
+    pub fn start_log(&self, mode: Mode) {
         let Some(level) = self.log else { return };
         let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
         // A second call finds the first one's log, which is what we want.
-        let _ = match self.log_json {
+        let _ = match self.log_json || mode == Mode::RawJson {
             true => subscriber.json().try_init(),
             false => subscriber.with_ansi(false).try_init(),
         };

@@ -31,7 +31,7 @@ use jiff::Timestamp;
 use queue::{Entrance, Exit, Message, queue, weight};
 
 use crate::environment::Environment;
-use crate::fault::FailedStep;
+use crate::fault::{FailedStep, print_warning};
 
 /// `--progress`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +63,28 @@ impl Mode {
             "rawjson" => Ok(Mode::RawJson),
             _ => Err(crate::spec::invalid("--progress", value, "known are auto, plain, tty, quiet, none and rawjson")),
         }
+    }
+}
+
+/// What is to be told while no display runs: before the build, or without one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Something that the user should know and that stops nothing.
+    Warning(String),
+    /// What we wait for.
+    Waiting(String),
+}
+
+/// Who shows messages that belong to no step.
+const NO_STEP: &str = "messages of no step";
+
+/// Tells it in the form that the display has: programs read lines of JSON only.
+pub fn tell(mode: Mode, out: &mut dyn Write, notice: &Notice) {
+    match (mode, notice) {
+        (Mode::RawJson, notice) => rawjson::tell(out, notice, Timestamp::now()),
+        (_, Notice::Warning(text)) => print_warning(out, text),
+        // As for warnings.
+        (_, Notice::Waiting(text)) => _ = writeln!(out, "waiting: {text}"),
     }
 }
 

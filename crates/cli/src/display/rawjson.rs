@@ -4,12 +4,13 @@
 use std::io::Write;
 
 use base::progress::{Event, Log, ProgressGroup, Status, Stream, Vertex, Warning};
+use base::report::Label;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::Reader;
+use super::{Notice, Reader};
 use crate::fault::FailedStep;
 
 /// The display.
@@ -25,21 +26,7 @@ impl RawJson {
 
 impl Reader for RawJson {
     fn update(&mut self, events: &[Event], _: Timestamp) {
-        let mut message = Map::new();
-        for event in events {
-            let (list, value) = match event {
-                Event::Vertex(vertex) => ("vertexes", vertex_json(vertex)),
-                Event::Status(status) => ("statuses", status_json(status)),
-                Event::Log(log) => ("logs", log_json(log)),
-                Event::Warning(warning) => ("warnings", warning_json(warning)),
-            };
-            let list = message.entry(list).or_insert_with(|| Value::Array(Vec::new()));
-            if let Value::Array(list) = list {
-                list.push(value);
-            }
-        }
-        // A closed pipe ends the display, not the build.
-        let _ = writeln!(self.out, "{}", Value::Object(message)).and_then(|()| self.out.flush());
+        write(&mut self.out, events);
     }
 
     fn refresh(&mut self, _: Timestamp) {}
@@ -47,6 +34,47 @@ impl Reader for RawJson {
     fn finish(&mut self, _: Timestamp) -> Vec<FailedStep> {
         Vec::new()
     }
+}
+
+/// Writes a message outside of a display. Upstream's messages have no place for one but a vertex.
+pub(super) fn tell(out: &mut dyn Write, notice: &Notice, now: Timestamp) {
+    let name = match notice {
+        Notice::Warning(_) => super::NO_STEP.to_owned(),
+        Notice::Waiting(text) => format!("waiting: {text}"),
+    };
+    let label = Label::phase(name);
+    let mut events = vec![Event::Vertex(Vertex { started: Some(now), completed: Some(now), ..label.vertex() })];
+    if let Notice::Warning(text) = notice {
+        events.push(Event::Warning(Warning {
+            vertex: label.digest,
+            level: 1,
+            short: text.clone(),
+            detail: Vec::new(),
+            url: None,
+            file: None,
+            spans: Vec::new(),
+        }));
+    }
+    write(out, &events);
+}
+
+/// Writes events as one line.
+fn write(out: &mut dyn Write, events: &[Event]) {
+    let mut message = Map::new();
+    for event in events {
+        let (list, value) = match event {
+            Event::Vertex(vertex) => ("vertexes", vertex_json(vertex)),
+            Event::Status(status) => ("statuses", status_json(status)),
+            Event::Log(log) => ("logs", log_json(log)),
+            Event::Warning(warning) => ("warnings", warning_json(warning)),
+        };
+        let list = message.entry(list).or_insert_with(|| Value::Array(Vec::new()));
+        if let Value::Array(list) = list {
+            list.push(value);
+        }
+    }
+    // A closed pipe ends the display, not the build.
+    let _ = writeln!(out, "{}", Value::Object(message)).and_then(|()| out.flush());
 }
 
 /// An object without the fields that are null, empty, zero or false, as Go's `omitempty`.

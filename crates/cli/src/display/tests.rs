@@ -290,6 +290,28 @@ fn raw_json_is_upstreams() {
     assert_snapshot!(out.text());
 }
 
+#[test]
+fn what_is_told_before_a_build_has_the_form_of_the_display() {
+    let told = |mode, notice: &Notice| {
+        let mut out = Vec::new();
+        tell(mode, &mut out, notice);
+        String::from_utf8(out).expect("text")
+    };
+    let (warning, waiting) = (Notice::Warning("w".into()), Notice::Waiting("for it".into()));
+    assert_eq!(told(Mode::Tty, &warning), "warning: w\n");
+    assert_eq!(told(Mode::Plain, &waiting), "waiting: for it\n");
+    let json = |notice| {
+        let line = told(Mode::RawJson, notice);
+        assert_eq!(line.find('\n'), Some(line.len() - 1), "one line");
+        serde_json::from_str::<serde_json::Value>(&line).expect("JSON")
+    };
+    let (warning, waiting) = (json(&warning), json(&waiting));
+    assert_eq!(warning["warnings"][0]["short"], "dw==");
+    assert_eq!(warning["warnings"][0]["vertex"], warning["vertexes"][0]["digest"]);
+    assert_eq!(waiting["vertexes"][0]["name"], "waiting: for it");
+    assert!(waiting["warnings"].is_null() && waiting["vertexes"][0]["completed"].is_string());
+}
+
 /// A screen of a few lines that knows what the frame uses: up, return, erase line, erase below, newline.
 struct Screen {
     columns: usize,

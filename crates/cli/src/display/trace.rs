@@ -284,7 +284,7 @@ impl Trace {
         if orphans.is_empty() {
             return;
         }
-        let label = base::report::Label::phase("messages of no step");
+        let label = base::report::Label::phase(super::NO_STEP);
         self.vertex(&Vertex { started: Some(now), completed: Some(now), ..label.vertex() }, now);
         self.with_orphans(&label.digest, orphans, now);
     }

@@ -1,11 +1,14 @@
 //! Where a build reads: `PATH`, `--file`, `--build-context`, `--oci-layout`.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use base::Fault;
+use base::{Digest, Fault};
 
 use super::invalid;
-use super::pairs::require_dir;
+use super::pairs::{pairs, require_dir};
 
 /// A named context.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,11 +20,20 @@ pub enum NamedContext {
         /// The directory.
         path: PathBuf,
     },
+    /// An image of an OCI layout, shared with the build under this name.
+    Layout {
+        /// The name of the share.
+        share: String,
+        /// The directory.
+        path: PathBuf,
+        /// The manifest or index.
+        digest: Digest,
+    },
     /// What the frontend resolves itself: `docker-image://..`.
     Reference(String),
 }
 
-/// `--build-context name=path|docker-image://ref`. A name that is an image's is found however it is written.
+/// `--build-context name=path|docker-image://ref|oci-layout://path[:tag|@digest]`. A name that is an image's is found however it is written.
 pub fn build_context(value: &str) -> Result<(String, NamedContext), Fault> {
     const FLAG: &str = "--build-context";
     let (name, target) = value.split_once('=').ok_or_else(|| invalid(FLAG, value, "expected name=path"))?;
@@ -41,8 +53,8 @@ pub fn build_context(value: &str) -> Result<(String, NamedContext), Fault> {
             "target: contexts are for bake files, which are built by `docker buildx bake`",
         ));
     }
-    if target.starts_with("oci-layout://") {
-        return Err(invalid(FLAG, value, "oci-layout:// contexts are not supported yet"));
+    if let Some(layout) = target.strip_prefix("oci-layout://") {
+        return layout_image(FLAG, value, layout).map(|context| (name, context));
     }
     if is_remote(target) {
         return Err(invalid(FLAG, value, "contexts from URLs and git are not supported yet"));
@@ -51,6 +63,51 @@ pub fn build_context(value: &str) -> Result<(String, NamedContext), Fault> {
     // These two names are taken by the main context and the Dockerfile.
     let share = if matches!(name.as_str(), "context" | "dockerfile") { format!("_{name}_") } else { name.clone() };
     Ok((name, NamedContext::Directory { share, path: PathBuf::from(target) }))
+}
+
+/// `path[:tag|@digest]`. Without either: the image `latest`, or the only one.
+fn layout_image(flag: &str, value: &str, typed: &str) -> Result<NamedContext, Fault> {
+    let (place, digest) = match typed.split_once('@') {
+        Some((place, digest)) => (place, Some(digest.parse::<Digest>().map_err(|error| invalid(flag, value, error))?)),
+        None => (typed, None),
+    };
+    let (path, tag) = match place.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+        _ => (place, None),
+    };
+    let path = PathBuf::from(path);
+    require_dir(flag, value, &path)?;
+    let digest = match digest {
+        Some(digest) => digest,
+        None => find_image(&path, tag).map_err(|error| invalid(flag, value, error))?,
+    };
+    // Frontends cut a store's name at a colon: a name that any path has.
+    let share = Digest::of(path.as_os_str().as_bytes()).hex();
+    Ok(NamedContext::Layout { share: share[..25].to_owned(), path, digest })
+}
+
+fn find_image(dir: &Path, tag: Option<&str>) -> Result<Digest, image::Error> {
+    let open = |name: &str| match File::open(dir.join(name)) {
+        Ok(file) => Ok(file),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(image::Error::Missing(name.to_owned())),
+        Err(error) => Err(image::Error::Io(error)),
+    };
+    let layout = image::archive::Layout::open(open)?;
+    let found = match tag {
+        Some(tag) => layout.find(Some(tag)),
+        None => layout.find(Some("latest")).or_else(|_| layout.find(None)),
+    };
+    found.map(|image| image.digest)
+}
+
+/// `--oci-layout name=dir`.
+pub fn layouts(values: &[String]) -> Result<BTreeMap<String, PathBuf>, Fault> {
+    const FLAG: &str = "--oci-layout";
+    let dirs = pairs(FLAG, values)?;
+    for (name, dir) in &dirs {
+        require_dir(FLAG, &format!("{name}={dir}"), dir.as_ref())?;
+    }
+    Ok(dirs.into_iter().map(|(name, dir)| (name, PathBuf::from(dir))).collect())
 }
 
 /// Whether docker would fetch this context from somewhere. An existing directory never is.

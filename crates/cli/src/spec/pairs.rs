@@ -92,10 +92,13 @@ fn insert_source_date_epoch(out: &mut BTreeMap<String, String>, environment: &En
 }
 
 /// `--label`: a label without `=` has an empty value.
-pub fn labels(values: &[String]) -> BTreeMap<String, String> {
+pub fn labels(values: &[String]) -> Result<BTreeMap<String, String>, Fault> {
     let label = |value: &String| {
         let (key, content) = value.split_once('=').unwrap_or((value, ""));
-        (format!("label:{key}"), content.to_owned())
+        if key.is_empty() {
+            return Err(invalid("--label", value, "the name is missing"));
+        }
+        Ok((format!("label:{key}"), content.to_owned()))
     };
     values.iter().map(label).collect()
 }

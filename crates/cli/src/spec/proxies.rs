@@ -32,6 +32,13 @@ pub fn build_args(dir: &Path) -> BTreeMap<String, String> {
     out
 }
 
+/// Adds them to the build arguments of a command line, which go before them in whichever spelling they are.
+pub fn add(given: &mut BTreeMap<String, String>, proxies: BTreeMap<String, String>) {
+    let mut proxies = proxies;
+    proxies.retain(|name, _| !given.keys().any(|key| key.eq_ignore_ascii_case(name)));
+    given.extend(proxies);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,5 +54,19 @@ mod tests {
         assert_eq!(args, [arg("HTTP_PROXY"), arg("http_proxy")]);
         std::fs::write(dir.path().join("config.json"), "{").expect("written");
         assert!(build_args(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn the_command_line_goes_before_the_file_in_any_spelling() {
+        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(name, value)| (format!("build-arg:{name}"), (*value).to_owned())).collect()
+        };
+        let file = map(&[("HTTP_PROXY", "f"), ("http_proxy", "f"), ("NO_PROXY", "f"), ("no_proxy", "f")]);
+        for spelling in ["NO_PROXY", "no_proxy"] {
+            let mut args = map(&[(spelling, "a"), ("other", "a")]);
+            add(&mut args, file.clone());
+            let expected = map(&[("HTTP_PROXY", "f"), ("http_proxy", "f"), (spelling, "a"), ("other", "a")]);
+            assert_eq!(args, expected);
+        }
     }
 }

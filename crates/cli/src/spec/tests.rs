@@ -142,7 +142,8 @@ fn options_and_build_args() {
     let args = |values: &[&str]| pairs::build_args(&strings(values), &environment).expect("arguments");
     assert_eq!(args(&["A=b", "SET", "UNSET"]), map(&[epoch, ("build-arg:A", "b"), ("build-arg:SET", "s")]));
     assert!(pairs::build_args(&strings(&["=x"]), &environment).is_err());
-    assert_eq!(pairs::labels(&strings(&["a=b=c", "d"])), map(&[("label:a", "b=c"), ("label:d", "")]));
+    assert_eq!(pairs::labels(&strings(&["a=b=c", "d"])).expect("labels"), map(&[("label:a", "b=c"), ("label:d", "")]));
+    assert!(pairs::labels(&strings(&["=x"])).is_err());
 }
 
 #[test]
@@ -320,9 +321,19 @@ fn named_contexts() {
         ("src=", "expected name=path"),
         ("src=/no/such", "`/no/such`: no such file or directory"),
         ("src=https://x/y.git", "contexts from URLs and git are not supported yet"),
-        ("src=oci-layout://x", "oci-layout:// contexts are not supported yet"),
+        ("src=oci-layout:///no/such:tag", "`/no/such`: no such file or directory"),
+        (
+            "src=oci-layout:///proc@sha256:12",
+            "`sha256:12` is not a digest: expected `sha256:` and 64 hexadecimal digits",
+        ),
     ] {
         assert_eq!(said(build_context(value)), format!("invalid value `{value}` for --build-context: {why}"));
+    }
+    let digest = base::Digest::of("x");
+    for (place, path) in [("/proc", "/proc"), ("/proc/self:tag", "/proc/self")] {
+        let (_, context) = build_context(&format!("src=oci-layout://{place}@{digest}")).expect("one");
+        let NamedContext::Layout { share, path: shared, digest: named } = context else { panic!("a layout") };
+        assert_eq!((shared.to_str(), named, share.len()), (Some(path), digest, 25));
     }
     assert!(context::is_remote("git@github.com:a/b.git") && context::is_remote("github.com/a/b"));
     assert!(!context::is_remote("./github.com"));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::{ByteSize, Fault};
-use engine::{CacheOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SolveRequest, UsageRecord};
+use engine::{Begin, CacheOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SolveRequest, UsageRecord};
 use futures_util::{Stream, StreamExt as _};
 use proto::Message as _;
 use proto::moby::buildkit::v1 as wire;
@@ -17,8 +17,9 @@ use session::remote::Client;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::gateway::ClientBuild;
 use super::status::{responses, time};
-use crate::{BUILDKIT_VERSION, Shared};
+use crate::{BUILDKIT_VERSION, Identity, Shared};
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -45,8 +46,11 @@ impl wire::control_server::Control for Control {
         let shared = self.0.clone();
         // A task of its own: it winds up in good order, whatever becomes of the call.
         let solving = tokio::spawn(async move {
-            let request = solve_request(&shared, request, &running.build).await?;
-            shared.engine.solve(request).await
+            let (request, by_client) = solve_request(&shared, request, &running.build).await?;
+            match by_client {
+                None => shared.engine.solve(request).await,
+                Some(options) => solve_by_client(&shared, request, options, &running.build).await,
+            }
         });
         let solved = solving.await.map_err(|error| Status::internal(error.to_string()))?;
         hung_up.disarm();
@@ -117,14 +121,7 @@ impl wire::control_server::Control for Control {
     ) -> Result<Response<wire::ListWorkersResponse>, Status> {
         let identity = &self.0.identity;
         let filters = request.into_inner().filter;
-        let record = types::WorkerRecord {
-            id: identity.worker.clone(),
-            labels: identity.labels.clone().into_iter().collect(),
-            platforms: identity.platforms.iter().map(platform).collect(),
-            gc_policy: identity.gc.iter().map(gc_policy).collect(),
-            buildkit_version: Some(self.version()),
-            ..types::WorkerRecord::default()
-        };
+        let record = worker(identity);
         let wanted =
             |filter: &String| filter.is_empty() || *filter == format!("id=={}", record.id) || *filter == record.id;
         let record = if filters.is_empty() || filters.iter().any(wanted) { vec![record] } else { Vec::new() };
@@ -132,7 +129,7 @@ impl wire::control_server::Control for Control {
     }
 
     async fn info(&self, _: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
-        Ok(Response::new(wire::InfoResponse { buildkit_version: Some(self.version()) }))
+        Ok(Response::new(wire::InfoResponse { buildkit_version: Some(version(&self.0.identity)) }))
     }
 
     type ListenBuildHistoryStream = Answers<wire::BuildHistoryEvent>;
@@ -152,23 +149,64 @@ impl wire::control_server::Control for Control {
     }
 }
 
-impl Control {
-    fn version(&self) -> types::BuildkitVersion {
-        types::BuildkitVersion {
-            package: self.0.identity.package.clone(),
-            version: BUILDKIT_VERSION.to_owned(),
-            revision: self.0.identity.revision.clone(),
-            ..types::BuildkitVersion::default()
-        }
+fn version(identity: &Identity) -> types::BuildkitVersion {
+    types::BuildkitVersion {
+        package: identity.package.clone(),
+        version: BUILDKIT_VERSION.to_owned(),
+        revision: identity.revision.clone(),
+        ..types::BuildkitVersion::default()
     }
 }
 
-/// A client's request as the engine takes it. What older clients say in other fields is read too.
+/// The one worker.
+pub(super) fn worker(identity: &Identity) -> types::WorkerRecord {
+    types::WorkerRecord {
+        id: identity.worker.clone(),
+        labels: identity.labels.clone().into_iter().collect(),
+        platforms: identity.platforms.iter().map(platform).collect(),
+        gc_policy: identity.gc.iter().map(gc_policy).collect(),
+        buildkit_version: Some(version(identity)),
+        ..types::WorkerRecord::default()
+    }
+}
+
+/// A build whose frontend is the client: it asks through the gateway until it returns its result.
+async fn solve_by_client(
+    shared: &Shared,
+    request: SolveRequest,
+    options: BTreeMap<String, String>,
+    build: &Arc<crate::builds::Build>,
+) -> Result<engine::SolveResponse, Fault> {
+    let cancel = request.cancel.clone();
+    let begin = Begin {
+        session: request.session,
+        progress: request.progress,
+        cancel: request.cancel,
+        entitlements: request.entitlements,
+    };
+    let epoch = engine::default_epoch(&options);
+    let bridge = shared.engine.begin(begin).await?;
+    let (client, returned) = ClientBuild::new(bridge.clone());
+    build.attach(Some(Arc::new(client)));
+    let result = tokio::select! {
+        result = returned => result.unwrap_or_else(|_| Err(Fault::cancelled())),
+        () = cancel.cancelled() => Err(Fault::cancelled()),
+    };
+    let response = match result {
+        Ok(result) => shared.engine.export(&bridge, &result, &request.exports, epoch).await,
+        Err(fault) => Err(fault),
+    };
+    build.attach(None);
+    response
+}
+
+/// A client's request as the engine takes it. What older clients say in other fields is read too. With it come the options
+/// of a build whose frontend is the client.
 async fn solve_request(
     shared: &Shared,
     request: wire::SolveRequest,
     build: &Arc<crate::builds::Build>,
-) -> Result<SolveRequest, Fault> {
+) -> Result<(SolveRequest, Option<BTreeMap<String, String>>), Fault> {
     let session: SharedSession = match request.session.as_str() {
         "" => Arc::new(LocalSession::new(request.r#ref.clone())),
         id => Arc::new(Client(shared.sessions.get(id).await?)),
@@ -179,9 +217,13 @@ async fn solve_request(
     if request.source_policy.is_some() || !request.source_policy_session.is_empty() {
         return Err(Fault::user("source policies are not supported yet"));
     }
+    let mut by_client = None;
     let frontend = match (request.frontend.as_str(), request.definition) {
         ("", Some(definition)) => Frontend::Llb(definition.encode_to_vec()),
-        ("", None) => return Err(Fault::user("builds that the client drives are not supported yet")),
+        ("", None) => {
+            by_client = Some(sorted(request.frontend_attrs));
+            Frontend::Llb(Vec::new())
+        }
         (name, _) => Frontend::Named { name: name.to_owned(), options: request.frontend_attrs.into_iter().collect() },
     };
     let mut exports: Vec<ExportRequest> = request
@@ -207,7 +249,7 @@ async fn solve_request(
     let older = cache.import_refs_deprecated.into_iter().map(|reference| registry(reference, BTreeMap::new()));
     cache_imports.extend(older);
     let entitlements = request.entitlements.iter().map(|name| name.parse()).collect::<Result<Vec<Entitlement>, _>>()?;
-    Ok(SolveRequest {
+    let request = SolveRequest {
         frontend,
         exports,
         cache_imports,
@@ -216,7 +258,8 @@ async fn solve_request(
         session,
         progress: build.clone(),
         cancel: build.cancel.clone(),
-    })
+    };
+    Ok((request, by_client))
 }
 
 fn sorted(attrs: std::collections::HashMap<String, String>) -> BTreeMap<String, String> {

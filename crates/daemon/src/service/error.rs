@@ -2,13 +2,18 @@
 //!
 //! Details are `Any` messages whose value is JSON, named `github.com/moby/buildkit/errdefs.Source+json` and the like.
 
-use base::{Fault, Kind};
+use std::sync::Arc;
+
+use base::{Fault, Kind, SourceFile, SourceSpan};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use proto::Message as _;
 use proto::protobuf::Any;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
+
+/// Stands between a message and what to try: stock clients show both.
+const HINT: &str = "\nhint: ";
 
 /// The status that a client gets.
 pub fn status(fault: &Fault) -> Status {
@@ -19,12 +24,79 @@ pub fn status(fault: &Fault) -> Status {
         Kind::User | Kind::Environment | Kind::Remote => Code::Unknown,
     };
     let message = match fault.get_hint() {
-        Some(hint) => format!("{}\nhint: {hint}", fault.cause()),
+        Some(hint) => format!("{}{HINT}{hint}", fault.cause()),
         None => fault.cause(),
     };
     let details = details(fault);
     let encoded = proto::rpc::Status { code: code as i32, message: message.clone(), details }.encode_to_vec();
     Status::with_details(code, message, encoded.into())
+}
+
+/// What a status of somebody else says, with its places.
+pub fn fault(status: &proto::rpc::Status) -> Fault {
+    let kind = match Code::from_i32(status.code) {
+        Code::Cancelled => Kind::Cancelled,
+        Code::Internal => Kind::Internal,
+        Code::Unavailable => Kind::Remote,
+        _ => Kind::User,
+    };
+    let (message, hint) = match status.message.rsplit_once(HINT) {
+        Some((message, hint)) => (message, Some(hint)),
+        None => (status.message.as_str(), None),
+    };
+    let mut fault = Fault::new(kind, message);
+    if let Some(hint) = hint {
+        fault = fault.hint(hint);
+    }
+    for detail in &status.details {
+        let name = detail.type_url.rsplit('/').next().unwrap_or_default();
+        // Details of other versions are no reason to lose the message.
+        let Ok(value) = serde_json::from_slice::<Value>(&detail.value) else { continue };
+        match name {
+            "errdefs.Source+json" => {
+                let number = |value: &Value, key: &str| value[key].as_u64().unwrap_or(0) as u32;
+                let position = |value: &Value| (number(value, "line"), number(value, "character"));
+                let info = &value["info"];
+                let text = |key: &str| info[key].as_str().unwrap_or_default().to_owned();
+                let file = SourceFile {
+                    name: text("filename"),
+                    data: STANDARD.decode(text("data")).unwrap_or_default(),
+                    language: text("language"),
+                };
+                let ranges = value["ranges"].as_array().map(Vec::as_slice).unwrap_or_default().iter();
+                let spans: Vec<SourceSpan> = ranges
+                    .map(|range| SourceSpan { start: position(&range["start"]), end: position(&range["end"]) })
+                    .collect();
+                fault = fault.at(&Arc::new(file), &spans);
+            }
+            "errdefs.Vertex+json" => {
+                if let Some(digest) = value["digest"].as_str().and_then(|digest| digest.parse().ok()) {
+                    fault = fault.vertex(digest, "");
+                }
+            }
+            "gatewayapi.ExitMessage+json" => {
+                if let Some(code) = value["Code"].as_i64().and_then(|code| i32::try_from(code).ok()) {
+                    fault = fault.exit_code(code);
+                }
+            }
+            _ => {}
+        }
+    }
+    fault
+}
+
+/// A source file of a definition.
+pub(crate) fn source_file(info: proto::pb::SourceInfo) -> SourceFile {
+    SourceFile { name: info.filename, data: info.data, language: info.language }
+}
+
+/// A range of a definition.
+pub(crate) fn span(range: &proto::pb::Range) -> SourceSpan {
+    let position = |position: &Option<proto::pb::Position>| {
+        let position = position.unwrap_or_default();
+        (position.line.max(0) as u32, position.character.max(0) as u32)
+    };
+    SourceSpan { start: position(&range.start), end: position(&range.end) }
 }
 
 fn details(fault: &Fault) -> Vec<Any> {
@@ -51,4 +123,26 @@ fn details(fault: &Fault) -> Vec<Any> {
         add("gatewayapi.ExitMessage", json!({ "Code": code }));
     }
     details
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_survives_the_wire() {
+        let file =
+            SourceFile { name: "Dockerfile".into(), data: b"FROM x\nRUN y\n".to_vec(), language: "Dockerfile".into() };
+        let spans = [SourceSpan::lines(2, 2)];
+        let fault = Fault::user("process failed").hint("try z").at(&Arc::new(file), &spans).exit_code(3);
+        let fault = fault.vertex(base::Digest::of("v"), "name");
+        let status = super::status(&fault);
+        assert_eq!((status.code(), status.message()), (Code::Unknown, "process failed\nhint: try z"));
+        let status = proto::rpc::Status::decode(status.details()).expect("decodes");
+        let back = super::fault(&status);
+        assert_eq!(back.cause(), "process failed");
+        assert_eq!((back.get_hint(), back.get_exit_code()), (Some("try z"), Some(3)));
+        assert_eq!(back.places(), fault.places());
+        assert_eq!(back.get_vertex().map(|(digest, _)| digest), Some(base::Digest::of("v")));
+    }
 }

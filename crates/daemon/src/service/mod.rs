@@ -2,5 +2,6 @@
 
 pub(crate) mod control;
 pub mod error;
+pub(crate) mod gateway;
 pub(crate) mod health;
 pub mod status;

@@ -281,6 +281,9 @@ fn check_signal(text: &str) -> Result<()> {
         "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1",
         "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ", "RTMIN", "RTMAX",
     ];
+    if text.is_empty() {
+        return Err(Error::new("STOPSIGNAL has an empty signal"));
+    }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let real_time = |prefix, most: u32| {

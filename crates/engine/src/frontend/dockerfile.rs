@@ -10,7 +10,7 @@ use base::report::{Label, Running};
 use base::{Fault, Kind};
 use files::pattern::Matcher;
 use files::walk::Filter;
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::join_all;
 use image::Reference;
 use llb::{Graph, Limits, pb};
 use rustix::fs::{Mode, OFlags};
@@ -18,9 +18,10 @@ use sys::path::{Links, Root};
 
 use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
-use crate::job::{Built, BuiltPlatform};
+use crate::layout::StoreName;
 use crate::local::{Found, find};
 use crate::ops::source::ResolveMode;
+use crate::result::{FrontendResult, Ref, Refs};
 use crate::tree::Tree;
 
 /// Files that frontends read are small.
@@ -31,7 +32,7 @@ pub(crate) async fn build(
     core: &Arc<Core>,
     job: &Arc<JobHandle>,
     options: BTreeMap<String, String>,
-) -> Result<Built, Fault> {
+) -> Result<FrontendResult, Fault> {
     let runtime = tokio::runtime::Handle::current();
     let asker = Asker { core: core.clone(), job: job.clone(), runtime, matcher: Mutex::default() };
     let platforms = core.platforms.clone();
@@ -56,20 +57,19 @@ pub(crate) async fn build(
             });
         }
     };
-    let multi = built.multi_platform;
-    let solved = built.platforms.into_iter().map(|platform| async move {
-        let graph = read(platform.definition)?;
-        let tree = job.solve(&graph).await?;
-        Ok::<_, Fault>(BuiltPlatform {
-            id: platform.id,
-            platform: Some(platform.platform),
-            tree,
-            config: Some(platform.config),
-            base_config: platform.base_config,
-            epoch: platform.epoch,
-        })
-    });
-    Ok(Built { platforms: try_join_all(solved).await?, multi })
+    let metadata = built.metadata();
+    let reference = |definition| Ref::new(definition);
+    let refs = match built.multi_platform {
+        true => {
+            let each = built.platforms.into_iter().map(|platform| Ok((platform.id, reference(platform.definition)?)));
+            Refs::Many(each.collect::<Result<_, Fault>>()?)
+        }
+        false => {
+            let only = built.platforms.into_iter().next();
+            Refs::One(only.map(|platform| reference(platform.definition)).transpose()?.flatten())
+        }
+    };
+    Ok(FrontendResult { refs, metadata })
 }
 
 /// Reads a definition that a client or a frontend made.
@@ -118,9 +118,6 @@ impl Ask for Asker {
 
 impl Asker {
     async fn resolve(&self, request: &ImageRequest) -> Result<ResolvedImage, Fault> {
-        if request.layout.is_some() {
-            return Err(Fault::user(format!("image `{}` of an OCI layout is not supported yet", request.reference)));
-        }
         let job = &self.job.job;
         let running = Running::start(job.sink.clone(), &Label::phase(&request.log_name));
         let resolved = async {
@@ -128,9 +125,17 @@ impl Asker {
                 .reference
                 .parse()
                 .map_err(|e| Fault::because(Kind::User, format!("bad image reference `{}`", request.reference), e))?;
-            let mode = ResolveMode::from(request.mode);
+            let (images, platform) = (&self.core.images, &request.platform);
+            let resolving = async {
+                let Some(layout) = &request.layout else {
+                    return images.resolve(job, &reference, platform, ResolveMode::from(request.mode)).await;
+                };
+                let session = Some(layout.session.clone()).filter(|session| !session.is_empty());
+                let store = StoreName { session, store: layout.store.clone() };
+                images.resolve_layout(std::slice::from_ref(job), &store, &reference, platform).await
+            };
             tokio::select! {
-                resolved = self.core.images.resolve(job, &reference, &request.platform, mode) => resolved,
+                resolved = resolving => resolved,
                 () = job.cancel.cancelled() => Err(Fault::cancelled()),
             }
         };

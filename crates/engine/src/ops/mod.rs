@@ -18,12 +18,13 @@ use crate::tree::Tree;
 use base::report::{Label, Tasks};
 
 /// What definitions may ask of ops: BuildKit's capability ids.
-const CAPS: &[&str] = &[
+pub const CAPS: &[&str] = &[
     "source.image",
     "source.image.resolvemode",
     "source.image.layerlimit",
     "source.image.checksum",
     "source.local",
+    "source.ocilayout",
     "source.local.unique",
     "source.local.sessionid",
     "source.local.includepatterns",
@@ -83,8 +84,6 @@ fn not_there_yet(cap: &str, name: &str) -> Fault {
         ("ADD of a URL", "download it in a RUN step, or COPY it from the build context")
     } else if is("source.git") {
         ("a git repository as a source", "clone it in a RUN step, or into the build context")
-    } else if is("source.ocilayout") {
-        ("an OCI layout as a source", "push the image to a registry")
     } else if is("exec.mount.ssh") {
         ("RUN --mount=type=ssh", "pass a deploy key with `--mount=type=secret` instead")
     } else if is("exec.meta.cdi") {

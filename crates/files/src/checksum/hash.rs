@@ -80,7 +80,6 @@ pub(super) struct Reader<'a> {
 
 /// Hashes all; the order of the answers is any.
 pub(super) fn run(reader: &Reader<'_>, jobs: Vec<Job>) -> Result<Vec<Done>, Error> {
-    let (mut done, jobs) = reader.answer_from_memo(jobs);
     let mut batches: Vec<&[Job]> = Vec::new();
     for same_dir in jobs.chunk_by(|one, two| one.dir == two.dir) {
         batches.extend(same_dir.chunks(BATCH));
@@ -93,29 +92,11 @@ pub(super) fn run(reader: &Reader<'_>, jobs: Vec<Job>) -> Result<Vec<Done>, Erro
         results.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).extend(batch);
         Ok(())
     })?;
-    done.append(&mut results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()));
-    Ok(done)
+    Ok(results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
 
 impl Reader<'_> {
-    /// Answers what earlier builds have answered, and leaves the rest.
-    fn answer_from_memo(&self, jobs: Vec<Job>) -> (Vec<Done>, Vec<Job>) {
-        let Some(memo) = self.memo() else { return (Vec::new(), jobs) };
-        let mut done = Vec::new();
-        let mut left = Vec::new();
-        for job in jobs {
-            let known = job.stat.filter(|stat| stat.kind == Kind::File && job.kind == Kind::File);
-            match known.and_then(|stat| Some((stat, memo.get(&MemoKey::of(&stat))?))) {
-                Some((stat, Remembered { digest, no_xattrs })) => {
-                    done.push(Done { id: job.id, digest, stat, settled: true, no_xattrs });
-                }
-                None => left.push(job),
-            }
-        }
-        (done, left)
-    }
-
-    /// Memos hold what trees of local sources hold; a snapshot keeps its own tree.
+    /// Where to keep what is read of a local source; a snapshot keeps its own tree.
     fn memo(&self) -> Option<&dyn super::memo::Memo> {
         self.env.memo.filter(|_| self.flavor == Flavor::Context)
     }

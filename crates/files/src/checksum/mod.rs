@@ -39,9 +39,9 @@ pub use place::{Place, Recall};
 use crate::error::Error;
 use crate::lexical;
 use crate::stat::Stat;
-use crate::walk::{Entry, Filter, reset_owner, walk};
+use crate::walk::{Entry, Filter, reset_owner, walk_each};
 use memo::Memo;
-use nodes::Nodes;
+use nodes::{Listing, Nodes};
 
 /// Whose rules a tree follows: the two differ in the root and in devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,13 +107,19 @@ impl Tree {
 
     /// The tree of a local source: what a filter lets through of a directory. Owners are taken as root.
     pub fn of_context(root: &Root, filter: &Filter, cancel: &Cancel) -> Result<Tree, Error> {
-        let entries = walk(root, filter, &mut reset_owner, cancel)?;
-        Ok(Tree::of_entries(entries))
+        let mut listing = Listing::new();
+        walk_each(root, filter, &mut reset_owner, cancel, &mut |entry| {
+            listing.push(entry);
+            Ok(())
+        })?;
+        Ok(Tree { flavor: Flavor::Context, nodes: Mutex::new(listing.finish()) })
     }
 
     /// The tree of a local source whose files are listed already, in walk order.
     pub fn of_entries(entries: impl IntoIterator<Item = Entry>) -> Tree {
-        Tree { flavor: Flavor::Context, nodes: Mutex::new(Nodes::of_entries(entries)) }
+        let mut listing = Listing::new();
+        entries.into_iter().for_each(|entry| listing.push(entry));
+        Tree { flavor: Flavor::Context, nodes: Mutex::new(listing.finish()) }
     }
 
     /// Whose rules it follows.

@@ -10,6 +10,7 @@ use sys::path::{Links, lstat_at};
 
 use super::hash::{self, Job};
 use super::header;
+use super::memo::{MemoKey, Remembered};
 use super::{Env, Flavor, Listed, Place};
 use crate::error::Error;
 use crate::lexical;
@@ -56,6 +57,13 @@ pub(super) enum What {
 #[derive(Debug)]
 pub(super) struct Nodes(pub(super) Vec<Node>);
 
+/// Makes nodes of the entries of a walk as they come, so that the list of them need not be held beside the nodes.
+pub(super) struct Listing {
+    nodes: Vec<Node>,
+    /// From the root down to where the last entry went.
+    open: Vec<(Vec<u8>, NodeId)>,
+}
+
 impl Node {
     pub(super) fn new(name: &[u8], what: What) -> Node {
         Node { name: name.into(), what, digest: None, stat: None, settled: false, no_xattrs: false }
@@ -70,52 +78,57 @@ impl Node {
     }
 }
 
+impl Listing {
+    /// The root of a local source has a header of no bytes.
+    pub(super) fn new() -> Listing {
+        let mut root = Node::new(b"", Listing::empty_dir());
+        root.digest = Some(Digest::of(b""));
+        Listing { nodes: vec![root], open: vec![(Vec::new(), ROOT)] }
+    }
+
+    fn empty_dir() -> What {
+        What::Dir { children: Some(Vec::new()), contents: None }
+    }
+
+    /// The next entry, in walk order.
+    pub(super) fn push(&mut self, entry: Entry) {
+        let path = lexical::to_bytes(&entry.path);
+        let (parent, name) = lexical::split(path);
+        let parent = parent.strip_suffix(b"/").unwrap_or(parent);
+        while self.open.len() > 1 && self.open.last().is_some_and(|(dir, _)| dir != parent) {
+            self.open.pop();
+        }
+        let what = match entry.stat.kind {
+            Kind::Dir => Listing::empty_dir(),
+            Kind::Symlink => What::Link(entry.link.unwrap_or_default().as_bytes().into()),
+            kind => What::File(kind),
+        };
+        let id = self.nodes.len() as NodeId;
+        let is_dir = entry.stat.kind == Kind::Dir;
+        let stat = Some(Box::new(entry.stat));
+        self.nodes.push(Node { stat, ..Node::new(name, what) });
+        let above = self.open.last().map_or(ROOT, |(_, id)| *id);
+        if let What::Dir { children: Some(children), .. } = &mut self.nodes[above as usize].what {
+            children.push(id);
+        }
+        if is_dir {
+            self.open.push((path.to_vec(), id));
+        }
+    }
+
+    /// The tree, now that all is listed. If nothing was sent at all, it is hashed as an empty snapshot.
+    pub(super) fn finish(mut self) -> Nodes {
+        if self.nodes.len() == 1 {
+            self.nodes[0].digest = Some(header::of_empty_root());
+        }
+        Nodes(self.nodes)
+    }
+}
+
 impl Nodes {
     /// A root of which nothing is known.
     pub(super) fn unknown() -> Nodes {
         Nodes(vec![Node::unlisted_dir(b"")])
-    }
-
-    /// What a walk listed, complete.
-    ///
-    /// The root of a local source has a header of no bytes, unless nothing was sent at all: then it is hashed as the
-    /// root of an empty snapshot.
-    pub(super) fn of_entries(entries: impl IntoIterator<Item = Entry>) -> Nodes {
-        let listed = || What::Dir { children: Some(Vec::new()), contents: None };
-        let mut root = Node::new(b"", listed());
-        root.digest = Some(Digest::of(b""));
-        let mut nodes = vec![root];
-        let mut entries = entries.into_iter().peekable();
-        if entries.peek().is_none() {
-            nodes[0].digest = Some(header::of_empty_root());
-        }
-        // From the root down to where the last entry went.
-        let mut open: Vec<(Vec<u8>, NodeId)> = vec![(Vec::new(), ROOT)];
-        for entry in entries {
-            let path = lexical::to_bytes(&entry.path);
-            let (parent, name) = lexical::split(path);
-            let parent = parent.strip_suffix(b"/").unwrap_or(parent);
-            while open.len() > 1 && open.last().is_some_and(|(dir, _)| dir != parent) {
-                open.pop();
-            }
-            let what = match entry.stat.kind {
-                Kind::Dir => listed(),
-                Kind::Symlink => What::Link(entry.link.unwrap_or_default().as_bytes().into()),
-                kind => What::File(kind),
-            };
-            let id = nodes.len() as NodeId;
-            let is_dir = entry.stat.kind == Kind::Dir;
-            let stat = Some(Box::new(entry.stat));
-            nodes.push(Node { stat, ..Node::new(name, what) });
-            let above = open.last().map_or(ROOT, |(_, id)| *id);
-            if let What::Dir { children: Some(children), .. } = &mut nodes[above as usize].what {
-                children.push(id);
-            }
-            if is_dir {
-                open.push((path.to_vec(), id));
-            }
-        }
-        Nodes(nodes)
     }
 
     pub(super) fn node(&self, id: NodeId) -> &Node {
@@ -321,6 +334,7 @@ impl Work<'_> {
         whole: bool,
         jobs: &mut Vec<Job>,
     ) -> Result<(), Error> {
+        self.take_from_memo(id);
         let mut todo = vec![(id, path.to_vec(), 0)];
         while let Some((id, path, depth)) = todo.pop() {
             let node = self.nodes.node(id);
@@ -335,11 +349,29 @@ impl Work<'_> {
                 return Err(Error::TooDeep(lexical::to_path(&path).to_owned()));
             }
             self.load(id, &path)?;
-            for child in self.nodes.children(id).iter().rev() {
-                todo.push((*child, child_path(&path, &self.nodes.node(*child).name), depth + 1));
+            for at in (0..self.nodes.children(id).len()).rev() {
+                let child = self.nodes.children(id)[at];
+                self.take_from_memo(child);
+                // Most files of most builds are known now, and no path need be made for them.
+                if self.known_digest(child).is_none() {
+                    todo.push((child, child_path(&path, &self.nodes.node(child).name), depth + 1));
+                }
             }
         }
         Ok(())
+    }
+
+    /// Takes the checksum of a file that has not changed since an earlier build.
+    fn take_from_memo(&mut self, id: NodeId) {
+        // Memos hold what trees of local sources hold; a snapshot keeps its own tree.
+        let Some(memo) = self.env.memo.filter(|_| self.flavor == Flavor::Context) else { return };
+        let node = self.nodes.node_mut(id);
+        if node.digest.is_none()
+            && let (What::File(Kind::File), Some(stat)) = (&node.what, &node.stat)
+            && let Some(Remembered { digest, no_xattrs }) = memo.get(&MemoKey::of(stat))
+        {
+            (node.digest, node.settled, node.no_xattrs) = (Some(digest), true, no_xattrs);
+        }
     }
 
     /// Hashes files and headers, on all cores.

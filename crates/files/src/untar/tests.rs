@@ -4,6 +4,9 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use sys::xattr;
+
+use super::metadata::CAPABILITY;
 use super::*;
 
 /// Entries and their data, from memory.

@@ -295,6 +295,23 @@ fn matched(
 }
 
 /// The names in a directory and their types where the file system tells them, sorted by name.
+/// What is in a directory, by name, with nothing filtered and nothing below.
+pub fn list_dir(dir: &Root) -> Result<Vec<Entry>, Error> {
+    let open = dir.open_dir("", Links::Refuse).map_err(|source| Error::io("open", dir.path(), source))?;
+    let mut entries = Vec::new();
+    for (name, _) in list(&open, b"")? {
+        let stat = match lstat_at(&open, &name) {
+            Ok(stat) => Stat::from(stat),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(Error::io("stat", &name, source)),
+        };
+        let link = (stat.kind == Kind::Symlink).then(|| dir.read_link(&name)).transpose();
+        let link = link.map_err(|source| Error::io("read link", &name, source))?;
+        entries.push(Entry { path: name.into(), stat, link });
+    }
+    Ok(entries)
+}
+
 pub(crate) fn list(dir: impl AsFd, path: &[u8]) -> Result<Vec<(OsString, Option<Kind>)>, Error> {
     let failed = |errno| Error::io("list", lexical::to_path(path), errno);
     let mut names = Vec::new();

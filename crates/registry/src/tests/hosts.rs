@@ -49,6 +49,15 @@ async fn certificates_are_checked_unless_told_otherwise() {
 }
 
 #[tokio::test]
+async fn a_server_of_plain_http_is_told_from_others() {
+    let registry = with_image(Registry::start());
+    let config = RegistryConfig { http: Some(false), ..RegistryConfig::default() };
+    let error = resolve(&registry, config).await.expect_err("it has no TLS");
+    assert!(error.is_not_tls() && !error.is_certificate(), "{}", chain(&error));
+    assert!(chain(&error).ends_with("it does not answer in TLS"), "{}", chain(&error));
+}
+
+#[tokio::test]
 async fn a_self_signed_certificate_is_trusted_where_it_is_configured() {
     let registry = with_image(Registry::builder().self_signed().start());
     let ca = RegistryConfig { ca: vec![registry.ca()], ..RegistryConfig::default() };

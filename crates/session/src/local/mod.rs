@@ -2,14 +2,18 @@
 //! environment, credentials from docker's `config.json`.
 
 pub mod docker_config;
+mod layout;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::{Fault, Kind, Secret};
 
-use crate::{Credentials, LocalDir, Output, Session};
+pub use layout::Layout;
+
+use crate::{Blobs, Credentials, LocalDir, Output, Session};
 
 /// The largest secret that is accepted, as in BuildKit.
 pub const MAX_SECRET_BYTES: u64 = 500 * 1024;
@@ -27,6 +31,7 @@ pub enum SecretSource {
 pub struct LocalSession {
     id: String,
     dirs: BTreeMap<String, PathBuf>,
+    layouts: BTreeMap<String, Layout>,
     secrets: BTreeMap<String, SecretSource>,
     outputs: Vec<Output>,
     credentials: Box<dyn CredentialStore>,
@@ -56,6 +61,7 @@ impl LocalSession {
         LocalSession {
             id: id.into(),
             dirs: BTreeMap::new(),
+            layouts: BTreeMap::new(),
             secrets: BTreeMap::new(),
             outputs: Vec::new(),
             credentials: Box::new(Anonymous),
@@ -66,6 +72,13 @@ impl LocalSession {
     #[must_use]
     pub fn with_dir(mut self, name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
         self.dirs.insert(name.into(), path.into());
+        self
+    }
+
+    /// Offers an OCI layout.
+    #[must_use]
+    pub fn with_layout(mut self, name: impl Into<String>, layout: Layout) -> Self {
+        self.layouts.insert(name.into(), layout);
         self
     }
 
@@ -111,6 +124,10 @@ impl Session for LocalSession {
 
     async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Fault> {
         self.credentials.get(host).await
+    }
+
+    async fn content(&self, name: &str) -> Result<Option<Arc<dyn Blobs>>, Fault> {
+        Ok(self.layouts.get(name).map(|layout| Arc::new(layout.clone()) as Arc<dyn Blobs>))
     }
 
     async fn output(&self, index: usize) -> Result<Output, Fault> {

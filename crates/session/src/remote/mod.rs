@@ -31,7 +31,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 pub use output::Offer;
-pub use send::Files;
+pub use send::{Files, wire};
 pub use sync::{MemoryFiles, Transfer, sent};
 
 use crate::{Credentials, LocalDir, Output, Session};
@@ -282,6 +282,11 @@ impl Session for Client {
                 Some(Credentials::Basic { username: answer.username, password: Secret::new(answer.secret) })
             }
         }))
+    }
+
+    async fn content(&self, _: &str) -> Result<Option<Arc<dyn crate::Blobs>>, Fault> {
+        // The content service of clients is not asked yet.
+        Ok(None)
     }
 
     async fn output(&self, index: usize) -> Result<Output, Fault> {

@@ -157,7 +157,7 @@ fn give_up(packets: &tokio::sync::mpsc::Sender<Packet>, why: &Fault) {
 }
 
 /// A file as it goes over the wire.
-fn wire(file: Sent) -> Stat {
+pub fn wire(file: Sent) -> Stat {
     let kind = match file.kind {
         files::Kind::File => 0,
         files::Kind::Dir => mode::DIR,

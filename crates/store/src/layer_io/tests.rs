@@ -120,3 +120,59 @@ fn with_a_single_id_layers_come_out_right_all_the_same() {
     }
     assert!(output.status.success() && dir.path().join("done").exists(), "{said}");
 }
+
+/// A tar with zeros behind its end, without an end of their own. Sets the flag, if there is one, after some of them.
+struct Endless {
+    tar: std::io::Cursor<Vec<u8>>,
+    zeros: u64,
+    cancel: Option<(u64, Cancel)>,
+}
+
+impl std::io::Read for Endless {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.tar.read(buf)?;
+        if n > 0 {
+            return Ok(n);
+        }
+        buf.fill(0);
+        self.zeros += buf.len() as u64;
+        if let Some((_, cancel)) = self.cancel.as_ref().filter(|(after, _)| self.zeros > *after) {
+            cancel.cancel();
+        }
+        Ok(buf.len())
+    }
+}
+
+#[test]
+fn what_lies_behind_the_end_is_limited_and_can_be_cancelled() {
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    let store = Store::open(dir.path(), options(Driver::Copy, true)).expect("a store");
+    let tar = tar::Writer::new(Vec::new()).finish().expect("ended");
+    let limits = Limits { entries: 100, bytes: 64 << 20 };
+    let limit = limits.bytes + limits.entries * 4096;
+    for (cancelled, expected) in [
+        (true, "cancelled".to_owned()),
+        (false, format!("decompressed layer is larger than the limit of {limit} bytes")),
+    ] {
+        let cancel = Cancel::new();
+        let digest = Digest::of(if cancelled { "one" } else { "another" });
+        let layer = LazyLayer {
+            digest,
+            size: 1 << 40,
+            media_type: "application/vnd.oci.image.layer.v1.tar".into(),
+            diff_id: digest,
+            chain_id: digest,
+            sources: Vec::new(),
+            annotations: Default::default(),
+        };
+        let hold = store.snapshots().register_lazy(None, layer, PrepareOptions::default()).expect("registered");
+        let blob = Endless {
+            tar: std::io::Cursor::new(tar.clone()),
+            zeros: 0,
+            cancel: cancelled.then(|| (8 << 20, cancel.clone())),
+        };
+        let error = store.snapshots().unpack(&hold.id(), blob, &limits, &cancel).expect_err("it has no end");
+        let mut causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        assert!(causes.any(|cause| cause.to_string() == expected), "{error:?}");
+    }
+}

@@ -96,6 +96,14 @@ impl Snapshots {
         Ok(Hold { store: self.0.clone(), id })
     }
 
+    /// Notes where else a layer can be had, if its chain id is known.
+    pub fn also_from(&self, layer: &LazyLayer) -> Result<()> {
+        match self.by_chain_id(&layer.chain_id) {
+            Some(known) => self.add_sources(&known, layer),
+            None => Ok(()),
+        }
+    }
+
     /// The layer that the snapshot is made from, if it was pulled.
     pub fn lazy(&self, id: &SnapshotId) -> Option<Arc<LazyLayer>> {
         self.0.inner.snapshots.with(*id, |record| record.lazy.clone()).flatten()

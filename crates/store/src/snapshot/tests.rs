@@ -1,5 +1,6 @@
 //! Lazy layers, layer records, cache mounts, deep stacks.
 
+use std::io::{Cursor, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base::{Cancel, Digest};
 use files::untar::Limits;
+use image::layer::compression::Compressor;
 use image::layer::{Entry, EntryKind, tar};
+use image::{Compression, CompressionOptions};
 use sys::mount::FsView;
 
 use crate::tests::{can_mount, copy_store, each_driver, inside, open_with, step};
@@ -47,6 +50,63 @@ fn lazy_layer(tar: &[u8], below: Option<Digest>) -> LazyLayer {
 
 fn unpack(store: &Store, hold: &Hold, tar: Vec<u8>) -> Result<()> {
     store.snapshots().unpack(&hold.id(), std::io::Cursor::new(tar), &Limits::default(), &Cancel::new())
+}
+
+/// A compressed layer that is much larger than it looks: so many files of so many zeros.
+fn bomb(kind: Compression, files: usize, size: u64) -> Vec<u8> {
+    let compressor = Compressor::new(Vec::new(), &CompressionOptions::new(kind, 2)).expect("started");
+    let mut writer = tar::Writer::new(compressor);
+    for n in 0..files {
+        let mut entry = Entry::new(format!("f{n}"), EntryKind::File { size }, 0o644);
+        (entry.uid, entry.gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        writer.append(&entry, std::io::repeat(0).take(size)).expect("written");
+    }
+    writer.finish().expect("ended").finish().expect("ended").1
+}
+
+/// The regular files below a directory.
+fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("a directory") {
+        let entry = entry.expect("an entry");
+        match entry.file_type().expect("there").is_dir() {
+            true => files.extend(files_below(&entry.path())),
+            false => files.push(entry.path()),
+        }
+    }
+    files
+}
+
+#[test]
+fn a_layer_that_inflates_beyond_a_limit_is_refused_and_leaves_nothing() {
+    let large = Limits { bytes: 2 << 20, ..Limits::default() };
+    let many = Limits { entries: 1000, ..Limits::default() };
+    for kind in [Compression::Gzip, Compression::Zstd] {
+        // 16 MiB of zeros, and 5,000 empty files.
+        for (files, size, limits, words) in [(256, 64 << 10, &large, "2097152 bytes"), (5000, 0, &many, "1000 entries")]
+        {
+            let (dir, store) = copy_store();
+            let blob = bomb(kind, files, size);
+            assert!(blob.len() < 1 << 20, "{}", blob.len());
+            let hold = store.snapshots().register_lazy(None, lazy_layer(&blob, None), PrepareOptions::default());
+            let hold = hold.expect("registered");
+            let error = store.snapshots().unpack(&hold.id(), Cursor::new(blob), limits, &Cancel::new());
+            let error = error.expect_err("too much");
+            let mut text = error.to_string();
+            let mut cause = std::error::Error::source(&error);
+            while let Some(next) = cause {
+                text.push_str(&format!(": {next}"));
+                cause = next.source();
+            }
+            let expected = format!("the archive unpacks to more than {words}: refused as a decompression bomb");
+            assert!(text.ends_with(&expected), "{text}");
+            assert!(matches!(store.snapshots().view(&hold.id()), Err(Error::NotFilled(_))));
+            drop((hold, store));
+            let left = files_below(dir.path());
+            let is_part = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('f'));
+            assert!(!left.iter().any(|path| is_part(path)), "{left:?}");
+        }
+    }
 }
 
 fn names(root: &Path) -> Vec<String> {
@@ -105,7 +165,13 @@ fn privileged_pulled_layers_are_unpacked_in_any_order_and_found_again() {
             PrepareOptions::default(),
         );
         assert_eq!(again.expect("registered").id(), top.id(), "one chain, one snapshot");
-        assert_eq!(snapshots.lazy(&top.id()).expect("pulled").sources, ["registry.example/a", "mirror.example/a"]);
+        let elsewhere = LazyLayer { sources: vec!["other.example/b".into()], ..second.clone() };
+        snapshots.also_from(&elsewhere).expect("noted");
+        let unknown = LazyLayer { chain_id: base::Digest::of("unknown"), ..elsewhere };
+        snapshots.also_from(&unknown).expect("nothing to note");
+        assert!(snapshots.by_chain_id(&unknown.chain_id).is_none());
+        let sources = ["registry.example/a", "mirror.example/a", "other.example/b"];
+        assert_eq!(snapshots.lazy(&top.id()).expect("pulled").sources, sources);
         let (dir, driver, id) = (store.dir().to_owned(), store.driver().driver, top.id());
         drop((bottom, top, snapshots, store));
         let store = open_with(&dir, driver);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <the group we were started in>
-//!   hullworks-<pid>/          device rules; one more without them for insecure steps
+//!   hullworks-<pid>/          device rules; one more without them for insecure steps (`-1`, `-2`: opened again)
 //!     shared/                 steps without limits of their own (and the process that starts them)
 //!     <step>/                 a step with limits
 //! ```
@@ -14,6 +14,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -69,7 +70,7 @@ impl Groups {
     /// Finds where we are. Makes the group for sandboxed steps, with its device rules, where the machine lets us.
     pub fn open() -> Result<Groups, Error> {
         let own = Hierarchies::of_this_process()?;
-        let mut groups = Groups { own, name: format!("hullworks-{}", std::process::id()), ruled: false };
+        let mut groups = Groups { own, name: new_name(), ruled: false };
         groups.sweep();
         groups.ruled = groups.make_ruled().is_ok();
         if !groups.ruled {
@@ -221,6 +222,16 @@ impl Groups {
                 std::thread::sleep(Duration::from_micros(500));
             }
         }
+    }
+}
+
+/// A name that no other opening of this process has: whose groups are gone a moment later must not take those of the next.
+fn new_name() -> String {
+    static OPENED: AtomicU32 = AtomicU32::new(0);
+    let pid = std::process::id();
+    match OPENED.fetch_add(1, Ordering::Relaxed) {
+        0 => format!("hullworks-{pid}"),
+        n => format!("hullworks-{pid}-{n}"),
     }
 }
 

@@ -83,9 +83,12 @@ fn privileged_groups_limit_rule_and_vanish() {
     assert!(!sleeper.wait().unwrap().success());
     drop(group);
     assert!(procs.iter().all(|file| !file.exists()));
+    // Another opening has groups of its own.
+    let other = Groups::open().unwrap();
     let shared = groups.shared();
     drop(groups);
     assert!(shared.iter().all(|file| !file.exists()));
+    assert!(other.shared().iter().all(|file| file.exists()));
 }
 
 #[test]

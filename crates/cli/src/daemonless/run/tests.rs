@@ -118,6 +118,46 @@ async fn a_cancelled_build_has_no_failed_steps() {
     assert!(failure.steps.is_empty());
 }
 
+#[tokio::test]
+async fn a_file_that_cannot_be_written_is_noticed_before_the_build() {
+    let mut plan = plan(Mode::Plain);
+    plan.iid_file = Some("/nowhere/iid".into());
+    let (environment, out) = (Environment::default(), Box::new(Shared::default()));
+    let result = drive(plan, &environment, out, CancellationToken::new(), |_| async move { panic!("it was built") });
+    let failure = result.await.expect_err("it cannot be written");
+    assert!(failure.fault.to_string().starts_with("cannot write `/nowhere/iid`"), "{}", failure.fault);
+}
+
+/// Without a reader, whoever opens a pipe waits.
+#[tokio::test]
+async fn a_pipe_that_nobody_reads_can_be_given_up() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let pipe = dir.path().join("pipe");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe");
+    let mut plan = plan(Mode::Plain);
+    plan.metadata_file = Some(pipe.clone());
+    let (cancel, out) = (CancellationToken::new(), Box::new(Shared::default()));
+    let failure = drive(plan, &Environment::default(), out, cancel.clone(), |_| async move {
+        cancel.cancel();
+        Ok(SolveResponse { exporter_response: BTreeMap::new() })
+    })
+    .await
+    .expect_err("nobody reads");
+    assert_eq!(failure.fault.to_string(), format!("cannot write `{}`: build cancelled", pipe.display()));
+    // The thread of it ends.
+    std::fs::read(&pipe).expect("read");
+
+    let mut plan = self::plan(Mode::Plain);
+    plan.trace = Some(pipe.clone());
+    let (cancel, out) = (CancellationToken::new(), Box::new(Shared::default()));
+    cancel.cancel();
+    let built = |_| async move { panic!("it was built") };
+    let failure = drive(plan, &Environment::default(), out, cancel, built).await.expect_err("nobody reads");
+    assert_eq!(failure.fault.to_string(), format!("cannot write `{}`: build cancelled", pipe.display()));
+    std::fs::read(&pipe).expect("read");
+}
+
 #[test]
 fn references_differ() {
     let many: std::collections::HashSet<String> = (0..100).map(|_| reference()).collect();

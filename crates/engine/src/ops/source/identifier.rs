@@ -8,10 +8,13 @@ use base::{Digest, Fault, Kind};
 use image::reference::Reference;
 use llb::pb;
 
+use crate::layout::StoreName;
+
 /// A source that this version can read.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     Image(ImageSource),
+    Layout(LayoutSource),
     Local(LocalSource),
 }
 
@@ -24,6 +27,16 @@ pub(crate) struct ImageSource {
     pub(crate) layer_limit: Option<usize>,
     /// The manifest must have this digest.
     pub(crate) checksum: Option<Digest>,
+}
+
+/// `oci-layout://`: an image of a content store that a client offers.
+#[derive(Clone, Debug)]
+pub(crate) struct LayoutSource {
+    /// Its digest says which image it is.
+    pub(crate) reference: Reference,
+    pub(crate) store: StoreName,
+    /// Only so many layers.
+    pub(crate) layer_limit: Option<usize>,
 }
 
 /// Whether an image that is here already may be used without asking its registry.
@@ -69,8 +82,9 @@ impl Source {
             .ok_or_else(|| Fault::user(format!("source `{id}` has no scheme such as docker-image://")))?;
         match scheme {
             "docker-image" => image_source(rest, &op.attrs).map(Source::Image),
+            "oci-layout" => layout_source(rest, &op.attrs).map(Source::Layout),
             "local" => local_source(rest, &op.attrs).map(Source::Local),
-            "git" | "http" | "https" | "oci-layout" | "docker-image+blob" | "oci-layout+blob" => {
+            "git" | "http" | "https" | "docker-image+blob" | "oci-layout+blob" => {
                 Err(Fault::user(format!("source `{}` is not supported yet", base::redact_url(id))))
             }
             _ => Err(Fault::user(format!("source `{id}` has an unknown scheme"))),
@@ -78,10 +92,33 @@ impl Source {
     }
 }
 
+fn reference(name: &str) -> Result<Reference, Fault> {
+    name.parse().map_err(|e| Fault::because(Kind::User, format!("bad image reference `{name}`"), e))
+}
+
+fn layer_limit(key: &str, value: &str) -> Result<usize, Fault> {
+    value.parse().ok().filter(|n| *n > 0).ok_or_else(|| bad(key, value, "not a number of layers"))
+}
+
+fn layout_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<LayoutSource, Fault> {
+    let mut source = LayoutSource {
+        reference: reference(name)?,
+        store: StoreName { session: None, store: String::new() },
+        layer_limit: None,
+    };
+    for (key, value) in attrs {
+        match key.as_str() {
+            "oci.session" => source.store.session = Some(value.clone()).filter(|session| !session.is_empty()),
+            "oci.store" => source.store.store.clone_from(value),
+            "oci.layerlimit" => source.layer_limit = Some(layer_limit(key, value)?),
+            _ => return Err(unknown(key)),
+        }
+    }
+    Ok(source)
+}
+
 fn image_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<ImageSource, Fault> {
-    let reference = name
-        .parse::<Reference>()
-        .map_err(|e| Fault::because(Kind::User, format!("bad image reference `{name}`"), e))?;
+    let reference = reference(name)?;
     let mut source = ImageSource { reference, mode: ResolveMode::Default, layer_limit: None, checksum: None };
     for (key, value) in attrs {
         match key.as_str() {
@@ -95,10 +132,7 @@ fn image_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<ImageSou
             }
             // Only says how `du` shows the image.
             "image.recordtype" => {}
-            "image.layerlimit" => {
-                let limit = value.parse().ok().filter(|n| *n > 0);
-                source.layer_limit = Some(limit.ok_or_else(|| bad(key, value, "not a number of layers"))?);
-            }
+            "image.layerlimit" => source.layer_limit = Some(layer_limit(key, value)?),
             "image.checksum" => {
                 source.checksum = Some(value.parse().map_err(|_| bad(key, value, "not a digest"))?);
             }
@@ -165,6 +199,12 @@ mod tests {
         let attrs = [("image.resolvemode", "pull"), ("image.layerlimit", "2")];
         let Ok(Source::Image(image)) = read("docker-image://docker.io/library/x:1", &attrs) else { panic!("an image") };
         assert_eq!((image.mode, image.layer_limit), (ResolveMode::ForcePull, Some(2)));
+
+        let id = format!("oci-layout://docker.io/library/x@{}", Digest::of("x"));
+        let attrs = [("oci.session", ""), ("oci.store", "s"), ("oci.layerlimit", "2")];
+        let Ok(Source::Layout(layout)) = read(&id, &attrs) else { panic!("an image of a layout") };
+        assert_eq!(layout.store, StoreName { session: None, store: "s".to_owned() });
+        assert_eq!((layout.reference.digest(), layout.layer_limit), (Some(Digest::of("x")), Some(2)));
 
         for (id, attrs, wanted) in [
             ("x", &[][..], "no scheme"),

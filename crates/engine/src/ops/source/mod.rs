@@ -2,16 +2,18 @@
 
 mod identifier;
 
+use std::sync::Arc;
+
 use base::Fault;
 use llb::pb;
 use solver::{KeyDigest, Last};
 
 use super::{OpContext, StatedKey};
-use crate::images::chain_id;
+use crate::images::{ResolvedImage, chain_id};
 use crate::local::LocalTree;
 use crate::tree::Tree;
 
-pub(crate) use identifier::{ImageSource, LocalSource, ResolveMode, Source};
+pub(crate) use identifier::{ImageSource, LayoutSource, LocalSource, ResolveMode, Source};
 
 /// Whether the op is a directory of the client.
 pub(crate) fn is_local(op: &pb::Op) -> bool {
@@ -23,18 +25,13 @@ pub(super) async fn key(ctx: &OpContext, op: &pb::SourceOp, index: u32) -> Resul
     match Source::read(op)? {
         Source::Image(source) => {
             let image = resolve(ctx, &source).await?;
-            if index == 0 {
-                let key = llb::key::image_manifest(image.root.digest, &ctx.op.platform);
-                return stated(KeyDigest::Stable(llb::key::source(&key.to_string())), Last::No);
-            }
-            // What the image consists of, whatever it is called: another name for the same layers matches.
-            let count = source.layer_limit.unwrap_or(usize::MAX);
-            let chain = image.diff_ids.iter().take(count).fold(None, |chain, diff_id| Some(chain_id(chain, *diff_id)));
-            let key = match chain {
-                Some(chain) => chain.to_string(),
-                None => llb::key::image_manifest(image.root.digest, &ctx.op.platform).to_string(),
-            };
-            stated(KeyDigest::Stable(llb::key::source(&key)), Last::Yes)
+            let (digest, last) = image_key(ctx, &image, source.layer_limit, index);
+            stated(digest, last)
+        }
+        Source::Layout(source) => {
+            let image = resolve_layout(ctx, &source).await?;
+            let (digest, last) = image_key(ctx, &image, source.layer_limit, index);
+            stated(digest, last)
         }
         Source::Local(source) => {
             let session = source.session.clone().unwrap_or_else(|| ctx.job().session.id().to_owned());
@@ -51,24 +48,55 @@ pub(super) async fn key(ctx: &OpContext, op: &pb::SourceOp, index: u32) -> Resul
     }
 }
 
+fn image_key(ctx: &OpContext, image: &ResolvedImage, layer_limit: Option<usize>, index: u32) -> (KeyDigest, Last) {
+    let manifest = || llb::key::image_manifest(image.root.digest, &ctx.op.platform).to_string();
+    if index == 0 {
+        return (KeyDigest::Stable(llb::key::source(&manifest())), Last::No);
+    }
+    // What the image consists of, whatever it is called: another name for the same layers matches.
+    let count = layer_limit.unwrap_or(usize::MAX);
+    let chain = image.diff_ids.iter().take(count).fold(None, |chain, diff_id| Some(chain_id(chain, *diff_id)));
+    let key = chain.map_or_else(manifest, |chain| chain.to_string());
+    (KeyDigest::Stable(llb::key::source(&key)), Last::Yes)
+}
+
 pub(super) async fn run(ctx: &OpContext, op: &pb::SourceOp) -> Result<Tree, Fault> {
     match Source::read(op)? {
         Source::Image(source) => {
             let image = resolve(ctx, &source).await?;
-            let description = format!("pulled from {}", image.reference);
-            let tree = ctx.core.images.tree(&image, source.layer_limit, &description)?;
-            if let Tree::Snapshot(top) = &tree {
-                let layers = ctx.core.store.snapshots().chain(&top.id());
-                let layers = layers.map_err(|e| crate::core::store_fault("cannot read a snapshot", e))?;
-                ctx.jobs.iter().for_each(|job| job.add_pull(layers.iter().copied(), ctx.op.label.digest));
-            }
-            Ok(tree)
+            image_tree(ctx, &image, source.layer_limit, &format!("pulled from {}", image.reference))
+        }
+        Source::Layout(source) => {
+            let image = resolve_layout(ctx, &source).await?;
+            image_tree(ctx, &image, source.layer_limit, &format!("read from an OCI layout as {}", image.reference))
         }
         Source::Local(source) => LocalTree::open(ctx, &source).await,
     }
 }
 
-async fn resolve(ctx: &OpContext, source: &ImageSource) -> Result<std::sync::Arc<crate::images::ResolvedImage>, Fault> {
+fn image_tree(
+    ctx: &OpContext,
+    image: &ResolvedImage,
+    layer_limit: Option<usize>,
+    description: &str,
+) -> Result<Tree, Fault> {
+    let tree = ctx.core.images.tree(image, layer_limit, description)?;
+    if let Tree::Snapshot(top) = &tree {
+        let layers = ctx.core.store.snapshots().chain(&top.id());
+        let layers = layers.map_err(|e| crate::core::store_fault("cannot read a snapshot", e))?;
+        ctx.jobs.iter().for_each(|job| job.add_pull(layers.iter().copied(), ctx.op.label.digest));
+    }
+    Ok(tree)
+}
+
+async fn resolve_layout(ctx: &OpContext, source: &LayoutSource) -> Result<Arc<ResolvedImage>, Fault> {
+    tokio::select! {
+        image = ctx.core.images.resolve_layout(&ctx.jobs, &source.store, &source.reference, &ctx.op.platform) => image,
+        () = ctx.cancel.cancelled() => Err(Fault::cancelled()),
+    }
+}
+
+async fn resolve(ctx: &OpContext, source: &ImageSource) -> Result<Arc<ResolvedImage>, Fault> {
     let images = &ctx.core.images;
     let image = tokio::select! {
         image = images.resolve(ctx.job(), &source.reference, &ctx.op.platform, source.mode) => image?,

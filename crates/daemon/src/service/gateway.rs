@@ -1,0 +1,410 @@
+//! `moby.buildkit.v1.frontend.LLBBridge`: builds whose frontend is a client. `docker buildx` and `buildctl` build so.
+//!
+//! `Control.Solve` without a frontend and without a definition waits for [`Return`](llb_bridge_server::LlbBridge::return);
+//! until then the client asks here, and names its build in metadata.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base::progress::Warning;
+use base::{Fault, Platform};
+use engine::{Bridge, Frontend, FrontendResult, Ref, Refs};
+use files::receive::Sent;
+use files::walk::Entry;
+use proto::Message as _;
+use proto::moby::buildkit::v1::apicaps::ApiCap;
+use proto::moby::buildkit::v1::frontend as wire;
+use proto::moby::buildkit::v1::frontend::llb_bridge_server;
+use tokio::sync::oneshot;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::error;
+use crate::Shared;
+
+/// What frontends may ask: BuildKit's capability ids.
+const CAPS: &[&str] = &[
+    "solve.base",
+    "solve.inlinereturn",
+    "resolveimage",
+    "resolveimage.resolvemode",
+    "readfile",
+    "return",
+    "returnmap",
+    "readdir",
+    "statfile",
+    "proto.refarray",
+    "reference.output",
+    "gateway.solve.metadata",
+    "frontend.caps",
+    "gateway.solve.evaluate",
+    "gateway.evaluate",
+    "gateway.warnings",
+    "source.metaresolver",
+];
+
+pub(crate) struct Gateway(pub(crate) Arc<Shared>);
+
+/// A build whose frontend is a client.
+pub(crate) struct ClientBuild {
+    bridge: Bridge,
+    refs: Mutex<HashMap<String, Option<Ref>>>,
+    returned: Mutex<Option<oneshot::Sender<Result<FrontendResult, Fault>>>>,
+}
+
+impl ClientBuild {
+    /// A build, and where its result comes out.
+    pub(crate) fn new(bridge: Bridge) -> (ClientBuild, oneshot::Receiver<Result<FrontendResult, Fault>>) {
+        let (sender, returned) = oneshot::channel();
+        (ClientBuild { bridge, refs: Mutex::default(), returned: Mutex::new(Some(sender)) }, returned)
+    }
+
+    /// Gives a reference a name for the client; an empty tree has none.
+    fn name(&self, reference: Option<Ref>) -> String {
+        let Some(reference) = reference else { return String::new() };
+        let id = session::random_id();
+        self.refs.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Some(reference));
+        id
+    }
+
+    fn find(&self, id: &str) -> Result<Option<Ref>, Fault> {
+        if id.is_empty() {
+            return Ok(None);
+        }
+        let refs = self.refs.lock().unwrap_or_else(PoisonError::into_inner);
+        refs.get(id).cloned().ok_or_else(|| Fault::user(format!("no such ref: {id}")))
+    }
+
+    fn made(&self, id: &str) -> Result<Ref, Fault> {
+        self.find(id)?.ok_or_else(|| Fault::user(format!("empty ref: {id}")))
+    }
+}
+
+fn failed(fault: Fault) -> Status {
+    error::status(&fault)
+}
+
+impl Gateway {
+    /// The build that a call is about.
+    async fn build(&self, metadata: &MetadataMap) -> Result<Arc<ClientBuild>, Status> {
+        let id = metadata.get("buildkit-controlapi-buildid").and_then(|id| id.to_str().ok());
+        let id = id.ok_or_else(|| Status::invalid_argument("no buildid found in context"))?;
+        let build = match self.0.builds.get(id).await {
+            Some(build) => build.client().await,
+            None => None,
+        };
+        build.ok_or_else(|| Status::not_found(format!("unknown job {id}")))
+    }
+}
+
+#[tonic::async_trait]
+impl llb_bridge_server::LlbBridge for Gateway {
+    async fn ping(&self, request: Request<wire::PingRequest>) -> Result<Response<wire::PongResponse>, Status> {
+        self.build(request.metadata()).await?;
+        let cap = |id: &&str| ApiCap { id: (*id).to_owned(), enabled: true, ..ApiCap::default() };
+        Ok(Response::new(wire::PongResponse {
+            frontend_api_caps: CAPS.iter().map(cap).collect(),
+            llb_caps: engine::LLB_CAPS.iter().map(cap).collect(),
+            workers: vec![super::control::worker(&self.0.identity)],
+        }))
+    }
+
+    async fn solve(&self, request: Request<wire::SolveRequest>) -> Result<Response<wire::SolveResponse>, Status> {
+        let build = self.build(request.metadata()).await?;
+        let request = request.into_inner();
+        let (array, result_return) = (request.allow_result_array_ref, request.allow_result_return);
+        let evaluate = request.evaluate;
+        let result = solve(&build, request).await.map_err(failed)?;
+        if evaluate {
+            for reference in result.all() {
+                build.bridge.evaluate(reference).await.map_err(failed)?;
+            }
+        }
+        let mut only = String::new();
+        let named = |reference: Option<Ref>| {
+            let def = reference.as_ref().map(|reference| reference.definition().clone());
+            wire::Ref { id: build.name(reference), def }
+        };
+        let answer = match (result.refs, array) {
+            (Refs::One(reference), _) => {
+                let reference = named(reference);
+                only.clone_from(&reference.id);
+                if array {
+                    wire::result::Result::Ref(reference)
+                } else {
+                    wire::result::Result::RefDeprecated(reference.id)
+                }
+            }
+            (Refs::Many(_), _) if !result_return => {
+                return Err(Status::unknown("solve did not return default result"));
+            }
+            (Refs::Many(many), true) => {
+                let refs = many.into_iter().map(|(key, reference)| (key, named(reference))).collect();
+                wire::result::Result::Refs(wire::RefMap { refs })
+            }
+            (Refs::Many(many), false) => {
+                let refs = many.into_iter().map(|(key, reference)| (key, named(reference).id)).collect();
+                wire::result::Result::RefsDeprecated(wire::RefMapDeprecated { refs })
+            }
+        };
+        let metadata = result.metadata.into_iter().collect();
+        let result = wire::Result { metadata, attestations: HashMap::new(), result: Some(answer) };
+        let older = if result_return { String::new() } else { only };
+        Ok(Response::new(wire::SolveResponse { r#ref: older, result: Some(result) }))
+    }
+
+    async fn r#return(&self, request: Request<wire::ReturnRequest>) -> Result<Response<wire::ReturnResponse>, Status> {
+        let build = self.build(request.metadata()).await?;
+        let request = request.into_inner();
+        let result = match (request.error, request.result) {
+            (Some(status), _) => Err(error::fault(&status)),
+            (None, result) => returned(&build, result.unwrap_or_default()),
+        };
+        let waiting = build.returned.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match waiting {
+            // The build may have been cancelled meanwhile.
+            Some(waiting) => drop(waiting.send(result)),
+            None => return Err(Status::already_exists("the build has returned already")),
+        }
+        Ok(Response::new(wire::ReturnResponse {}))
+    }
+
+    async fn evaluate(
+        &self,
+        request: Request<wire::EvaluateRequest>,
+    ) -> Result<Response<wire::EvaluateResponse>, Status> {
+        let build = self.build(request.metadata()).await?;
+        if let Some(reference) = build.find(&request.get_ref().r#ref).map_err(failed)? {
+            build.bridge.evaluate(&reference).await.map_err(failed)?;
+        }
+        Ok(Response::new(wire::EvaluateResponse {}))
+    }
+
+    async fn read_file(
+        &self,
+        request: Request<wire::ReadFileRequest>,
+    ) -> Result<Response<wire::ReadFileResponse>, Status> {
+        let build = self.build(request.metadata()).await?;
+        let request = request.into_inner();
+        let reference = build.made(&request.r#ref).map_err(failed)?;
+        let range = request.range.map(|range| (range.offset.max(0) as u64, range.length.max(0) as u64));
+        let data = build.bridge.read_file(&reference, &request.file_path, range).await.map_err(failed)?;
+        Ok(Response::new(wire::ReadFileResponse { data }))
+    }
+
+    async fn read_dir(
+        &self,
+        request: Request<wire::ReadDirRequest>,
+    ) -> Result<Response<wire::ReadDirResponse>, Status> {
+        let build = self.build(request.metadata()).await?;
+        let request = request.into_inner();
+        let reference = build.made(&request.r#ref).map_err(failed)?;
+        let entries = build.bridge.read_dir(&reference, &request.dir_path, &request.include_pattern).await;
+        let entries = entries.map_err(failed)?.iter().map(stat).collect();
+        Ok(Response::new(wire::ReadDirResponse { entries }))
+    }
+
+    async fn stat_file(
+        &self,
+        request: Request<wire::StatFileRequest>,
+    ) -> Result<Response<wire::StatFileResponse>, Status> {
+        let build = self.build(request.metadata()).await?;
+        let request = request.into_inner();
+        let reference = build.made(&request.r#ref).map_err(failed)?;
+        let entry = build.bridge.stat_file(&reference, &request.path).await.map_err(failed)?;
+        Ok(Response::new(wire::StatFileResponse { stat: Some(stat(&entry)) }))
+    }
+
+    async fn resolve_image_config(
+        &self,
+        request: Request<wire::ResolveImageConfigRequest>,
+    ) -> Result<Response<wire::ResolveImageConfigResponse>, Status> {
+        let build = self.build(request.metadata()).await?;
+        let request = request.into_inner();
+        if request.resolver_type != 0 {
+            return Err(Status::unknown("images of OCI layouts are not resolved for clients yet"));
+        }
+        let platform = request.platform.as_ref().map(platform);
+        let found = build.bridge.resolve_image(&request.r#ref, platform, &request.resolve_mode, &request.log_name);
+        let found = found.await.map_err(failed)?;
+        Ok(Response::new(wire::ResolveImageConfigResponse {
+            digest: found.digest.to_string(),
+            config: found.config,
+            r#ref: found.reference,
+        }))
+    }
+
+    async fn resolve_source_meta(
+        &self,
+        request: Request<wire::ResolveSourceMetaRequest>,
+    ) -> Result<Response<wire::ResolveSourceMetaResponse>, Status> {
+        let build = self.build(request.metadata()).await?;
+        let request = request.into_inner();
+        let source = request.source.ok_or_else(|| Status::invalid_argument("source is required"))?;
+        let Some(name) = source.identifier.strip_prefix("docker-image://") else {
+            // Nothing is to be found out about others before they are read.
+            if source.identifier.starts_with("local://") {
+                return Ok(Response::new(wire::ResolveSourceMetaResponse {
+                    source: Some(source),
+                    ..wire::ResolveSourceMetaResponse::default()
+                }));
+            }
+            let shown = base::redact_url(&source.identifier);
+            return Err(Status::unknown(format!("source `{shown}` is not resolved for clients yet")));
+        };
+        let platform = request.platform.as_ref().map(platform);
+        let found = build.bridge.resolve_image(name, platform, &request.resolve_mode, &request.log_name);
+        let found = found.await.map_err(failed)?;
+        let wants_config = !request.image.is_some_and(|image| image.no_config);
+        Ok(Response::new(wire::ResolveSourceMetaResponse {
+            source: Some(source),
+            image: Some(wire::ResolveSourceImageResponse {
+                digest: found.digest.to_string(),
+                config: if wants_config { found.config } else { Vec::new() },
+                attestation_chain: None,
+            }),
+            ..wire::ResolveSourceMetaResponse::default()
+        }))
+    }
+
+    async fn inputs(&self, request: Request<wire::InputsRequest>) -> Result<Response<wire::InputsResponse>, Status> {
+        self.build(request.metadata()).await?;
+        Ok(Response::new(wire::InputsResponse::default()))
+    }
+
+    async fn warn(&self, request: Request<wire::WarnRequest>) -> Result<Response<wire::WarnResponse>, Status> {
+        let build = self.build(request.metadata()).await?;
+        let request = request.into_inner();
+        let vertex = request.digest.parse().map_err(|_| Status::invalid_argument("bad digest of a vertex"))?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        build.bridge.warn(Warning {
+            vertex,
+            level: request.level,
+            short: text(request.short),
+            detail: request.detail.into_iter().map(text).collect(),
+            url: Some(request.url).filter(|url| !url.is_empty()),
+            file: request.info.map(|info| Arc::new(error::source_file(info))),
+            spans: request.ranges.iter().map(error::span).collect(),
+        });
+        Ok(Response::new(wire::WarnResponse {}))
+    }
+
+    async fn new_container(
+        &self,
+        _: Request<wire::NewContainerRequest>,
+    ) -> Result<Response<wire::NewContainerResponse>, Status> {
+        Err(no_containers())
+    }
+
+    async fn release_container(
+        &self,
+        _: Request<wire::ReleaseContainerRequest>,
+    ) -> Result<Response<wire::ReleaseContainerResponse>, Status> {
+        Err(no_containers())
+    }
+
+    type ExecProcessStream = tokio_stream::Empty<Result<wire::ExecMessage, Status>>;
+
+    async fn exec_process(
+        &self,
+        _: Request<Streaming<wire::ExecMessage>>,
+    ) -> Result<Response<Self::ExecProcessStream>, Status> {
+        Err(no_containers())
+    }
+
+    async fn read_file_container(
+        &self,
+        _: Request<wire::ReadFileRequest>,
+    ) -> Result<Response<wire::ReadFileResponse>, Status> {
+        Err(no_containers())
+    }
+
+    async fn read_dir_container(
+        &self,
+        _: Request<wire::ReadDirRequest>,
+    ) -> Result<Response<wire::ReadDirResponse>, Status> {
+        Err(no_containers())
+    }
+
+    async fn stat_file_container(
+        &self,
+        _: Request<wire::StatFileRequest>,
+    ) -> Result<Response<wire::StatFileResponse>, Status> {
+        Err(no_containers())
+    }
+}
+
+fn no_containers() -> Status {
+    Status::unimplemented("containers of frontends are not supported yet")
+}
+
+async fn solve(build: &ClientBuild, request: wire::SolveRequest) -> Result<FrontendResult, Fault> {
+    if !request.frontend_inputs.is_empty() {
+        return Err(Fault::user("frontend inputs are not supported yet"));
+    }
+    if let Some(import) = request.cache_imports.first() {
+        return Err(Fault::user(format!("cache import type={} is not supported yet", import.r#type)));
+    }
+    if !request.source_policies.is_empty() {
+        return Err(Fault::user("source policies are not supported yet"));
+    }
+    if request.r#final {
+        return Err(Fault::user("clients that do not return their result are too old"));
+    }
+    let frontend = match (request.frontend.as_str(), request.definition) {
+        ("", definition) => Frontend::Llb(definition.unwrap_or_default().encode_to_vec()),
+        (_, Some(definition)) if !definition.def.is_empty() => {
+            return Err(Fault::user("cannot solve with both definition and frontend specified"));
+        }
+        (name, _) => Frontend::Named { name: name.to_owned(), options: request.frontend_opt.into_iter().collect() },
+    };
+    build.bridge.solve(frontend).await
+}
+
+/// A client's result, its references by their names.
+fn returned(build: &ClientBuild, result: wire::Result) -> Result<FrontendResult, Fault> {
+    if result.attestations.values().any(|list| !list.attestation.is_empty()) {
+        return Err(Fault::user("attestations are not supported yet"));
+    }
+    let refs = match result.result {
+        None => Refs::One(None),
+        Some(wire::result::Result::RefDeprecated(id)) => Refs::One(build.find(&id)?),
+        Some(wire::result::Result::Ref(reference)) => Refs::One(build.find(&reference.id)?),
+        Some(wire::result::Result::RefsDeprecated(map)) => many(build, map.refs)?,
+        Some(wire::result::Result::Refs(map)) => {
+            many(build, map.refs.into_iter().map(|(key, reference)| (key, reference.id)).collect())?
+        }
+    };
+    Ok(FrontendResult { refs, metadata: result.metadata.into_iter().collect() })
+}
+
+fn many(build: &ClientBuild, map: HashMap<String, String>) -> Result<Refs, Fault> {
+    let found = map.into_iter().map(|(key, id)| Ok((key, build.find(&id)?)));
+    Ok(Refs::Many(found.collect::<Result<BTreeMap<_, _>, Fault>>()?))
+}
+
+fn platform(platform: &proto::pb::Platform) -> Platform {
+    let mut own = Platform::new(&platform.os, &platform.architecture, &platform.variant);
+    own.os_version.clone_from(&platform.os_version);
+    own.os_features.clone_from(&platform.os_features);
+    own
+}
+
+/// A file as clients know it; names that are no text are shown as far as they are.
+fn stat(entry: &Entry) -> proto::generated_fsutil::types::Stat {
+    let wire = session::remote::wire(Sent::of(entry, None));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    proto::generated_fsutil::types::Stat {
+        path: text(entry.path.as_os_str().as_bytes()),
+        mode: wire.mode,
+        uid: wire.uid,
+        gid: wire.gid,
+        size: wire.size,
+        mod_time: wire.mod_time,
+        linkname: text(&wire.linkname),
+        devmajor: wire.devmajor,
+        devminor: wire.devminor,
+        xattrs: HashMap::new(),
+    }
+}

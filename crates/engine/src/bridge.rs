@@ -1,0 +1,216 @@
+//! All that a frontend may ask, whether it is built in, a client, or an image: to solve, to look into results, to find
+//! images, to warn.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use base::progress::{Event, Warning};
+use base::report::{Label, Running};
+use base::{Digest, Fault, Kind, Platform};
+use files::walk::Entry;
+use proto::Message as _;
+use rustix::fs::{Mode, OFlags};
+use sys::path::{Links, Root};
+
+use crate::api::Frontend;
+use crate::core::{Core, blocking};
+use crate::driver::JobHandle;
+use crate::frontend;
+use crate::ops::source::ResolveMode;
+use crate::result::{FrontendResult, Ref, Refs};
+use crate::tree::Tree;
+
+/// What a frontend may read of a file at once.
+const FILE_LIMIT: u64 = 16 << 20;
+
+/// One build, as its frontend sees it. It ends when this is dropped.
+#[derive(Clone)]
+pub struct Bridge {
+    pub(crate) core: Arc<Core>,
+    pub(crate) job: Arc<JobHandle>,
+    /// `[frontend."dockerfile.v0"] enabled`.
+    pub(crate) has_dockerfile: bool,
+}
+
+/// An image that a name was resolved to.
+#[derive(Clone, Debug)]
+pub struct ImageConfig {
+    /// The name, normalised.
+    pub reference: String,
+    /// Of the index or manifest.
+    pub digest: Digest,
+    /// The config's bytes.
+    pub config: Vec<u8>,
+}
+
+impl Bridge {
+    /// Asks a frontend, or takes a definition as it is. Nothing runs until somebody needs it.
+    pub async fn solve(&self, frontend: Frontend) -> Result<FrontendResult, Fault> {
+        match frontend {
+            Frontend::Named { name, options } => match name.as_str() {
+                "dockerfile.v0" if !self.has_dockerfile => {
+                    Err(Fault::user("frontend `dockerfile.v0` is switched off here")
+                        .hint("remove `enabled = false` under [frontend.\"dockerfile.v0\"] in buildkitd.toml"))
+                }
+                "dockerfile.v0" => frontend::dockerfile::build(&self.core, &self.job, options).await,
+                "gateway.v0" => Err(Fault::user("frontend `gateway.v0` is not supported yet")
+                    .hint("use `--frontend dockerfile.v0`: the built-in frontend knows the newest syntax")),
+                _ => Err(Fault::user(format!("no frontend named `{name}`: there is dockerfile.v0"))),
+            },
+            Frontend::Llb(bytes) => {
+                let definition = llb::pb::Definition::decode(bytes.as_slice());
+                let definition = definition.map_err(|e| Fault::because(Kind::User, "malformed definition", e))?;
+                Ok(FrontendResult { refs: Refs::One(Ref::new(definition)?), ..FrontendResult::default() })
+            }
+        }
+    }
+
+    /// Makes a result now.
+    pub async fn evaluate(&self, reference: &Ref) -> Result<(), Fault> {
+        self.job_until_cancelled(async { reference.tree(&self.job).await.map(drop) }).await
+    }
+
+    /// Finds an image and its config.
+    pub async fn resolve_image(
+        &self,
+        name: &str,
+        platform: Option<Platform>,
+        mode: &str,
+        log_name: &str,
+    ) -> Result<ImageConfig, Fault> {
+        let reference: image::Reference =
+            name.parse().map_err(|e| Fault::because(Kind::User, format!("bad image reference `{name}`"), e))?;
+        let mode = match mode {
+            "" | "default" => ResolveMode::Default,
+            "pull" => ResolveMode::ForcePull,
+            "local" => ResolveMode::PreferLocal,
+            other => return Err(Fault::user(format!("no resolve mode `{other}`"))),
+        };
+        let platform = platform.unwrap_or_else(|| self.core.platforms[0].clone());
+        let job = &self.job.job;
+        let label = if log_name.is_empty() { format!("resolve image config for {name}") } else { log_name.to_owned() };
+        let running = Running::start(job.sink.clone(), &Label::phase(&label));
+        let resolving = self.core.images.resolve(job, &reference, &platform, mode);
+        let image = running.end(self.job_until_cancelled(resolving).await)?;
+        let reference = image.reference.to_string();
+        Ok(ImageConfig { reference, digest: image.root.digest, config: image.config.clone() })
+    }
+
+    /// Reads a file of a result, or a part of it: an offset and a length, 0 for all that follows.
+    pub async fn read_file(&self, reference: &Ref, path: &str, range: Option<(u64, u64)>) -> Result<Vec<u8>, Fault> {
+        let path = path.to_owned();
+        self.in_root(reference, move |root| {
+            let failed = |e| missing("read", &path, e);
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+            let file = root.open_at(path.trim_start_matches('/'), flags, Mode::empty(), Links::Follow);
+            let file = std::fs::File::from(file.map_err(failed)?);
+            let (offset, length) = range.unwrap_or((0, 0));
+            let length = if length == 0 { FILE_LIMIT + 1 } else { length };
+            let mut bytes = Vec::new();
+            use std::io::{Read as _, Seek as _};
+            (&file).seek(std::io::SeekFrom::Start(offset)).map_err(failed)?;
+            file.take(length.min(FILE_LIMIT + 1)).read_to_end(&mut bytes).map_err(failed)?;
+            if bytes.len() as u64 > FILE_LIMIT {
+                return Err(Fault::user(format!("cannot read `{path}`: larger than {FILE_LIMIT} bytes")));
+            }
+            Ok(bytes)
+        })
+        .await
+    }
+
+    /// What is in a directory of a result, by name; only what a pattern matches, unless that is empty.
+    pub async fn read_dir(&self, reference: &Ref, path: &str, pattern: &str) -> Result<Vec<Entry>, Fault> {
+        let (path, pattern) = (path.to_owned(), pattern.to_owned());
+        self.in_root(reference, move |root| {
+            let resolved = root.resolve(&path, Links::Follow).map_err(|e| missing("list", &path, e))?;
+            let dir = root.open_dir(&resolved, Links::Refuse).map_err(|e| missing("list", &path, e))?;
+            let below = Root::from_fd(dir, &path);
+            let entries = files::walk::list_dir(&below);
+            let mut entries = entries.map_err(|e| Fault::because(Kind::User, format!("cannot list `{path}`"), e))?;
+            if !pattern.is_empty() {
+                let matches = |entry: &Entry| {
+                    files::pattern::glob_match(pattern.as_bytes(), entry.path.as_os_str().as_encoded_bytes())
+                };
+                entries.retain(|entry| matches(entry).unwrap_or(false));
+            }
+            Ok(entries)
+        })
+        .await
+    }
+
+    /// What a path of a result is; its last component is not followed.
+    pub async fn stat_file(&self, reference: &Ref, path: &str) -> Result<Entry, Fault> {
+        let path = path.to_owned();
+        self.in_root(reference, move |root| {
+            let failed = |e| missing("stat", &path, e);
+            let stat = files::Stat::from(root.stat(&path, Links::FollowParents).map_err(failed)?);
+            let link = (stat.kind == files::Kind::Symlink).then(|| root.read_link(&path)).transpose();
+            let name = PathBuf::from(&path).file_name().map(PathBuf::from).unwrap_or_default();
+            Ok(Entry { path: name, stat, link: link.map_err(failed)? })
+        })
+        .await
+    }
+
+    /// Tells the user.
+    pub fn warn(&self, warning: Warning) {
+        self.job.job.sink.emit(Event::Warning(warning));
+    }
+
+    /// What this machine runs, the preferred platform first.
+    pub fn platforms(&self) -> &[Platform] {
+        &self.core.platforms
+    }
+
+    /// Does something in the root of a result.
+    async fn in_root<T: Send + 'static>(
+        &self,
+        reference: &Ref,
+        work: impl FnOnce(&Root) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let job = &self.job.job;
+        let tree = self.job_until_cancelled(reference.tree(&self.job)).await?;
+        match tree {
+            Tree::Empty => {
+                let nothing = self.core.scratch.join("empty");
+                blocking(move || {
+                    let made = std::fs::create_dir_all(&nothing).and_then(|()| Root::open(&nothing));
+                    let root = made.map_err(|e| Fault::because(Kind::Environment, "cannot make a directory", e))?;
+                    work(&root)
+                })
+                .await
+            }
+            Tree::Local(local) => {
+                let root = local.root.clone();
+                blocking(move || work(&root)).await
+            }
+            Tree::Snapshot(hold) => {
+                if !self.core.is_filled(&hold)? {
+                    let running = Running::start(job.sink.clone(), &Label::phase("reading files of an image"));
+                    let filled = self.core.fill(job, &running.tasks(), &job.cancel, &hold).await;
+                    running.end(filled)?;
+                }
+                let (core, view) = (self.core.clone(), self.core.view(&hold)?);
+                blocking(move || {
+                    let mounted = core.mount(&view)?;
+                    let root = Root::open(mounted.path());
+                    let root = root.map_err(|e| Fault::because(Kind::Environment, "cannot open a snapshot", e))?;
+                    let answer = work(&root);
+                    drop(hold);
+                    answer
+                })
+                .await
+            }
+        }
+    }
+
+    async fn job_until_cancelled<T>(&self, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        tokio::select! {
+            done = work => done,
+            () = self.job.job.cancel.cancelled() => Err(Fault::cancelled()),
+        }
+    }
+}
+
+fn missing(doing: &str, path: &str, error: std::io::Error) -> Fault {
+    Fault::because(Kind::User, format!("cannot {doing} `{path}`"), error)
+}

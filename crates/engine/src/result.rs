@@ -1,0 +1,186 @@
+//! What a frontend answers: references to trees, and words about them for exporters.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base::{Fault, Kind, Platform};
+use futures_util::future::try_join_all;
+use llb::{Graph, pb};
+use serde::Deserialize;
+use tokio::sync::OnceCell;
+
+use crate::driver::JobHandle;
+use crate::frontend::dockerfile::read;
+use crate::job::{Built, BuiltPlatform};
+use crate::tree::Tree;
+
+const PLATFORMS: &str = "refs.platforms";
+const CONFIG: &str = "containerimage.config";
+const BASE_CONFIG: &str = "containerimage.base.config";
+const EPOCH: &str = "source.date.epoch";
+
+/// A frontend's answer, BuildKit's `Result`.
+#[derive(Clone, Debug, Default)]
+pub struct FrontendResult {
+    /// What was made.
+    pub refs: Refs,
+    /// `containerimage.config`, `refs.platforms`, ..
+    pub metadata: BTreeMap<String, Vec<u8>>,
+}
+
+/// The trees of an answer. None is an empty one.
+#[derive(Clone, Debug)]
+pub enum Refs {
+    /// One result.
+    One(Option<Ref>),
+    /// One for each key; keys are platforms, most often.
+    Many(BTreeMap<String, Option<Ref>>),
+}
+
+impl Default for Refs {
+    fn default() -> Self {
+        Refs::One(None)
+    }
+}
+
+/// A tree that is made when somebody needs it.
+#[derive(Clone, Debug)]
+pub struct Ref(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    definition: pb::Definition,
+    graph: Graph,
+    tree: OnceCell<Tree>,
+}
+
+impl Ref {
+    /// The result of a definition. An empty definition makes nothing.
+    pub(crate) fn new(definition: pb::Definition) -> Result<Option<Ref>, Fault> {
+        if definition.def.is_empty() {
+            return Ok(None);
+        }
+        let graph = read(definition.clone())?;
+        Ok(Some(Ref(Arc::new(Inner { definition, graph, tree: OnceCell::new() }))))
+    }
+
+    /// What it is made by.
+    pub fn definition(&self) -> &pb::Definition {
+        &self.0.definition
+    }
+
+    /// The tree, made now unless it is there.
+    pub(crate) async fn tree(&self, job: &JobHandle) -> Result<Tree, Fault> {
+        self.0.tree.get_or_try_init(|| job.solve(&self.0.graph)).await.cloned()
+    }
+}
+
+impl FrontendResult {
+    /// All references.
+    pub fn all(&self) -> Vec<&Ref> {
+        match &self.refs {
+            Refs::One(one) => one.iter().collect(),
+            Refs::Many(many) => many.values().flatten().collect(),
+        }
+    }
+
+    /// Makes all trees and reads what exporters need to know.
+    pub(crate) async fn build(&self, job: &JobHandle) -> Result<Built, Fault> {
+        let wanted: Vec<(String, Option<Platform>, Option<&Ref>)> = match &self.refs {
+            Refs::One(one) => vec![(String::new(), None, one.as_ref())],
+            Refs::Many(many) => {
+                let platforms = self.platforms()?;
+                if platforms.is_empty() && !many.is_empty() {
+                    return Err(Fault::user(format!("a result with several references names no `{PLATFORMS}`")));
+                }
+                let find = |listed: Listed| {
+                    let reference = many.get(&listed.id);
+                    let reference = reference.ok_or_else(|| {
+                        Fault::user(format!("`{PLATFORMS}` names `{}`, and there is no such reference", listed.id))
+                    })?;
+                    let platform = listed.platform();
+                    Ok((listed.id, Some(platform), reference.as_ref()))
+                };
+                platforms.into_iter().map(find).collect::<Result<_, Fault>>()?
+            }
+        };
+        let multi = matches!(self.refs, Refs::Many(_));
+        let mut made = Vec::new();
+        for (id, platform, reference) in wanted {
+            made.push(async move {
+                let tree = match reference {
+                    Some(reference) => reference.tree(job).await?,
+                    None => Tree::Empty,
+                };
+                let about = |name: &str| match multi {
+                    true => self.metadata.get(&format!("{name}/{id}")).or_else(|| self.metadata.get(name)),
+                    false => self.metadata.get(name),
+                };
+                let epoch = about(EPOCH).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+                Ok::<_, Fault>(BuiltPlatform {
+                    platform,
+                    tree,
+                    config: about(CONFIG).cloned(),
+                    base_config: about(BASE_CONFIG).cloned(),
+                    epoch,
+                    id,
+                })
+            });
+        }
+        let mut platforms = try_join_all(made).await?;
+        // One result of one platform says which by the list, if there is one.
+        if let (Refs::One(_), [one]) = (&self.refs, &mut platforms[..])
+            && let [listed] = &self.platforms()?[..]
+        {
+            one.id.clone_from(&listed.id);
+            one.platform = Some(listed.platform());
+        }
+        Ok(Built { platforms, multi })
+    }
+
+    fn platforms(&self) -> Result<Vec<Listed>, Fault> {
+        let Some(bytes) = self.metadata.get(PLATFORMS) else { return Ok(Vec::new()) };
+        let list = serde_json::from_slice::<List>(bytes);
+        list.map(|list| list.platforms).map_err(|e| Fault::because(Kind::User, format!("malformed `{PLATFORMS}`"), e))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct List {
+    #[serde(default)]
+    platforms: Vec<Listed>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    #[serde(rename = "ID")]
+    id: String,
+    #[serde(rename = "Platform")]
+    platform: ListedPlatform,
+}
+
+/// `ocispecs.Platform`.
+#[derive(Deserialize)]
+struct ListedPlatform {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    variant: String,
+    #[serde(default, rename = "os.version")]
+    os_version: String,
+    #[serde(default, rename = "os.features")]
+    os_features: Vec<String>,
+}
+
+impl Listed {
+    fn platform(&self) -> Platform {
+        let own = &self.platform;
+        let mut platform = Platform::new(&own.os, &own.architecture, &own.variant);
+        platform.os_version.clone_from(&own.os_version);
+        platform.os_features.clone_from(&own.os_features);
+        platform
+    }
+}

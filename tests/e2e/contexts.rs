@@ -1,0 +1,117 @@
+//! What a command line lays over a Dockerfile: labels, and contexts by name.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use testkit::Registry;
+use testkit::image::{File, TestImage, tar};
+
+use crate::kitchen::{Kitchen, ran};
+use crate::who::Who;
+
+/// The labels of the image that a build makes.
+fn labels(kitchen: &Kitchen, args: &str) -> Value {
+    let name = format!("{}/labels:1", kitchen.registry.host());
+    kitchen.build(&format!("--push -t {name} {args}")).succeeds();
+    let (_, manifest) = kitchen.registry.manifest("labels", "1").unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let digest = manifest["config"]["digest"].as_str().unwrap().parse().unwrap();
+    let config: Value = serde_json::from_slice(&kitchen.registry.blob("labels", &digest).unwrap()).unwrap();
+    config["config"]["Labels"].clone()
+}
+
+#[test]
+fn labels_of_the_command_line_go_before_those_of_the_dockerfile() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    kitchen.dockerfile("FROM busybox AS one\nLABEL from.one=1\nFROM one AS two\nLABEL both=file own=file\nRUN true\n");
+    assert_eq!(labels(&kitchen, ""), json!({"from.one": "1", "both": "file", "own": "file"}));
+    let given = labels(&kitchen, "--label both=flag --label new=a=b,c --label empty= --label=bare");
+    let expected = json!({"from.one": "1", "both": "flag", "own": "file", "new": "a=b,c", "empty": "", "bare": ""});
+    assert_eq!(given, expected);
+    assert_eq!(labels(&kitchen, "--target one --label=x=y"), json!({"from.one": "1", "x": "y"}));
+    kitchen.dockerfile("FROM busybox\n");
+    assert_eq!(labels(&kitchen, "--label a=b"), json!({"a": "b"}));
+    // A label is no reason to run anything again.
+    kitchen.dockerfile("FROM busybox\nRUN echo > /x\n");
+    assert_eq!(ran(&kitchen.build("--label a=1").succeeds()), ["RUN echo > /x"]);
+    assert_eq!(ran(&kitchen.build("--label a=2").succeeds()), [""; 0]);
+    kitchen.build("--label =x").fails().says("the name is missing");
+}
+
+#[test]
+fn a_directory_is_a_context_by_its_name() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        let (world, path) = (&kitchen.world, |name: &str| kitchen.world.path(name));
+        kitchen.file("from-main", "main");
+        for (name, content) in [("lib/d/f", "lib"), ("lib/skipped", ""), ("lib/.dockerignore", "skipped\n")] {
+            world.write(name, content);
+        }
+        who.own(world, "lib");
+        // New name; by --from of COPY and of a mount.
+        kitchen.dockerfile(
+            "FROM busybox AS made\nRUN --mount=type=bind,from=lib,target=/lib cat /lib/d/f > /mounted\n\
+             FROM scratch\nCOPY --from=lib . /all/\nCOPY --from=lib /d/f /\n\
+             COPY from-main /main\nCOPY --from=made /mounted /\n",
+        );
+        kitchen.build("--build-context lib=lib --output out").succeeds();
+        for (file, content) in [("all/d/f", "lib"), ("f", "lib"), ("main", "main"), ("mounted", "lib")] {
+            assert_eq!(fs::read_to_string(path("out").join(file)).unwrap(), content, "{who:?}: {file}");
+        }
+        assert!(!path("out/all/skipped").exists(), "its own .dockerignore counts");
+        // What is read of it counts for the cache, as of the main context.
+        kitchen.dockerfile("FROM busybox\nCOPY --from=lib /d/f /\nRUN cat /f\n");
+        let all = ["COPY --from=lib /d/f /", "RUN cat /f"];
+        for (file, content, runs) in [("d/f", "lib", true), ("other", "", false), ("d/f", "new", true)] {
+            world.write(&format!("lib/{file}"), content);
+            who.own(world, "lib");
+            let ended = kitchen.build("--build-context lib=lib").succeeds();
+            let steps: Vec<String> = ran(&ended).into_iter().filter(|step| !step.starts_with("load ")).collect();
+            assert_eq!(steps, if runs { &all[..] } else { &[] }, "{who:?}, {file}: {ended:?}");
+        }
+
+        // In the place of a stage, which is not built then, and of an image.
+        kitchen.dockerfile(
+            "FROM busybox AS stage\nRUN echo never-built; false\n\
+             FROM image.example/nowhere/base AS by-image\n\
+             FROM scratch\nCOPY --from=stage /d/f /stage\nCOPY --from=by-image /d/f /image\n\
+             COPY --from=image.example/nowhere/other:v1 /d/f /other\n",
+        );
+        let contexts = "--build-context stage=lib --build-context image.example/nowhere/base=lib \
+                        --build-context image.example/nowhere/other:v1=lib";
+        kitchen.build(&format!("{contexts} --output replaced")).succeeds();
+        for file in ["stage", "image", "other"] {
+            assert_eq!(fs::read_to_string(path("replaced").join(file)).unwrap(), "new", "{who:?}: {file}");
+        }
+        kitchen.build("--build-context stage=nowhere").fails().says("nowhere");
+    }
+}
+
+#[test]
+fn an_image_is_a_context_by_a_name() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    let other = Registry::start();
+    let note = File { path: "note", mode: 0o644, data: b"other".to_vec(), link: None };
+    let image = TestImage::of_layers(vec![TestImage::busybox().unwrap().layers[0].clone(), tar(&[note])]);
+    let digest = image.put(&other, "team/app", "v1");
+    let host = other.host();
+    kitchen.dockerfile(
+        "FROM busybox AS stage\nRUN false\n\
+         FROM image.example/nowhere/base\nRUN cp /note /ran\nCOPY --from=stage /note /stage\nCOPY --from=new /note /new\n",
+    );
+    for reference in [format!("{host}/team/app:v1"), format!("{host}/team/app@{digest}")] {
+        let context = |name: &str| format!("--build-context {name}=docker-image://{reference} ");
+        let contexts = ["image.example/nowhere/base", "stage", "new"].map(context).concat();
+        kitchen.build(&format!("{contexts} --output out")).succeeds();
+        for file in ["ran", "stage", "new", "note"] {
+            assert_eq!(fs::read_to_string(kitchen.world.path("out").join(file)).unwrap(), "other", "{file}");
+        }
+        fs::remove_dir_all(kitchen.world.path("out")).unwrap();
+    }
+    // Its config counts as that of a base.
+    kitchen.dockerfile("FROM base\nRUN test \"$(cat /note)\" = other && test -n \"$PATH\"\n");
+    kitchen.build(&format!("--build-context base=docker-image://{host}/team/app:v1")).succeeds();
+    let gone = format!("--build-context base=docker-image://{host}/team/app:gone");
+    kitchen.build(&gone).fails().says("   1 | >>> FROM base\n").says("registry answered 404");
+    kitchen.build("--build-context base=docker-image://A:b:c").fails().says("A:b:c");
+}
