@@ -179,10 +179,11 @@ impl RemoteSession {
     async fn watch(&self) {
         let mut failures = 0;
         let mut health = HealthClient::new(self.channel.clone());
-        loop {
+        // The first question comes at once: clients want to hear from us, and only a connection that is used is seen to end.
+        for pause in std::iter::once(Duration::ZERO).chain(std::iter::repeat(HEALTH_INTERVAL)) {
             tokio::select! {
                 () = self.closed.cancelled() => return,
-                () = tokio::time::sleep(HEALTH_INTERVAL) => {}
+                () = tokio::time::sleep(pause) => {}
             }
             let check = tokio::time::timeout(HEALTH_TIMEOUT, health.check(HealthCheckRequest::default()));
             let answer = tokio::select! {
