@@ -425,6 +425,7 @@ impl Engine {
             if let Err(error) = store.sync() {
                 tracing::warn!(%error, "the state directory was not synced");
             }
+            store.give_back();
         })
         .await;
         stuck

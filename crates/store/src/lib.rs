@@ -43,7 +43,7 @@ mod snapshot;
 mod usage;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 pub use content::{Blob, BlobHold, BlobInfo, Claim, ClaimGuard, Content, Writer};
 pub use diff::{Change, ChangeKind, FileKind, Metadata};
@@ -79,7 +79,7 @@ pub(crate) struct Inner {
     snapshots: snapshot::State,
     work: maintenance::Queue,
     /// Given back before the lock.
-    _loan: Option<reserve::Loan>,
+    loan: Mutex<Option<reserve::Loan>>,
     _lock: Arc<lock::Lock>,
 }
 
@@ -112,6 +112,12 @@ impl Store {
     /// The directory of the store.
     pub fn dir(&self) -> &Path {
         &self.inner.dir
+    }
+
+    /// Gives back what was borrowed of the reserve. The last clone does that too, but a program may end before threads that
+    /// still have one.
+    pub fn give_back(&self) {
+        drop(locked(&self.inner.loan).take());
     }
 
     /// Writes usage counts, brings everything to the disk and notes that it is there.

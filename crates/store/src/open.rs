@@ -1,7 +1,7 @@
 //! Opening: the lock, the database, what a crash left, the driver.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rusqlite::OptionalExtension;
@@ -128,7 +128,7 @@ impl Store {
             content: content::State::default(),
             snapshots,
             work: maintenance::Queue::new(settled),
-            _loan: loan,
+            loan: Mutex::new(loan),
             _lock: lock,
         };
         let inner = Arc::new(inner);
