@@ -5,6 +5,7 @@
 //! meant) -> [`daemonless`] (engine and client in one process) -> [`display`] and [`fault`] (what people see).
 
 pub mod command;
+pub mod connect;
 mod credentials;
 pub mod daemonless;
 pub mod display;
@@ -52,11 +53,19 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Program::Hullworks => command::hullworks::parse(args, &environment)?,
         Program::BuildctlDaemonless => command::buildctl::parse(args, &environment)?,
         Program::Buildkitd => command::buildkitd::parse(args, &environment)?,
-        Program::Buildctl | Program::Executor => return Err(comes_later(program).into()),
+        Program::Buildctl => command::buildctl_client::parse(args)?,
+        Program::Executor => return Err(comes_later(program).into()),
     };
     match action {
         Action::Print(text) => Ok(print(&text)?),
         Action::Simple(work) => Ok(work()?),
+        Action::Client(work) => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            let runtime = runtime.map_err(|error| Fault::because(Kind::Environment, "cannot start threads", error))?;
+            let result = runtime.block_on(work(environment));
+            runtime.shutdown_background();
+            result
+        }
         Action::Engine(work) => {
             environment.isolation = Some(isolate()?);
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -70,11 +79,7 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
 }
 
 fn comes_later(program: Program) -> Fault {
-    let fault = Fault::user(format!("`{}` comes with a later release", program.name()));
-    match program {
-        Program::Executor => fault.hint("use `hullworks build` for now"),
-        _ => fault.hint("build without a daemon for now: `hullworks build` or `buildctl-daemonless.sh build`"),
-    }
+    Fault::user(format!("`{}` comes with a later release", program.name())).hint("use `hullworks build` for now")
 }
 
 /// Enters the best isolation that the machine grants. The one call, before any thread exists.

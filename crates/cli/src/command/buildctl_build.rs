@@ -92,6 +92,19 @@ impl BuildctlBuild {
         Ok(Action::engine(|environment| async move { run::build(plan, &settings, &environment).await }))
     }
 
+    /// The build by a daemon.
+    pub async fn by_daemon(
+        self,
+        channel: tonic::transport::Channel,
+        environment: Environment,
+    ) -> Result<(), run::Failure> {
+        self.refuse_what_is_not_there()?;
+        let plan = self.plan(&environment)?;
+        let cancel = run::cancelled_by_signals()?;
+        let out = Box::new(std::io::stderr());
+        run::drive(plan, &environment, out, cancel, |request| crate::connect::solve(channel, request)).await
+    }
+
     fn refuse_what_is_not_there(&self) -> Result<(), Fault> {
         for (flag, used) in [
             ("--ssh", !self.ssh.is_empty()),

@@ -185,7 +185,7 @@ impl BuildkitdFlags {
             Ok(BuildkitdFlags { given_in_vain: NoEffect::given(&matches), ..flags })
         });
         parsed.map_err(|error| match explain(&error) {
-            Ok(Action::Print(_) | Action::Simple(_) | Action::Engine(_)) => {
+            Ok(Action::Print(_) | Action::Simple(_) | Action::Client(_) | Action::Engine(_)) => {
                 Fault::user("BUILDKITD_FLAGS asks for help instead of a daemon")
             }
             Err(fault) => Fault::user(fault.cause()).context("BUILDKITD_FLAGS").hint("it takes the flags of buildkitd"),

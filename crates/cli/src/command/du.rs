@@ -60,17 +60,25 @@ impl Du {
     async fn run(self, format: Format, settings: Settings, environment: Environment) -> Result<(), run::Failure> {
         let records =
             run::tidy(settings.to_look(), &environment, |engine| async move { engine.disk_usage().await }).await?;
-        let mut records = engine::usage::select(records, &self.filter)?;
+        Ok(crate::print(&self.text(format, engine::usage::select(records, &self.filter)?))?)
+    }
+
+    /// What is asked for.
+    pub(super) fn wanted(&self) -> Result<(Format, &[String]), Fault> {
+        Ok((Format::parse(self.format.as_deref())?, &self.filter))
+    }
+
+    /// The records for people or programs.
+    pub(super) fn text(&self, format: Format, mut records: Vec<UsageRecord>) -> String {
         records.sort_by(|a, b| (a.size, &a.id).cmp(&(b.size, &b.id)));
-        let text = match (format, self.verbose) {
+        match (format, self.verbose) {
             (Format::Json, _) => format!("{}\n", Value::Array(records.iter().map(record_json).collect())),
             (Format::Table, verbose) => {
                 let list = if verbose { verbose_list(&records) } else { table(&records, jiff::Timestamp::now()) };
                 let summary = if self.filter.is_empty() { summary(&records) } else { String::new() };
                 format!("{list}{summary}")
             }
-        };
-        Ok(crate::print(&text)?)
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod build;
 pub mod buildctl;
 pub mod buildctl_build;
+pub mod buildctl_client;
 pub mod buildkitd;
 pub mod buildkitd_flags;
 pub mod du;
@@ -29,6 +30,8 @@ pub enum Action {
     Print(String),
     /// Work that needs no engine.
     Simple(Box<dyn FnOnce() -> Result<(), Fault>>),
+    /// Work that waits for others, and needs no engine.
+    Client(Box<dyn FnOnce(Environment) -> EngineWork>),
     /// Work with the engine, which wants the isolation of [`crate::isolate`] before any thread.
     Engine(Box<dyn FnOnce(Environment) -> EngineWork>),
 }
@@ -37,6 +40,15 @@ pub enum Action {
 pub type EngineWork = std::pin::Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
 
 impl Action {
+    /// Wraps an async function of the environment that needs no engine.
+    pub fn client<F, W>(work: F) -> Action
+    where
+        F: FnOnce(Environment) -> W + 'static,
+        W: Future<Output = Result<(), Failure>> + 'static,
+    {
+        Action::Client(Box::new(|environment| Box::pin(work(environment))))
+    }
+
     /// Wraps an async function of the environment.
     pub fn engine<F, W>(work: F) -> Action
     where

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base::{ByteSize, Fault};
 use clap::Args;
-use engine::PruneOptions;
+use engine::{PruneOptions, UsageRecord};
 
 use super::du::{Format, record_json, table, verbose_list};
 use super::hullworks::EngineArgs;
@@ -68,7 +68,13 @@ impl Prune {
         Ok(Action::engine(move |environment| prune(options, format, self.verbose, settings, environment)))
     }
 
-    fn options(&self) -> Result<(PruneOptions, Format), Fault> {
+    /// What went, for people or programs.
+    pub(super) fn text(&self, format: Format, gone: &[UsageRecord]) -> String {
+        text(gone, format, self.verbose)
+    }
+
+    /// What is asked for.
+    pub(super) fn options(&self) -> Result<(PruneOptions, Format), Fault> {
         for (flag, value) in [("--keep-storage-min", self.keep_storage_min), ("--free-storage", self.free_storage)] {
             if value.is_some_and(|value| value != 0.0) {
                 return Err(not_yet(flag));
@@ -113,15 +119,19 @@ async fn prune(
 ) -> Result<(), run::Failure> {
     let gone =
         run::tidy(settings.to_tidy_up(), &environment, |engine| async move { engine.prune(options).await }).await?;
+    Ok(crate::print(&text(&gone, format, verbose))?)
+}
+
+/// What went, for people or programs.
+fn text(gone: &[UsageRecord], format: Format, verbose: bool) -> String {
     let total = ByteSize(gone.iter().map(|record| record.size.0).sum());
     let total = tabbed(&[vec!["Total:".to_owned(), total.to_string()]]);
-    let text = match (format, verbose) {
+    match (format, verbose) {
         (Format::Json, _) => gone.iter().map(|record| format!("{}\n", record_json(record))).collect(),
-        (Format::Table, true) => format!("{}{total}", verbose_list(&gone)),
+        (Format::Table, true) => format!("{}{total}", verbose_list(gone)),
         (Format::Table, false) if gone.is_empty() => total,
-        (Format::Table, false) => format!("{}{total}", table(&gone, jiff::Timestamp::now())),
-    };
-    Ok(crate::print(&text)?)
+        (Format::Table, false) => format!("{}{total}", table(gone, jiff::Timestamp::now())),
+    }
 }
 
 /// docker's `type=regular` as containerd's `type==regular`.

@@ -1,6 +1,6 @@
 //! Progress events as `StatusResponse`.
 
-use base::progress::{Event, Log, Status, Vertex, Warning};
+use base::progress::{Event, Log, ProgressGroup, Status, Stream, Vertex, Warning};
 use jiff::Timestamp;
 use proto::moby::buildkit::v1 as wire;
 use proto::{pb, protobuf};
@@ -30,6 +30,64 @@ pub fn responses(events: &[Event]) -> Vec<wire::StatusResponse> {
     }
     responses.push(response);
     responses
+}
+
+/// The other way round: what a daemon tells. What makes no sense is left out.
+pub fn events(response: wire::StatusResponse) -> Vec<Event> {
+    let mut events = Vec::new();
+    for vertex in response.vertexes {
+        let Ok(digest) = vertex.digest.parse() else { continue };
+        events.push(Event::Vertex(Vertex {
+            digest,
+            inputs: vertex.inputs.iter().filter_map(|input| input.parse().ok()).collect(),
+            name: vertex.name,
+            started: vertex.started.map(timestamp),
+            completed: vertex.completed.map(timestamp),
+            cached: vertex.cached,
+            error: Some(vertex.error).filter(|error| !error.is_empty()),
+            group: vertex.progress_group.map(|group| ProgressGroup {
+                id: group.id,
+                name: group.name,
+                weak: group.weak,
+            }),
+        }));
+    }
+    for status in response.statuses {
+        let Ok(vertex) = status.vertex.parse() else { continue };
+        events.push(Event::Status(Status {
+            vertex,
+            id: status.id,
+            current: status.current.max(0) as u64,
+            total: status.total.max(0) as u64,
+            timestamp: status.timestamp.map(timestamp).unwrap_or_default(),
+            started: status.started.map(timestamp),
+            completed: status.completed.map(timestamp),
+        }));
+    }
+    for log in response.logs {
+        let Ok(vertex) = log.vertex.parse() else { continue };
+        let stream = if log.stream == 2 { Stream::Stderr } else { Stream::Stdout };
+        let timestamp = log.timestamp.map(timestamp).unwrap_or_default();
+        events.push(Event::Log(Log { vertex, stream, timestamp, bytes: log.msg }));
+    }
+    for warning in response.warnings {
+        let Ok(vertex) = warning.vertex.parse() else { continue };
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        events.push(Event::Warning(Warning {
+            vertex,
+            level: warning.level,
+            short: text(warning.short),
+            detail: warning.detail.into_iter().map(text).collect(),
+            url: Some(warning.url).filter(|url| !url.is_empty()),
+            file: warning.info.map(|info| std::sync::Arc::new(super::error::source_file(info))),
+            spans: warning.ranges.iter().map(super::error::span).collect(),
+        }));
+    }
+    events
+}
+
+fn timestamp(time: protobuf::Timestamp) -> Timestamp {
+    Timestamp::new(time.seconds, time.nanos).unwrap_or_default()
 }
 
 /// A point in time.
@@ -100,5 +158,53 @@ fn warning(warning: &Warning) -> wire::VertexWarning {
             .iter()
             .map(|span| pb::Range { start: Some(position(span.start)), end: Some(position(span.end)) })
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base::{Digest, SourceFile, SourceSpan};
+
+    use super::*;
+
+    #[test]
+    fn events_survive_the_wire() {
+        let at = Timestamp::new(-5, 0).expect("a time");
+        let vertex = Digest::of("v");
+        let group = Some(ProgressGroup { id: "g".into(), name: "G".into(), weak: true });
+        let file = SourceFile { name: "f".into(), data: vec![0, 255], language: "l".into() };
+        let events = vec![
+            Event::Vertex(Vertex {
+                digest: vertex,
+                inputs: vec![Digest::of("i")],
+                name: "n".into(),
+                started: Some(at),
+                completed: None,
+                cached: true,
+                error: Some("e".into()),
+                group,
+            }),
+            Event::Status(Status {
+                vertex,
+                id: "s".into(),
+                current: 1,
+                total: 2,
+                timestamp: at,
+                started: Some(at),
+                completed: Some(at),
+            }),
+            Event::Log(Log { vertex, stream: Stream::Stderr, timestamp: at, bytes: vec![255, 10] }),
+            Event::Warning(Warning {
+                vertex,
+                level: 1,
+                short: "w".into(),
+                detail: vec!["d".into()],
+                url: None,
+                file: Some(std::sync::Arc::new(file)),
+                spans: vec![SourceSpan::lines(2, 3)],
+            }),
+        ];
+        let back: Vec<Event> = responses(&events).into_iter().flat_map(super::events).collect();
+        assert_eq!(back, events);
     }
 }

@@ -1,0 +1,316 @@
+//! BuildKit's addresses: sockets, and programs whose standard input and output are a connection.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use base::{Fault, Kind};
+use hyper_util::rt::TokioIo;
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use session::remote::MAX_MESSAGE;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tonic::transport::{Channel, Endpoint};
+
+/// Which daemon, and who it must be.
+#[derive(Clone, Debug, Default)]
+pub struct Remote {
+    /// `unix:///run/buildkit/buildkitd.sock`, `tcp://host:1234`, ..
+    pub address: String,
+    /// The name in the daemon's certificate, where it is not the address's.
+    pub server_name: Option<String>,
+    /// Who signs daemons' certificates.
+    pub ca: Option<PathBuf>,
+    /// Our certificate.
+    pub cert: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+    /// How long connecting may take.
+    pub timeout: Duration,
+}
+
+/// The largest message either way.
+pub(super) const LARGEST: usize = MAX_MESSAGE;
+
+/// Connects to a daemon.
+pub async fn connect(remote: &Remote) -> Result<Channel, Fault> {
+    let failed = |error: tonic::transport::Error| {
+        let fault = Fault::because(Kind::Remote, format!("cannot reach the daemon at `{}`", remote.address), error);
+        fault.hint("start buildkitd, or name another address by `--addr` or BUILDKIT_HOST")
+    };
+    let way = Arc::new(Way::parse(remote)?);
+    let endpoint = Endpoint::from_static("http://localhost")
+        .connect_timeout(remote.timeout)
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20)
+        .http2_max_header_list_size(16 << 20);
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let way = way.clone();
+        async move { way.open().await.map(TokioIo::new) }
+    });
+    endpoint.connect_with_connector(connector).await.map_err(failed)
+}
+
+/// A plain connection to a daemon, for those who speak for themselves.
+pub async fn stream(remote: &Remote) -> Result<impl AsyncRead + AsyncWrite + use<>, Fault> {
+    let opened = Way::parse(remote)?.open().await;
+    opened.map_err(|e| Fault::because(Kind::Remote, format!("cannot reach the daemon at `{}`", remote.address), e))
+}
+
+/// How the daemon is reached.
+enum Way {
+    Unix(PathBuf),
+    Tcp {
+        address: String,
+        tls: Option<(Arc<rustls::ClientConfig>, ServerName<'static>)>,
+    },
+    /// Another program passes bytes on.
+    Program(Vec<String>),
+}
+
+impl Way {
+    fn parse(remote: &Remote) -> Result<Way, Fault> {
+        let address = remote.address.as_str();
+        let unknown = || {
+            Fault::user(format!("address `{address}` is of no known kind")).hint(
+                "known are unix://, tcp://, ssh://, docker-container://, podman-container://, nerdctl-container:// and \
+                 kube-pod://",
+            )
+        };
+        let (scheme, rest) = address.split_once("://").ok_or_else(unknown)?;
+        let words = |line: &[&str]| Way::Program(line.iter().map(|word| (*word).to_owned()).collect());
+        let dial = ["buildctl", "dial-stdio"];
+        let container = |program: &'static str, name: &str| {
+            let (name, context) = match url(name) {
+                Some((name, options)) => (name, options),
+                None => (name.to_owned(), Vec::new()),
+            };
+            let mut line = vec![program.to_owned()];
+            if let Some((_, context)) = context.iter().find(|(key, _)| key == "context").filter(|_| program == "docker")
+            {
+                line.extend(["--context".to_owned(), context.clone()]);
+            }
+            line.extend(["exec", "-i"].map(str::to_owned));
+            line.push(name);
+            line.extend(dial.map(str::to_owned));
+            Way::Program(line)
+        };
+        match scheme {
+            "unix" => Ok(Way::Unix(PathBuf::from(rest))),
+            "tcp" => Ok(Way::Tcp { address: with_port(rest), tls: tls(remote, rest)? }),
+            "ssh" => {
+                let (place, socket) = rest.split_once('/').map_or((rest, None), |(place, path)| (place, Some(path)));
+                let (user, host) = place.split_once('@').map_or((None, place), |(user, host)| (Some(user), host));
+                let (host, port) = host.rsplit_once(':').map_or((host, None), |(host, port)| (host, Some(port)));
+                let mut line = vec!["ssh".to_owned()];
+                for (flag, value) in [("-l", user), ("-p", port)] {
+                    line.extend(value.into_iter().flat_map(|value| [flag.to_owned(), value.to_owned()]));
+                }
+                line.extend(["--".to_owned(), host.to_owned(), "buildctl".to_owned()]);
+                if let Some(path) = socket.filter(|path| !path.is_empty()) {
+                    line.extend(["--addr".to_owned(), format!("unix:///{path}")]);
+                }
+                line.push("dial-stdio".to_owned());
+                Ok(Way::Program(line))
+            }
+            "docker-container" => Ok(container("docker", rest)),
+            "podman-container" => Ok(container("podman", rest)),
+            "nerdctl-container" => Ok(container("nerdctl", rest)),
+            "kube-pod" => {
+                let (pod, options) = url(rest).unwrap_or_else(|| (rest.to_owned(), Vec::new()));
+                let option = |name: &str| options.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+                let mut line = vec!["kubectl"];
+                for (flag, name) in [("--context", "context"), ("--namespace", "namespace")] {
+                    line.extend(option(name).into_iter().flat_map(|value| [flag, value]));
+                }
+                line.extend(["exec", "-i"]);
+                line.extend(option("container").into_iter().flat_map(|value| ["--container", value]));
+                line.extend([pod.as_str(), "--"]);
+                line.extend(dial);
+                Ok(words(&line))
+            }
+            _ => Err(unknown()),
+        }
+    }
+
+    async fn open(&self) -> io::Result<Connection> {
+        match self {
+            Way::Unix(path) => Ok(Connection::Unix(UnixStream::connect(path).await?)),
+            Way::Tcp { address, tls } => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                match tls {
+                    None => Ok(Connection::Tcp(stream)),
+                    Some((config, name)) => {
+                        let connector = tokio_rustls::TlsConnector::from(config.clone());
+                        Ok(Connection::Tls(Box::new(connector.connect(name.clone(), stream).await?)))
+                    }
+                }
+            }
+            Way::Program(line) => {
+                let mut child = Command::new(&line[0])
+                    .args(&line[1..])
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .kill_on_drop(true)
+                    .spawn()
+                    .map_err(|error| io::Error::new(error.kind(), format!("cannot start `{}`: {error}", line[0])))?;
+                let pipes = child.stdin.take().zip(child.stdout.take());
+                let (stdin, stdout) = pipes.ok_or_else(|| io::Error::other("its pipes are missing"))?;
+                Ok(Connection::Program { _child: child, stdin, stdout })
+            }
+        }
+    }
+}
+
+/// `name?key=value&..`
+fn url(text: &str) -> Option<(String, Vec<(String, String)>)> {
+    let (name, query) = text.split_once('?')?;
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    Some((name.to_owned(), pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()))
+}
+
+fn with_port(address: &str) -> String {
+    let has_port = address.rsplit_once(':').is_some_and(|(host, port)| {
+        port.bytes().all(|byte| byte.is_ascii_digit())
+            && !port.is_empty()
+            && !(host.contains(':') && !host.ends_with(']'))
+    });
+    if has_port { address.to_owned() } else { format!("{address}:1234") }
+}
+
+type Tls = (Arc<rustls::ClientConfig>, ServerName<'static>);
+
+fn tls(remote: &Remote, address: &str) -> Result<Option<Tls>, Fault> {
+    if remote.ca.is_none() && remote.cert.is_none() && remote.key.is_none() {
+        return Ok(None);
+    }
+    let failed = |path: &PathBuf, error: String| Fault::user(format!("cannot use `{}`: {error}", path.display()));
+    let certificates = |path: &PathBuf| -> Result<Vec<CertificateDer<'static>>, Fault> {
+        let found = CertificateDer::pem_file_iter(path).map_err(|error| failed(path, error.to_string()))?;
+        found.collect::<Result<_, _>>().map_err(|error| failed(path, error.to_string()))
+    };
+    let mut roots = RootCertStore::empty();
+    match &remote.ca {
+        Some(ca) => {
+            for certificate in certificates(ca)? {
+                roots.add(certificate).map_err(|error| failed(ca, error.to_string()))?;
+            }
+        }
+        None => {
+            let found = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(found.certs);
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let internal = |error: rustls::Error| Fault::because(Kind::Internal, "cannot set up TLS", error);
+    let builder = rustls::ClientConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions().map_err(internal)?.with_root_certificates(roots);
+    let mut config = match (&remote.cert, &remote.key) {
+        (Some(cert), Some(key)) => {
+            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, error.to_string()))?;
+            let chain = certificates(cert)?;
+            builder.with_client_auth_cert(chain, private).map_err(|error| failed(cert, error.to_string()))?
+        }
+        (None, None) => builder.with_no_client_auth(),
+        _ => return Err(Fault::user("--tlscert and --tlskey come together")),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let host = remote.server_name.clone().unwrap_or_else(|| {
+        let address = with_port(address);
+        let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+        host.trim_matches(['[', ']']).to_owned()
+    });
+    let name = ServerName::try_from(host.clone());
+    let name = name.map_err(|_| Fault::user(format!("`{host}` is no name of a server")))?;
+    Ok(Some((Arc::new(config), name)))
+}
+
+enum Connection {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    Program { _child: Child, stdin: ChildStdin, stdout: ChildStdout },
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Connection::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Connection::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Connection::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Connection::Program { stdout, .. } => Pin::new(stdout).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Connection::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Connection::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Connection::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Connection::Program { stdin, .. } => Pin::new(stdin).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Connection::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Connection::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Connection::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Connection::Program { stdin, .. } => Pin::new(stdin).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Connection::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Connection::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Connection::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Connection::Program { stdin, .. } => Pin::new(stdin).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_buildkits() {
+        let program = |address: &str| match Way::parse(&Remote { address: address.to_owned(), ..Remote::default() }) {
+            Ok(Way::Program(line)) => line.join(" "),
+            Ok(Way::Unix(path)) => format!("unix {}", path.display()),
+            Ok(Way::Tcp { address, tls }) => format!("tcp {address} {}", tls.is_some()),
+            Err(fault) => fault.cause(),
+        };
+        for (address, expected) in [
+            ("unix:///run/x.sock", "unix /run/x.sock"),
+            ("tcp://host:99", "tcp host:99 false"),
+            ("tcp://host", "tcp host:1234 false"),
+            ("docker-container://c", "docker exec -i c buildctl dial-stdio"),
+            ("docker-container://c?context=x", "docker --context x exec -i c buildctl dial-stdio"),
+            ("podman-container://c", "podman exec -i c buildctl dial-stdio"),
+            ("nerdctl-container://c", "nerdctl exec -i c buildctl dial-stdio"),
+            ("kube-pod://p", "kubectl exec -i p -- buildctl dial-stdio"),
+            (
+                "kube-pod://p?context=c&namespace=n&container=b",
+                "kubectl --context c --namespace n exec -i --container b p -- buildctl dial-stdio",
+            ),
+            ("ssh://u@h:22/run/b.sock", "ssh -l u -p 22 -- h buildctl --addr unix:///run/b.sock dial-stdio"),
+            ("ssh://h", "ssh -- h buildctl dial-stdio"),
+            ("http://x", "address `http://x` is of no known kind"),
+            ("x", "address `x` is of no known kind"),
+        ] {
+            assert_eq!(program(address), expected);
+        }
+    }
+}

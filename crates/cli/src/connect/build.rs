@@ -1,0 +1,136 @@
+//! One build by a daemon: it asks for our files, secrets and credentials, and tells how it goes.
+
+use std::sync::Arc;
+
+use base::progress::Sink;
+use base::{Fault, Kind};
+use daemon::service::error;
+use daemon::service::status::events;
+use engine::{Frontend, SolveRequest, SolveResponse};
+use proto::Message as _;
+use proto::moby::buildkit::v1 as wire;
+use proto::moby::buildkit::v1::control_client::ControlClient;
+use session::remote::serve;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+use super::address::LARGEST;
+
+/// How long the last words of a build are waited for, once its result is there.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What a daemon's refusal says.
+pub(crate) fn fault(status: &Status) -> Fault {
+    match proto::rpc::Status::decode(status.details()) {
+        Ok(details) if !status.details().is_empty() => error::fault(&details),
+        _ => {
+            let (code, message) = (status.code() as i32, status.message().to_owned());
+            error::fault(&proto::rpc::Status { code, message, details: Vec::new() })
+        }
+    }
+}
+
+/// Solves a request by a daemon.
+pub async fn solve(channel: Channel, request: SolveRequest) -> Result<SolveResponse, Fault> {
+    let mut control = ControlClient::new(channel).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
+    let reference = session::random_id();
+    let session = request.session.id().to_owned();
+    let answering = tokio::spawn(answer(control.clone(), request.session.clone()));
+    let showing = tokio::spawn(show(control.clone(), reference.clone(), request.progress.clone()));
+    let cancel = request.cancel.clone();
+    let message = wire_request(request, reference, session)?;
+    let solved = tokio::select! {
+        solved = control.solve(message) => solved.map_err(|status| fault(&status)),
+        // The daemon sees that nobody waits any more.
+        () = cancel.cancelled() => Err(Fault::cancelled()),
+    };
+    // What the daemon told last is on its way.
+    let _ = tokio::time::timeout(LAST_WORDS, showing).await;
+    answering.abort();
+    let exporter_response = solved?.into_inner().exporter_response.into_iter().collect();
+    Ok(SolveResponse { exporter_response })
+}
+
+/// Answers what the daemon asks, as long as it wants.
+async fn answer(mut control: ControlClient<Channel>, session: session::SharedSession) {
+    let (queue, messages) = tokio::sync::mpsc::channel(1);
+    let mut request = Request::new(ReceiverStream::new(messages));
+    let metadata = request.metadata_mut();
+    if let Ok(id) = session.id().parse() {
+        metadata.insert("x-docker-expose-session-uuid", id);
+    }
+    if let Ok(key) = shared_key().parse() {
+        metadata.insert("x-docker-expose-session-sharedkey", key);
+    }
+    for method in serve::METHODS {
+        metadata.append("x-docker-expose-session-grpc-method", tonic::metadata::MetadataValue::from_static(method));
+    }
+    let incoming = match control.session(request).await {
+        Ok(response) => response.into_inner(),
+        Err(status) => return tracing::warn!(%status, "the daemon does not take the session"),
+    };
+    let (mut outgoing, serving) = serve::serve(session, incoming);
+    let pass_on = async {
+        while let Some(message) = outgoing.recv().await {
+            if queue.send(message).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(serving, pass_on);
+}
+
+/// The same for all builds of one directory on one machine, so that the daemon finds what it was sent before.
+fn shared_key() -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let text = format!("{}:{}", machine.trim(), here.display());
+    base::Digest::of(text).to_string()
+}
+
+/// Shows what the daemon tells.
+async fn show(mut control: ControlClient<Channel>, reference: String, sink: Arc<dyn Sink>) {
+    let told = control.status(wire::StatusRequest { r#ref: reference }).await;
+    let mut told = match told {
+        Ok(response) => response.into_inner(),
+        Err(status) => return tracing::warn!(%status, "the daemon does not tell how the build goes"),
+    };
+    while let Ok(Some(response)) = told.message().await {
+        events(response).into_iter().for_each(|event| sink.emit(event));
+    }
+}
+
+fn wire_request(request: SolveRequest, reference: String, session: String) -> Result<wire::SolveRequest, Fault> {
+    let cache = |options: engine::CacheOptions| wire::CacheOptionsEntry {
+        r#type: options.kind,
+        attrs: options.attrs.into_iter().collect(),
+    };
+    let (definition, frontend, frontend_attrs) = match request.frontend {
+        Frontend::Named { name, options } => (None, name, options),
+        Frontend::Llb(bytes) => {
+            let definition = proto::pb::Definition::decode(bytes.as_slice());
+            let definition = definition.map_err(|e| Fault::because(Kind::User, "malformed definition", e))?;
+            (Some(definition), String::new(), std::collections::BTreeMap::new())
+        }
+    };
+    Ok(wire::SolveRequest {
+        r#ref: reference,
+        definition,
+        session,
+        frontend,
+        frontend_attrs: frontend_attrs.into_iter().collect(),
+        cache: Some(wire::CacheOptions {
+            exports: request.cache_exports.into_iter().map(cache).collect(),
+            imports: request.cache_imports.into_iter().map(cache).collect(),
+            ..wire::CacheOptions::default()
+        }),
+        entitlements: request.entitlements.iter().map(ToString::to_string).collect(),
+        exporters: request
+            .exports
+            .into_iter()
+            .map(|export| wire::Exporter { r#type: export.kind, attrs: export.attrs.into_iter().collect() })
+            .collect(),
+        ..wire::SolveRequest::default()
+    })
+}

@@ -1,0 +1,8 @@
+//! A daemon at the other end of a connection: how it is reached, and one build by it.
+
+mod address;
+mod build;
+
+pub use address::{Remote, connect, stream};
+pub(crate) use build::fault;
+pub use build::solve;
