@@ -18,6 +18,7 @@ mod cases;
 mod checks;
 mod contexts;
 mod crash;
+mod daemon;
 mod ends;
 mod full_disk;
 mod hostile;

@@ -101,6 +101,7 @@ fn outcome(result: Result<Action, Fault>) -> String {
     match result {
         Ok(Action::Print(_)) => "prints".to_owned(),
         Ok(Action::Simple(_)) => "works".to_owned(),
+        Ok(Action::Client(_)) => "asks a daemon".to_owned(),
         Ok(Action::Engine(_)) => "builds".to_owned(),
         Err(fault) => {
             let mut out = Vec::new();

@@ -164,7 +164,7 @@ impl Way {
                     .map_err(|error| io::Error::new(error.kind(), format!("cannot start `{}`: {error}", line[0])))?;
                 let pipes = child.stdin.take().zip(child.stdout.take());
                 let (stdin, stdout) = pipes.ok_or_else(|| io::Error::other("its pipes are missing"))?;
-                Ok(Connection::Program { _child: child, stdin, stdout })
+                Ok(Connection::Program { _child: Box::new(child), stdin, stdout })
             }
         }
     }
@@ -181,7 +181,7 @@ fn with_port(address: &str) -> String {
     let has_port = address.rsplit_once(':').is_some_and(|(host, port)| {
         port.bytes().all(|byte| byte.is_ascii_digit())
             && !port.is_empty()
-            && !(host.contains(':') && !host.ends_with(']'))
+            && (!host.contains(':') || host.ends_with(']'))
     });
     if has_port { address.to_owned() } else { format!("{address}:1234") }
 }
@@ -237,7 +237,7 @@ enum Connection {
     Unix(UnixStream),
     Tcp(TcpStream),
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-    Program { _child: Child, stdin: ChildStdin, stdout: ChildStdout },
+    Program { _child: Box<Child>, stdin: ChildStdin, stdout: ChildStdout },
 }
 
 impl AsyncRead for Connection {

@@ -93,7 +93,7 @@ impl wire::control_server::Control for Control {
         request: Request<wire::DiskUsageRequest>,
     ) -> Result<Response<wire::DiskUsageResponse>, Status> {
         let request = request.into_inner();
-        let records = self.0.engine.disk_usage_of(&request.filter).await.map_err(failed)?;
+        let records = self.0.engine.disk_usage_of(&filters(request.filter)).await.map_err(failed)?;
         Ok(Response::new(wire::DiskUsageResponse { record: records.into_iter().map(usage).collect() }))
     }
 
@@ -108,7 +108,7 @@ impl wire::control_server::Control for Control {
             keep_storage: size(request.reserved_space),
             max_used_space: size(request.max_used_space),
             min_free_space: size(request.min_free_space),
-            filters: request.filter,
+            filters: filters(request.filter),
         };
         let records = self.0.engine.prune(options).await.map_err(failed)?;
         let records = records.into_iter().map(|record| Ok(usage(record))).collect::<Vec<_>>();
@@ -154,7 +154,6 @@ fn version(identity: &Identity) -> types::BuildkitVersion {
         package: identity.package.clone(),
         version: BUILDKIT_VERSION.to_owned(),
         revision: identity.revision.clone(),
-        ..types::BuildkitVersion::default()
     }
 }
 
@@ -260,6 +259,11 @@ async fn solve_request(
         cancel: build.cancel.clone(),
     };
     Ok((request, by_client))
+}
+
+/// Clients send an empty filter where there is none.
+fn filters(filters: Vec<String>) -> Vec<String> {
+    filters.into_iter().filter(|filter| !filter.is_empty()).collect()
 }
 
 fn sorted(attrs: std::collections::HashMap<String, String>) -> BTreeMap<String, String> {

@@ -1,0 +1,178 @@
+//! `buildkitd` behind its socket: our own client, and docker's.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use crate::harness::{Invocation, Running, eventually, is_root};
+use crate::kitchen::Kitchen;
+use crate::needs;
+use crate::who::Who;
+
+/// A daemon, and a registry with busybox.
+struct Served {
+    kitchen: Kitchen,
+    daemon: Running,
+}
+
+impl Served {
+    fn new(who: Who, flags: &str) -> Option<Served> {
+        let kitchen = Kitchen::new(who)?;
+        for name in ["buildkitd", "buildctl"] {
+            symlink("hullworks", kitchen.world.path(name)).unwrap();
+        }
+        let daemon = Served::daemon(&kitchen, flags).starts();
+        let served = Served { kitchen, daemon };
+        eventually(|| served.kitchen.world.path("b.sock").exists());
+        Some(served)
+    }
+
+    fn daemon(kitchen: &Kitchen, flags: &str) -> Invocation {
+        let program = kitchen.world.path("buildkitd");
+        let socket = format!("unix://{}", kitchen.world.path("b.sock").display());
+        let line = ["--config", "buildkitd.toml", "--root", "daemon", "--addr", &socket];
+        kitchen.who.run(&kitchen.world, program.to_str().unwrap()).args(line).args(flags.split_whitespace())
+    }
+
+    /// `buildctl`, as whoever the daemon is.
+    fn buildctl(&self, args: &str) -> Invocation {
+        let program = self.kitchen.world.path("buildctl");
+        let socket = format!("unix://{}", self.kitchen.world.path("b.sock").display());
+        let client = self.kitchen.who.run(&self.kitchen.world, program.to_str().unwrap());
+        client.args(["--addr", &socket]).args(args.split_whitespace())
+    }
+
+    fn build(&self, args: &str) -> Invocation {
+        let line = "build --progress=plain --frontend=dockerfile.v0 --local=context=context --local=dockerfile=context";
+        self.buildctl(&format!("{line} {args}"))
+    }
+
+    /// Ends it as a pod is ended. Nothing is left.
+    fn ends(self) {
+        self.daemon.signal("TERM");
+        let ended = self.daemon.ends_soon();
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert!(!self.kitchen.world.path("b.sock").exists(), "the socket is still there");
+        let dir = self.kitchen.world.path("daemon");
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        assert!(!mounts.contains(dir.to_str().unwrap()), "{mounts}");
+    }
+}
+
+fn buildctl_builds(who: Who) {
+    let Some(served) = Served::new(who, "") else { return };
+    let kitchen = &served.kitchen;
+    kitchen.file("a", "one");
+    kitchen.file("d/b", "two");
+    kitchen.file(".dockerignore", "c*\n");
+    kitchen.file("c", "not this");
+    kitchen.file("secret", "hush");
+    kitchen.dockerfile(
+        "FROM busybox\nCOPY . /x/\nRUN --mount=type=secret,id=s test \"$(cat /run/secrets/s)\" = hush && ls /x > /ls\n",
+    );
+    let line = "--secret id=s,src=context/secret --output type=local,dest=out";
+    served.build(line).succeeds().says("transferring context:");
+    let read = |name: &str| fs::read_to_string(kitchen.world.path(name)).unwrap();
+    assert_eq!(
+        (read("out/x/a"), read("out/x/d/b"), read("out/ls")),
+        ("one".into(), "two".into(), "Dockerfile\na\nd\nsecret\n".into())
+    );
+    // Nothing changed: all is cached; then one file did.
+    let again = served.build(line).succeeds();
+    assert_eq!(again.stderr.matches(" CACHED").count(), 3, "{again:?}");
+    kitchen.file("d/b", "three");
+    fs::remove_file(kitchen.world.path("context/a")).unwrap();
+    served.build(line).succeeds();
+    assert_eq!((read("out/x/d/b"), read("out/ls")), ("three".into(), "Dockerfile\nd\nsecret\n".into()));
+
+    served.build("--secret id=s,src=context/secret --output type=oci,dest=x.tar").succeeds();
+    let listed = kitchen.world.run("tar").args(["tf", "x.tar"]).succeeds();
+    assert!(listed.stdout.starts_with(b"blobs/"), "{listed:?}");
+
+    // The daemon's error has the lines of the client's file.
+    kitchen.dockerfile("FROM busybox\nRUN echo oops && exit 7\n");
+    let failed = served.build("").fails();
+    failed.says("   2 | >>> RUN echo oops && exit 7").says("did not complete successfully: exit code: 7");
+    kitchen.dockerfile("FROM busybox\nCOPY nothing /\n");
+    served.build("").fails().says("\"/nothing\": not found");
+
+    assert!(served.buildctl("du").succeeds().text().contains("Total:"));
+    let workers = served.buildctl("debug workers --verbose").succeeds().text();
+    assert!(workers.contains("org.mobyproject.buildkit.worker.executor:"), "{workers}");
+    assert!(served.buildctl("debug info").succeeds().text().contains("BuildKit: "));
+    served.buildctl("prune --all").succeeds();
+    assert!(served.buildctl("du").succeeds().text().contains("Total:\t\t0B"));
+    served.ends();
+}
+
+#[test]
+fn privileged_buildctl_builds_by_a_daemon_of_root() {
+    buildctl_builds(Who::Root);
+}
+
+#[test]
+fn buildctl_builds_by_a_daemon_of_a_user_with_one_id() {
+    buildctl_builds(Who::Single);
+}
+
+#[test]
+fn a_client_that_vanishes_takes_its_build_with_it() {
+    let Some(served) = Served::new(if is_root() { Who::Root } else { Who::Single }, "") else { return };
+    served.kitchen.dockerfile("FROM busybox\nRUN echo begun && sleep 1000\n");
+    let client = served.build("").starts();
+    client.waits_for("begun");
+    client.signal("KILL");
+    drop(client.ends());
+    // A second client's build is not harmed, and the daemon ends without waiting for the first one's.
+    served.kitchen.dockerfile("FROM busybox\nRUN echo fine\n");
+    served.build("").succeeds();
+    served.ends();
+}
+
+#[test]
+fn a_daemon_that_is_told_to_end_lets_builds_finish_and_takes_no_more() {
+    let Some(served) = Served::new(if is_root() { Who::Root } else { Who::Single }, "") else { return };
+    served.kitchen.file("go", "");
+    served.kitchen.dockerfile("FROM busybox\nRUN --mount=target=/c echo begun; sleep 2; echo ended > /e\n");
+    let client = served.build("--output type=local,dest=out").starts();
+    client.waits_for("begun");
+    served.daemon.signal("TERM");
+    served.daemon.waits_until("no new builds", |said| said.contains("no new builds"));
+    served.build("").fails().says("the daemon is about to end");
+    let ended = client.ends();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(fs::read_to_string(served.kitchen.world.path("out/e")).unwrap(), "ended\n");
+    let daemon = served.daemon.ends_soon();
+    assert_eq!(daemon.code, Some(0), "{daemon:?}");
+}
+
+#[test]
+fn docker_buildx_builds_by_a_daemon() {
+    needs!(tool "docker-buildx");
+    let Some(served) = Served::new(if is_root() { Who::Root } else { Who::Single }, "") else { return };
+    let kitchen = &served.kitchen;
+    let socket = format!("unix://{}", kitchen.world.path("b.sock").display());
+    let buildx = |args: &str| {
+        let docker = kitchen.world.path("docker");
+        kitchen.who.run(&kitchen.world, "docker-buildx").env("DOCKER_CONFIG", docker).args(args.split_whitespace())
+    };
+    buildx(&format!("create --name b --driver remote {socket}")).succeeds();
+    assert!(buildx("inspect b --bootstrap").succeeds().text().contains("Platforms:"));
+    kitchen.file("a", "one");
+    kitchen.dockerfile(
+        "FROM busybox AS base\nCOPY a /\nARG WORD\nRUN echo $WORD > /word\nFROM base\nRUN cat /a /word > /all\n",
+    );
+    let host = kitchen.registry.host();
+    let line = format!("--builder b build --progress=plain --build-arg WORD=two -t {host}/x/y:1 --push");
+    buildx(&format!("{line} --metadata-file meta.json context")).succeeds().says("pushing manifest for");
+    let meta = fs::read_to_string(kitchen.world.path("meta.json")).unwrap();
+    assert!(meta.contains("containerimage.digest"), "{meta}");
+    let line = "--builder b build --progress=plain --build-arg WORD=two -o type=local,dest=out context";
+    buildx(line).succeeds().says("CACHED");
+    assert_eq!(fs::read_to_string(kitchen.world.path("out/all")).unwrap(), "onetwo\n");
+    assert!(buildx("du --builder b").succeeds().text().contains("Total:"));
+    kitchen.dockerfile("FROM busybox\nRUN exit 5\n");
+    let failed = buildx("--builder b build --progress=plain context").fails();
+    failed.says("   2 | >>> RUN exit 5").says("exit code: 5");
+    buildx("prune --builder b --force --all").succeeds();
+    served.ends();
+}
