@@ -11,7 +11,7 @@ use daemon::listen::{Listener, Owner};
 use daemon::tls::{Files, Tls};
 use tokio_util::sync::CancellationToken;
 
-use super::buildkitd_flags::BuildkitdFlags;
+use super::buildkitd_flags::{BuildkitdFlags, NoEffect};
 use super::{Action, explain};
 use crate::daemonless::Settings;
 use crate::daemonless::run::{cancelled_by_signals, open};
@@ -19,19 +19,38 @@ use crate::display::Mode;
 use crate::environment::Environment;
 use crate::spec::goflags;
 
+/// Flags that mean nothing without a daemon, and something here.
+const USED: [&str; 5] = ["--addr", "--group", "--tlscert", "--tlskey", "--tlscacert"];
+
 /// Parses the command line of `buildkitd`.
 pub fn parse(args: Vec<OsString>, _: &Environment) -> Result<Action, Fault> {
     let command = BuildkitdFlags::command().version(crate::VERSION).disable_version_flag(false);
     let words = std::iter::once(OsString::from("buildkitd")).chain(args).collect();
     let matches = command.try_get_matches_from(goflags::normalize(&BuildkitdFlags::command(), words));
-    match matches.and_then(|matches| BuildkitdFlags::from_arg_matches(&matches)) {
-        Ok(flags) => Ok(Action::engine(async move |environment| Ok(serve(flags, environment).await?))),
+    let parsed = matches.and_then(|matches| {
+        let mut in_vain = NoEffect::given(&matches);
+        in_vain.retain(|flag| !USED.contains(&flag.as_str()));
+        Ok((BuildkitdFlags::from_arg_matches(&matches)?, in_vain))
+    });
+    match parsed {
+        Ok((flags, in_vain)) => {
+            Ok(Action::engine(async move |environment| Ok(serve(flags, in_vain, environment).await?)))
+        }
         Err(error) => explain(&error),
     }
 }
 
-async fn serve(flags: BuildkitdFlags, environment: Environment) -> Result<(), Fault> {
+async fn serve(flags: BuildkitdFlags, in_vain: Vec<String>, environment: Environment) -> Result<(), Fault> {
     let mut settings = flags.settings(&environment)?;
+    if !in_vain.is_empty() {
+        settings.warnings.push(format!("flags that have no effect yet: {}", in_vain.join(", ")));
+    }
+    if !settings.config.grpc.debug_address.is_empty() {
+        settings.warnings.push("grpc.debugAddress is not used yet: there are no debugging endpoints".to_owned());
+    }
+    if settings.config.history.is_some() {
+        settings.warnings.push("[history] is not used yet: no build is recorded".to_owned());
+    }
     settings.log = settings.log.or(Some(tracing::Level::INFO));
     let grpc = &settings.config.grpc;
     let files = |flag: &Option<String>, configured: &Option<PathBuf>| {

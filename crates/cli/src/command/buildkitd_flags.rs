@@ -168,7 +168,7 @@ pub(super) struct NoEffect {
 
 impl NoEffect {
     /// Those of them that were typed.
-    fn given(matches: &ArgMatches) -> Vec<String> {
+    pub(super) fn given(matches: &ArgMatches) -> Vec<String> {
         let declared = NoEffect::augment_args(clap::Command::new("buildkitd"));
         let typed = |arg: &&clap::Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
         declared.get_arguments().filter(typed).filter_map(|arg| Some(format!("--{}", arg.get_long()?))).collect()

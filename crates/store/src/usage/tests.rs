@@ -86,6 +86,7 @@ fn kinds_ages_and_filters_decide() {
     let request = CacheMountRequest {
         id: "/root/.cache".into(),
         from: None,
+        kind: RecordKind::CacheMount,
         sharing: Sharing::Shared,
         description: "cached mount".into(),
     };
