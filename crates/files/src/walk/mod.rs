@@ -6,13 +6,17 @@
 //! `node_modules` and nobody's unreadable directory stops a build that excludes it.
 //!
 //! Names that vanish during the walk are taken as never there.
+//!
+//! One thread walks; another reads the directories that it will come to ([`ahead`]).
 
+mod ahead;
 mod follow;
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base::Cancel;
 use rustix::fs::{Dir, FileType, Mode, OFlags};
@@ -21,8 +25,10 @@ use sys::path::{Links, Root, lstat_at};
 
 use crate::error::Error;
 use crate::lexical;
+use crate::parallel;
 use crate::pattern::{MatchInfo, Matcher};
 use crate::stat::{Kind, Stat};
+use ahead::{Ahead, ReadDir, Ticket, WORTH_A_THREAD};
 
 /// How deep directories may be nested.
 pub(crate) const MAX_DEPTH: usize = 1024;
@@ -89,16 +95,22 @@ pub fn walk_each(
 ) -> Result<(), Error> {
     let include = follow::with_follow_paths(root, filter)?;
     let failed = |list| move |source| Error::Pattern { list, source };
-    let mut walk = Walk {
-        include: Matcher::optional(&include).map_err(failed("include"))?,
-        exclude: Matcher::optional(&filter.exclude).map_err(failed("exclude"))?,
-        map,
-        visit,
-        open: Vec::new(),
-    };
+    let include = Matcher::optional(&include).map_err(failed("include"))?;
+    let exclude = Matcher::optional(&filter.exclude).map_err(failed("exclude"))?;
     let top = root.open_dir("", Links::Refuse).map_err(|source| Error::io("open", root.path(), source))?;
-    walk.open.push(OpenDir::new(top, Vec::new(), None)?);
-    walk.run(cancel)
+    let top = OpenDir::new(read_dir(top, &[])?, Vec::new(), None);
+    let ahead = Ahead::new();
+    std::thread::scope(|scope| {
+        let mut more_threads = parallel::threads(None) > 1;
+        let mut start = || {
+            if std::mem::take(&mut more_threads) {
+                // No thread is no failure: the walk reads all that is not read ahead.
+                drop(std::thread::Builder::new().name("walk".to_owned()).spawn_scoped(scope, || ahead.run()));
+            }
+        };
+        let _walking = ahead.walking();
+        Walk { include, exclude, map, visit, open: Vec::new(), ahead: &ahead, start: &mut start }.run(top, cancel)
+    })
 }
 
 struct Walk<'a> {
@@ -108,50 +120,89 @@ struct Walk<'a> {
     visit: &'a mut dyn FnMut(Entry) -> Result<(), Error>,
     /// From the root down to the directory being listed.
     open: Vec<OpenDir>,
+    /// Reads the directories to come.
+    ahead: &'a Ahead,
+    /// Gives `ahead` its thread, when first called.
+    start: &'a mut dyn FnMut(),
 }
 
 /// A directory between its first and its last entry.
 struct OpenDir {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     path: Vec<u8>,
     /// What is left to visit, last first.
-    todo: Vec<(OsString, Option<Kind>)>,
+    todo: Vec<Found>,
     include: MatchInfo,
     exclude: MatchInfo,
     /// The entry, as long as it has not been visited; the root never is.
     unvisited: Option<Stat>,
 }
 
+/// A name in a directory, and what is known of it already.
+struct Found {
+    name: OsString,
+    kind: Option<Kind>,
+    /// Where it was read ahead.
+    stat: Option<Stat>,
+    /// Of a directory that is to be read ahead.
+    ticket: Option<Ticket>,
+}
+
 impl OpenDir {
-    fn new(fd: OwnedFd, path: Vec<u8>, unvisited: Option<Stat>) -> Result<OpenDir, Error> {
-        let mut todo = list(&fd, &path)?;
+    fn new(read: ReadDir, path: Vec<u8>, unvisited: Option<Stat>) -> OpenDir {
+        let ReadDir { fd, entries: mut todo } = read;
         todo.reverse();
-        Ok(OpenDir { fd, path, todo, include: MatchInfo::default(), exclude: MatchInfo::default(), unvisited })
+        let (include, exclude) = (MatchInfo::default(), MatchInfo::default());
+        OpenDir { fd: Arc::new(fd), path, todo, include, exclude, unvisited }
     }
 }
 
 impl Walk<'_> {
-    fn run(&mut self, cancel: &Cancel) -> Result<(), Error> {
+    fn run(&mut self, top: OpenDir, cancel: &Cancel) -> Result<(), Error> {
+        self.open(top);
         while let Some(dir) = self.open.last_mut() {
             match dir.todo.pop() {
-                Some((name, kind)) => {
+                Some(found) => {
                     cancel.check()?;
-                    self.step(&name, kind)?;
+                    self.step(&found)?;
                 }
                 None => {
                     self.open.pop();
+                    self.ahead.leave(self.open.len());
                 }
             }
         }
         Ok(())
     }
 
-    fn step(&mut self, name: &OsStr, kind: Option<Kind>) -> Result<(), Error> {
+    /// Begins with a directory; those in it that will be entered are read ahead.
+    fn open(&mut self, dir: OpenDir) {
+        self.open.push(dir);
+        let depth = self.open.len();
+        let dir = &self.open[depth - 1];
+        // What no pattern lets through is not opened, and what fails, fails when its turn comes.
+        let is_entered = |found: &Found| {
+            found.kind == Some(Kind::Dir)
+                && matches!(self.filter(&child_path(&dir.path, found.name.as_bytes()), true), Ok(Some(_)))
+        };
+        let entered: Vec<usize> = (0..dir.todo.len()).filter(|at| is_entered(&dir.todo[*at])).collect();
+        let dir = &mut self.open[depth - 1];
+        if !entered.is_empty() && self.ahead.announce(&dir.fd, depth, &mut dir.todo, &entered) >= WORTH_A_THREAD {
+            (self.start)();
+        }
+    }
+
+    fn step(&mut self, found: &Found) -> Result<(), Error> {
+        let name = &found.name;
         let parent = &self.open[self.open.len() - 1];
         let path = child_path(&parent.path, name.as_bytes());
-        let kind = match kind {
+        let look = |parent: &OpenDir| match found.stat {
+            Some(stat) => Ok(Some(stat)),
+            None => lstat(&parent.fd, name, &path),
+        };
+        let kind = match found.kind {
             Some(kind) => kind,
-            None => match lstat(&parent.fd, name, &path)? {
+            None => match look(parent)? {
                 Some(stat) => stat.kind,
                 None => return Ok(()),
             },
@@ -161,7 +212,7 @@ impl Walk<'_> {
             return Ok(());
         }
         let parent = &self.open[self.open.len() - 1];
-        let Some(mut stat) = lstat(&parent.fd, name, &path)? else { return Ok(()) };
+        let Some(mut stat) = look(parent)? else { return Ok(()) };
         let raw_stat = stat;
         if !skip {
             let link = match stat.kind {
@@ -189,7 +240,7 @@ impl Walk<'_> {
             }
         }
         if stat.kind == Kind::Dir {
-            self.enter(name, path, include, exclude, skip.then_some(raw_stat))?;
+            self.enter(found, path, include, exclude, skip.then_some(raw_stat))?;
         }
         Ok(())
     }
@@ -202,7 +253,7 @@ impl Walk<'_> {
 
     fn enter(
         &mut self,
-        name: &OsStr,
+        found: &Found,
         path: Vec<u8>,
         include: MatchInfo,
         exclude: MatchInfo,
@@ -211,16 +262,17 @@ impl Walk<'_> {
         if self.open.len() > MAX_DEPTH {
             return Err(Error::TooDeep(lexical::to_path(&path).to_owned()));
         }
-        let parent = &self.open[self.open.len() - 1];
-        let fd = match open_dir_at(&parent.fd, name) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
-            // Nobody asked for what is in there.
-            Err(Errno::ACCESS) if unvisited.is_some() => return Ok(()),
-            Err(errno) => return Err(Error::io("open", lexical::to_path(&path), errno)),
+        let read = match found.ticket.and_then(|ticket| self.ahead.take(ticket)) {
+            Some(read) => read,
+            None => match open_dir_at(&self.open[self.open.len() - 1].fd, &found.name) {
+                Ok(fd) => read_dir(fd, &path)?,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+                // Nobody asked for what is in there.
+                Err(Errno::ACCESS) if unvisited.is_some() => return Ok(()),
+                Err(errno) => return Err(Error::io("open", lexical::to_path(&path), errno)),
+            },
         };
-        let dir = OpenDir::new(fd, path, unvisited)?;
-        self.open.push(OpenDir { include, exclude, ..dir });
+        self.open(OpenDir { include, exclude, ..OpenDir::new(read, path, unvisited) });
         Ok(())
     }
 
@@ -331,6 +383,13 @@ pub(crate) fn list(dir: impl AsFd, path: &[u8]) -> Result<Vec<(OsString, Option<
     }
     names.sort_unstable_by(|one, two| one.0.cmp(&two.0));
     Ok(names)
+}
+
+/// Lists a directory; nothing in it has been looked at.
+fn read_dir(fd: OwnedFd, path: &[u8]) -> Result<ReadDir, Error> {
+    let entries = list(&fd, path)?.into_iter();
+    let entries = entries.map(|(name, kind)| Found { name, kind, stat: None, ticket: None }).collect();
+    Ok(ReadDir { fd, entries })
 }
 
 fn is_missing(dir: impl AsFd, name: &CStr) -> bool {

@@ -106,3 +106,41 @@ fn bad_patterns_and_cancelled_walks_end_it() {
     fresh.cancel();
     assert_eq!(said(&Filter::default(), &fresh), "cancelled");
 }
+
+/// Paths below a directory in walk order, but for directories that are named `hidden` and what is in them.
+fn expected(dir: &Path, prefix: &str) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort_unstable();
+    let mut paths = Vec::new();
+    for name in names.iter().filter(|name| *name != "hidden") {
+        let path = format!("{prefix}{}", name.to_str().unwrap());
+        let below = dir.join(name);
+        let inner = if below.is_dir() { expected(&below, &format!("{path}/")) } else { Vec::new() };
+        paths.push(path);
+        paths.extend(inner);
+    }
+    paths
+}
+
+#[test]
+fn what_is_read_ahead_comes_in_the_same_order() {
+    let dir = tempfile::tempdir().unwrap();
+    for number in 0..60 {
+        for path in ["1", "hidden/2", "in/3", "in/hidden/4", "in/in/5", "z"] {
+            let path = dir.path().join(format!("dir{number}/{path}"));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "content").unwrap();
+        }
+    }
+    let root = Root::open(dir.path()).unwrap();
+    let expected = expected(dir.path(), "");
+    assert_eq!(expected.len(), 60 * 7);
+    // Threads meet in another way each time.
+    for _ in 0..20 {
+        let seen = paths(&root, &Filter::default(), &mut |path: &Path, stat: &mut Stat| {
+            assert_eq!(stat.kind == Kind::File, stat.size == 7 && stat.nlink == 1, "{}", path.display());
+            if path.ends_with("hidden") { Verdict::SkipDir } else { Verdict::Keep }
+        });
+        assert_eq!(seen, expected);
+    }
+}
