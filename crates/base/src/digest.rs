@@ -46,6 +46,17 @@ impl Digest {
         &self.0
     }
 
+    /// `sha256:` and the digits, as [`Display`](fmt::Display) writes it; where many are hashed, no string is made for each.
+    pub fn to_text(&self) -> [u8; 71] {
+        let mut text = [0; 71];
+        let (algorithm, digits) = text.split_at_mut(7);
+        algorithm.copy_from_slice(b"sha256:");
+        for (two, byte) in digits.chunks_exact_mut(2).zip(self.0) {
+            two.copy_from_slice(&[byte >> 4, byte & 0xf].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
+        }
+        text
+    }
+
     /// The 64 lower-case hexadecimal digits, without the algorithm.
     pub fn hex(&self) -> String {
         hex::encode(self.0)
@@ -171,6 +182,7 @@ mod tests {
     #[test]
     fn text_round_trips_and_other_text_is_refused() {
         assert_eq!(Digest::of(b"").to_string(), EMPTY);
+        assert_eq!(Digest::of(b"").to_text(), EMPTY.as_bytes());
         assert_eq!(EMPTY.parse::<Digest>().expect("a digest"), Digest::of(b""));
         for bad in ["", "sha256:", "sha256:zz", &EMPTY[7..], "md5:00", &EMPTY.to_uppercase()] {
             assert!(matches!(bad.parse::<Digest>(), Err(DigestParseError::Malformed(_))), "{bad}");

@@ -444,8 +444,8 @@ impl Work<'_> {
     }
 }
 
-fn text_of(digest: Option<Digest>, what: &'static str) -> Result<String, Error> {
-    digest.map(|digest| digest.to_string()).ok_or_else(|| unhashed(what))
+fn text_of(digest: Option<Digest>, what: &'static str) -> Result<[u8; 71], Error> {
+    digest.map(|digest| digest.to_text()).ok_or_else(|| unhashed(what))
 }
 
 /// Cannot happen: everything was hashed before it is combined.

@@ -56,7 +56,7 @@ pub(super) fn checksum(work: &mut Work<'_>, path: &[u8], options: &Options) -> R
         let rest = entry.path.strip_prefix(&prefix[..]).unwrap_or(&entry.path);
         let key: Vec<u8> = rest.iter().map(|byte| if *byte == b'/' { 0 } else { *byte }).collect();
         hasher.update(if key.is_empty() { &[0][..] } else { &key });
-        hasher.update(digest.to_string());
+        hasher.update(digest.to_text());
     }
     Ok(hasher.finish())
 }
