@@ -20,6 +20,8 @@ const AFTERLIFE: Duration = Duration::from_secs(10);
 pub(crate) struct Builds {
     known: Mutex<HashMap<String, Arc<Build>>>,
     changed: watch::Sender<()>,
+    /// Told when a build ends; remembers one end that nobody waited for.
+    an_end: tokio::sync::Notify,
 }
 
 /// One build.
@@ -93,6 +95,11 @@ impl Builds {
         }
     }
 
+    /// Waits until a build ends, or has ended since this was last asked.
+    pub(crate) async fn ended(&self) {
+        self.an_end.notified().await;
+    }
+
     pub(crate) fn cancel_all(&self) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.values().for_each(|build| build.cancel.cancel());
@@ -149,6 +156,7 @@ impl Sink for Build {
 impl Drop for Running {
     fn drop(&mut self) {
         self.build.state.send_modify(|state| state.ended = true);
+        self.builds.an_end.notify_one();
         self.builds.changed.send_replace(());
         let (builds, reference, build) = (self.builds.clone(), std::mem::take(&mut self.reference), self.build.clone());
         let forget = async move {

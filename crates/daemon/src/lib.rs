@@ -65,6 +65,7 @@ pub async fn serve(
         identity,
         draining: stop.clone(),
     });
+    let collecting = tokio::spawn(collect_garbage(shared.clone()));
     let ended = CancellationToken::new();
     let mut serving = tokio::task::JoinSet::new();
     for listener in listeners {
@@ -98,8 +99,24 @@ pub async fn serve(
     let all = async { while serving.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), all).await;
     serving.abort_all();
-    engine.close().await;
+    // A round that runs is finished by `close`, which collects as well.
+    collecting.abort();
+    for stuck in engine.close().await {
+        tracing::warn!(stuck, "it did not end in time");
+    }
     Ok(())
+}
+
+/// How long after a build garbage is collected: its client may begin the next one at once.
+const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Collects garbage when builds have ended, one round at a time.
+async fn collect_garbage(shared: Arc<Shared>) {
+    loop {
+        shared.builds.ended().await;
+        tokio::time::sleep(PAUSE).await;
+        shared.engine.collect_garbage().await;
+    }
 }
 
 fn router(shared: &Arc<Shared>) -> tonic::transport::server::Router {

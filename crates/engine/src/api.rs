@@ -395,6 +395,12 @@ impl Engine {
         Ok(removed.into_iter().map(UsageRecord::from).collect())
     }
 
+    /// Collects garbage by the configured rules, beside builds: what they use stays.
+    pub async fn collect_garbage(&self) {
+        let (store, gc) = (self.core.store.clone(), self.gc.clone());
+        blocking(move || clean(&store, &gc)).await;
+    }
+
     /// Waits for what is still being remembered and for what was cancelled, collects garbage by the configured rules,
     /// and writes everything to disk. Nothing is left of the executor.
     ///
@@ -417,11 +423,7 @@ impl Engine {
         }
         blocking(move || {
             core.executor.close();
-            for rule in gc.iter() {
-                if let Err(error) = store.prune(&prune_options(rule)) {
-                    tracing::warn!(%error, "garbage collection failed");
-                }
-            }
+            clean(&store, &gc);
             if let Err(error) = store.sync() {
                 tracing::warn!(%error, "the state directory was not synced");
             }
@@ -429,6 +431,14 @@ impl Engine {
         })
         .await;
         stuck
+    }
+}
+
+fn clean(store: &store::Store, gc: &[config::PrunePolicy]) {
+    for rule in gc {
+        if let Err(error) = store.prune(&prune_options(rule)) {
+            tracing::warn!(%error, "garbage collection failed");
+        }
     }
 }
 

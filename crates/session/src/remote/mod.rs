@@ -285,9 +285,9 @@ impl Session for Client {
         }))
     }
 
-    async fn content(&self, _: &str) -> Result<Option<Arc<dyn crate::Blobs>>, Fault> {
-        // The content service of clients is not asked yet.
-        Ok(None)
+    async fn content(&self, name: &str) -> Result<Option<Arc<dyn crate::Blobs>>, Fault> {
+        Err(Fault::user(format!("OCI layout `{name}`: layouts of a daemon's clients are not supported yet"))
+            .hint("push the image to a registry, or build without a daemon: `hullworks build`"))
     }
 
     async fn output(&self, index: usize) -> Result<Output, Fault> {
