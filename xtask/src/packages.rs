@@ -32,7 +32,8 @@ pub const TESTS: &[&str] = &[
     "zstd",
 ];
 
-/// Packages of a suite that is newer than the machine's, unpacked for the tests and never installed.
+/// Packages of a suite that is newer than the machine's, unpacked for the tests and never installed. Tests do without
+/// them where they cannot be had.
 pub const NEWER: &[&str] = &["crane", "docker-buildx"];
 
 /// Where [`NEWER`] comes from.
@@ -61,31 +62,37 @@ pub fn ensure(wanted: &[&str]) -> Result<()> {
 }
 
 /// Unpacks packages of a newer suite below the target directory and answers the directory of their programs. The machine's
-/// own packages and sources stay as they are: apt gets directories of its own.
+/// own packages and sources stay as they are: apt gets directories of its own. What cannot be had is said and left out:
+/// the tests that want it are skipped.
 pub fn unpack_newer(wanted: &[&str]) -> Result<PathBuf> {
     let dir = target_dir().join("debian");
-    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-    let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
-    let missing: Vec<&str> = wanted.iter().copied().filter(|package| !dir.join(package).is_dir()).collect();
-    if !missing.is_empty() {
-        let apt = PrivateApt::new(dir.join("apt"))?;
-        run(&mut apt.get("update"))?;
-        run(apt.get("download").args(&missing))?;
-        for package in missing {
-            let archive = apt.downloaded(package)?;
-            // Whole or not there: a folder of that name means that nothing is left to do.
-            let unpacked = dir.join(format!("{package}.new"));
-            run(Command::new("dpkg-deb").arg("--extract").arg(archive).arg(&unpacked))?;
-            fs::rename(&unpacked, dir.join(package)).with_context(|| format!("name {}", unpacked.display()))?;
-        }
-        fs::remove_dir_all(&apt.dir).with_context(|| format!("remove {}", apt.dir.display()))?;
-    }
     let programs = dir.join("bin");
     fs::create_dir_all(&programs).with_context(|| format!("make {}", programs.display()))?;
+    let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
+    let missing: Vec<&str> = wanted.iter().copied().filter(|package| !dir.join(package).is_dir()).collect();
+    if !missing.is_empty()
+        && let Err(error) = fetch_newer(&dir, &missing)
+    {
+        println!("xtask: goes on without `{}` of Debian {NEWER_SUITE}: {error:#}", missing.join("`, `"));
+    }
+    let programs = dir.join("bin");
     for package in wanted {
         link_programs(&dir.join(package), &programs)?;
     }
     Ok(programs)
+}
+
+/// Each package on its own: the suite may have one and not the other.
+fn fetch_newer(dir: &Path, packages: &[&str]) -> Result<()> {
+    let apt = PrivateApt::new(dir.join("apt"))?;
+    run(&mut apt.get("update"))?;
+    let mut failed = Ok(());
+    for package in packages {
+        let unpacked = apt.unpack(package, &dir.join(package));
+        failed = failed.and(unpacked.with_context(|| format!("`{package}`")));
+    }
+    remove(&apt.dir)?;
+    failed
 }
 
 /// Links what a package has to start, docker's plugins included.
@@ -95,12 +102,25 @@ fn link_programs(package: &Path, into: &Path) -> Result<()> {
         for entry in entries {
             let program = entry.with_context(|| format!("list {}", package.display()))?.path();
             let link = into.join(program.file_name().context("a program has a name")?);
-            if !link.exists() {
-                std::os::unix::fs::symlink(&program, &link).with_context(|| format!("link {}", link.display()))?;
+            // One that leads elsewhere, or nowhere, is of a target directory that was moved.
+            if fs::read_link(&link).is_ok_and(|target| target == program) {
+                continue;
             }
+            remove(&link)?;
+            std::os::unix::fs::symlink(&program, &link).with_context(|| format!("link {}", link.display()))?;
         }
     }
     Ok(())
+}
+
+/// Removes what an earlier run left, if anything.
+fn remove(path: &Path) -> Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(_) => return Ok(()),
+    };
+    removed.with_context(|| format!("remove {}", path.display()))
 }
 
 /// apt with lists, sources and a cache of its own, on the machine's mirror and network settings.
@@ -109,12 +129,15 @@ struct PrivateApt {
 }
 
 impl PrivateApt {
+    /// From nothing: an earlier run may have ended in the middle of anything.
     fn new(dir: PathBuf) -> Result<PrivateApt> {
+        let mirror = mirror()?;
+        remove(&dir)?;
         for folder in ["lists/partial", "archives/partial", "sources.list.d"] {
             let folder = dir.join(folder);
             fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         }
-        let source = format!("deb [signed-by={KEYRING}] {} {NEWER_SUITE} main\n", mirror()?);
+        let source = format!("deb [signed-by={KEYRING}] {mirror} {NEWER_SUITE} main\n");
         fs::write(dir.join("sources.list"), source).with_context(|| format!("write to {}", dir.display()))?;
         Ok(PrivateApt { dir })
     }
@@ -139,6 +162,15 @@ impl PrivateApt {
         apt
     }
 
+    /// Downloads a package and unpacks it.
+    fn unpack(&self, package: &str, to: &Path) -> Result<()> {
+        run(self.get("download").arg(package))?;
+        // Whole or not there: a folder of that name means that nothing is left to do.
+        let unpacked = self.dir.join(package);
+        run(Command::new("dpkg-deb").arg("--extract").arg(self.downloaded(package)?).arg(&unpacked))?;
+        fs::rename(&unpacked, to).with_context(|| format!("name {}", to.display()))
+    }
+
     /// The archive of a package.
     fn downloaded(&self, package: &str) -> Result<PathBuf> {
         let entries = fs::read_dir(&self.dir).with_context(|| format!("list {}", self.dir.display()))?;
@@ -151,10 +183,13 @@ impl PrivateApt {
     }
 }
 
-/// Debian's mirror that this machine uses.
+/// Debian's mirror that this machine uses; the common one where it is of another system that has Debian's keys.
 fn mirror() -> Result<String> {
+    if !Path::new(KEYRING).is_file() {
+        bail!("there are no keys of Debian, {KEYRING}");
+    }
     let targets = output("apt-get", &["indextargets", "--format", "$(ORIGIN) $(SITE)", "Created-By: Packages"]);
-    let targets = targets.unwrap_or_default();
+    let targets = targets.context("there is no apt-get")?;
     let sites = targets.lines().filter_map(|line| line.strip_prefix("Debian "));
     let mut sites = sites.filter(|site| !site.contains("security"));
     Ok(sites.next().unwrap_or("http://deb.debian.org/debian").to_owned())
@@ -177,4 +212,34 @@ fn apt(args: &[&str]) -> Command {
 /// Whether we are root.
 pub fn is_root() -> bool {
     output("id", &["-u"]).is_some_and(|uid| uid == "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_lead_to_the_programs_wherever_they_led_before() {
+        let dir = std::env::temp_dir().join(format!("hullworks-xtask-{}", std::process::id()));
+        let (package, bin) = (dir.join("package"), dir.join("bin"));
+        for folder in [&bin, &package.join("usr/bin"), &package.join("usr/libexec/docker/cli-plugins")] {
+            fs::create_dir_all(folder).expect("made");
+        }
+        let programs = ["usr/bin/new", "usr/bin/dangling", "usr/bin/moved", "usr/libexec/docker/cli-plugins/plugin"];
+        for program in programs {
+            fs::write(package.join(program), "").expect("written");
+        }
+        std::os::unix::fs::symlink("/nowhere/dangling", bin.join("dangling")).expect("linked");
+        std::os::unix::fs::symlink("/dev/null", bin.join("moved")).expect("linked");
+        // The second time nothing is left to do.
+        for _ in 0..2 {
+            link_programs(&package, &bin).expect("linked");
+            for program in programs.map(|program| package.join(program)) {
+                let link = bin.join(program.file_name().expect("it has one"));
+                assert_eq!(fs::read_link(&link).expect("a link"), program);
+            }
+        }
+        remove(&dir).expect("removed");
+        remove(&dir).expect("not there is fine");
+    }
 }
