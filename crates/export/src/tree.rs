@@ -304,26 +304,24 @@ fn write_file(path: &Path, task: Task, write: impl FnOnce(&mut dyn Write) -> io:
         Err(error) if is_refusal(&error) => {
             let file = in_place(path).map_err(|_| error)?;
             file.set_len(0)?;
-            return write_to(&file, task, write);
+            return write_to(&file, task, write).map_err(|error| emptied(&file, error, "what was there is lost"));
         }
         file => file?,
     };
-    let result = write_to(&file, task, write).and_then(|()| {
-        let twin = match named {
-            true => None,
-            false => match name_file(&file, path, &partial, link)? {
-                Named::Whole => return Ok(()),
-                Named::Partial => None,
-                Named::Twin(twin) => Some(twin),
-            },
-        };
-        give_name(twin.as_ref().unwrap_or(&file), &partial, path)
+    let named = write_to(&file, task, write).and_then(|()| match named {
+        true => Ok(Named::Partial),
+        false => name_file(&file, path, &partial, link),
     });
-    if result.is_err() {
-        // The first error is the one to tell.
-        let _ = std::fs::remove_file(&partial);
+    match &named {
+        Ok(Named::Whole) => Ok(()),
+        Ok(Named::Partial) => give_name(&file, &partial, path, |from, to| std::fs::rename(from, to)),
+        Ok(Named::Twin(twin)) => give_name(twin, &partial, path, |from, to| std::fs::rename(from, to)),
+        Err(_) => {
+            // The first error is the one to tell.
+            let _ = std::fs::remove_file(&partial);
+            named.map(drop)
+        }
     }
-    result
 }
 
 fn write_to(file: &File, task: Task, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
@@ -331,32 +329,78 @@ fn write_to(file: &File, task: Task, write: impl FnOnce(&mut dyn Write) -> io::R
     write(&mut sink).and_then(|()| sink.flush())
 }
 
-/// Replaces `path` by the file, which is `partial`.
-fn give_name(file: &File, partial: &Path, path: &Path) -> io::Result<()> {
-    if let Ok(old) = std::fs::metadata(path) {
+/// Replaces `path` by the file, which is `partial`; `rename` does it. `partial` is gone then, unless nothing else of the
+/// file is left.
+fn give_name(
+    file: &File,
+    partial: &Path,
+    path: &Path,
+    rename: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> io::Result<()> {
+    if let Ok(old) = std::fs::symlink_metadata(path)
+        && is_trusted(path, &old)
+    {
         inherit(file, &old);
     }
-    let Err(error) = std::fs::rename(partial, path) else { return Ok(()) };
-    // What is there cannot be replaced, but may take it: it is mounted into a container, or somebody else's in /tmp.
-    let Ok(old) = in_place(path) else { return Err(error) };
-    old.set_len(0)?;
-    copy_whole(file, &old)?;
+    let Err(error) = rename(partial, path) else { return Ok(()) };
+    // What is there cannot be replaced, but may take it: it is mounted into a container.
+    let old = if is_refusal(&error) { in_place(path).ok() } else { None };
+    let Some(old) = old else {
+        // The first error is the one to tell.
+        let _ = std::fs::remove_file(partial);
+        return Err(error);
+    };
+    let copied = old.set_len(0).and_then(|()| copy_whole(file, &old));
+    copied.map_err(|error| emptied(&old, error, &format!("the result lies in `{}`", partial.display())))?;
     std::fs::remove_file(partial)
 }
 
-/// Opens a file that exists. Nothing is made, so that a file of somebody else may be opened in /tmp, too (proc(5),
-/// `protected_regular`).
+/// A half of a result must not be taken for the whole.
+fn emptied(file: &File, error: io::Error, then: &str) -> io::Error {
+    let state = if file.set_len(0).is_ok() { "it is empty now" } else { "it is not whole" };
+    io::Error::new(error.kind(), format!("{error}; {state}, and {then}"))
+}
+
+/// Opens a file that exists. Nothing is made, so that the kernel lets us where a directory is not ours.
 fn in_place(path: &Path) -> io::Result<File> {
-    File::options().write(true).open(path)
+    let file = File::from(rustix::fs::open(path, OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?);
+    match is_trusted(path, &file.metadata()?) {
+        true => Ok(file),
+        false => Err(io::ErrorKind::PermissionDenied.into()),
+    }
 }
 
+/// Whether what is there was put there by somebody who may say what becomes of `path`: in directories such as /tmp anybody
+/// makes files, and waits for others to write into them (proc(5), `protected_regular`).
+fn is_trusted(path: &Path, old: &Metadata) -> bool {
+    const STICKY: u32 = 0o1000;
+    let Ok(dir) = std::fs::metadata(directory(path)) else { return false };
+    let us = rustix::process::geteuid().as_raw();
+    let known = known_id(old.uid());
+    dir.mode() & STICKY == 0 || known.is_some_and(|owner| owner == us || owner == dir.uid())
+}
+
+/// The id, unless it stands for all that do not exist in this user namespace.
+fn known_id(id: u32) -> Option<u32> {
+    const NOBODY: u32 = 65534;
+    (id != NOBODY || sys::userns::in_initial_namespace()).then_some(id)
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A leftover of that name goes; what others put there is not written through.
 fn new_file(path: &Path) -> io::Result<File> {
-    File::options().read(true).write(true).create(true).truncate(true).open(path)
+    let _ = std::fs::remove_file(path);
+    File::options().read(true).write(true).create_new(true).open(path)
 }
 
-/// Whether nothing may be made there. A full disk is another thing: what is there is worth more than a half of the new.
+/// Whether nothing may be made or replaced there. A full disk is another thing: what is there is worth more than a half of
+/// the new.
 fn is_refusal(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, ResourceBusy};
+    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | ResourceBusy)
 }
 
 fn copy_whole(mut from: &File, mut to: &File) -> io::Result<()> {
@@ -366,9 +410,8 @@ fn copy_whole(mut from: &File, mut to: &File) -> io::Result<()> {
 
 /// A file without a name, of which nothing is left should we be killed; not every file system has them.
 fn unnamed_file(path: &Path) -> Option<File> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    rustix::fs::open(dir, flags, Mode::from_raw_mode(0o666)).ok().map(File::from)
+    rustix::fs::open(directory(path), flags, Mode::from_raw_mode(0o666)).ok().map(File::from)
 }
 
 /// How an unnamed file got a name.
@@ -411,12 +454,8 @@ fn link(file: &File, path: &Path) -> rustix::io::Result<()> {
 
 /// Gives the file the owner and mode of the one that it replaces, as far as we may: whoever writes into a file keeps them.
 fn inherit(file: &File, old: &Metadata) {
-    // Ids that do not exist here are shown as this one.
-    const NOBODY: u32 = 65534;
-    let here = sys::userns::in_initial_namespace();
-    let id = |id: u32| (here || id != NOBODY).then_some(id);
     // An owner that is not ours to give may still have a group that is.
-    let _ = fchown(file, id(old.uid()), id(old.gid())).or_else(|_| fchown(file, None, id(old.gid())));
+    let _ = fchown(file, known_id(old.uid()), known_id(old.gid())).or_else(|_| fchown(file, None, known_id(old.gid())));
     let _ = file.set_permissions(Permissions::from_mode(old.mode() & 0o777));
 }
 
@@ -482,5 +521,59 @@ mod tests {
         write_file(&path, task, |sink| sink.write_all(b"new")).expect("written");
         assert_eq!(shown(), (0o640, uid, gid, b"new".to_vec()));
         assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 1);
+    }
+
+    fn written(path: &Path) -> io::Result<()> {
+        let task = base::report::Tasks::new(Arc::new(|_| {}), base::Digest::of("x")).start("x", 0);
+        write_file(path, task, |sink| sink.write_all(b"new"))
+    }
+
+    #[test]
+    fn privileged_a_stranger_in_a_sticky_directory_leaves_nothing() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("scratch");
+        std::os::unix::fs::chown(dir.path(), Some(2000), None).expect("ours");
+        let path = dir.path().join("out");
+        // Whose file, in what directory, whose then.
+        for (owner, mode, then) in [(1000, 0o1777, 0), (0, 0o1777, 0), (2000, 0o1777, 2000), (1000, 0o777, 1000)] {
+            std::fs::set_permissions(dir.path(), Permissions::from_mode(mode)).expect("ours");
+            let _ = std::fs::remove_file(&path);
+            std::fs::write(&path, "old").expect("written");
+            std::os::unix::fs::chown(&path, Some(owner), None).expect("ours");
+            let is_trusted = owner == then;
+            assert_eq!(in_place(&path).is_ok(), is_trusted, "{owner} {mode:o}");
+            written(&path).expect("written");
+            assert_eq!(std::fs::metadata(&path).expect("there").uid(), then, "{owner} {mode:o}");
+            assert_eq!(std::fs::read(&path).expect("there"), b"new", "{owner} {mode:o}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_replaced_is_written_to_only_where_replacing_is_refused() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let (path, partial) = (dir.path().join("out"), dir.path().join("out.partial"));
+        let refused = [Errno::ACCESS, Errno::PERM, Errno::ROFS, Errno::BUSY];
+        let broken = [Errno::NOSPC, Errno::DQUOT, Errno::IO];
+        for errno in refused.into_iter().chain(broken) {
+            std::fs::write(&path, "old").expect("written");
+            std::fs::write(&partial, "new").expect("written");
+            let file = File::open(&partial).expect("there");
+            let given = give_name(&file, &partial, &path, |_, _| Err(errno.into()));
+            let is_refused = refused.contains(&errno);
+            assert_eq!(given.is_ok(), is_refused, "{errno}");
+            let expected: &[u8] = if is_refused { b"new" } else { b"old" };
+            assert_eq!(std::fs::read(&path).expect("there"), expected, "{errno}");
+            assert!(!partial.exists(), "{errno}");
+        }
+        // The copy fails: this file cannot be read.
+        std::fs::write(&partial, "new").expect("written");
+        let file = File::options().write(true).open(&partial).expect("there");
+        let error = give_name(&file, &partial, &path, |_, _| Err(Errno::BUSY.into())).expect_err("not copied");
+        let said = format!("; it is empty now, and the result lies in `{}`", partial.display());
+        assert!(error.to_string().ends_with(&said), "{error}");
+        assert_eq!(std::fs::read(&path).expect("there"), b"");
+        assert_eq!(std::fs::read(&partial).expect("there"), b"new");
     }
 }
