@@ -25,7 +25,7 @@ cargo xtask <task>
   ci           check, then e2e: all tests
   check        format, lints, arrows between crates, unit tests, generated files
   e2e [ARGS]   the binary from outside; ARGS go to the test program (a name filter, --nocapture)
-  long [ARGS]  what takes minutes: a Node and a Rust application, large layers in little memory
+  long [ARGS]  what takes minutes: a Node and a Rust application, large layers in little memory, ten million entries
   build        build the static binary and print where it is
   bless        renew goldens, snapshots and generated pages, to be read in the diff
   arrows       only compare the arrows between crates with ARCHITECTURE.md
