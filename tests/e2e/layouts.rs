@@ -46,7 +46,14 @@ fn images_of_layouts_are_bases() {
         wanted("out");
         // However it is named, it is the same image.
         let digest = image.digest();
-        for context in ["oci-layout://layout".to_owned(), format!("oci-layout://{}@{digest}", "layout")] {
+        image.write_layout(&kitchen.world.path("a@b:c/base"), "v1").unwrap();
+        image.write_layout(&kitchen.world.path("a@b"), "v1").unwrap();
+        who.own(&kitchen.world, "a@b:c");
+        who.own(&kitchen.world, "a@b");
+        let places = ["layout", "a@b:c/base", "a@b", "a@b:v1"];
+        for context in
+            places.into_iter().flat_map(|p| [format!("oci-layout://{p}"), format!("oci-layout://{p}@{digest}")])
+        {
             assert_eq!(runs(&build(&context, "")), 0);
         }
         assert_eq!(kitchen.registry.requests().len(), 0);
@@ -78,7 +85,7 @@ fn a_layer_stays_where_it_is_until_somebody_reads_it() {
     let build = || kitchen.build("--build-context base=oci-layout://moved");
     build().fails().says(&format!("has no blob {top}"));
     fs::write(blob(&layout, top), b"something else").unwrap();
-    build().fails().says("error: failed to solve: ").says(&top.to_string());
+    build().fails().says("error: failed to solve: ").says(&top.to_string()).says("OCI layout `").says("moved`: ");
     fs::rename(world.path("aside"), blob(&layout, top)).unwrap();
     assert_eq!(runs(&build().succeeds()), 1);
     // A push takes it from there, too.

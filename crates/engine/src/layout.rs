@@ -3,7 +3,7 @@
 //! Nothing but the digests of blobs is trusted. Layers stay where they are until somebody reads them, as those of registries
 //! do; a state that knows them from an earlier build asks the stores that the build at hand has named.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use base::{Digest, Fault, Kind, Platform};
@@ -99,14 +99,31 @@ pub(crate) async fn layer(job: &Arc<Job>, layer: &LazyLayer) -> Result<Box<dyn R
     for name in job.stores() {
         let found = async {
             let blobs = find(std::slice::from_ref(job), &name).await?;
-            blobs.open(&layer.digest).await?.ok_or_else(|| missing(&*blobs, &layer.digest))
+            let blob = blobs.open(&layer.digest).await?.ok_or_else(|| missing(&*blobs, &layer.digest))?;
+            Ok::<_, Fault>(Placed { reader: VerifyingReader::new(blob.reader, layer.digest, layer.size), place: blobs.place() })
         };
         match found.await {
-            Ok(blob) => return Ok(Box::new(VerifyingReader::new(blob.reader, layer.digest, layer.size))),
+            Ok(reader) => return Ok(Box::new(reader)),
             Err(fault) => last = Some(fault),
         }
     }
     Err(last.unwrap_or_else(|| Fault::user("it is of an OCI layout that this build does not name")))
+}
+
+/// Says where what cannot be read lies.
+struct Placed<R> {
+    reader: R,
+    place: String,
+}
+
+impl<R: Read> Read for Placed<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buf);
+        read.map_err(|e| match e.kind() {
+            io::ErrorKind::Interrupted => e,
+            kind => io::Error::new(kind, format!("OCI layout `{}`: {e}", self.place)),
+        })
+    }
 }
 
 /// The media type of a manifest or index: what it says, else what it looks like.

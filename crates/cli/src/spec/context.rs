@@ -67,9 +67,12 @@ pub fn build_context(value: &str) -> Result<(String, NamedContext), Fault> {
 
 /// `path[:tag|@digest]`. Without either: the image `latest`, or the only one.
 fn layout_image(flag: &str, value: &str, typed: &str) -> Result<NamedContext, Fault> {
-    let (place, digest) = match typed.split_once('@') {
-        Some((place, digest)) => (place, Some(digest.parse::<Digest>().map_err(|error| invalid(flag, value, error))?)),
-        None => (typed, None),
+    // Paths may have an `@`, too.
+    let (place, digest) = match typed.rsplit_once('@') {
+        Some((place, digest)) if is_meant_as_digest(digest) => {
+            (place, Some(digest.parse::<Digest>().map_err(|error| invalid(flag, value, error))?))
+        }
+        _ => (typed, None),
     };
     let (path, tag) = match place.rsplit_once(':') {
         Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
@@ -84,6 +87,12 @@ fn layout_image(flag: &str, value: &str, typed: &str) -> Result<NamedContext, Fa
     // Frontends cut a store's name at a colon: a name that any path has.
     let share = Digest::of(path.as_os_str().as_bytes()).hex();
     Ok(NamedContext::Layout { share: share[..25].to_owned(), path, digest })
+}
+
+/// Whether a text begins as digests do, well formed or not.
+fn is_meant_as_digest(text: &str) -> bool {
+    let algorithm = text.split_once(':').map(|(algorithm, _)| algorithm);
+    algorithm.is_some_and(|algorithm| matches!(algorithm, "sha256" | "sha384" | "sha512" | "blake3"))
 }
 
 fn find_image(dir: &Path, tag: Option<&str>) -> Result<Digest, image::Error> {

@@ -336,6 +336,11 @@ fn named_contexts() {
         let NamedContext::Layout { share, path: shared, digest: named } = context else { panic!("a layout") };
         assert_eq!((shared.to_str(), named, share.len()), (Some(path), digest, 25));
     }
+    let dir = tempfile::tempdir().expect("scratch");
+    let with_at = dir.path().join("a@b");
+    std::fs::create_dir(&with_at).expect("made");
+    let (_, context) = build_context(&format!("src=oci-layout://{}@{digest}", with_at.display())).expect("one");
+    assert!(matches!(context, NamedContext::Layout { path, .. } if path == with_at));
     assert!(context::is_remote("git@github.com:a/b.git") && context::is_remote("github.com/a/b"));
     assert!(!context::is_remote("./github.com"));
 }
