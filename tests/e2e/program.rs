@@ -70,6 +70,30 @@ fn who_asks_for_an_id_gets_one() {
 }
 
 #[test]
+fn an_answer_of_an_earlier_build_does_not_outlive_a_failure() {
+    let world = World::new();
+    world.write("good/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+    world.write("empty/file", "");
+    let fails = |words: &str| {
+        for name in ["iid", "meta"] {
+            world.write(name, "of an earlier build");
+        }
+        let ended = world.hullworks(words.split(' ')).fails();
+        for name in ["iid", "meta"] {
+            assert!(!world.path(name).exists(), "{name} after {words}: {ended:?}");
+        }
+    };
+    let build = "build --iidfile iid --metadata-file meta";
+    for rest in ["empty", "nowhere", "--root good/Dockerfile good", "--target none good", "--ssh default good"] {
+        fails(&format!("{build} {rest}"));
+    }
+    let buildctl = "buildctl-daemonless.sh build --ref-file iid --metadata-file meta --frontend dockerfile.v0";
+    for rest in ["--local context=nowhere", "--ssh default", "--opt target"] {
+        fails(&format!("{buildctl} {rest}"));
+    }
+}
+
+#[test]
 fn an_archive_goes_where_a_link_leads() {
     let world = World::new();
     world.write("context/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");

@@ -35,9 +35,17 @@ pub fn image_id(response: &BTreeMap<String, String>) -> Option<&str> {
         .map(String::as_str)
 }
 
+/// Prepares the answers of a build before anything of it can fail: what an earlier build wrote nobody must take for
+/// this one's.
+pub fn prepare_all<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> Result<(), Fault> {
+    // The first that cannot be written keeps none of the others.
+    let prepared: Vec<_> = paths.map(|path| prepare(path)).collect();
+    prepared.into_iter().collect()
+}
+
 /// Finds out whether an answer can be written, before the build. Removes what an earlier build wrote, where links lead
 /// too; a pipe stays, and what standard output is redirected to.
-pub fn prepare(path: &Path) -> Result<(), Fault> {
+fn prepare(path: &Path) -> Result<(), Fault> {
     let ready = match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => Err(std::io::ErrorKind::IsADirectory.into()),
         // Opening a pipe would wait for who reads it.

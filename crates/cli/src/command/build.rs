@@ -14,6 +14,7 @@ use super::{Action, not_yet};
 use crate::daemonless::{BuildPlan, Scratch, run};
 use crate::display::Mode;
 use crate::environment::Environment;
+use crate::metadata;
 use crate::spec::cache::{Direction, caches};
 use crate::spec::context::{NamedContext, build_context, is_remote};
 use crate::spec::output::Export;
@@ -143,6 +144,7 @@ pub struct Build {
 impl Build {
     /// Checks everything that can be checked without the engine.
     pub fn action(self, environment: &Environment) -> Result<Action, Fault> {
+        metadata::prepare_all(self.metadata_file.iter().chain(&self.iidfile))?;
         self.refuse_what_is_not_there()?;
         let plan = self.plan(environment)?;
         let mut settings = self.engine.settings(environment)?;

@@ -143,7 +143,7 @@ pub fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Action, F
         Command::PruneHistories(_) => Err(not_yet("`buildctl prune-histories`")),
         Command::Debug(_) => Err(not_yet("`buildctl debug`")),
         Command::DialStdio(_) => Err(Fault::user("`buildctl dial-stdio` connects to a daemon, and there is none here")),
-        Command::Build(build) => build.action(settings()?, environment),
+        Command::Build(build) => build.action(settings, environment),
         Command::Du(du) => du.action_with(settings()?),
         Command::Prune(prune) => prune.action_with(settings()?),
     }

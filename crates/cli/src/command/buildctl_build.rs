@@ -12,6 +12,7 @@ use super::{Action, not_yet};
 use crate::daemonless::{BuildPlan, Settings, run};
 use crate::display::Mode;
 use crate::environment::Environment;
+use crate::metadata;
 use crate::spec::cache::{Direction, caches};
 use crate::spec::context::layouts;
 use crate::spec::pairs::{frontend_options, locals};
@@ -85,8 +86,14 @@ pub struct BuildctlBuild {
 
 impl BuildctlBuild {
     /// Checks everything that can be checked without the engine.
-    pub fn action(self, mut settings: Settings, environment: &Environment) -> Result<Action, Fault> {
+    pub fn action(
+        mut self,
+        settings: impl FnOnce() -> Result<Settings, Fault>,
+        environment: &Environment,
+    ) -> Result<Action, Fault> {
+        self.prepare_answers()?;
         self.refuse_what_is_not_there()?;
+        let mut settings = settings()?;
         self.add_tls_contexts(&mut settings)?;
         let plan = self.plan(environment)?;
         Ok(Action::engine(|environment| async move { run::build(plan, &settings, &environment).await }))
@@ -94,15 +101,24 @@ impl BuildctlBuild {
 
     /// The build by a daemon.
     pub async fn by_daemon(
-        self,
+        mut self,
         channel: tonic::transport::Channel,
         environment: Environment,
     ) -> Result<(), run::Failure> {
+        self.prepare_answers()?;
         self.refuse_what_is_not_there()?;
         let plan = self.plan(&environment)?;
         let cancel = run::cancelled_by_signals()?;
         let out = Box::new(std::io::stderr());
         run::drive(plan, &environment, out, cancel, |request| crate::connect::solve(channel, request)).await
+    }
+
+    /// What an earlier build wrote nobody must take for this one's.
+    fn prepare_answers(&mut self) -> Result<(), Fault> {
+        for file in [&mut self.trace, &mut self.metadata_file, &mut self.ref_file] {
+            *file = file.take().filter(|path| !path.as_os_str().is_empty());
+        }
+        metadata::prepare_all(self.metadata_file.iter().chain(&self.ref_file))
     }
 
     fn refuse_what_is_not_there(&self) -> Result<(), Fault> {
@@ -131,9 +147,9 @@ impl BuildctlBuild {
         plan.cache_imports = caches("--import-cache", Direction::Import, &self.import_cache, environment)?;
         plan.dirs = locals(&self.local)?;
         plan.layouts = layouts(&self.oci_layout)?;
-        plan.trace = self.trace.clone().filter(|path| !path.as_os_str().is_empty());
-        plan.metadata_file = self.metadata_file.clone().filter(|path| !path.as_os_str().is_empty());
-        plan.ref_file = self.ref_file.clone().filter(|path| !path.as_os_str().is_empty());
+        plan.trace = self.trace.clone();
+        plan.metadata_file = self.metadata_file.clone();
+        plan.ref_file = self.ref_file.clone();
         let mut options = frontend_options(&self.opt, environment)?;
         plan.frontend = match self.frontend.as_deref().unwrap_or_default() {
             "" => Frontend::Llb(self.definition(environment)?),

@@ -180,10 +180,6 @@ where
     F: Future<Output = Result<SolveResponse, Fault>>,
 {
     let reference = session::random_id();
-    // What an earlier build wrote nobody must take for this one's.
-    for path in plan.metadata_file.iter().chain(&plan.iid_file) {
-        metadata::prepare(path)?;
-    }
     if let Some(path) = &plan.ref_file {
         metadata::write(path.clone(), reference.clone(), &cancel).await?;
     }

@@ -119,16 +119,6 @@ async fn a_cancelled_build_has_no_failed_steps() {
     assert!(failure.steps.is_empty());
 }
 
-#[tokio::test]
-async fn a_file_that_cannot_be_written_is_noticed_before_the_build() {
-    let mut plan = plan(Mode::Plain);
-    plan.iid_file = Some("/nowhere/iid".into());
-    let (environment, out) = (Environment::default(), Box::new(Shared::default()));
-    let result = drive(plan, &environment, out, CancellationToken::new(), |_| async move { panic!("it was built") });
-    let failure = result.await.expect_err("it cannot be written");
-    assert!(failure.fault.to_string().starts_with("cannot write `/nowhere/iid`"), "{}", failure.fault);
-}
-
 /// Without a reader, whoever opens a pipe waits.
 #[tokio::test]
 async fn a_pipe_that_nobody_reads_can_be_given_up() {
