@@ -30,6 +30,7 @@ fn warnings_are_lines_of_the_step_that_loads_the_dockerfile() {
     let ended = world.build().arg("context").fails();
     ended.says("#1 [internal] load build definition from Dockerfile\n");
     ended.says(&format!("#1 WARN: {NAME}\n")).says(&format!("WARN: {IGNORED}\n")).says(r#""/a.log": not found"#);
+    ended.hints("`/a.log` is there, but `.dockerignore` excludes it");
     let summary = format!(
         "\n 2 warnings found:\n - {NAME}\nMore info: {URL}\nDockerfile:1\n--------------------\n   1 | >>> FROM scratch AS Foo\n"
     );
@@ -39,6 +40,15 @@ fn warnings_are_lines_of_the_step_that_loads_the_dockerfile() {
     let ended = world.daemonless(build).arg("--progress=plain").fails();
     ended.says(&format!("#1 WARN: {NAME}\n"));
     assert!(!ended.stderr.contains("warnings found"), "{ended:?}");
+}
+
+#[test]
+fn without_a_context_a_missing_file_is_explained() {
+    let world = World::new();
+    let ended = world.build().arg("-").stdin("FROM scratch\nCOPY a /\n").fails();
+    ended
+        .says(r#""/a": not found"#)
+        .hints("with `-` there is no context: COPY and ADD find only what other stages and images have");
 }
 
 #[test]

@@ -62,14 +62,18 @@ impl Core {
             Tree::Local(local) => {
                 let local = local.clone();
                 blocking(move || {
+                    let failed = |error: files::Error| {
+                        let missed = selectors.iter().filter(|_| error.is_not_found());
+                        let hint = missed.filter_map(|selector| local.why_missing(&selector.path)).next();
+                        hint.into_iter().fold(failed(error), Fault::hint)
+                    };
                     let env = Env { memo: Some(&local.memo), cancel: Some(&cancel), ..Env::default() };
                     let place = Place::at(local.root.clone());
                     let digest = content_key(&selectors, Some((&local.tree, &place)), &env);
                     local.memo.save();
-                    digest
+                    digest.map_err(failed)
                 })
                 .await
-                .map_err(failed)
             }
             Tree::Snapshot(hold) => {
                 self.fill(ctx.job(), &ctx.tasks, &ctx.cancel, hold).await?;

@@ -91,8 +91,12 @@ impl LocalTree {
         Ok(Tree::Local(Arc::new(LocalTree { root, tree, memo, exclude, copy: OnceCell::new(), _mirror: None })))
     }
 
-    /// Whether the path is there, but excluded: worth a hint where it is missed.
-    pub(crate) fn is_excluded(&self, path: &str) -> bool {
+    /// A hint for who misses a path that is there, but excluded.
+    pub(crate) fn why_missing(&self, path: &str) -> Option<String> {
+        self.is_excluded(path).then(|| format!("`{path}` is there, but `.dockerignore` excludes it"))
+    }
+
+    fn is_excluded(&self, path: &str) -> bool {
         let path = path.trim_start_matches('/');
         let matches = files::pattern::Matcher::new(&self.exclude).and_then(|matcher| matcher.matches(path));
         matches.unwrap_or(false) && self.root.stat(path, sys::path::Links::FollowParents).is_ok()

@@ -141,6 +141,17 @@ pub struct Build {
     engine: EngineArgs,
 }
 
+/// Who misses a file may have forgotten that there are none.
+fn without_context(failure: run::Failure) -> run::Failure {
+    let run::Failure { fault, steps } = failure;
+    let is_missing = fault.kind() == Kind::User && fault.cause().ends_with("not found") && fault.get_hint().is_none();
+    let fault = match is_missing {
+        true => fault.hint("with `-` there is no context: COPY and ADD find only what other stages and images have"),
+        false => fault,
+    };
+    run::Failure { fault, steps }
+}
+
 impl Build {
     /// Checks everything that can be checked without the engine.
     pub fn action(self, environment: &Environment) -> Result<Action, Fault> {
@@ -157,7 +168,13 @@ impl Build {
             );
         }
         self.expect_dockerfile()?;
-        Ok(Action::engine(|environment| async move { run::build(plan, &settings, &environment).await }))
+        let has_context = self.path != Path::new("-");
+        Ok(Action::engine(move |environment| async move {
+            run::build(plan, &settings, &environment).await.map_err(|failure| match has_context {
+                true => failure,
+                false => without_context(failure),
+            })
+        }))
     }
 
     /// The commonest mistake of all, told in the terms of this command.

@@ -117,11 +117,13 @@ impl Run<'_> {
             }
             Reading::Local(local) => copy(&Source::context(&local.root, &local.tree), target, &request, &env),
         };
-        let ignored = match reading {
-            Reading::Local(local) => local.is_excluded(&action.src),
-            _ => false,
-        };
-        copied.map_err(|error| fault(error, ignored.then_some(&*action.src)))
+        copied.map_err(|error| {
+            let why = match reading {
+                Reading::Local(local) if error.is_not_found() => local.why_missing(&action.src),
+                _ => None,
+            };
+            fault(error, why)
+        })
     }
 
     /// The numbers of an owner; names are looked up where the op says.
@@ -216,15 +218,15 @@ pub(crate) fn copy_everything(local: &LocalTree, dir: &Path, cancel: &Cancel) ->
     copied.map(drop).map_err(|error| fault(error, None))
 }
 
-fn fault(error: files::Error, ignored: Option<&str>) -> Fault {
-    let (missing, changed, full) = (error.is_not_found(), error.is_changed(), is_no_space(&error));
+fn fault(error: files::Error, why_missing: Option<String>) -> Fault {
+    let (changed, full) = (error.is_changed(), is_no_space(&error));
     let kind = if full { Kind::Environment } else { Kind::User };
     let fault = Fault::because(kind, "failed to change files", error);
-    match ignored {
+    match why_missing {
         _ if full => fault.hint("free space on the volume of the state directory, or run `hullworks prune`"),
         _ if changed => fault.hint(crate::local::AT_REST),
-        Some(path) if missing => fault.hint(format!("`{path}` is there, but `.dockerignore` excludes it")),
-        _ => fault,
+        Some(why) => fault.hint(why),
+        None => fault,
     }
 }
 
