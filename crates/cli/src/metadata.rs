@@ -97,6 +97,8 @@ pub async fn unless_cancelled<T: Send + 'static>(
 ) -> Result<T, Fault> {
     let failed = format!("cannot write `{}`", path.display());
     tokio::select! {
+        // What is done is not called off any more.
+        biased;
         done = tokio::task::spawn_blocking(move || work(&path)) => {
             done.unwrap_or_else(|error| Err(Fault::because(Kind::Internal, failed, error)))
         }

@@ -113,12 +113,18 @@ pub async fn tidy<F: Future<Output = Result<Vec<UsageRecord>, Fault>>>(
 
 /// Closes the engine, and tells what it does not wait for any longer.
 async fn close(engine: Engine, mode: Mode) {
-    for what in engine.close().await {
-        display::tell(
-            mode,
-            &mut std::io::stderr(),
-            &Notice::Warning(format!("gave up waiting for the end of: {what}")),
-        );
+    let tell = |notice| display::tell(mode, &mut std::io::stderr(), &notice);
+    let mut closing = std::pin::pin!(engine.close());
+    let stuck = tokio::select! {
+        biased;
+        stuck = &mut closing => stuck,
+        () = tokio::time::sleep(PATIENCE) => {
+            tell(Notice::Waiting("for the end of what still runs, and of cleaning up".to_owned()));
+            closing.await
+        }
+    };
+    for what in stuck {
+        tell(Notice::Warning(format!("gave up waiting for the end of: {what}")));
     }
 }
 
