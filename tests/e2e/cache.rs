@@ -183,6 +183,29 @@ fn cache_mounts_stay_between_builds_and_prune_empties_them() {
     }
 }
 
+#[test]
+fn the_cache_is_cleaned_as_buildkitd_toml_says() {
+    for who in EVERYBODY {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        let common = fs::read_to_string(kitchen.world.path("buildkitd.toml")).unwrap();
+        let build = |settings: &str, n: usize| {
+            kitchen.world.write("buildkitd.toml", format!("{common}{settings}"));
+            kitchen.dockerfile(&format!("FROM busybox\nRUN --mount=type=cache,target=/c echo {n} >> /c/f\n"));
+            kitchen.build("").succeeds();
+            let du = kitchen.hullworks("du --verbose").succeeds().text();
+            (du.matches("mount / from exec").count(), du.contains("exec.cachemount"))
+        };
+        let check = |settings: &str, n, expected: (usize, bool)| {
+            assert_eq!(build(settings, n), expected, "{who:?}: {settings}");
+        };
+        check("[worker.oci]\ngc = false\nreservedSpace = 1\nmaxUsedSpace = 1\n", 1, (1, true));
+        let policy = "[[worker.oci.gcpolicy]]\nfilters = [\"type==exec.cachemount\"]\nmaxUsedSpace = 1\n";
+        check(policy, 2, (2, false));
+        check("[[worker.oci.gcpolicy]]\nkeepDuration = \"1h\"\nmaxUsedSpace = 1\n", 3, (3, true));
+        check("[worker.oci]\nreservedSpace = 1\nmaxUsedSpace = 1\n", 4, (0, false));
+    }
+}
+
 /// Whatever the moment: a build of a directory that changes copies a file as it was at some time, or fails and says why; and
 /// what it remembers, it remembers of the bytes that it copied.
 #[test]

@@ -217,6 +217,31 @@ fn certificates_are_judged_as_buildkitd_toml_says() {
 }
 
 #[test]
+fn one_push_may_go_where_nobody_vouches_for() {
+    let Some(of) = Beside::new(Registry::builder().tls().start()) else { return };
+    of.kitchen.dockerfile("FROM busybox\nRUN echo > /new\n");
+    let name = format!("{}/out/app:1", of.registry.host());
+    let push = |more: &str| of.kitchen.build(&format!("--output type=image,name={name},push=true{more}"));
+    push("").fails().hints(CERTIFICATES);
+    push(",registry.insecure=false").fails().hints(CERTIFICATES);
+    assert!(of.registry.manifest("out/app", "1").is_none());
+    push(",registry.insecure=true").succeeds();
+    assert!(of.registry.manifest("out/app", "1").is_some());
+    push("").fails().hints(CERTIFICATES);
+
+    // In plain HTTP, too; a registry of this machine is asked for that anyway, unless the settings say otherwise.
+    let plain = Beside::new(Registry::start()).unwrap();
+    plain.kitchen.dockerfile("FROM busybox\nRUN echo > /new\n");
+    let (host, world) = (plain.registry.host(), &plain.kitchen.world);
+    let common = fs::read_to_string(world.path("buildkitd.toml")).unwrap();
+    world.write("buildkitd.toml", format!("{common}[registry.\"{host}\"]\nhttp = false\n"));
+    let push = |more: &str| plain.kitchen.build(&format!("--output type=image,name={host}/out/app:1,push=true{more}"));
+    push("").fails().hints(PLAIN);
+    push(",registry.insecure=true").succeeds();
+    assert!(plain.registry.manifest("out/app", "1").is_some());
+}
+
+#[test]
 fn plain_http_is_spoken_where_buildkitd_toml_says_so() {
     let Some(of) = Beside::new(Registry::start()) else { return };
     of.works("http = true");

@@ -16,10 +16,17 @@
 //!
 //! It is the frame of BuildKit's clients, because tools read it.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use base::progress::Warning;
 use base::{Fault, Kind, SourceFile, SourceSpan};
+
+/// What is shown of either end of a text, in bytes.
+const LENGTH: usize = 2000;
+
+/// What is shown of either end of an excerpt.
+const LINES: usize = 30;
 
 /// The last output of a step that failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,17 +122,33 @@ fn print_excerpt(out: &mut dyn Write, file: &SourceFile, spans: &[SourceSpan]) -
     let from = first.saturating_sub(around).max(1);
     let to = (last + around).min(count);
     writeln!(out, "{}:{first}\n--------------------", file.name)?;
+    let hidden = if to - from < 2 * LINES { to + 1..to + 1 } else { from + LINES..to + 1 - LINES };
     for number in from..=to {
+        if hidden.contains(&number) {
+            if number == hidden.start {
+                writeln!(out, "     | ... {} lines", hidden.len())?;
+            }
+            continue;
+        }
         let inside = spans.iter().any(|s| (s.start.0..=s.end.0.max(s.start.0)).contains(&(number as u32)));
         let mark = if inside { ">>>" } else { "   " };
-        writeln!(out, " {number:3} | {mark} {}", lines[number - 1])?;
+        writeln!(out, " {number:3} | {mark} {}", clipped(lines[number - 1]))?;
     }
     writeln!(out, "--------------------")
 }
 
 /// Newlines would break the frame: tools look for lines that begin with `error:`.
 fn one_line(text: &str) -> String {
-    text.trim_end().replace("\r\n", "\n").replace('\n', "\n  ")
+    clipped(text.trim_end()).replace("\r\n", "\n").replace('\n', "\n  ")
+}
+
+/// Without the middle of what is absurdly long: a script of its own in a RUN, say, which begins and ends telling enough.
+fn clipped(text: &str) -> Cow<'_, str> {
+    if text.len() <= 2 * LENGTH {
+        return Cow::Borrowed(text);
+    }
+    let (head, tail) = (text.floor_char_boundary(LENGTH), text.ceil_char_boundary(text.len() - LENGTH));
+    Cow::Owned(format!("{} ... {} bytes ... {}", &text[..head], tail - head, &text[tail..]))
 }
 
 #[cfg(test)]
@@ -190,6 +213,19 @@ mod tests {
         ");
         assert_snapshot!(at(&[SourceSpan::lines(9, 9)], 4), @"error: x");
         assert_snapshot!(at(&[], 4), @"error: x");
+    }
+
+    #[test]
+    fn the_middle_of_what_is_too_long_is_left_out() {
+        let text = format!("{}é{}", "a".repeat(LENGTH - 1), "b".repeat(2 * LENGTH));
+        let expected = format!("{} ... {} bytes ... {}", "a".repeat(LENGTH - 1), LENGTH + 2, "b".repeat(LENGTH));
+        assert_eq!(clipped(&text), expected);
+        assert_eq!(clipped(&text[LENGTH + 1..]), &text[LENGTH + 1..]);
+
+        let lines = |last| shown(&Fault::user("x").at(&dockerfile(99), &[SourceSpan::lines(2, last)]), &[]);
+        assert_eq!(lines(59).matches("LINE").count(), 2 * LINES);
+        let cut = lines(80);
+        assert!(cut.contains(">>> LINE 30\n     | ... 21 lines\n  52 | >>> LINE 52\n"), "{cut}");
     }
 
     #[test]

@@ -18,9 +18,10 @@ section! {
         root: Option<PathBuf> = "root",
         /// Rights that builds may ask for: `network.host`, `security.insecure`, `device`.
         insecure_entitlements: Vec<String> = "insecure-entitlements",
-        /// Route the network of all builds through the enforcing proxy.
+        /// Route the network of all builds through the enforcing proxy. Refused: not offered yet.
         proxy_network: bool = "proxyNetwork",
-        /// Directory of JSON files that are added to provenance. Default: `/etc/buildkit/provenance.d`.
+        /// Directory of JSON files that are added to provenance. Default: `/etc/buildkit/provenance.d`. Without
+        /// effect: no provenance is written yet.
         provenance_env_dir: Option<PathBuf> = "provenanceEnvDir",
         /// The log of the daemon.
         log: Log = "log",
@@ -28,9 +29,9 @@ section! {
         dns: Option<Dns> = "dns",
         /// Where the daemon listens.
         grpc: Grpc = "grpc",
-        /// Traces.
+        /// Traces. Without effect yet.
         otel: Otel = "otel",
-        /// The Container Device Interface.
+        /// The Container Device Interface. Without effect: steps get no devices yet.
         cdi: Cdi = "cdi",
         /// Records of finished builds.
         history: Option<History> = "history",
@@ -236,9 +237,9 @@ section! {
 section! {
     /// `[system]`.
     pub struct System {
-        /// How often binfmt_misc is looked at again.
+        /// How often binfmt_misc is looked at again. Without effect.
         platforms_cache_max_age: Option<Seconds> = "platformsCacheMaxAge",
-        /// Connections per registry at once.
+        /// Blobs that are pulled from one registry at once, or pushed to it. Default: 4.
         max_registry_concurrency: Option<u32> = "maxRegistryConcurrency",
     }
 }
@@ -246,7 +247,7 @@ section! {
 section! {
     /// `[cache]`.
     pub struct Cache {
-        /// The cache of GitHub Actions.
+        /// The cache of GitHub Actions. Without effect: it is not offered yet.
         gha: Option<GhaCache> = "gha",
     }
 }

@@ -29,21 +29,21 @@ section! {
         snapshotter: String = "snapshotter",
         /// Defaults that suit an ordinary user.
         rootless: Option<bool> = "rootless",
-        /// Steps share the process namespace of the daemon, for pods where /proc cannot be mounted.
+        /// Steps share the process namespace of the daemon, for pods where /proc cannot be mounted. Without effect yet.
         no_process_sandbox: bool = "noProcessSandbox",
-        /// Upstream's test switch for user namespace remapping.
+        /// Upstream's test switch for user namespace remapping. Without effect.
         user_remap_unsupported: String = "userRemapUnsupported",
-        /// Another OCI runtime. Hullworks has its runtime built in and does not use this.
+        /// Another OCI runtime. Without effect: the runtime is built in.
         binary: String = "binary",
-        /// Socket of a snapshotter in another process.
+        /// Socket of a snapshotter in another process. Refused: not offered.
         proxy_snapshotter_path: String = "proxySnapshotterPath",
         /// The cgroup below which steps get theirs.
         default_cgroup_parent: String = "defaultCgroupParent",
-        /// Settings of the stargz snapshotter.
+        /// Settings of the stargz snapshotter. Without effect: it is not built in.
         stargz_snapshotter: Option<toml::Value> = "stargzSnapshotter",
-        /// A loaded AppArmor profile that steps run under.
+        /// A loaded AppArmor profile that steps run under. Refused: not offered yet.
         apparmor_profile: String = "apparmor-profile",
-        /// Label steps for SELinux.
+        /// Label steps for SELinux. Without effect.
         selinux: bool = "selinux",
         /// How many steps run at once. 0: as many as are ready.
         max_parallelism: u32 = "max-parallelism",

@@ -100,7 +100,10 @@ pub(crate) async fn layer(job: &Arc<Job>, layer: &LazyLayer) -> Result<Box<dyn R
         let found = async {
             let blobs = find(std::slice::from_ref(job), &name).await?;
             let blob = blobs.open(&layer.digest).await?.ok_or_else(|| missing(&*blobs, &layer.digest))?;
-            Ok::<_, Fault>(Placed { reader: VerifyingReader::new(blob.reader, layer.digest, layer.size), place: blobs.place() })
+            Ok::<_, Fault>(Placed {
+                reader: VerifyingReader::new(blob.reader, layer.digest, layer.size),
+                place: blobs.place(),
+            })
         };
         match found.await {
             Ok(reader) => return Ok(Box::new(reader)),

@@ -51,7 +51,9 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
 
     let settings =
         Settings { proxies: Proxies::from_vars(|name| options.proxy.get(name).cloned()), ..Settings::default() };
-    let client = registry::Client::new(Pools::new(settings), registries(&options.config), Limits::default());
+    let limits = options.config.system.max_registry_concurrency;
+    let limits = limits.map_or_else(Limits::default, |count| Limits { transfers_per_host: count as usize });
+    let client = registry::Client::new(Pools::new(settings), registries(&options.config), limits);
     let parallelism = Some(options.config.worker.oci.max_parallelism as usize).filter(|count| *count > 0);
     let disk = config::DiskUse { total: disk_size(store.dir()) };
     let gc = options.config.worker.oci.gc.rules(disk);

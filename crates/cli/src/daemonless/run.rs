@@ -90,9 +90,9 @@ pub async fn open(
     }
 }
 
-/// Looks at or removes what is stored. Where nothing ever was, that is said, and no state is made for it.
+/// Looks at or removes what is stored, and nothing else goes. Where nothing ever was, that is said, and no state is made.
 pub async fn tidy<F: Future<Output = Result<Vec<UsageRecord>, Fault>>>(
-    settings: Settings,
+    mut settings: Settings,
     environment: &Environment,
     work: impl FnOnce(Engine) -> F,
 ) -> Result<Vec<UsageRecord>, Fault> {
@@ -101,6 +101,7 @@ pub async fn tidy<F: Future<Output = Result<Vec<UsageRecord>, Fault>>>(
         print_warning(&mut std::io::stderr(), text);
         return Ok(Vec::new());
     }
+    settings.config.worker.oci.gc.enabled = Some(false);
     let cancel = cancelled_by_signals()?;
     let engine = open(&settings, environment, Mode::Plain, &cancel).await?;
     let records = tokio::select! {

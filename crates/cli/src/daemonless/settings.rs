@@ -111,6 +111,10 @@ impl Settings {
         if !oci.apparmor_profile.is_empty() {
             return Err(not_yet("an AppArmor profile for steps (`apparmor-profile`)"));
         }
+        if self.config.system.max_registry_concurrency == Some(0) {
+            let why = "at least one connection is needed";
+            return Err(invalid("system.maxRegistryConcurrency", "0", why));
+        }
         for policy in &oci.gc.policies {
             engine::usage::select(Vec::new(), &policy.filters)
                 .map_err(|error| error.context("worker.oci.gcpolicy: bad `filters`"))?;
@@ -144,8 +148,27 @@ impl Settings {
         warn(!oci.binary.is_empty(), "worker.oci.binary is not used: the runtime is built in");
         warn(oci.selinux, "worker.oci.selinux is not used: steps are not labelled");
         warn(oci.stargz_snapshotter.is_some(), "worker.oci.stargzSnapshotter is not used: it is not built in");
+        warn(oci.no_process_sandbox, "worker.oci.noProcessSandbox is not used yet: steps see their own processes only");
+        warn(
+            !oci.user_remap_unsupported.is_empty(),
+            "worker.oci.userRemapUnsupported is not used: ids are never remapped",
+        );
         let containerd = self.config.worker.containerd.enabled == Some(true);
         warn(containerd, "worker.containerd is not used: containerd is not offered, the runtime is built in");
+        let config = &self.config;
+        warn(config.provenance_env_dir.is_some(), "provenanceEnvDir is not used yet: no provenance is written");
+        warn(config.cdi != config::Cdi::default(), "[cdi] is not used yet: steps get no devices");
+        warn(config.otel != config::Otel::default(), "[otel] is not used yet: no traces are collected");
+        warn(config.cache.gha.is_some(), "[cache.gha] is not used yet: there is no cache of type gha");
+        let system = &config.system;
+        warn(
+            system.platforms_cache_max_age.is_some(),
+            "system.platformsCacheMaxAge is not used: platforms are found once",
+        );
+        for server in config.dns.iter().flat_map(|dns| &dns.nameservers) {
+            let text = format!("dns.nameservers: `{server}` is no IP address, so steps will not find it");
+            warn(server.parse::<std::net::IpAddr>().is_err(), &text);
+        }
     }
 
     /// Takes upstream's variables for how much of a step's output is shown; -1 is without end.
