@@ -9,13 +9,13 @@ use crate::needs;
 use crate::who::Who;
 
 /// A daemon, and a registry with busybox.
-struct Served {
-    kitchen: Kitchen,
-    daemon: Running,
+pub struct Served {
+    pub kitchen: Kitchen,
+    pub daemon: Running,
 }
 
 impl Served {
-    fn new(who: Who, flags: &str) -> Option<Served> {
+    pub fn new(who: Who, flags: &str) -> Option<Served> {
         let kitchen = Kitchen::new(who)?;
         for name in ["buildkitd", "buildctl"] {
             symlink("hullworks", kitchen.world.path(name)).unwrap();
@@ -26,7 +26,7 @@ impl Served {
         Some(served)
     }
 
-    fn daemon(kitchen: &Kitchen, flags: &str) -> Invocation {
+    pub fn daemon(kitchen: &Kitchen, flags: &str) -> Invocation {
         let program = kitchen.world.path("buildkitd");
         let socket = format!("unix://{}", kitchen.world.path("b.sock").display());
         let line = ["--config", "buildkitd.toml", "--root", "daemon", "--addr", &socket];
@@ -34,20 +34,20 @@ impl Served {
     }
 
     /// `buildctl`, as whoever the daemon is.
-    fn buildctl(&self, args: &str) -> Invocation {
+    pub fn buildctl(&self, args: &str) -> Invocation {
         let program = self.kitchen.world.path("buildctl");
         let socket = format!("unix://{}", self.kitchen.world.path("b.sock").display());
         let client = self.kitchen.who.run(&self.kitchen.world, program.to_str().unwrap());
         client.args(["--addr", &socket]).args(args.split_whitespace())
     }
 
-    fn build(&self, args: &str) -> Invocation {
+    pub fn build(&self, args: &str) -> Invocation {
         let line = "build --progress=plain --frontend=dockerfile.v0 --local=context=context --local=dockerfile=context";
         self.buildctl(&format!("{line} {args}"))
     }
 
     /// Ends it as a pod is ended. Nothing is left.
-    fn ends(self) {
+    pub fn ends(self) {
         self.daemon.signal("TERM");
         let ended = self.daemon.ends_soon();
         assert_eq!(ended.code, Some(0), "{ended:?}");

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::fs;
 use std::io::{Read, Write as _};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -283,7 +284,7 @@ impl Invocation {
         let (stdout, unread) =
             if self.reads_stdout { (collect(stdout), None) } else { (collect(&[][..]), Some(stdout)) };
         let stderr = collect(child.stderr.take().unwrap());
-        Running { line, child, writer, stdout, stderr, _unread: unread }
+        Running { line, child: Owned(child), writer, stdout, stderr, _unread: unread }
     }
 }
 
@@ -337,10 +338,35 @@ impl Collected {
     }
 }
 
+/// A child that does not outlive who started it: a test that fails leaves no daemon behind.
+struct Owned(Child);
+
+impl Deref for Owned {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Owned {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // Most have ended, and were waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A program that runs.
 pub struct Running {
     line: String,
-    child: Child,
+    child: Owned,
     writer: JoinHandle<()>,
     stdout: Collected,
     stderr: Collected,

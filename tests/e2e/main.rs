@@ -19,6 +19,7 @@ mod checks;
 mod contexts;
 mod crash;
 mod daemon;
+mod daemon_sockets;
 mod ends;
 mod full_disk;
 mod hostile;

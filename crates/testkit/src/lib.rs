@@ -3,6 +3,7 @@
 //! Never shipped. Servers run on threads of their own, so that blocking tests, async tests and other programs can all
 //! talk to them; they stop when their value is dropped.
 
+pub mod certificates;
 mod debian;
 pub mod image;
 pub mod need;

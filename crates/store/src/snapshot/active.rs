@@ -132,7 +132,8 @@ pub(super) fn commit(mut active: Active, options: CommitOptions) -> Result<Hold>
         kind: active.options.kind,
         description: Arc::from(description),
         created: created.map_or_else(now, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)),
-        last_used: None,
+        // Who made it has used it: else what is new would be the first that cleaning takes.
+        last_used: Some(now()),
         usage: 0,
         size,
         chain: None,

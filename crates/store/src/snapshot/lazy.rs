@@ -78,7 +78,7 @@ impl Snapshots {
             kind: options.kind,
             description: Arc::from(options.description),
             created: now(),
-            last_used: None,
+            last_used: Some(now()),
             usage: 0,
             size: Some(0),
             chain: Some(layer.chain_id),
