@@ -60,7 +60,7 @@ impl App {
     /// where there is none.
     fn runs(&self, image: &str, args: &[&str]) -> Option<String> {
         if let Some(tool) = ["skopeo", "umoci", "runc"].into_iter().find(|tool| !has_tool(tool)) {
-            println!("not run by another runtime: it wants `{tool}`");
+            testkit::need::report_skip(&format!("another runtime: it wants `{tool}`"));
             return None;
         }
         let world = &self.kitchen.world;

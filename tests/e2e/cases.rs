@@ -45,7 +45,7 @@ fn check(who: Who) {
     let base = Base { host: registry.host(), layer: testkit_digest(&busybox) };
     let upstream = std::env::var_os("E2E_UPSTREAM").map(PathBuf::from);
     if upstream.is_some() && who != Who::Root {
-        return println!("skipped: upstream is asked as root only");
+        return testkit::need::report_skip("upstream is asked as root only");
     }
     let cases = Mutex::new(cases());
     let failures = Mutex::new(Vec::new());
@@ -54,7 +54,7 @@ fn check(who: Who) {
             scope.spawn(|| {
                 while let Some(case) = { cases.lock().unwrap().pop() } {
                     if let Some(need) = case.head("needs").find(|need| !is_here(need, who)) {
-                        println!("skipped {} as {who:?}: it wants {need}", case.name);
+                        testkit::need::report_skip(&format!("{} as {who:?}: it wants {need}", case.name));
                         continue;
                     }
                     let run = || match &upstream {

@@ -44,7 +44,7 @@ macro_rules! needs {
 
 /// What a test acts with, unless this machine lacks something for it: then says why the test is skipped.
 pub fn or_skip<T, E: Display>(wanted: Result<T, E>) -> Option<T> {
-    wanted.inspect_err(|reason| println!("skipped: {reason}")).ok()
+    wanted.inspect_err(|reason| testkit::need::report_skip(&reason.to_string())).ok()
 }
 
 /// Fails for the first of these programs that is not in PATH.

@@ -248,13 +248,13 @@ fn privileged_all_kinds_of_files_come_out_the_same_everywhere() {
         kitchen.build("--output type=docker,name=all:kinds,dest=docker.tar,force-compression=true").succeeds();
         world.run("crane").args(["validate", "--tarball", "docker.tar"]).succeeds();
     } else {
-        println!("not validated by another tool: it wants `crane`");
+        testkit::need::report_skip("another tool's opinion: it wants `crane`");
     }
     let zstd = "type=docker,name=localhost/all:kinds,dest=zstd.tar,compression=zstd,force-compression=true";
     kitchen.build(&format!("--output {zstd}")).succeeds();
     assert_same("type=docker by umoci", &expected, &umoci(world, "docker-archive:zstd.tar", "docker"));
     if !has_tool("podman") {
-        return println!("skipped for podman: it wants `podman`");
+        return testkit::need::report_skip("podman: it wants `podman`");
     }
     let podman = || world.run("podman").args(["--root", "podman", "--runroot", "podman-run", "--storage-driver=vfs"]);
     podman().args(["load", "--quiet", "--input", "zstd.tar"]).succeeds();

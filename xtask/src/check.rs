@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::process::{cargo, run};
+use crate::process::{cargo, run, run_tests};
 use crate::{arrows, packages};
 
 /// The cheap ones first.
@@ -14,7 +14,7 @@ pub fn all() -> Result<()> {
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
     run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
     run(&mut cargo(&["clippy", "--package", "hullworks", "--test", "e2e", "--locked", "--", "-D", "warnings"]))?;
-    run(cargo(&["test", "--workspace", "--locked"]).env("HULLWORKS_TOOLS", newer))
+    run_tests(cargo(&["test", "--workspace", "--locked"]).env("HULLWORKS_TOOLS", newer))
 }
 
 /// Goldens are written by the tests that read them: `BLESS` for our own, `INSTA_UPDATE` for snapshots.

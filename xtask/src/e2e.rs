@@ -20,5 +20,5 @@ fn test(flags: &[&str], args: &[String]) -> Result<()> {
     let newer = packages::unpack_newer(packages::NEWER)?;
     let binary = binary::find_or_build()?;
     let mut test = cargo(&["test", "--locked", "--package", "hullworks", "--test", "e2e", "--"]);
-    process::run(test.args(flags).args(args).env("HULLWORKS_BIN", binary).env("HULLWORKS_TOOLS", newer))
+    process::run_tests(test.args(flags).args(args).env("HULLWORKS_BIN", binary).env("HULLWORKS_TOOLS", newer))
 }

@@ -1,6 +1,8 @@
 //! Starting other programs.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -22,6 +24,23 @@ pub fn run(command: &mut Command) -> Result<()> {
         bail!("`{line}`: {status}");
     }
     Ok(())
+}
+
+/// Runs tests, and lists what they skipped: a test that this machine cannot run is not one that passed.
+pub fn run_tests(command: &mut Command) -> Result<()> {
+    let list = std::env::current_dir()?.join("target/skipped-tests");
+    std::fs::remove_file(&list).or_else(|error| match error.kind() {
+        ErrorKind::NotFound => Ok(()),
+        _ => Err(error).with_context(|| format!("remove {}", list.display())),
+    })?;
+    let result = run(command.env("HULLWORKS_SKIPS", &list));
+    let skipped: BTreeSet<String> =
+        std::fs::read_to_string(&list).unwrap_or_default().lines().map(str::to_owned).collect();
+    if !skipped.is_empty() {
+        println!("Not run here, in whole or in part ({}):", skipped.len());
+        skipped.iter().for_each(|line| println!("  {line}"));
+    }
+    result
 }
 
 /// What a program prints, or none when it fails or is not there.

@@ -1,5 +1,6 @@
 //! Needs that a test states at its head: `needs!(root, overlay, "skopeo")`. What is missing skips the test aloud.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -39,11 +40,17 @@ macro_rules! need_one {
     };
 }
 
-/// Says that a test does not run.
+/// Says that a test, or a part of it, does not run; also in the file that `HULLWORKS_SKIPS` names, for a list at the end.
 #[expect(clippy::print_stderr, reason = "a skipped test must say so")]
 pub fn report_skip(reason: &str) {
     let thread = std::thread::current();
-    eprintln!("skipped {}: {reason}", thread.name().unwrap_or("test"));
+    let line = format!("skipped {}: {reason}\n", thread.name().unwrap_or("test"));
+    eprint!("{line}");
+    if let Some(list) = std::env::var_os("HULLWORKS_SKIPS") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&list);
+        let written = file.and_then(|mut file| file.write_all(line.as_bytes()));
+        written.unwrap_or_else(|error| panic!("cannot write to {}: {error}", list.display()));
+    }
 }
 
 /// Needs uid 0.
