@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use crate::harness::{Invocation, Running, eventually, is_root};
+use crate::harness::{Invocation, Running, is_root};
 use crate::kitchen::Kitchen;
 use crate::needs;
 use crate::who::Who;
@@ -20,10 +20,14 @@ impl Served {
         for name in ["buildkitd", "buildctl"] {
             symlink("hullworks", kitchen.world.path(name)).unwrap();
         }
+        Some(Served::again(kitchen, flags))
+    }
+
+    /// A daemon where there was one.
+    pub fn again(kitchen: Kitchen, flags: &str) -> Served {
         let daemon = Served::daemon(&kitchen, flags).starts();
-        let served = Served { kitchen, daemon };
-        eventually(|| served.kitchen.world.path("b.sock").exists());
-        Some(served)
+        daemon.waits_until("that it listens", |said| said.contains("listening"));
+        Served { kitchen, daemon }
     }
 
     pub fn daemon(kitchen: &Kitchen, flags: &str) -> Invocation {

@@ -20,6 +20,7 @@ mod contexts;
 mod crash;
 mod daemon;
 mod daemon_sockets;
+mod daemon_trouble;
 mod ends;
 mod full_disk;
 mod hostile;
