@@ -13,10 +13,12 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::Error;
@@ -64,13 +66,16 @@ pub struct Groups {
     own: Hierarchies,
     name: String,
     ruled: bool,
+    /// The locked directory of our groups. Others may be in another process namespace, where our id says nothing.
+    mark: Option<fs::File>,
 }
 
 impl Groups {
     /// Finds where we are. Makes the group for sandboxed steps, with its device rules, where the machine lets us.
     pub fn open() -> Result<Groups, Error> {
         let own = Hierarchies::of_this_process()?;
-        let mut groups = Groups { own, name: new_name(), ruled: false };
+        let mut groups = Groups { own, name: String::new(), ruled: false, mark: None };
+        groups.take_name();
         groups.sweep();
         groups.ruled = groups.make_ruled().is_ok();
         if !groups.ruled {
@@ -191,6 +196,36 @@ impl Groups {
         Ok(())
     }
 
+    /// Takes a name that nobody else has, and holds it.
+    fn take_name(&mut self) {
+        loop {
+            self.name = new_name();
+            let Some(hierarchy) = self.device_hierarchy() else { return };
+            let dir = hierarchy.join(&self.name);
+            if make_dir(&dir).is_err() {
+                return;
+            }
+            // Somebody who sweeps may have been quicker, or another's first process has our id.
+            let Ok(mark) = fs::File::open(&dir) else { continue };
+            match flock(&mark, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => {}
+                Err(_) => return,
+                Ok(()) if is_at(&mark, &dir) => {
+                    self.mark = Some(mark);
+                    return;
+                }
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// Whether somebody holds this name.
+    fn is_held(&self, name: &str) -> bool {
+        let dir = self.device_hierarchy().map(|hierarchy| hierarchy.join(name));
+        let dir = dir.and_then(|dir| fs::File::open(dir).ok());
+        dir.is_some_and(|dir| flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK))
+    }
+
     /// Removes what dead predecessors left. A group that still has processes stays.
     fn sweep(&self) {
         for hierarchy in self.own.all() {
@@ -199,7 +234,9 @@ impl Groups {
                 let name = entry.file_name();
                 let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("hullworks-")) else { continue };
                 let pid = rest.split('-').next().unwrap_or(rest);
-                if Path::new("/proc").join(pid).exists() {
+                let kinds = ["-insecure", "-main"];
+                let held = kinds.iter().find_map(|kind| name.to_str()?.strip_suffix(kind)).or(name.to_str());
+                if Path::new("/proc").join(pid).exists() || held.is_some_and(|name| self.is_held(name)) {
                     continue;
                 }
                 remove_tree(&entry.path());
@@ -448,6 +485,12 @@ fn make_dir(dir: &Path) -> Result<(), Error> {
 
 fn write(file: &Path, value: impl ToString) -> Result<(), Error> {
     fs::write(file, value.to_string()).map_err(|error: io::Error| Error::path("write", file, error))
+}
+
+/// Whether the open directory is still the one that stands there.
+fn is_at(open: &fs::File, dir: &Path) -> bool {
+    let same = |a: fs::Metadata, b: fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    open.metadata().and_then(|open| Ok(same(open, fs::metadata(dir)?))).unwrap_or(false)
 }
 
 /// What became of a group that was to be removed.

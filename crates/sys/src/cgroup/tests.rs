@@ -92,6 +92,26 @@ fn privileged_groups_limit_rule_and_vanish() {
 }
 
 #[test]
+fn privileged_groups_of_the_dead_go_and_those_of_other_process_namespaces_stay() {
+    let open = || rustix::process::geteuid().is_root().then(|| Groups::open().ok()).flatten();
+    let Some(groups) = open().filter(Groups::rules_devices) else {
+        eprintln!("skipped: needs root and a writable cgroup");
+        return;
+    };
+    // No process of this machine can have the id.
+    let dir = groups.device_hierarchy().unwrap().join("hullworks-4194305");
+    fs::create_dir(&dir).unwrap();
+    let held = fs::File::open(&dir).unwrap();
+    flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
+    drop(open());
+    assert!(dir.exists(), "it was taken from who holds it");
+    drop(held);
+    drop(open());
+    assert!(!dir.exists());
+    assert!(groups.shared().iter().all(|file| file.exists()));
+}
+
+#[test]
 fn privileged_device_program_is_accepted() {
     let found = Hierarchies::of_this_process().unwrap();
     let (true, Some(unified)) = (rustix::process::geteuid().is_root(), found.unified) else {
