@@ -49,6 +49,7 @@ impl ResolvedImage {
                 chain_id,
                 sources: vec![self.source.clone()],
                 annotations: descriptor.annotations.clone(),
+                from_cache: false,
             }
         })
     }

@@ -45,6 +45,7 @@ fn lazy_layer(tar: &[u8], below: Option<Digest>) -> LazyLayer {
         chain_id: below.map_or(digest, |below| Digest::of(format!("{below} {digest}"))),
         sources: vec!["registry.example/a".into()],
         annotations: Default::default(),
+        from_cache: false,
     }
 }
 
