@@ -146,7 +146,8 @@ impl Imported {
         for result in &record.chains {
             let list = result.layers.iter().map(|at| Ok(&stack[place(*at, stack.len(), "layer")?]));
             let list: Vec<&Standing> = list.collect::<Result<_, Error>>()?;
-            let usable = !list.is_empty() && list.len() <= MOST_LAYERS && list.iter().all(|layer| is_usable(&layer.blob));
+            let usable =
+                !list.is_empty() && list.len() <= MOST_LAYERS && list.iter().all(|layer| is_usable(&layer.blob));
             if usable {
                 let name = list.iter().fold(None, |below, layer| Some(name_on(below, layer.blob.digest)));
                 let blobs = list.into_iter().map(|layer| layer.blob.clone()).collect();

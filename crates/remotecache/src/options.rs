@@ -90,12 +90,16 @@ impl ExportOptions {
             let oci = attrs.boolean("oci-mediatypes")?.unwrap_or(true);
             let image_manifest = attrs.boolean("image-manifest")?.unwrap_or(oci);
             if image_manifest && !oci {
-                return Err(Fault::user("cache export attribute `image-manifest=true` conflicts with `oci-mediatypes=false`"));
+                return Err(Fault::user(
+                    "cache export attribute `image-manifest=true` conflicts with `oci-mediatypes=false`",
+                ));
             }
             form = Form { image_manifest, flavor: if oci { Flavor::Oci } else { Flavor::Docker } };
             compression = attrs.compression()?;
             if compression.kind == Compression::Zstd && !oci {
-                return Err(Fault::user("cache export attribute `compression=zstd` conflicts with `oci-mediatypes=false`"));
+                return Err(Fault::user(
+                    "cache export attribute `compression=zstd` conflicts with `oci-mediatypes=false`",
+                ));
             }
         }
         match attrs.rest.keys().next() {
@@ -224,7 +228,8 @@ mod tests {
 
     #[test]
     fn attributes_of_exports_are_read() {
-        let text = "ref=example.com/cache,mode=max,image-manifest=false,compression=zstd,compression-level=3,ignore-error=1";
+        let text =
+            "ref=example.com/cache,mode=max,image-manifest=false,compression=zstd,compression-level=3,ignore-error=1";
         let read = ExportOptions::read("registry", &attrs(text)).expect("good");
         assert_eq!((read.mode, read.form.image_manifest, read.ignore_error), (Mode::Max, false, true));
         assert_eq!((read.compression.kind, read.compression.level), (Compression::Zstd, Some(3)));

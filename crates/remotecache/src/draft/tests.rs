@@ -90,7 +90,8 @@ fn layer(name: &str) -> Descriptor {
 #[test]
 fn what_is_written_is_found_again() {
     let (draft, roots, op) = written(&[layer("a"), layer("b")], None);
-    let (_, manifest) = around(Form::default(), Descriptor::of(crate::MEDIA_TYPE, &draft.config.to_json()), &draft.layers);
+    let (_, manifest) =
+        around(Form::default(), Descriptor::of(crate::MEDIA_TYPE, &draft.config.to_json()), &draft.layers);
     let Document::Cache { layers, .. } = Document::parse(&manifest).expect("ours") else { panic!("a cache") };
     let source = SourceId(4);
     let mut imported = Imported::new(source);

@@ -43,11 +43,8 @@ fn what_upstream_wrote_leads_from_sources_to_layers() {
     // Every step has its layers on those of the image.
     let steps = imported.keys().expect("in memory").into_iter().filter(|key| key.digest().is_none());
     let results = imported.results(&steps.collect::<Vec<_>>()).expect("in memory");
-    let mut depths: Vec<usize> = results
-        .iter()
-        .flatten()
-        .map(|result| imported.layers(&result.id).expect("has layers").len())
-        .collect();
+    let mut depths: Vec<usize> =
+        results.iter().flatten().map(|result| imported.layers(&result.id).expect("has layers").len()).collect();
     depths.sort_unstable();
     assert_eq!(depths, [2, 3, 3, 4, 4]);
 }
@@ -91,7 +88,9 @@ fn what_lacks_a_blob_or_a_diff_id_has_no_result_and_all_else_has() {
     let layers = r#"{"blob":"<a>","parent":-1},{"blob":"<b>","parent":0},{"blob":"<c>","parent":1}"#;
     let all = |at: usize| {
         let digest = ["<a>", "<b>", "<c>"][at];
-        format!(r#"{{"digest":"{digest}","layers":[{{"layer":{at},"createdAt":"2020-01-01T00:00:00Z"}}],"chains":[{{"layers":[{at}]}}]}}"#)
+        format!(
+            r#"{{"digest":"{digest}","layers":[{{"layer":{at},"createdAt":"2020-01-01T00:00:00Z"}}],"chains":[{{"layers":[{at}]}}]}}"#
+        )
     };
     let config = config(layers, &(0..3).map(all).collect::<Vec<_>>().join(","));
     let check = |blobs: &[Descriptor], wanted: [usize; 3]| {

@@ -62,7 +62,8 @@ impl LocalCache {
             "annotations": { TAG: tag },
         });
         let path = self.dir.join("index.json");
-        let known = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Map<String, Value>>(&bytes).ok());
+        let known =
+            std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Map<String, Value>>(&bytes).ok());
         let mut index = known.unwrap_or_default();
         index.entry("schemaVersion").or_insert(json!(2));
         index.entry("mediaType").or_insert(json!("application/vnd.oci.image.index.v1+json"));
@@ -134,7 +135,9 @@ fn keep(part: &Path, from: &mut dyn Read, expected: &Digest, size: u64) -> io::R
     let found = hasher.finish();
     match (written, found) == (size, *expected) {
         true => Ok(()),
-        false => Err(io::Error::other(format!("{written} bytes came that are {found}, not {size} that are {expected}"))),
+        false => {
+            Err(io::Error::other(format!("{written} bytes came that are {found}, not {size} that are {expected}")))
+        }
     }
 }
 
@@ -161,7 +164,9 @@ mod tests {
         let dir = scratch.path().join("new/cache");
         let cache = LocalCache::new(&dir);
         assert_eq!(cache.find("latest").expect("nothing there"), None);
-        let put = |bytes: &'static [u8]| cache.put(Box::leak(Box::new(Digest::of(bytes))), bytes.len() as u64, Box::new(bytes));
+        let put = |bytes: &'static [u8]| {
+            cache.put(Box::leak(Box::new(Digest::of(bytes))), bytes.len() as u64, Box::new(bytes))
+        };
         let (one, two) = (br#"{"mediaType":"x/one"}"#, br#"{"mediaType":"x/two"}"#);
         put(b"a layer").await.expect("kept");
         put(one).await.expect("kept");
@@ -173,7 +178,10 @@ mod tests {
         put(one).await.expect("there already");
         cache.tag("other").expect("tagged");
         assert_eq!(cache.find("other").expect("readable"), Some(Digest::of(one)));
-        assert_eq!(std::fs::read_to_string(dir.join("oci-layout")).expect("written"), r#"{"imageLayoutVersion":"1.0.0"}"#);
+        assert_eq!(
+            std::fs::read_to_string(dir.join("oci-layout")).expect("written"),
+            r#"{"imageLayoutVersion":"1.0.0"}"#
+        );
         // What is not what it should be leaves nothing.
         let wrong = cache.put(&Digest::of("x"), 1, Box::new(&b"y"[..])).await;
         assert!(wrong.expect_err("wrong bytes").to_string().contains("1 bytes came"));

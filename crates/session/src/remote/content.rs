@@ -63,7 +63,8 @@ impl Store {
     }
 
     async fn read(&self, digest: &Digest) -> Result<Streaming<ReadContentResponse>, Fault> {
-        let request = self.request(ReadContentRequest { digest: digest.to_string(), ..ReadContentRequest::default() })?;
+        let request =
+            self.request(ReadContentRequest { digest: digest.to_string(), ..ReadContentRequest::default() })?;
         let call = async {
             let codec = tonic_prost::ProstCodec::<ReadContentRequest, ReadContentResponse>::default();
             self.grpc().await?.server_streaming(request, PathAndQuery::from_static(READ), codec).await
