@@ -346,9 +346,6 @@ async fn solve(build: &ClientBuild, request: wire::SolveRequest) -> Result<Front
     let import =
         |entry: wire::CacheOptionsEntry| CacheOptions { kind: entry.r#type, attrs: entry.attrs.into_iter().collect() };
     build.bridge.import(&request.cache_imports.into_iter().map(import).collect::<Vec<_>>())?;
-    if !request.import_cache_refs_deprecated.is_empty() {
-        return Err(Fault::user("clients that name caches by references alone are too old"));
-    }
     if !request.source_policies.is_empty() {
         return Err(Fault::user("source policies are not supported yet"));
     }
