@@ -209,16 +209,16 @@ impl JobHandle {
         reading: u32,
         caches: &[Arc<ReadCache>],
     ) -> Result<Made, Fault> {
-        let losses = self.job.losses();
+        let generation = self.job.generation();
         let mut names: Vec<(Digest, bool)> = Vec::with_capacity(graph.vertices().len());
         let mut vertices = Vec::with_capacity(graph.vertices().len());
         for vertex in graph.vertices() {
             let reads_files =
                 ops::source::is_local(&vertex.op) || vertex.inputs.iter().any(|edge| names[edge.vertex.0 as usize].1);
             let reading = if reads_files { reading } else { 0 };
-            names.push((self.job.rename(vertex.digest, reading, losses), reads_files));
+            names.push((self.job.rename(vertex.digest, reading, generation), reads_files));
             let sources = caches.iter().map(|cache| cache.keys.source()).collect();
-            vertices.push(Vertex { sources, ..self.vertex(vertex, &names, reading) });
+            vertices.push(Vertex { sources, generation, ..self.vertex(vertex, &names, reading) });
         }
         let edge = Input { vertex: names[output.vertex.0 as usize].0, output: output.index };
         static TICKETS: AtomicU64 = AtomicU64::new(0);
@@ -279,6 +279,7 @@ impl JobHandle {
             ignore_cache: vertex.ignore_cache(),
             sources: Vec::new(),
             export_cache: vertex.metadata.export_cache.as_ref().map(|e| e.value),
+            generation: 0,
         }
     }
 }

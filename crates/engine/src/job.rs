@@ -1,6 +1,6 @@
 //! One build: its client, its progress, what it was allowed, where its vertices come from.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Entitlement;
 use crate::cache::import::Import;
+use crate::cache::lost::GivenUp;
 use crate::images::ResolvedImage;
 use crate::layout::StoreName;
 use crate::ops::source::ResolveMode;
@@ -39,8 +40,7 @@ pub(crate) struct Job {
     stores: Mutex<Vec<StoreName>>,
     /// Caches that the build may read.
     imports: Mutex<Vec<Arc<Import>>>,
-    /// Where layers of caches turned out not to be.
-    given_up: Mutex<BTreeSet<String>>,
+    given_up: Mutex<GivenUp>,
     /// How often the client's directories were found to be others than those that were read first.
     reading: AtomicU32,
     /// What vertices of later readings are called in definitions.
@@ -96,17 +96,17 @@ impl Job {
         self.imports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where layers of caches turned out not to be.
-    pub(crate) fn given_up(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    /// Caches that turned out to be of no use.
+    pub(crate) fn given_up(&self) -> MutexGuard<'_, GivenUp> {
         self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The name of a vertex of `reading`, after so many losses; `original` is what the definition calls it.
-    pub(crate) fn rename(&self, original: Digest, reading: u32, losses: usize) -> Digest {
-        if reading == 0 && losses == 0 {
+    /// The name of a vertex of `reading`, and of a generation; `original` is what the definition calls it.
+    pub(crate) fn rename(&self, original: Digest, reading: u32, generation: u64) -> Digest {
+        if reading == 0 && generation == 0 {
             return original;
         }
-        let renamed = Digest::of(format!("reading {reading} losses {losses} {original}"));
+        let renamed = Digest::of(format!("reading {reading} generation {generation} {original}"));
         self.originals.lock().unwrap_or_else(PoisonError::into_inner).insert(renamed, original);
         renamed
     }

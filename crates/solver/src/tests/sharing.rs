@@ -369,6 +369,7 @@ fn wrong_calls_are_refused() {
         ignore_cache: false,
         sources: vec![],
         export_cache: None,
+        generation: 0,
     };
     let unknown = Error::UnknownInput { vertex: orphan.digest(), input: base::Digest::of("a") };
     assert_eq!(w.solver.load(job, [vertex.clone()]), Err(unknown));

@@ -118,6 +118,7 @@ impl Step {
             ignore_cache: self.ignore_cache,
             sources: self.sources.clone(),
             export_cache: None,
+            generation: 0,
         }
     }
 
