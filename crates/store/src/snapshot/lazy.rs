@@ -180,12 +180,14 @@ impl Snapshots {
         let inner = &self.0.inner;
         let Some(have) = self.lazy(&known.id) else { return Ok(()) };
         let mut more = (*have).clone();
+        // Where an image has it comes before where a cache says that it is.
+        let (first, then) = match have.from_cache && !layer.from_cache {
+            true => (&layer.sources, &have.sources),
+            false => (&have.sources, &layer.sources),
+        };
         more.from_cache &= layer.from_cache;
-        for source in &layer.sources {
-            if !more.sources.contains(source) {
-                more.sources.push(source.clone());
-            }
-        }
+        more.sources.clone_from(first);
+        more.sources.extend(then.iter().filter(|source| !first.contains(source)).cloned());
         // A filled snapshot keeps the blob that it was unpacked from; an unfilled one may as well be had as this one.
         if !inner.snapshots.with(known.id, |record| record.filled).unwrap_or(true) && have.digest != layer.digest {
             let (sources, from_cache) = (std::mem::take(&mut more.sources), more.from_cache);
