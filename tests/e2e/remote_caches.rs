@@ -222,14 +222,15 @@ fn a_cache_that_cannot_be_written_fails_the_build_unless_that_is_ignored() {
 }
 
 /// A daemon of its own state, and its clients.
-struct Machine<'k> {
+pub struct Machine<'k> {
     kitchen: &'k Kitchen,
-    socket: String,
+    /// How it is reached.
+    pub socket: String,
     daemon: Running,
 }
 
 impl Machine<'_> {
-    fn new<'k>(kitchen: &'k Kitchen, name: &str) -> Machine<'k> {
+    pub fn new<'k>(kitchen: &'k Kitchen, name: &str) -> Machine<'k> {
         for program in ["buildkitd", "buildctl"] {
             let _ = symlink("hullworks", kitchen.world.path(program));
         }
@@ -242,20 +243,23 @@ impl Machine<'_> {
         Machine { kitchen, socket, daemon }
     }
 
-    fn buildctl(&self, args: &str) -> Invocation {
+    /// `buildctl build` of the context.
+    pub fn buildctl(&self, args: &str) -> Invocation {
         let program = self.kitchen.world.path("buildctl");
         let line = "build --progress=plain --frontend=dockerfile.v0 --local=context=context --local=dockerfile=context";
         let client = self.kitchen.who.run(&self.kitchen.world, program.to_str().unwrap());
         client.args(["--addr", &self.socket]).args(line.split(' ')).args(args.split_whitespace())
     }
 
-    fn buildx(&self, args: &str) -> Invocation {
+    /// docker's client.
+    pub fn buildx(&self, args: &str) -> Invocation {
         let docker = self.kitchen.world.path("docker");
         let client = self.kitchen.who.run(&self.kitchen.world, "docker-buildx").env("DOCKER_CONFIG", docker);
         client.args(args.split_whitespace())
     }
 
-    fn ends(self) {
+    /// Ends it as a pod is ended.
+    pub fn ends(self) {
         self.daemon.signal("TERM");
         assert_eq!(self.daemon.ends_soon().code, Some(0));
     }
@@ -290,7 +294,7 @@ fn daemons_share_caches_by_docker_buildx() {
     let who = if is_root() { Who::Root } else { Who::Single };
     let Some(kitchen) = kitchen(who) else { return };
     let host = kitchen.registry.host();
-    let build = |machine: &Machine, name: &str, args: &str| {
+    let build = |machine: &Machine<'_>, name: &str, args: &str| {
         machine.buildx(&format!("create --name {name} --driver remote {}", machine.socket)).succeeds();
         machine.buildx(&format!("--builder {name} build --progress=plain {args} context")).succeeds()
     };
