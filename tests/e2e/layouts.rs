@@ -6,8 +6,10 @@ use std::path::Path;
 use base::Digest;
 use testkit::image::{File, TestImage, tar};
 
-use crate::harness::Ended;
+use crate::harness::{Ended, is_root};
 use crate::kitchen::{Kitchen, ran};
+use crate::needs;
+use crate::remote_caches::Machine;
 use crate::who::Who;
 
 /// busybox with a file on top.
@@ -133,4 +135,28 @@ fn what_is_no_image_of_a_layout_is_said_so() {
     fails(&format!("layout@{}", Digest::of("other")), "has no blob sha256:");
     fs::write(blob(&layout, image.digest()), b"{}").unwrap();
     fails("layout:v1", &image.digest().to_string());
+}
+
+#[test]
+fn a_daemon_reads_layouts_of_its_clients() {
+    let Some(kitchen) = Kitchen::new(if is_root() { Who::Root } else { Who::Single }) else { return };
+    let image = image();
+    image.write_layout(&kitchen.world.path("layout"), "latest").unwrap();
+    kitchen.who.own(&kitchen.world, "layout");
+    kitchen.dockerfile("FROM base\nRUN cat /f > /copied\n");
+    let daemon = Machine::new(&kitchen, "one");
+    let base = format!("--oci-layout store=layout --opt context:base=oci-layout://store@{}", image.digest());
+    daemon.buildctl(&format!("{base} --output type=local,dest=out")).succeeds();
+    assert_eq!(fs::read_to_string(kitchen.world.path("out/copied")).unwrap(), "of the layout");
+    daemon.buildctl(&base.replace("store=layout", "store=context")).fails().says("has no blob ");
+    daemon.ends();
+
+    needs!(tool "docker-buildx");
+    let other = Machine::new(&kitchen, "two");
+    other.buildx(&format!("create --name b --driver remote {}", other.socket)).succeeds();
+    let line =
+        "--builder b build --progress=plain --build-context base=oci-layout://layout -o type=local,dest=buildx context";
+    other.buildx(line).succeeds();
+    assert_eq!(fs::read_to_string(kitchen.world.path("buildx/copied")).unwrap(), "of the layout");
+    other.ends();
 }

@@ -34,6 +34,7 @@ mod program;
 mod proxies;
 mod registries;
 mod registry_faults;
+mod remote_caches;
 mod smoke;
 mod steps;
 mod trees;

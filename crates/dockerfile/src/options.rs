@@ -144,10 +144,6 @@ impl Options {
         if arg("BUILDKIT_DISABLE_FILEOP").is_some_and(|value| parse_bool(value) == Some(true)) {
             return Err(Error::option("build-arg:BUILDKIT_DISABLE_FILEOP", "is not supported any more"));
         }
-        if arg("BUILDKIT_INLINE_CACHE").is_some_and(|value| parse_bool(value) != Some(false)) {
-            let error = Error::option("build-arg:BUILDKIT_INLINE_CACHE", "is not supported yet: no cache is exported");
-            return Err(error.hint("remove it, or set it to 0"));
-        }
         options.cache_namespace = arg("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default();
         options.keep_git_dir =
             arg("BUILDKIT_CONTEXT_KEEP_GIT_DIR").and_then(|value| parse_bool(value)).unwrap_or(false);
@@ -207,11 +203,8 @@ impl Options {
             "cgroup-parent" => value.clone_into(&mut self.cgroup_parent),
             "frontend.caps" => caps(value)?,
             name if PASSED.contains(&name) || name.starts_with("vcs:") => {}
-            // The engine is told what to import; an empty list is none.
-            "cache-from" | "cache-imports" if matches!(value, "" | "[]" | "null") => {}
-            "cache-from" | "cache-imports" => {
-                return Err(Error::option(name, "is not supported yet: no cache is imported"));
-            }
+            // The engine reads and writes caches.
+            "cache-from" | "cache-imports" => {}
             "attest:provenance" => provenance(name, value)?,
             name if NOT_YET.contains(&name) || name.starts_with("attest:") => {
                 return Err(Error::option(name, "is not supported yet"));
@@ -396,9 +389,6 @@ mod tests {
             ("memory", "1", "`memory`: is not supported yet"),
             ("attest:sbom", "", "`attest:sbom`: is not supported yet"),
             ("attest:provenance", "mode=max", "`attest:provenance`: is not supported yet"),
-            ("cache-from", "a", "no cache is imported"),
-            ("cache-imports", "[{}]", "no cache is imported"),
-            ("build-arg:BUILDKIT_INLINE_CACHE", "1", "no cache is exported"),
             ("contextsubdir", "d", "this one is local"),
             ("add-hosts", "a", "not name=address"),
             ("add-hosts", "a=b", "not an address"),
@@ -417,8 +407,9 @@ mod tests {
             ("attest:provenance", "mode=min,inline-only=true"),
             ("attest:provenance", "false"),
             ("attest:provenance", "disabled=true"),
-            ("cache-imports", "[]"),
-            ("build-arg:BUILDKIT_INLINE_CACHE", "0"),
+            ("cache-imports", r#"[{"Type":"registry"}]"#),
+            ("cache-from", "a"),
+            ("build-arg:BUILDKIT_INLINE_CACHE", "1"),
         ] {
             assert!(parse(&[(name, value)]).is_ok(), "{name}={value}");
         }

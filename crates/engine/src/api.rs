@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,15 @@ use base::report::{Label, Running, Tasks};
 use base::{ByteSize, Cancel, Fault};
 use export::{BuildResult, Exporter, PlatformResult};
 use futures_util::FutureExt as _;
+use futures_util::future::{Either, select};
 use session::SharedSession;
+use solver::CacheKey;
 use tokio_util::sync::CancellationToken;
 
 use crate::bridge::Bridge;
+use crate::cache;
+use crate::cache::export::{CacheExports, chain};
+use crate::cache::inline::Records;
 use crate::core::{Core, blocking, store_fault};
 use crate::driver::{Driver, JobHandle, panicked};
 use crate::job::{Built, Job};
@@ -249,12 +255,13 @@ impl Engine {
     }
 
     async fn solve_to_the_end(&self, request: SolveRequest) -> Result<SolveResponse, Fault> {
-        refuse_caches(&request)?;
-        let exporters = exporters(&request.exports)?;
-        let epoch = match &request.frontend {
-            Frontend::Named { options, .. } => default_epoch(options),
-            Frontend::Llb(_) => None,
+        let (epoch, inline) = match &request.frontend {
+            Frontend::Named { options, .. } => (default_epoch(options), cache::wants_inline(options)),
+            Frontend::Llb(_) => (None, false),
         };
+        exporters(&request.exports)?;
+        let mut caches = CacheExports::read(&request.cache_exports)?;
+        caches.inline |= inline;
         let bridge = self.begin(Begin {
             session: request.session,
             progress: request.progress,
@@ -262,9 +269,9 @@ impl Engine {
             entitlements: request.entitlements,
         });
         let bridge = bridge.await?;
+        bridge.import(&request.cache_imports)?;
         let result = bridge.solve(request.frontend).await?;
-        let built = result.build(&bridge.job).await?;
-        self.export_built(&bridge.job, built, exporters, epoch).await
+        self.make_and_export(&bridge.job, result, &request.exports, &caches, epoch).await
     }
 
     /// Begins a build whose frontend is elsewhere: whoever has the bridge asks what it needs, and gives the result to
@@ -276,24 +283,47 @@ impl Engine {
         Ok(Bridge { core: self.core.clone(), job, has_dockerfile: self.has_dockerfile })
     }
 
-    /// Makes a result and does with it what `exports` say; several run one after another. `epoch` is the latest time in
-    /// what is made, where neither exports nor the result say otherwise.
+    /// Makes a result and does with it what `exports` say; several run one after another, caches beside them. `epoch` is
+    /// the latest time in what is made, where neither exports nor the result say otherwise.
     pub async fn export(
         &self,
         bridge: &Bridge,
         result: &FrontendResult,
         exports: &[ExportRequest],
+        caches: &[CacheOptions],
         epoch: Option<i64>,
     ) -> Result<SolveResponse, Fault> {
         let cancel = bridge.job.job.cancel.clone();
         let work = async {
-            let exporters = exporters(exports)?;
-            let built = result.build(&bridge.job).await?;
-            self.export_built(&bridge.job, built, exporters, epoch).await
+            let caches = CacheExports::read(caches)?;
+            self.make_and_export(&bridge.job, result.clone(), exports, &caches, epoch).await
         };
         let done = AssertUnwindSafe(work).catch_unwind().await;
         let done = done.unwrap_or_else(|panic| Err(panicked(&*panic)));
         if cancel.is_cancelled() { done.map_err(|_| Fault::cancelled()) } else { done }
+    }
+
+    /// Where an export finds that a cache lacks what it promised, the build goes on without that cache.
+    async fn make_and_export(
+        &self,
+        job: &Arc<JobHandle>,
+        mut result: FrontendResult,
+        exports: &[ExportRequest],
+        caches: &CacheExports,
+        epoch: Option<i64>,
+    ) -> Result<SolveResponse, Fault> {
+        // Before anything is done: what is wrong with them is said now.
+        exporters(exports)?;
+        loop {
+            let built = result.build(job).await?;
+            match self.export_built(job, built, exporters(exports)?, caches, epoch).await {
+                Err(fault) if job.job.gives_up(&fault) => {
+                    tracing::warn!(%fault, "going on without a cache");
+                    result = result.anew()?;
+                }
+                exported => return exported,
+            }
+        }
     }
 
     async fn export_built(
@@ -301,8 +331,13 @@ impl Engine {
         job: &Arc<JobHandle>,
         built: Built,
         exporters: Vec<Exporter>,
+        caches: &CacheExports,
         epoch: Option<i64>,
     ) -> Result<SolveResponse, Fault> {
+        if caches.inline || !caches.is_empty() {
+            self.driver.remembered().await;
+        }
+        let keys: Vec<Arc<CacheKey>> = built.platforms.iter().flat_map(|platform| &platform.keys).cloned().collect();
         let epoch = epoch.or(built.platforms.iter().find_map(|platform| platform.epoch));
         let mut result = BuildResult { platforms: Vec::new(), multi: built.multi };
         for platform in built.platforms {
@@ -320,7 +355,16 @@ impl Engine {
                     }
                 }
             };
+            let inline: Option<Arc<dyn export::Inline>> = match caches.inline && !platform.keys.is_empty() {
+                false => None,
+                true => {
+                    let chain = chain(&self.core, platform.keys).await?;
+                    let (core, job) = (self.core.clone(), job.job.clone());
+                    Some(Arc::new(blocking(move || Records::of(&core, &job, chain)).await))
+                }
+            };
             result.platforms.push(PlatformResult {
+                inline,
                 id: platform.id,
                 platform: platform.platform,
                 tree,
@@ -328,24 +372,36 @@ impl Engine {
                 base_config: platform.base_config,
             });
         }
+        let exporting = self.run_exporters(job, &result, exporters, epoch);
+        if caches.is_empty() {
+            return exporting.await;
+        }
+        let writing = caches.write(&self.core, &job.job, &keys, |running, cancel| self.context(job, running, cancel));
+        // The image does not wait for the cache, and one that failed needs none.
+        let (mut response, answers) = match select(pin!(exporting), pin!(writing)).await {
+            Either::Left((exported, writing)) => (exported?, writing.await),
+            Either::Right((answers, exporting)) => (exporting.await?, answers),
+        };
+        response.exporter_response.extend(answers?);
+        Ok(response)
+    }
+
+    async fn run_exporters(
+        &self,
+        job: &Arc<JobHandle>,
+        result: &BuildResult,
+        exporters: Vec<Exporter>,
+        epoch: Option<i64>,
+    ) -> Result<SolveResponse, Fault> {
         let mut response = SolveResponse::default();
         for (index, exporter) in exporters.into_iter().enumerate() {
             let output = job.job.session.output(index).await?;
             let running = Running::start(job.job.sink.clone(), &Label::phase(exporter.title()));
             let exporter = exporter.with_default_epoch(epoch);
             let cancel = Cancel::new();
-            let context = export::Context {
-                store: self.core.store.clone(),
-                registry: self.core.images.client.clone(),
-                credentials: job.job.credentials(),
-                lazy: Arc::new(LazyLayers { core: self.core.clone(), job: job.job.clone(), tasks: running.tasks() }),
-                tasks: running.tasks(),
-                cancel: cancel.clone(),
-                unfinished: self.core.threads.clone(),
-                threads: std::thread::available_parallelism().map_or(1, usize::from),
-            };
+            let context = self.context(job, &running, cancel.clone());
             let exported = tokio::select! {
-                exported = exporter.export(&context, &result, output) => exported,
+                exported = exporter.export(&context, result, output) => exported,
                 () = job.job.cancel.cancelled() => {
                     cancel.cancel();
                     Err(Fault::cancelled())
@@ -354,6 +410,19 @@ impl Engine {
             response.exporter_response.extend(running.end(exported)?);
         }
         Ok(response)
+    }
+
+    fn context(&self, job: &JobHandle, running: &Running, cancel: Cancel) -> export::Context {
+        export::Context {
+            store: self.core.store.clone(),
+            registry: self.core.images.client.clone(),
+            credentials: job.job.credentials(),
+            lazy: Arc::new(LazyLayers { core: self.core.clone(), job: job.job.clone(), tasks: running.tasks() }),
+            tasks: running.tasks(),
+            cancel,
+            unfinished: self.core.threads.clone(),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+        }
     }
 
     /// A build gets only what it asks for and the builder allows.
@@ -462,17 +531,6 @@ pub fn default_epoch(options: &BTreeMap<String, String>) -> Option<i64> {
     let text = options.get("build-arg:SOURCE_DATE_EPOCH").filter(|text| !text.is_empty())?;
     // Not a number of seconds: the frontend knows other forms, and refuses what is none.
     text.parse().ok().filter(|seconds| *seconds >= 0)
-}
-
-fn refuse_caches(request: &SolveRequest) -> Result<(), Fault> {
-    let refuse = |flag: &str, kind: &str| Fault::user(format!("{flag} type={kind} is not supported yet"));
-    if let Some(import) = request.cache_imports.first() {
-        return Err(refuse("cache import", &import.kind));
-    }
-    match request.cache_exports.first() {
-        Some(export) => Err(refuse("cache export", &export.kind)),
-        None => Ok(()),
-    }
 }
 
 /// Lazy layers, fetched on behalf of one build.

@@ -9,10 +9,12 @@ use base::report::{Label, Running};
 use base::{Digest, Fault, Kind, Platform};
 use files::walk::Entry;
 use proto::Message as _;
+use remotecache::ImportOptions;
 use rustix::fs::{Mode, OFlags};
 use sys::path::{Links, Root};
 
-use crate::api::Frontend;
+use crate::api::{CacheOptions, Frontend};
+use crate::cache;
 use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
 use crate::frontend;
@@ -47,12 +49,15 @@ impl Bridge {
     /// Asks a frontend, or takes a definition as it is. Nothing runs until somebody needs it.
     pub async fn solve(&self, frontend: Frontend) -> Result<FrontendResult, Fault> {
         match frontend {
-            Frontend::Named { name, options } => match name.as_str() {
+            Frontend::Named { name, mut options } => match name.as_str() {
                 "dockerfile.v0" if !self.has_dockerfile => {
                     Err(Fault::user("frontend `dockerfile.v0` is switched off here")
                         .hint("remove `enabled = false` under [frontend.\"dockerfile.v0\"] in buildkitd.toml"))
                 }
-                "dockerfile.v0" => frontend::dockerfile::build(&self.core, &self.job, options).await,
+                "dockerfile.v0" => {
+                    self.import(&cache::take_imports(&mut options)?)?;
+                    frontend::dockerfile::build(&self.core, &self.job, options).await
+                }
                 "gateway.v0" => Err(Fault::user("frontend `gateway.v0` is not supported yet")
                     .hint("use `--frontend dockerfile.v0`: the built-in frontend knows the newest syntax")),
                 _ => Err(Fault::user(format!("no frontend named `{name}`: there is dockerfile.v0"))),
@@ -63,6 +68,14 @@ impl Bridge {
                 Ok(FrontendResult { refs: Refs::One(Ref::new(definition)?), ..FrontendResult::default() })
             }
         }
+    }
+
+    /// Names caches that the build may read. They serve all that it asks for from now on.
+    pub fn import(&self, caches: &[CacheOptions]) -> Result<(), Fault> {
+        for cache in caches {
+            self.job.job.add_import(ImportOptions::read(&cache.kind, &cache.attrs)?);
+        }
+        Ok(())
     }
 
     /// Makes a result now.

@@ -16,32 +16,66 @@ use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use solver::cache_manager;
 use solver::{
-    Action, ActionId, CacheMap, CacheResult, CacheStore, Cause, Change, Event, Input, JobId, Notice, Output, RequestId,
-    ResultId, SolveError, Solved, Solver, SourceId, Status, Stopped, Vertex,
+    Action, ActionId, CacheKey, CacheMap, CacheResult, CacheStore, Cause, Change, Event, Input, JobId, Notice, Output,
+    RequestId, ResultId, SolveError, Solved, Solver, SourceId, Status, Stopped, Vertex,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::core::Core;
+use crate::cache;
+use crate::cache::import::ReadCache;
+use crate::core::{Core, blocking};
 use crate::job::Job;
 use crate::ops::{self, Op, OpContext};
 use crate::tree::Tree;
 use base::report::{Fanout, Label, Tasks};
 
+/// What is done while results are saved.
+const REMEMBERING: &str = "remembering results";
 /// The name of the result of ops that make nothing.
 const EMPTY_RESULT: &str = "empty";
 
-type Reply = oneshot::Sender<Result<Tree, Fault>>;
+type Reply = oneshot::Sender<Result<Made, Fault>>;
 type Answered = Event<Tree, Fault>;
 
+/// A result, and what it is remembered by.
+#[derive(Clone, Debug)]
+pub(crate) struct Made {
+    pub(crate) tree: Tree,
+    pub(crate) keys: Vec<Arc<CacheKey>>,
+}
+
 enum Message {
-    Begin { job: Arc<Job>, reply: oneshot::Sender<JobId> },
-    Solve { job: JobId, ticket: u64, vertices: Vec<Vertex<Arc<Op>>>, edge: Input, reply: Reply },
-    Withdraw { ticket: u64 },
-    End { job: JobId },
+    Begin {
+        job: Arc<Job>,
+        reply: oneshot::Sender<JobId>,
+    },
+    /// `caches` are those that the vertices name.
+    Solve {
+        job: JobId,
+        ticket: u64,
+        caches: Vec<Arc<ReadCache>>,
+        vertices: Vec<Vertex<Arc<Op>>>,
+        edge: Input,
+        reply: Reply,
+    },
+    Withdraw {
+        ticket: u64,
+    },
+    End {
+        job: JobId,
+    },
     Answer(Answered),
-    Idle { reply: oneshot::Sender<()> },
-    Running { reply: oneshot::Sender<Vec<String>> },
+    /// Answered once all that is known now is remembered.
+    Remembered {
+        reply: oneshot::Sender<()>,
+    },
+    Idle {
+        reply: oneshot::Sender<()>,
+    },
+    Running {
+        reply: oneshot::Sender<Vec<String>>,
+    },
 }
 
 /// The way to the solver. Clones share it.
@@ -70,6 +104,8 @@ impl Driver {
             tickets: HashMap::new(),
             running: HashMap::new(),
             started: HashMap::new(),
+            caches: HashMap::new(),
+            remembering: Vec::new(),
             idle: Vec::new(),
         };
         tokio::spawn(owner.run(inbox));
@@ -95,6 +131,14 @@ impl Driver {
         running.await.unwrap_or_default()
     }
 
+    /// Waits until all results that there are can be found in the cache.
+    pub(crate) async fn remembered(&self) {
+        let (reply, remembered) = oneshot::channel();
+        self.send(Message::Remembered { reply });
+        // Without an owner nothing is remembered any more.
+        let _ = remembered.await;
+    }
+
     fn send(&self, message: Message) {
         // Fails only when the owner is gone, which whoever waits for a reply then sees.
         let _ = self.messages.send(message);
@@ -107,21 +151,26 @@ fn stopped() -> Fault {
 
 impl JobHandle {
     /// Solves a graph and answers its output.
-    pub(crate) async fn solve(&self, graph: &llb::Graph) -> Result<Tree, Fault> {
+    pub(crate) async fn solve(&self, graph: &llb::Graph) -> Result<Made, Fault> {
         if let Some(source) = graph.source() {
             self.job.add_places(source);
         }
-        let Some(output) = graph.output() else { return Ok(Tree::Empty) };
+        let Some(output) = graph.output() else { return Ok(Made { tree: Tree::Empty, keys: Vec::new() }) };
         for vertex in graph.vertices() {
             self.job.check_rights(vertex)?;
             ops::check_caps(vertex).map_err(|fault| self.locate(graph, fault, vertex.digest))?;
         }
+        let caches = self.caches(&self.driver.core).await;
         loop {
             let reading = self.job.reading();
-            match self.solve_reading(graph, output, reading).await {
+            match self.solve_reading(graph, output, reading, &caches).await {
                 // What the changed files took no part in is there already, or goes on.
                 Err(fault) if is_stale(&fault) && self.job.read_anew(reading) => {
                     tracing::info!(%fault, "reading the client's directories again");
+                }
+                // What was made meanwhile is there, and what the lost layers made is made here.
+                Err(fault) if self.job.gives_up(&fault) => {
+                    tracing::warn!(%fault, "going on without a cache");
                 }
                 result => return result.map_err(|fault| self.locate_above(graph, fault)),
             }
@@ -151,23 +200,33 @@ impl JobHandle {
     }
 
     /// Solves a graph on the client's directories as they are found by this reading of them. What reads them are other
-    /// vertices each time: neither a digest nor a copy of what was there before is taken for what is there now.
-    async fn solve_reading(&self, graph: &llb::Graph, output: llb::Edge, reading: u32) -> Result<Tree, Fault> {
+    /// vertices each time: neither a digest nor a copy of what was there before is taken for what is there now. So are all
+    /// when a cache has turned out to lack what it says: what was loaded from it is not met again.
+    async fn solve_reading(
+        &self,
+        graph: &llb::Graph,
+        output: llb::Edge,
+        reading: u32,
+        caches: &[Arc<ReadCache>],
+    ) -> Result<Made, Fault> {
+        let generation = self.job.generation();
         let mut names: Vec<(Digest, bool)> = Vec::with_capacity(graph.vertices().len());
         let mut vertices = Vec::with_capacity(graph.vertices().len());
         for vertex in graph.vertices() {
             let reads_files =
                 ops::source::is_local(&vertex.op) || vertex.inputs.iter().any(|edge| names[edge.vertex.0 as usize].1);
             let reading = if reads_files { reading } else { 0 };
-            names.push((self.job.rename(vertex.digest, reading), reads_files));
-            vertices.push(self.vertex(vertex, &names, reading));
+            names.push((self.job.rename(vertex.digest, reading, generation), reads_files));
+            let sources = caches.iter().map(|cache| cache.keys.source()).collect();
+            vertices.push(Vertex { sources, generation, ..self.vertex(vertex, &names, reading) });
         }
         let edge = Input { vertex: names[output.vertex.0 as usize].0, output: output.index };
         static TICKETS: AtomicU64 = AtomicU64::new(0);
         let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
         let (reply, mut answer) = oneshot::channel();
         let withdrawal = Withdrawal { driver: &self.driver, ticket };
-        self.driver.send(Message::Solve { job: self.id, ticket, vertices, edge, reply });
+        let caches = caches.to_vec();
+        self.driver.send(Message::Solve { job: self.id, ticket, caches, vertices, edge, reply });
         let result = tokio::select! {
             result = &mut answer => result.map_err(|_| stopped()).flatten(),
             () = self.job.cancel.cancelled() => Err(Fault::cancelled()),
@@ -220,6 +279,7 @@ impl JobHandle {
             ignore_cache: vertex.ignore_cache(),
             sources: Vec::new(),
             export_cache: vertex.metadata.export_cache.as_ref().map(|e| e.value),
+            generation: 0,
         }
     }
 }
@@ -252,7 +312,26 @@ struct Owner {
     running: HashMap<ActionId, Work>,
     /// When work on a vertex began, while it goes on.
     started: HashMap<Digest, Timestamp>,
+    /// Caches beside the local one, and the builds that read them.
+    caches: HashMap<SourceId, (JobId, Arc<ReadCache>)>,
+    /// What is being remembered, and who waits for that.
+    remembering: Vec<(BTreeSet<ActionId>, oneshot::Sender<()>)>,
     idle: Vec<oneshot::Sender<()>>,
+}
+
+/// The caches that a lookup names.
+struct Stores {
+    local: store::CacheKeys,
+    caches: Vec<Arc<ReadCache>>,
+}
+
+impl cache_manager::Sources for Stores {
+    fn store(&self, source: SourceId) -> Option<&dyn CacheStore> {
+        if source == SourceId::LOCAL {
+            return Some(&self.local);
+        }
+        self.caches.iter().find(|cache| cache.keys.source() == source).map(|cache| &cache.keys as &dyn CacheStore)
+    }
 }
 
 /// An action that is carried out.
@@ -300,7 +379,8 @@ impl Owner {
                     self.end(id);
                 }
             }
-            Message::Solve { job, ticket, vertices, edge, reply } => {
+            Message::Solve { job, ticket, caches, vertices, edge, reply } => {
+                self.caches.extend(caches.into_iter().map(|cache| (cache.keys.source(), (job, cache))));
                 let asked =
                     self.solver.load(job, vertices).and_then(|()| self.solver.request(job, edge.vertex, edge.output));
                 match asked {
@@ -323,7 +403,20 @@ impl Owner {
             Message::End { job } => self.end(job),
             Message::Answer(event) => {
                 self.running.remove(&event.id());
+                if let Event::Saved(id) = event {
+                    self.remembering.iter_mut().for_each(|(left, _)| _ = left.remove(&id));
+                    let done = self.remembering.extract_if(.., |(left, _)| left.is_empty());
+                    done.for_each(|(_, reply)| reply.send(()).unwrap_or(()));
+                }
                 self.solver.handle(event);
+            }
+            Message::Remembered { reply } => {
+                let saving = self.running.iter().filter(|(_, work)| matches!(work, Work::Cache(REMEMBERING)));
+                let left: BTreeSet<ActionId> = saving.map(|(id, _)| *id).collect();
+                match left.is_empty() {
+                    true => drop(reply.send(())),
+                    false => self.remembering.push((left, reply)),
+                }
             }
             Message::Idle { reply } => self.idle.push(reply),
             Message::Running { reply } => {
@@ -336,6 +429,7 @@ impl Owner {
     fn end(&mut self, job: JobId) {
         self.solver.end(job);
         self.jobs.remove(&job);
+        self.caches.retain(|_, (of, _)| *of != job);
     }
 
     fn carry_out(&mut self, action: Action<Arc<Op>, Tree, Fault>) {
@@ -370,16 +464,44 @@ impl Owner {
                     Ok(trees.into_iter().map(|tree| output(&ctx.core, tree)).collect())
                 });
             }
-            Action::Load { id, record, .. } => {
-                let loaded = self.load(&record.result);
+            Action::Load { id, record, .. } if record.source == SourceId::LOCAL => {
+                let jobs = self.solver.jobs_of(id);
+                let jobs: Vec<Arc<Job>> = jobs.iter().filter_map(|id| self.jobs.get(id)).cloned().collect();
+                let loaded = self.load(&record.result, &jobs);
                 self.solver.handle(Event::Load(id, loaded));
+            }
+            Action::Load { id, vertex, record, key, .. } => {
+                let cache = self.caches.get(&record.source).map(|(_, cache)| cache.clone());
+                let (Some(cache), Some(ctx)) = (cache, self.context(id, &vertex)) else {
+                    return self.solver.handle(Event::Load(id, None));
+                };
+                let loaded = |id, loaded: Result<_, _>| Event::Load(id, loaded.ok().flatten());
+                self.spawn(id, ctx, loaded, move |ctx| async move {
+                    if ctx.jobs.iter().any(|job| job.has_given_up(std::slice::from_ref(&cache.place))) {
+                        return Ok(None);
+                    }
+                    let core = ctx.core.clone();
+                    let loaded = blocking(move || cache::load::load(&core, &cache, &record, &key)).await;
+                    // A failure is a miss, and worth a word.
+                    let loaded =
+                        loaded.inspect_err(|error| tracing::warn!(%error, "a cached result was not loaded"))?;
+                    Ok(loaded.map(|loaded| {
+                        let output = output(&ctx.core, Tree::snapshot(loaded.hold));
+                        let stored =
+                            output.stored.map(|stored| CacheResult { created_at: loaded.created_at, ..stored });
+                        Output { stored, ..output }
+                    }))
+                });
             }
             Action::Lookup { id, lookups } => {
                 let store = self.core.store.cache_keys();
+                let asked: BTreeSet<SourceId> =
+                    lookups.iter().flat_map(|lookup| lookup.sources.iter().copied()).collect();
+                let caches = asked.iter().filter_map(|source| self.caches.get(source));
+                let caches: Vec<Arc<ReadCache>> = caches.map(|(_, cache)| cache.clone()).collect();
                 // Without answers all are misses.
                 self.spawn_blocking(id, "looking results up in the cache", Event::Lookup, move || {
-                    let local: [(SourceId, Arc<dyn CacheStore>); 1] = [(SourceId::LOCAL, Arc::new(store))];
-                    let (found, failure) = cache_manager::lookup(&local[..], &lookups);
+                    let (found, failure) = cache_manager::lookup(&Stores { local: store, caches }, &lookups);
                     if let Some(error) = failure {
                         tracing::warn!(%error, "cache look-up failed, taken as a miss");
                     }
@@ -390,7 +512,7 @@ impl Owner {
                 let store = self.core.store.cache_keys();
                 self.spawn_blocking(
                     id,
-                    "remembering results",
+                    REMEMBERING,
                     |id, ()| Event::Saved(id),
                     move || {
                         if let Err(error) = cache_manager::save(&store, &saves) {
@@ -409,7 +531,8 @@ impl Owner {
                 if let Some((job, ticket, reply)) = self.replies.remove(&request) {
                     self.tickets.remove(&ticket);
                     let job = self.jobs.get(&job);
-                    let result = result.map(|Solved { result, .. }| result).map_err(|error| fault(error, job));
+                    let made = |Solved { result, keys }| Made { tree: result, keys };
+                    let result = result.map(made).map_err(|error| fault(error, job));
                     let _ = reply.send(result);
                 }
             }
@@ -469,13 +592,16 @@ impl Owner {
     }
 
     /// Snapshot records are in memory: holding one is no more than a look at a table.
-    fn load(&self, result: &CacheResult) -> Option<Output<Tree>> {
+    fn load(&self, result: &CacheResult, jobs: &[Arc<Job>]) -> Option<Output<Tree>> {
         let stored = Some(result.clone());
         if result.id.as_str() == EMPTY_RESULT {
             return Some(Output { result: Tree::Empty, stored });
         }
         let id = result.id.as_str().parse().ok();
         if let Some(hold) = id.and_then(|id| self.core.store.snapshots().hold(&id)) {
+            if jobs.iter().any(|job| self.core.is_lost(job, &hold)) {
+                return None;
+            }
             return Some(Output { result: Tree::snapshot(hold), stored });
         }
         let (keys, gone) = (self.core.store.cache_keys(), result.id.clone());
@@ -511,8 +637,7 @@ impl Owner {
             let Some(label) = job.label(vertex) else { continue };
             let mut error = error.clone();
             if let Status::Failed(fault) = &notice.status
-                && is_stale(fault)
-                && job.has_readings_left()
+                && (is_stale(fault) && job.has_readings_left() || job.would_give_up(fault))
             {
                 let said = format!("{}: trying again\n", fault.cause());
                 Tasks::new(job.sink.clone(), vertex).log(Stream::Stderr, said.as_bytes());

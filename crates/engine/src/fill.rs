@@ -11,11 +11,12 @@ use base::{Cancel, Digest, Fault, Kind};
 use files::untar::Limits;
 use futures_util::FutureExt as _;
 use futures_util::future::try_join_all;
-use image::{Descriptor, Reference};
+use image::Descriptor;
 use registry::{BlobStart, Class, Stopper};
 use store::{Claim, ClaimGuard, Hold, LazyLayer, SnapshotId};
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::lost::blame;
 use crate::core::{Core, joined, store_fault};
 use crate::flight::Flights;
 use crate::images::layer_fault;
@@ -105,6 +106,16 @@ async fn fill_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, id: SnapshotId) 
     let Some(layer) = core.store.snapshots().lazy(&id) else {
         return Err(Fault::new(Kind::Internal, format!("snapshot {id} has neither a tree nor a layer")));
     };
+    unpack_one(core, job, tasks, id, layer.clone()).await.map_err(|fault| blame(&layer, fault))
+}
+
+async fn unpack_one(
+    core: Arc<Core>,
+    job: Arc<Job>,
+    tasks: Tasks,
+    id: SnapshotId,
+    layer: Arc<LazyLayer>,
+) -> Result<(), Fault> {
     let mut tries = TRIES;
     loop {
         tries -= 1;
@@ -137,6 +148,10 @@ async fn fill_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, id: SnapshotId) 
 }
 
 async fn fetch_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, layer: Arc<LazyLayer>) -> Result<(), Fault> {
+    keep_one(core, job, tasks, layer.clone()).await.map_err(|fault| blame(&layer, fault))
+}
+
+async fn keep_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, layer: Arc<LazyLayer>) -> Result<(), Fault> {
     let mut tries = TRIES;
     loop {
         tries -= 1;
@@ -353,9 +368,7 @@ async fn fetch(core: &Core, job: &Arc<Job>, layer: &LazyLayer) -> Result<Stream,
             }
             continue;
         }
-        let reference: Reference =
-            source.parse().map_err(|e| Fault::because(Kind::Internal, format!("layer comes from `{source}`"), e))?;
-        let repository = core.images.repository(job, &reference)?;
+        let repository = core.images.repository_at(job, source)?;
         match repository.fetch_blob(&descriptor, BlobStart::Beginning).await {
             Ok(stream) => {
                 let stream = stream.into_blocking();

@@ -12,6 +12,7 @@ use registry::{Class, Repository, Target};
 use session::Blobs;
 use store::{LazyLayer, PrepareOptions, Store};
 
+use crate::cache::import::INSECURE;
 use crate::job::Job;
 use crate::layout;
 use crate::ops::source::ResolveMode;
@@ -49,6 +50,7 @@ impl ResolvedImage {
                 chain_id,
                 sources: vec![self.source.clone()],
                 annotations: descriptor.annotations.clone(),
+                from_cache: false,
             }
         })
     }
@@ -145,6 +147,18 @@ impl Images {
         self.client.repository(reference, job.credentials()).map_err(registry_fault)
     }
 
+    /// The repository that a layer is said to be in.
+    pub(crate) fn repository_at(&self, job: &Arc<Job>, place: &str) -> Result<Repository, Fault> {
+        let name = place.strip_prefix(INSECURE);
+        let parsed = name.unwrap_or(place).parse::<Reference>();
+        let reference = parsed.map_err(|e| Fault::because(Kind::Internal, format!("layer comes from `{place}`"), e))?;
+        if name.is_none() {
+            return self.repository(job, &reference);
+        }
+        let registries = self.client.registries().clone().with_insecure(reference.domain());
+        self.client.with_registries(registries).repository(&reference, job.credentials()).map_err(registry_fault)
+    }
+
     /// What the name points to, from the registry unless a digest or the mode spares the question.
     async fn root(
         &self,
@@ -183,7 +197,7 @@ impl Images {
     }
 
     /// A manifest, index or config: from the content store, else from where the image is.
-    async fn document(&self, origin: &Origin, descriptor: &Descriptor) -> Result<Vec<u8>, Fault> {
+    pub(crate) async fn document(&self, origin: &Origin, descriptor: &Descriptor) -> Result<Vec<u8>, Fault> {
         let content = self.store.content();
         if let Ok(Some(bytes)) = content.read(&descriptor.digest) {
             return Ok(bytes);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use base::progress::Sink;
@@ -13,6 +13,8 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Entitlement;
+use crate::cache::import::Import;
+use crate::cache::lost::GivenUp;
 use crate::images::ResolvedImage;
 use crate::layout::StoreName;
 use crate::ops::source::ResolveMode;
@@ -36,6 +38,9 @@ pub(crate) struct Job {
     images: Mutex<HashMap<ImageKey, ResolvedCell>>,
     /// Content stores of clients that the build names.
     stores: Mutex<Vec<StoreName>>,
+    /// Caches that the build may read.
+    imports: Mutex<Vec<Arc<Import>>>,
+    given_up: Mutex<GivenUp>,
     /// How often the client's directories were found to be others than those that were read first.
     reading: AtomicU32,
     /// What vertices of later readings are called in definitions.
@@ -62,6 +67,8 @@ impl Job {
             pulls: Mutex::default(),
             images: Mutex::default(),
             stores: Mutex::default(),
+            imports: Mutex::default(),
+            given_up: Mutex::default(),
             reading: AtomicU32::new(0),
             originals: Mutex::default(),
         }
@@ -84,12 +91,22 @@ impl Job {
         self.reading() + 1 < MOST_READINGS
     }
 
-    /// The name of a vertex of `reading`; `original` is what the definition calls it.
-    pub(crate) fn rename(&self, original: Digest, reading: u32) -> Digest {
-        if reading == 0 {
+    /// Caches that the build may read.
+    pub(crate) fn imports(&self) -> MutexGuard<'_, Vec<Arc<Import>>> {
+        self.imports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Caches that turned out to be of no use.
+    pub(crate) fn given_up(&self) -> MutexGuard<'_, GivenUp> {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The name of a vertex of `reading`, and of a generation; `original` is what the definition calls it.
+    pub(crate) fn rename(&self, original: Digest, reading: u32, generation: u64) -> Digest {
+        if reading == 0 && generation == 0 {
             return original;
         }
-        let renamed = Digest::of(format!("reading {reading} {original}"));
+        let renamed = Digest::of(format!("reading {reading} generation {generation} {original}"));
         self.originals.lock().unwrap_or_else(PoisonError::into_inner).insert(renamed, original);
         renamed
     }
@@ -209,6 +226,8 @@ pub(crate) struct BuiltPlatform {
     pub(crate) id: String,
     pub(crate) platform: Option<Platform>,
     pub(crate) tree: crate::tree::Tree,
+    /// What the result is remembered by.
+    pub(crate) keys: Vec<Arc<solver::CacheKey>>,
     /// The image config, without its layers.
     pub(crate) config: Option<Vec<u8>>,
     /// The config of the image that the result stands on.

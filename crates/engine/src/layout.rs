@@ -28,6 +28,8 @@ pub(crate) struct StoreName {
     /// The session that has it; any session of the build where none is named.
     pub(crate) session: Option<String>,
     pub(crate) store: String,
+    /// A directory with caches, not an OCI layout.
+    pub(crate) cache: bool,
 }
 
 impl Images {
@@ -63,9 +65,16 @@ impl Images {
 async fn find(jobs: &[Arc<Job>], name: &StoreName) -> Result<Arc<dyn Blobs>, Fault> {
     let named = jobs.iter().filter(|job| Some(job.session.id()) == name.session.as_deref());
     for job in named.chain(jobs) {
-        if let Some(blobs) = job.session.content(&name.store).await? {
+        let found = match name.cache {
+            true => job.session.cache(&name.store).await?.map(|cache| cache as Arc<dyn Blobs>),
+            false => job.session.content(&name.store).await?,
+        };
+        if let Some(blobs) = found {
             return Ok(blobs);
         }
+    }
+    if name.cache {
+        return Err(Fault::user(format!("no cache `{}` was given", name.store)));
     }
     let text = format!("no OCI layout named `{}` was given", name.store);
     Err(Fault::user(text).hint(format!("share it with `--oci-layout {}=<directory>`", name.store)))

@@ -5,6 +5,7 @@
 
 pub mod api;
 mod bridge;
+mod cache;
 mod cache_mount;
 mod content;
 mod core;

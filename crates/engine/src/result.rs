@@ -9,7 +9,7 @@ use llb::{Graph, pb};
 use serde::Deserialize;
 use tokio::sync::OnceCell;
 
-use crate::driver::JobHandle;
+use crate::driver::{JobHandle, Made};
 use crate::frontend::dockerfile::read;
 use crate::job::{Built, BuiltPlatform};
 use crate::tree::Tree;
@@ -51,7 +51,7 @@ pub struct Ref(Arc<Inner>);
 struct Inner {
     definition: pb::Definition,
     graph: Graph,
-    tree: OnceCell<Tree>,
+    made: OnceCell<Made>,
 }
 
 impl Ref {
@@ -61,7 +61,7 @@ impl Ref {
             return Ok(None);
         }
         let graph = read(definition.clone())?;
-        Ok(Some(Ref(Arc::new(Inner { definition, graph, tree: OnceCell::new() }))))
+        Ok(Some(Ref(Arc::new(Inner { definition, graph, made: OnceCell::new() }))))
     }
 
     /// What it is made by.
@@ -71,7 +71,12 @@ impl Ref {
 
     /// The tree, made now unless it is there.
     pub(crate) async fn tree(&self, job: &JobHandle) -> Result<Tree, Fault> {
-        self.0.tree.get_or_try_init(|| job.solve(&self.0.graph)).await.cloned()
+        self.made(job).await.map(|made| made.tree)
+    }
+
+    /// The same, with what it is remembered by.
+    pub(crate) async fn made(&self, job: &JobHandle) -> Result<Made, Fault> {
+        self.0.made.get_or_try_init(|| job.solve(&self.0.graph)).await.cloned()
     }
 }
 
@@ -82,6 +87,22 @@ impl FrontendResult {
             Refs::One(one) => one.iter().collect(),
             Refs::Many(many) => many.values().flatten().collect(),
         }
+    }
+
+    /// The same answer, nothing of it made.
+    pub(crate) fn anew(&self) -> Result<FrontendResult, Fault> {
+        let anew = |reference: &Option<Ref>| match reference {
+            Some(reference) => Ref::new(reference.definition().clone()),
+            None => Ok(None),
+        };
+        let refs = match &self.refs {
+            Refs::One(one) => Refs::One(anew(one)?),
+            Refs::Many(many) => {
+                let each = many.iter().map(|(key, reference)| Ok((key.clone(), anew(reference)?)));
+                Refs::Many(each.collect::<Result<_, Fault>>()?)
+            }
+        };
+        Ok(FrontendResult { refs, metadata: self.metadata.clone() })
     }
 
     /// Makes all trees and reads what exporters need to know.
@@ -108,9 +129,9 @@ impl FrontendResult {
         let mut made = Vec::new();
         for (id, platform, reference) in wanted {
             made.push(async move {
-                let tree = match reference {
-                    Some(reference) => reference.tree(job).await?,
-                    None => Tree::Empty,
+                let made = match reference {
+                    Some(reference) => reference.made(job).await?,
+                    None => Made { tree: Tree::Empty, keys: Vec::new() },
                 };
                 let about = |name: &str| match multi {
                     true => self.metadata.get(&format!("{name}/{id}")).or_else(|| self.metadata.get(name)),
@@ -119,7 +140,8 @@ impl FrontendResult {
                 let epoch = about(EPOCH).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
                 Ok::<_, Fault>(BuiltPlatform {
                     platform,
-                    tree,
+                    tree: made.tree,
+                    keys: made.keys,
                     config: about(CONFIG).cloned(),
                     base_config: about(BASE_CONFIG).cloned(),
                     epoch,

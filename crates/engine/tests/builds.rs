@@ -112,6 +112,10 @@ impl<F: Fn(&str) + Send + Sync> Session for Odd<F> {
         Ok(None)
     }
 
+    async fn cache(&self, _: &str) -> Result<Option<Arc<dyn session::CacheDir>>, Fault> {
+        Ok(None)
+    }
+
     async fn output(&self, _: usize) -> Result<Output, Fault> {
         Ok(Output::None)
     }

@@ -114,12 +114,13 @@ fn manifest(
         .collect();
     let history = image::history_of(&config).map_err(|e| image_fault(doing, e))?;
     let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
+    let inline_cache = inline_cache(context, platform, layers, options);
     let patch = ConfigPatch {
         diff_ids: &diff_ids,
         history: image::normalize_history(history, &metas),
         epoch: options.epoch.and_then(|epoch| jiff::Timestamp::from_second(epoch).ok()),
         base_history: &base_history,
-        inline_cache: None,
+        inline_cache: inline_cache.as_deref(),
     };
     let config = image::patch_config(&config, patch).map_err(|e| image_fault(doing, e))?;
     let config_descriptor = Descriptor::of(flavor.config(), &config);
@@ -140,6 +141,29 @@ fn manifest(
     keep(context, &format!("exporting manifest {}", descriptor.digest), &bytes)?;
     keep(context, &format!("exporting config {}", config_descriptor.digest), &config)?;
     Ok((descriptor, config_descriptor))
+}
+
+/// The records of the build, for the image that is its own cache.
+fn inline_cache(
+    context: &Context,
+    platform: &PlatformResult,
+    layers: &[Layer],
+    options: &ImageOptions,
+) -> Option<Vec<u8>> {
+    let inline = platform.inline.as_ref()?;
+    let _task = context.tasks.start("preparing layers for inline cache", 0);
+    let text = match options.rewrite_timestamp && options.epoch.is_some() {
+        true => "no inline cache: layers with rewritten timestamps are not the results of the steps\n",
+        false => {
+            let layers: Vec<_> = layers.iter().map(|layer| (layer.snapshot, layer.diff_id)).collect();
+            match inline.records(&layers) {
+                Some(records) => return Some(records),
+                None => "no inline cache: the image has no layer that a step made\n",
+            }
+        }
+    };
+    context.tasks.log(base::progress::Stream::Stderr, text.as_bytes());
+    None
 }
 
 fn clamp(time: jiff::Timestamp, epoch: Option<i64>) -> jiff::Timestamp {

@@ -14,16 +14,27 @@ use crate::{Context, ImageOptions, store_fault};
 
 /// One layer of a result.
 #[derive(Clone, Debug)]
-pub(crate) struct Layer {
-    pub(crate) descriptor: Descriptor,
-    pub(crate) diff_id: Digest,
-    pub(crate) description: String,
-    pub(crate) created: Option<jiff::Timestamp>,
-    pub(crate) snapshot: SnapshotId,
+pub struct Layer {
+    /// Its blob.
+    pub descriptor: Descriptor,
+    /// The digest of the tar stream in it.
+    pub diff_id: Digest,
+    /// What made it, for people.
+    pub description: String,
+    /// When it was made.
+    pub created: Option<jiff::Timestamp>,
+    /// The snapshot that it is of.
+    pub snapshot: SnapshotId,
     /// Repositories that have the blob, if it was pulled and not made anew.
-    pub(crate) sources: Vec<String>,
+    pub sources: Vec<String>,
     /// Its bytes are in the content store.
-    pub(crate) present: bool,
+    pub present: bool,
+}
+
+/// The topmost layer of a snapshot, whatever is below. A lazy one stays where it is.
+pub async fn layer_of(context: &Context, id: SnapshotId, wanted: CompressionOptions) -> Result<Layer, Fault> {
+    let wanted = CompressionOptions { threads: context.threads, ..wanted };
+    layer(context, id, context.store.snapshots().lazy(&id), &wanted, None).await
 }
 
 /// The layers of a snapshot, base first. Lazy ones stay where they are.
@@ -38,12 +49,13 @@ pub(crate) async fn layers(
     chain.reverse();
     let mut layers = Vec::with_capacity(chain.len());
     let mut on_base = true;
+    let wanted = CompressionOptions { threads: context.threads, ..options.compression };
     for (index, id) in chain.into_iter().enumerate() {
         context.cancel.check().map_err(|_| Fault::cancelled())?;
         let lazy = snapshots.lazy(&id);
         on_base &= lazy.as_ref().map(|lazy| lazy.diff_id) == base_diff_ids.get(index).copied() && lazy.is_some();
         let epoch = options.epoch.filter(|_| options.rewrite_timestamp && !on_base);
-        layers.push(layer(context, id, lazy, options, epoch).await?);
+        layers.push(layer(context, id, lazy, &wanted, epoch).await?);
     }
     Ok(layers)
 }
@@ -52,7 +64,7 @@ async fn layer(
     context: &Context,
     id: SnapshotId,
     lazy: Option<Arc<LazyLayer>>,
-    options: &ImageOptions,
+    wanted: &CompressionOptions,
     epoch: Option<i64>,
 ) -> Result<Layer, Fault> {
     let snapshots = context.store.snapshots();
@@ -66,21 +78,16 @@ async fn layer(
         sources,
         present,
     };
-    let wanted = compression(options, context.threads);
-    if let Some(lazy) = lazy.filter(|lazy| epoch.is_none() && fits(lazy, &wanted)) {
+    if let Some(lazy) = lazy.filter(|lazy| epoch.is_none() && fits(lazy, wanted)) {
         let mut descriptor = Descriptor::new(lazy.media_type.clone(), lazy.digest, lazy.size);
         descriptor.annotations.clone_from(&lazy.annotations);
         let present = context.store.content().has(&lazy.digest);
         return Ok(shown(descriptor, lazy.diff_id, lazy.sources.clone(), present));
     }
-    let record = made(context, id, &wanted, epoch).await?;
+    let record = made(context, id, wanted, epoch).await?;
     let mut descriptor = Descriptor::new(record.media_type.clone(), record.digest, record.size);
     descriptor.annotations.clone_from(&record.annotations);
     Ok(shown(descriptor, record.diff_id, Vec::new(), true))
-}
-
-fn compression(options: &ImageOptions, threads: usize) -> CompressionOptions {
-    CompressionOptions { threads, ..options.compression }
 }
 
 /// Whether a layer that was pulled will do as it is.

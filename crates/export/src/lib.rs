@@ -18,12 +18,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::report::Tasks;
-use base::{Cancel, Fault, Kind, Platform};
+use base::{Cancel, Digest, Fault, Kind, Platform};
 use registry::{Client, CredentialSource};
 use session::Output;
 use store::{Hold, SnapshotId, Store};
 
+pub use layer::{Layer, layer_of};
 pub use options::{Annotation, AnnotationPlace, Attributes, ImageOptions, PushOptions};
+pub use push::{push_fault, push_layers, repository};
 pub use unfinished::Unfinished;
 
 /// A build's result.
@@ -48,6 +50,14 @@ pub struct PlatformResult {
     pub config: Option<Vec<u8>>,
     /// The config of the image that it stands on.
     pub base_config: Option<Vec<u8>>,
+    /// What makes an image of it a cache, too.
+    pub inline: Option<Arc<dyn Inline>>,
+}
+
+/// The cache records of a build, for the config of its image.
+pub trait Inline: Send + Sync + std::fmt::Debug {
+    /// What the image's layers, base first, are results of. None if of nothing.
+    fn records(&self, layers: &[(SnapshotId, Digest)]) -> Option<Vec<u8>>;
 }
 
 /// What lazy layers need from whoever pulled them.

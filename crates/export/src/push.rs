@@ -65,21 +65,10 @@ fn names(image: &ImageOptions, options: &PushOptions, root: &Descriptor) -> Resu
 }
 
 async fn push(context: &Context, assembled: &Assembled, name: &Reference, options: &PushOptions) -> Result<(), Fault> {
-    let client = match options.insecure {
-        true => context.registry.with_registries(context.registry.registries().clone().with_insecure(name.domain())),
-        false => context.registry.clone(),
-    };
-    let moving = Arc::new(Moving { tasks: context.tasks.clone(), blobs: Mutex::default() });
-    let repository = client.repository(name, context.credentials.clone()).map_err(push_fault)?;
-    let repository = repository.with_progress(moving.clone());
+    let repository = repository(context, name, options.insecure)?;
 
     let task = context.tasks.start("pushing layers", 0);
-    // Lists, not closures: those would keep the whole export from being moved between threads.
-    let mut layers = Vec::new();
-    for layer in &assembled.layers {
-        layers.push(push_layer(context, &repository, layer));
-    }
-    stream::iter(layers).buffer_unordered(PARALLEL_BLOBS).try_collect::<Vec<()>>().await?;
+    push_layers(context, &repository, &assembled.layers).await?;
     let mut configs = Vec::new();
     for config in &assembled.configs {
         configs.push(push_blob(context, &repository, config, &[]));
@@ -98,6 +87,27 @@ async fn push(context: &Context, assembled: &Assembled, name: &Reference, option
         _ => Target::Digest(assembled.root.digest),
     };
     put(context, &repository, &target, &assembled.root).await
+}
+
+/// Where blobs are pushed that belong to a name; each is shown on its way.
+pub fn repository(context: &Context, name: &Reference, insecure: bool) -> Result<Repository, Fault> {
+    let client = match insecure {
+        true => context.registry.with_registries(context.registry.registries().clone().with_insecure(name.domain())),
+        false => context.registry.clone(),
+    };
+    let moving = Arc::new(Moving { tasks: context.tasks.clone(), blobs: Mutex::default() });
+    let repository = client.repository(name, context.credentials.clone()).map_err(push_fault)?;
+    Ok(repository.with_progress(moving))
+}
+
+/// Pushes layers, several at a time.
+pub async fn push_layers(context: &Context, repository: &Repository, layers: &[Layer]) -> Result<(), Fault> {
+    // Lists, not closures: those would keep the whole export from being moved between threads.
+    let mut pushed = Vec::new();
+    for layer in layers {
+        pushed.push(push_layer(context, repository, layer));
+    }
+    stream::iter(pushed).buffer_unordered(PARALLEL_BLOBS).try_collect::<Vec<()>>().await.map(drop)
 }
 
 async fn push_layer(context: &Context, repository: &Repository, layer: &Layer) -> Result<(), Fault> {
@@ -150,7 +160,8 @@ async fn put(
     put.map(drop).map_err(push_fault)
 }
 
-fn push_fault(error: registry::Error) -> Fault {
+/// A registry's refusal of a push in the words of a fault.
+pub fn push_fault(error: registry::Error) -> Fault {
     let hint = match error.class() {
         _ if error.is_certificate() => {
             Some("see `ca`, `keypair` and `insecure` of `[registry.\"HOST\"]` in buildkitd.toml")

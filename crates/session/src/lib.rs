@@ -34,6 +34,9 @@ pub trait Session: Send + Sync {
     /// The content store that the client offers under `name`, such as an OCI layout of its own. None when it offers none.
     async fn content(&self, name: &str) -> Result<Option<Arc<dyn Blobs>>, Fault>;
 
+    /// The directory with caches that the client offers under `dir`. None when it offers none of that name.
+    async fn cache(&self, dir: &str) -> Result<Option<Arc<dyn CacheDir>>, Fault>;
+
     /// Where the result number `index` of the request goes, when an exporter writes to the client.
     async fn output(&self, index: usize) -> Result<Output, Fault>;
 }
@@ -46,6 +49,13 @@ pub trait Blobs: Send + Sync {
 
     /// A blob, as it is there: whoever reads it checks its digest. None where it is not there.
     async fn open(&self, digest: &Digest) -> Result<Option<Blob>, Fault>;
+}
+
+/// A directory of a client where caches are kept. What the client calls them, it notes itself when the build has ended.
+#[async_trait]
+pub trait CacheDir: Blobs {
+    /// Keeps a blob, unless it is there. Of a cache, the manifest comes last.
+    async fn put(&self, digest: &Digest, size: u64, from: Box<dyn Read + Send>) -> Result<(), Fault>;
 }
 
 /// One blob.

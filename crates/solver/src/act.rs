@@ -108,7 +108,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
     fn start_load(&mut self, id: EdgeId) {
         let candidate = self.edges[id].records.remove(0);
         let action = self.expect(Kind::Load(id));
-        let record = candidate.record.clone();
+        let (record, key) = (candidate.record.clone(), candidate.key.clone());
         let edge = &mut self.edges[id];
         edge.tried.insert((record.source, record.result.id.clone()));
         edge.loading = Some((action, candidate));
@@ -117,7 +117,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         node.in_flight.insert(action);
         let data = node.vertex.clone();
         self.report(vertex, Status::Loading);
-        self.actions.push(Action::Load { id: action, vertex: data, output, record });
+        self.actions.push(Action::Load { id: action, vertex: data, output, record, key });
     }
 
     /// Gives the edge its output of an op that ran, and its key.

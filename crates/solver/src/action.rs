@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use base::Digest;
 
+use crate::cache_key::CacheKey;
 use crate::cache_manager::{Answer, Lookup, Record, Save};
 use crate::op::{CacheMap, Output, SolveError, Solved, Stopped, Vertex};
 
@@ -68,6 +69,8 @@ pub enum Action<V, R, E> {
         output: u32,
         /// What to load.
         record: Record,
+        /// The key that it was found by. What a remote cache has for the keys below may come along.
+        key: Arc<CacheKey>,
     },
     /// Call [`cache_manager::lookup`](crate::cache_manager::lookup) on a blocking thread; answered by
     /// [`Event::Lookup`]. All lookups of one tick come in one action.

@@ -58,6 +58,7 @@ pub fn chain(keys: &[Arc<CacheKey>], store: Option<(SourceId, &dyn CacheStore)>)
     let mut tops: Vec<usize> = keys.iter().map(|key| draft.by_key[&Arc::as_ptr(key)]).collect();
     if let Some((source, store)) = store {
         draft.name_stored(source);
+        draft.add_stored(source, store)?;
         draft.add_backlinks(store)?;
         draft.add_aliases(store, &mut tops)?;
     }
@@ -106,6 +107,21 @@ impl Draft {
                 self.by_id.entry(id).or_insert(at);
             }
         }
+    }
+
+    /// Adds what the store has for keys that were found elsewhere: it was saved when it was loaded.
+    fn add_stored(&mut self, source: SourceId, store: &dyn CacheStore) -> Result<(), StoreError> {
+        let elsewhere = |at: &usize| {
+            let results = &self.records[*at].results;
+            self.ids[*at].is_some() && !results.is_empty() && results.iter().all(|record| record.source != source)
+        };
+        let places: Vec<usize> = (0..self.records.len()).filter(elsewhere).collect();
+        let ids: Vec<KeyId> = places.iter().filter_map(|at| self.ids[*at].clone()).collect();
+        for (at, stored) in places.into_iter().zip(store.results(&ids)?) {
+            let stored = stored.into_iter().map(|result| Record { source, result });
+            self.records[at].results.splice(0..0, stored);
+        }
+        Ok(())
     }
 
     /// Adds the ways that the store knows to all records, level by level downwards.

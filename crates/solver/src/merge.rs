@@ -70,6 +70,9 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
     /// Whether `to` may replace `from`. What must run anew is not replaced by what need not.
     fn can_take(&self, from: EdgeId, to: EdgeId) -> bool {
         let (from, to) = (&self.edges[from], &self.edges[to]);
+        if self.nodes[from.vertex].vertex.generation != self.nodes[to.vertex].vertex.generation {
+            return false;
+        }
         let failed = to.is_failed() || self.nodes[to.vertex].failure.is_some();
         to.merged.is_none() && !failed && (to.ignore_cache || !from.ignore_cache)
     }

@@ -22,6 +22,9 @@ pub struct Vertex<V> {
     pub sources: Vec<SourceId>,
     /// Whether its result belongs into exported caches, if the client said so.
     pub export_cache: Option<bool>,
+    /// Results are not shared between vertices of different generations, but through caches: what an earlier one has
+    /// turned out to be of no use.
+    pub generation: u64,
 }
 
 /// One output of a vertex: an edge, seen from its reader.

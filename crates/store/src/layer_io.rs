@@ -167,7 +167,7 @@ impl Snapshots {
     /// The changes go through a tar, which costs a copy of the data and needs to know nothing of the driver.
     pub fn restack(&self, parent: &SnapshotId, layer: &SnapshotId, cancel: &Cancel) -> Result<Hold> {
         let info = self.info(layer).ok_or(Error::Missing(*layer))?;
-        let options = PrepareOptions { kind: info.kind, description: info.description };
+        let options = PrepareOptions { kind: info.kind, description: info.description, created_at: None };
         let mut active = self.prepare(Some(parent), options)?;
         let dir = active.dir();
         let target = FillTarget { dir: dir.clone(), options: self.layer_options() };

@@ -137,7 +137,12 @@ impl std::fmt::Debug for Store {
 
 /// Nanoseconds since 1970.
 pub(crate) fn now() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    nanos(std::time::SystemTime::now())
+}
+
+/// A time as [`now`] gives it.
+pub(crate) fn nanos(time: std::time::SystemTime) -> i64 {
+    let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 

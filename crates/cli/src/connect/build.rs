@@ -107,7 +107,16 @@ fn wire_request(request: SolveRequest, reference: String, session: String) -> Re
         attrs: options.attrs.into_iter().collect(),
     };
     let (definition, frontend, frontend_attrs) = match request.frontend {
-        Frontend::Named { name, options } => (None, name, options),
+        Frontend::Named { name, mut options } => {
+            // A frontend is told of them, too: it is who asks for what they have.
+            if !request.cache_imports.is_empty() {
+                let entry =
+                    |cache: &engine::CacheOptions| serde_json::json!({"Type": cache.kind, "Attrs": cache.attrs});
+                let imports: Vec<_> = request.cache_imports.iter().map(entry).collect();
+                options.insert("cache-imports".to_owned(), serde_json::json!(imports).to_string());
+            }
+            (None, name, options)
+        }
         Frontend::Llb(bytes) => {
             let definition = proto::pb::Definition::decode(bytes.as_slice());
             let definition = definition.map_err(|e| Fault::because(Kind::User, "malformed definition", e))?;

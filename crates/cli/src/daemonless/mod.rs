@@ -3,6 +3,7 @@
 //! A command line becomes a [`BuildPlan`] (what the client asks) and [`Settings`] (what the daemon would have been
 //! started with); [`run`] opens the engine and builds.
 
+mod caches;
 mod plan;
 pub mod run;
 pub mod settings;

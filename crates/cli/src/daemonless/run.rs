@@ -13,6 +13,7 @@ use session::local::{Layout, LocalSession};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::caches::LocalCaches;
 use super::{BuildPlan, Settings};
 use crate::display::{self, Display, Mode, Notice};
 use crate::environment::Environment;
@@ -176,9 +177,9 @@ fn is_ignored(kind: SignalKind) -> bool {
 
 /// The build around `solve`: everything that is not the engine.
 pub async fn drive<F, S>(
-    plan: BuildPlan,
+    mut plan: BuildPlan,
     environment: &Environment,
-    out: Box<dyn Write + Send>,
+    mut out: Box<dyn Write + Send>,
     cancel: CancellationToken,
     solve: S,
 ) -> Result<(), Failure>
@@ -194,17 +195,29 @@ where
         Some(path) => Some(metadata::unless_cancelled(path, &cancel, open_trace).await?),
         None => None,
     };
+    let (caches, missing) = LocalCaches::of(&mut plan.cache_imports, &plan.cache_exports)?;
+    for warning in missing {
+        display::tell(plan.mode, &mut out, &Notice::Warning(warning));
+    }
     let display = Display::start(plan.mode, out, trace, plan.sum_up_warnings, environment);
-    let result = solve(request(&plan, reference, environment, &display, cancel.clone())).await;
+    let result = solve(request(&plan, &caches, reference, environment, &display, cancel.clone())).await;
     let steps = display.finish();
     match result {
-        Ok(response) => Ok(write_answers(&plan, &response, &cancel).await?),
+        Ok(response) => {
+            if response.exporter_response.contains_key(CACHE_MANIFEST) {
+                caches.tag()?;
+            }
+            Ok(write_answers(&plan, &response, &cancel).await?)
+        }
         Err(fault) if cancel.is_cancelled() && fault.kind() == Kind::Cancelled => {
             Err(Failure { fault: fault.context("failed to solve"), steps: Vec::new() })
         }
         Err(fault) => Err(Failure { fault: in_frame(fault), steps }),
     }
 }
+
+/// What is answered once a cache was written.
+const CACHE_MANIFEST: &str = "cache.manifest";
 
 /// Tools look for these words.
 fn in_frame(fault: Fault) -> Fault {
@@ -213,12 +226,13 @@ fn in_frame(fault: Fault) -> Fault {
 
 fn request(
     plan: &BuildPlan,
+    caches: &LocalCaches,
     reference: String,
     environment: &Environment,
     display: &Display,
     cancel: CancellationToken,
 ) -> SolveRequest {
-    let mut session = crate::credentials::add(LocalSession::new(reference), environment);
+    let mut session = caches.add_to(crate::credentials::add(LocalSession::new(reference), environment));
     for (name, dir) in &plan.dirs {
         session = session.with_dir(name, dir);
     }

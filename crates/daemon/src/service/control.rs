@@ -185,6 +185,7 @@ async fn solve_by_client(
     };
     let epoch = engine::default_epoch(&options);
     let bridge = shared.engine.begin(begin).await?;
+    bridge.import(&request.cache_imports)?;
     let (client, returned) = ClientBuild::new(bridge.clone());
     build.attach(Some(Arc::new(client)));
     let result = tokio::select! {
@@ -192,7 +193,7 @@ async fn solve_by_client(
         () = cancel.cancelled() => Err(Fault::cancelled()),
     };
     let response = match result {
-        Ok(result) => shared.engine.export(&bridge, &result, &request.exports, epoch).await,
+        Ok(result) => shared.engine.export(&bridge, &result, &request.exports, &request.cache_exports, epoch).await,
         Err(fault) => Err(fault),
     };
     build.attach(None);

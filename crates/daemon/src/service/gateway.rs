@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base::progress::Warning;
 use base::{Fault, Platform};
-use engine::{Bridge, Frontend, FrontendResult, Ref, Refs};
+use engine::{Bridge, CacheOptions, Frontend, FrontendResult, Ref, Refs};
 use files::receive::Sent;
 use files::walk::Entry;
 use proto::Message as _;
@@ -343,9 +343,9 @@ async fn solve(build: &ClientBuild, request: wire::SolveRequest) -> Result<Front
     if !request.frontend_inputs.is_empty() {
         return Err(Fault::user("frontend inputs are not supported yet"));
     }
-    if let Some(import) = request.cache_imports.first() {
-        return Err(Fault::user(format!("cache import type={} is not supported yet", import.r#type)));
-    }
+    let import =
+        |entry: wire::CacheOptionsEntry| CacheOptions { kind: entry.r#type, attrs: entry.attrs.into_iter().collect() };
+    build.bridge.import(&request.cache_imports.into_iter().map(import).collect::<Vec<_>>())?;
     if !request.source_policies.is_empty() {
         return Err(Fault::user("source policies are not supported yet"));
     }

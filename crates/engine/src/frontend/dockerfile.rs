@@ -131,7 +131,7 @@ impl Asker {
                     return images.resolve(job, &reference, platform, ResolveMode::from(request.mode)).await;
                 };
                 let session = Some(layout.session.clone()).filter(|session| !session.is_empty());
-                let store = StoreName { session, store: layout.store.clone() };
+                let store = StoreName { session, store: layout.store.clone(), cache: false };
                 images.resolve_layout(std::slice::from_ref(job), &store, &reference, platform).await
             };
             tokio::select! {
@@ -182,7 +182,7 @@ impl Asker {
             return running.end(files);
         }
         let graph = read(request.definition.clone())?;
-        match self.job.solve(&graph).await? {
+        match self.job.solve(&graph).await?.tree {
             Tree::Empty => Ok(vec![None; paths.len()]),
             Tree::Local(local) => {
                 let root = local.root.clone();

@@ -8,6 +8,10 @@ pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub const IMAGE_NAME: &str = "io.containerd.image.name";
 /// The manifest that this one refers to, in `index.json`.
 pub const MANIFEST_SUBJECT: &str = "io.containerd.manifest.subject";
+/// When the tree of a layer was made, in caches; never exported otherwise.
+pub const CREATED_AT: &str = "buildkit/createdat";
+/// What made a layer; never exported.
+pub const DESCRIPTION: &str = "buildkit/description";
 /// The diff id of a layer; never exported.
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// `attestation-manifest` on manifests that hold attestations.
@@ -23,5 +27,5 @@ pub const BASE_NAME: &str = "org.opencontainers.image.base.name";
 
 /// Whether it is for builders only and stays out of manifests.
 pub fn is_internal(key: &str) -> bool {
-    matches!(key, UNCOMPRESSED | "buildkit/createdat") || key.starts_with("containerd.io/distribution.source.")
+    matches!(key, UNCOMPRESSED | CREATED_AT | DESCRIPTION) || key.starts_with("containerd.io/distribution.source.")
 }

@@ -1,6 +1,7 @@
 //! A session in the same process: directories are read in place, secrets come from files and the
 //! environment, credentials from docker's `config.json`.
 
+mod cache;
 pub mod docker_config;
 mod layout;
 
@@ -11,9 +12,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use base::{Fault, Kind, Secret};
 
+pub use cache::LocalCache;
 pub use layout::Layout;
 
-use crate::{Blobs, Credentials, LocalDir, Output, Session};
+use crate::{Blobs, CacheDir, Credentials, LocalDir, Output, Session};
 
 /// The largest secret that is accepted, as in BuildKit.
 pub const MAX_SECRET_BYTES: u64 = 500 * 1024;
@@ -32,6 +34,7 @@ pub struct LocalSession {
     id: String,
     dirs: BTreeMap<String, PathBuf>,
     layouts: BTreeMap<String, Layout>,
+    caches: BTreeMap<String, Arc<LocalCache>>,
     secrets: BTreeMap<String, SecretSource>,
     outputs: Vec<Output>,
     credentials: Box<dyn CredentialStore>,
@@ -62,6 +65,7 @@ impl LocalSession {
             id: id.into(),
             dirs: BTreeMap::new(),
             layouts: BTreeMap::new(),
+            caches: BTreeMap::new(),
             secrets: BTreeMap::new(),
             outputs: Vec::new(),
             credentials: Box::new(Anonymous),
@@ -79,6 +83,13 @@ impl LocalSession {
     #[must_use]
     pub fn with_layout(mut self, name: impl Into<String>, layout: Layout) -> Self {
         self.layouts.insert(name.into(), layout);
+        self
+    }
+
+    /// Offers a directory with caches.
+    #[must_use]
+    pub fn with_cache(mut self, dir: impl Into<String>, cache: Arc<LocalCache>) -> Self {
+        self.caches.insert(dir.into(), cache);
         self
     }
 
@@ -128,6 +139,10 @@ impl Session for LocalSession {
 
     async fn content(&self, name: &str) -> Result<Option<Arc<dyn Blobs>>, Fault> {
         Ok(self.layouts.get(name).map(|layout| Arc::new(layout.clone()) as Arc<dyn Blobs>))
+    }
+
+    async fn cache(&self, dir: &str) -> Result<Option<Arc<dyn CacheDir>>, Fault> {
+        Ok(self.caches.get(dir).map(|cache| cache.clone() as Arc<dyn CacheDir>))
     }
 
     async fn output(&self, index: usize) -> Result<Output, Fault> {

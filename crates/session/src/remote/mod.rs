@@ -1,11 +1,14 @@
 //! A client at the other end of a connection, asked by gRPC over a [`tunnel`].
 //!
 //! `Control.Session` gives a tunnel ([`Sessions::serve`]); the client's metadata names the session and lists the methods that
-//! it answers. What it does not list is not asked for: BuildKit's services `FileSync`, `FileSend`, `Auth`, `Secrets`.
+//! it answers. What it does not list is not asked for: BuildKit's services `FileSync`, `FileSend`, `Auth`, `Secrets`,
+//! and containerd's `Content`.
 
+mod content;
 mod output;
 mod send;
 pub mod serve;
+mod serve_content;
 mod sync;
 pub mod tunnel;
 
@@ -286,8 +289,17 @@ impl Session for Client {
     }
 
     async fn content(&self, name: &str) -> Result<Option<Arc<dyn crate::Blobs>>, Fault> {
-        Err(Fault::user(format!("OCI layout `{name}`: layouts of a daemon's clients are not supported yet"))
-            .hint("push the image to a registry, or build without a daemon: `hullworks build`"))
+        if !self.0.supports(proto::content::READ) {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(content::Store { session: self.0.clone(), id: format!("oci:{name}") })))
+    }
+
+    async fn cache(&self, dir: &str) -> Result<Option<Arc<dyn crate::CacheDir>>, Fault> {
+        if !self.0.supports(proto::content::READ) {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(content::Store { session: self.0.clone(), id: format!("local:{dir}") })))
     }
 
     async fn output(&self, index: usize) -> Result<Output, Fault> {

@@ -33,12 +33,15 @@ use super::{MAX_MESSAGE, Offer, Transfer, output, sync, tunnel};
 use crate::{Credentials, LocalDir, Output, SharedSession};
 
 /// What a client of this kind answers, for its `Session` call.
-pub const METHODS: [&str; 5] = [
+pub const METHODS: [&str; 8] = [
     sync::METHOD,
     output::METHOD,
     "/moby.filesync.v1.Auth/Credentials",
     "/moby.buildkit.secrets.v1.Secrets/GetSecret",
     "/grpc.health.v1.Health/Check",
+    proto::content::INFO,
+    proto::content::READ,
+    proto::content::WRITE,
 ];
 /// Packets on their way.
 const QUEUE: usize = 16;
@@ -55,6 +58,7 @@ where
         .initial_connection_window_size(16 << 20)
         .add_service(Transfers { session: session.clone(), kind: Service::Sync })
         .add_service(SendService(Transfers { session: session.clone(), kind: Service::Send }))
+        .add_service(super::serve_content::Content(session.clone()))
         .add_service(AuthServer::new(Answers(session.clone())))
         .add_service(SecretsServer::new(Answers(session.clone())))
         .add_service(HealthServer::new(Answers(session)));
@@ -132,7 +136,7 @@ impl<S: Unpin> tokio::io::AsyncWrite for Connection<S> {
 /// Questions with one answer.
 struct Answers(SharedSession);
 
-fn refused(fault: Fault) -> Status {
+pub(super) fn refused(fault: Fault) -> Status {
     Status::unknown(fault.cause())
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::tests::world::*;
-use crate::{Dep, Save, cache_manager};
+use crate::{CacheResult, Dep, KeyDigest, MemoryStore, Save, cache_manager};
 
 fn export(w: &World, result: &ToyResult) -> Chain {
     let keys = &result.as_ref().expect("a good build").keys;
@@ -177,4 +177,20 @@ fn deep_chains_do_not_overflow_the_stack() {
     let chain = chain(&[key], Some((SourceId::LOCAL, &store))).expect("in memory");
     assert_eq!(chain.records.len(), 20_001);
     check(&chain);
+}
+
+#[test]
+fn what_was_loaded_from_elsewhere_and_saved_here_is_exported_from_here() {
+    let elsewhere = Record { source: SourceId(7), result: CacheResult { id: "layers:1".into(), created_at: 5 } };
+    let saved = CacheResult { id: "42".into(), created_at: 5 };
+    let root = Arc::new(CacheKey::root(KeyDigest::Stable(Digest::of("source")), 0));
+    let op = KeyDigest::Stable(Digest::of("op"));
+    let key = CacheKey::with_deps(op, 0, vec![vec![Dep { key: root, selector: None }]]);
+    let key = Arc::new(key.with_records(vec![elsewhere.clone()]));
+    let store = MemoryStore::new();
+    let exported = || chain(std::slice::from_ref(&key), Some((SourceId::LOCAL, &store))).expect("in memory");
+    assert_eq!(top(&exported()).results, [elsewhere.clone()]);
+    let save = Save { key: key.clone(), result: Some(saved.clone()), also: Vec::new() };
+    cache_manager::save(&store, &[save]).expect("in memory");
+    assert_eq!(top(&exported()).results, [Record { source: SourceId::LOCAL, result: saved }, elsewhere]);
 }

@@ -24,6 +24,21 @@ fn equal_steps_of_two_builds_run_once() {
     }
 }
 
+#[test]
+fn steps_of_another_generation_share_no_results() {
+    for (generation, runs) in [(0, 1), (1, 2)] {
+        let mut w = World::new();
+        let job = w.solver.begin();
+        let first = w.ask(job, &[step("v0", "seed0", "result0")]);
+        let second = w.ask(job, &[Step { generation, ..step("v0-again", "seed0", "result0") }]);
+        w.run();
+        assert!(w.answer(first).is_ok() && w.answer(second).is_ok());
+        assert_eq!(w.count("exec "), runs, "{generation}");
+        w.end(job);
+        assert!(w.solver.is_idle());
+    }
+}
+
 /// Upstream: TestMultiLevelCacheParallel.
 #[test]
 fn equal_steps_on_equal_steps_run_once() {
@@ -369,6 +384,7 @@ fn wrong_calls_are_refused() {
         ignore_cache: false,
         sources: vec![],
         export_cache: None,
+        generation: 0,
     };
     let unknown = Error::UnknownInput { vertex: orphan.digest(), input: base::Digest::of("a") };
     assert_eq!(w.solver.load(job, [vertex.clone()]), Err(unknown));

@@ -29,6 +29,7 @@ pub struct Step {
     pub ignore_cache: bool,
     pub random: bool,
     pub sources: Vec<SourceId>,
+    pub generation: u64,
 }
 
 /// What a toy op makes.
@@ -118,6 +119,7 @@ impl Step {
             ignore_cache: self.ignore_cache,
             sources: self.sources.clone(),
             export_cache: None,
+            generation: self.generation,
         }
     }
 

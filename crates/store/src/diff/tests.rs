@@ -187,6 +187,7 @@ fn round_trip(seed: u64) {
                 chain_id,
                 sources: Vec::new(),
                 annotations: Default::default(),
+                from_cache: false,
             };
             let on = parent.as_ref().map(Hold::id);
             let lazy =

@@ -57,6 +57,7 @@ fn round_trip(dir: &Path, options: OpenOptions) -> Result<()> {
         chain_id: digest,
         sources: Vec::new(),
         annotations: Default::default(),
+        from_cache: false,
     };
     let snapshots = store.snapshots();
     let hold = snapshots.register_lazy(None, layer, PrepareOptions::default())?;
@@ -164,6 +165,7 @@ fn what_lies_behind_the_end_is_limited_and_can_be_cancelled() {
             chain_id: digest,
             sources: Vec::new(),
             annotations: Default::default(),
+            from_cache: false,
         };
         let hold = store.snapshots().register_lazy(None, layer, PrepareOptions::default()).expect("registered");
         let blob = Endless {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::table::Record;
 use super::{Hold, PrepareOptions, SnapshotId, Snapshots, active, layers, tree};
 use crate::diff::{Merged, is_whiteout};
-use crate::{Driver, Error, Inner, Result, maintenance, now};
+use crate::{Driver, Error, Inner, Result, maintenance, nanos, now};
 
 /// The name of a filling's turn, see [`layers::turn`].
 const FILL: &str = "fill";
@@ -33,6 +33,9 @@ pub struct LazyLayer {
     /// Annotations of the descriptor.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub annotations: std::collections::BTreeMap<String, String>,
+    /// Only a cache vouches for it, no image: whoever cannot have it makes the step again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_cache: bool,
 }
 
 /// Where and how to unpack a lazy layer.
@@ -77,7 +80,7 @@ impl Snapshots {
             parent: parent.as_ref().map(Hold::id),
             kind: options.kind,
             description: Arc::from(options.description),
-            created: now(),
+            created: options.created_at.map_or_else(now, nanos),
             last_used: Some(now()),
             usage: 0,
             size: Some(0),
@@ -177,15 +180,18 @@ impl Snapshots {
         let inner = &self.0.inner;
         let Some(have) = self.lazy(&known.id) else { return Ok(()) };
         let mut more = (*have).clone();
-        for source in &layer.sources {
-            if !more.sources.contains(source) {
-                more.sources.push(source.clone());
-            }
-        }
+        // Where an image has it comes before where a cache says that it is.
+        let (first, then) = match have.from_cache && !layer.from_cache {
+            true => (&layer.sources, &have.sources),
+            false => (&have.sources, &layer.sources),
+        };
+        more.from_cache &= layer.from_cache;
+        more.sources.clone_from(first);
+        more.sources.extend(then.iter().filter(|source| !first.contains(source)).cloned());
         // A filled snapshot keeps the blob that it was unpacked from; an unfilled one may as well be had as this one.
         if !inner.snapshots.with(known.id, |record| record.filled).unwrap_or(true) && have.digest != layer.digest {
-            let sources = std::mem::take(&mut more.sources);
-            more = LazyLayer { sources, ..layer.clone() };
+            let (sources, from_cache) = (std::mem::take(&mut more.sources), more.from_cache);
+            more = LazyLayer { sources, from_cache, ..layer.clone() };
         }
         if more == *have {
             return Ok(());

@@ -111,6 +111,8 @@ pub struct PrepareOptions {
     pub kind: RecordKind,
     /// A line for people, such as the step's name.
     pub description: String,
+    /// Of a layer that was made elsewhere: when. Now, if not given.
+    pub created_at: Option<SystemTime>,
 }
 
 /// What is known of a snapshot when it is committed.

@@ -45,7 +45,34 @@ fn lazy_layer(tar: &[u8], below: Option<Digest>) -> LazyLayer {
         chain_id: below.map_or(digest, |below| Digest::of(format!("{below} {digest}"))),
         sources: vec!["registry.example/a".into()],
         annotations: Default::default(),
+        from_cache: false,
     }
+}
+
+#[test]
+fn a_layer_that_an_image_has_is_not_a_caches_alone() {
+    let (_dir, store) = copy_store();
+    let snapshots = store.snapshots();
+    let options = |created_at| PrepareOptions { created_at, ..PrepareOptions::default() };
+    let made = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(7);
+    let of_image = lazy_layer(&layer_tar(&["a=1"]), None);
+    let of_cache = LazyLayer { sources: vec!["cache.example/c".into()], from_cache: true, ..of_image.clone() };
+    let check = |id: &SnapshotId, from_cache, sources: &[&str]| {
+        let known = snapshots.lazy(id).expect("lazy");
+        assert_eq!(
+            (known.from_cache, known.sources.as_slice()),
+            (from_cache, &sources.iter().map(ToString::to_string).collect::<Vec<_>>()[..])
+        );
+    };
+    let first = snapshots.register_lazy(None, of_cache.clone(), options(Some(made))).expect("registered");
+    assert_eq!(snapshots.info(&first.id()).expect("known").created_at, made);
+    check(&first.id(), true, &["cache.example/c"]);
+    // The image's own place comes first, and is the one that counts.
+    let second = snapshots.register_lazy(None, of_image, options(None)).expect("registered");
+    assert_eq!(first.id(), second.id());
+    check(&first.id(), false, &["registry.example/a", "cache.example/c"]);
+    snapshots.register_lazy(None, of_cache, options(None)).expect("registered");
+    check(&first.id(), false, &["registry.example/a", "cache.example/c"]);
 }
 
 fn unpack(store: &Store, hold: &Hold, tar: Vec<u8>) -> Result<()> {

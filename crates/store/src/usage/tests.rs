@@ -76,7 +76,7 @@ fn prune_takes_what_nobody_uses_and_its_blobs() {
 fn kinds_ages_and_filters_decide() {
     let (_dir, store) = copy_store();
     let make = |kind, description: &str| {
-        let options = PrepareOptions { kind, description: description.to_owned() };
+        let options = PrepareOptions { kind, description: description.to_owned(), created_at: None };
         let active = store.snapshots().prepare(None, options).expect("prepared");
         store.snapshots().commit(active, CommitOptions::default()).expect("committed").id().to_string()
     };

@@ -103,7 +103,7 @@ fn layer_limit(key: &str, value: &str) -> Result<usize, Fault> {
 fn layout_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<LayoutSource, Fault> {
     let mut source = LayoutSource {
         reference: reference(name)?,
-        store: StoreName { session: None, store: String::new() },
+        store: StoreName { session: None, store: String::new(), cache: false },
         layer_limit: None,
     };
     for (key, value) in attrs {
@@ -203,7 +203,7 @@ mod tests {
         let id = format!("oci-layout://docker.io/library/x@{}", Digest::of("x"));
         let attrs = [("oci.session", ""), ("oci.store", "s"), ("oci.layerlimit", "2")];
         let Ok(Source::Layout(layout)) = read(&id, &attrs) else { panic!("an image of a layout") };
-        assert_eq!(layout.store, StoreName { session: None, store: "s".to_owned() });
+        assert_eq!(layout.store, StoreName { session: None, store: "s".to_owned(), cache: false });
         assert_eq!((layout.reference.digest(), layout.layer_limit), (Some(Digest::of("x")), Some(2)));
 
         for (id, attrs, wanted) in [

@@ -1,0 +1,145 @@
+use std::sync::Arc;
+
+use solver::cache_export::{ChainLink, ChainRecord, chain};
+use solver::cache_manager::{self, InputKeys, Lookup, Question};
+use solver::{CacheKey, CacheStore, Dep, KeyDigest, SourceId};
+
+use super::*;
+use crate::document::{Document, Form, InlineCache, around};
+use crate::imported::Imported;
+
+const MIN: &[u8] = include_bytes!("../../tests/upstream/config-min.json");
+const IMAGE: &[u8] = include_bytes!("../../tests/upstream/image-manifest.json");
+const IMAGE_CONFIG: &[u8] = include_bytes!("../../tests/upstream/image-config.json");
+
+/// What a solver would have handed over, in another order than the config's.
+fn chain_of(config: &CacheConfig) -> Chain {
+    let count = config.records.len();
+    let turned = |at: i64| count - 1 - usize::try_from(at).expect("a place");
+    let link = |input: &CacheInput| ChainLink { record: turned(input.link), selector: input.selector.parse().ok() };
+    let records = config.records.iter().rev().map(|record| ChainRecord {
+        digest: record.digest.parse().ok(),
+        inputs: record.inputs.iter().map(|links| links.iter().rev().map(link).collect()).collect(),
+        ..ChainRecord::default()
+    });
+    Chain { records: records.collect(), tops: Vec::new() }
+}
+
+fn made_of(config: &CacheConfig) -> Vec<Option<Made>> {
+    let blobs = |top: i64| {
+        let below = |at: &i64| Some(config.layers[*at as usize].parent).filter(|parent| *parent >= 0);
+        let below = std::iter::successors(Some(top), below);
+        let mut blobs: Vec<_> = below.map(|at| Descriptor::new("x", config.layers[at as usize].blob, 1)).collect();
+        blobs.reverse();
+        blobs
+    };
+    let made = |record: &CacheRecord| {
+        let result = record.results.first()?;
+        Some(Made { layers: blobs(result.layer), created_at: result.created_at.0 })
+    };
+    config.records.iter().rev().map(made).collect()
+}
+
+#[test]
+fn the_same_keys_make_the_bytes_that_upstream_made() {
+    let config = CacheConfig::parse(MIN).expect("upstream wrote it");
+    let draft = Draft::new(&chain_of(&config), &made_of(&config));
+    assert_eq!(String::from_utf8_lossy(&draft.config.to_json()), String::from_utf8_lossy(MIN));
+    let named: Vec<_> = draft.layers.iter().map(|layer| layer.digest).collect();
+    assert_eq!(named, config.layers.iter().map(|layer| layer.blob).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_records_of_an_image_are_those_that_upstream_wrote() {
+    let Document::Image(manifest) = Document::parse(IMAGE).expect("upstream wrote it") else { panic!("an image") };
+    let cache = InlineCache::of_image(&manifest, IMAGE_CONFIG).expect("upstream wrote it").expect("has a cache");
+    assert_eq!(cache.config.layers.iter().map(|layer| layer.parent).collect::<Vec<_>>(), [-1, 0, 1, 2]);
+    let within = |record: &CacheRecord| {
+        let result = record.results.first()?;
+        Some(Within { layers: (0..=result.layer as usize).collect(), created_at: result.created_at.0 })
+    };
+    let results: Vec<_> = cache.config.records.iter().rev().map(within).collect();
+    let records = inline(&chain_of(&cache.config), &results).expect("has results");
+    assert_eq!(String::from_utf8_lossy(&records), String::from_utf8_lossy(&cache.config.records_to_json()));
+}
+
+/// One of ours: two sources, and an op on both that has the given layers.
+fn written(layers: &[Descriptor], extra: Option<CacheKey>) -> (Draft, [Arc<CacheKey>; 2], KeyDigest) {
+    let root = |name: &str| Arc::new(CacheKey::root(KeyDigest::Stable(Digest::of(name)), 0));
+    let roots = [root("image"), root("files")];
+    let op = KeyDigest::Stable(Digest::of("op"));
+    let dep = |key: &Arc<CacheKey>, selector| Dep { key: key.clone(), selector };
+    let mut first = vec![dep(&roots[0], None)];
+    first.extend(extra.map(|key| Dep { key: Arc::new(key), selector: None }));
+    let deps = vec![first, vec![dep(&roots[1], Some(Digest::of("part")))]];
+    let top = Arc::new(CacheKey::with_deps(op, 1, deps));
+    let chain = chain(&[top], None).expect("no store");
+    let results: Vec<_> = chain
+        .records
+        .iter()
+        .map(|record| (!record.inputs.is_empty()).then(|| Made { layers: layers.to_vec(), created_at: 7_000_000_000 }))
+        .collect();
+    (Draft::new(&chain, &results), roots, op)
+}
+
+fn layer(name: &str) -> Descriptor {
+    let layer = Descriptor::of(image::media_type::OCI_LAYER_GZIP, name.as_bytes());
+    layer.annotate(image::annotation::UNCOMPRESSED, Digest::of(format!("diff of {name}")).to_string())
+}
+
+#[test]
+fn what_is_written_is_found_again() {
+    let (draft, roots, op) = written(&[layer("a"), layer("b")], None);
+    let (_, manifest) =
+        around(Form::default(), Descriptor::of(crate::MEDIA_TYPE, &draft.config.to_json()), &draft.layers);
+    let Document::Cache { layers, .. } = Document::parse(&manifest).expect("ours") else { panic!("a cache") };
+    let source = SourceId(4);
+    let mut imported = Imported::new(source);
+    imported.add(&CacheConfig::parse(&draft.config.to_json()).expect("ours"), &layers).expect("ours");
+    let imported = Arc::new(imported);
+    let stores: [(SourceId, Arc<dyn CacheStore>); 1] = [(source, imported.clone())];
+    let input = |index, key: &Arc<CacheKey>, selector| InputKeys {
+        index,
+        keys: vec![Dep { key: key.clone(), selector }],
+        also: Vec::new(),
+    };
+    let ask = |digest, output, part: &str| Lookup {
+        sources: Arc::new([SourceId::LOCAL, source]),
+        digest,
+        output,
+        question: Question::Inputs(vec![input(0, &roots[0], None), input(1, &roots[1], Some(Digest::of(part)))]),
+    };
+    let root = Lookup { sources: Arc::new([source]), digest: roots[0].digest(), output: 0, question: Question::Root };
+    let other = KeyDigest::Stable(Digest::of("other"));
+    let lookups = [root, ask(op, 1, "part"), ask(op, 0, "part"), ask(op, 1, "whole"), ask(other, 1, "part")];
+    let (answers, failure) = cache_manager::lookup(&stores[..], &lookups);
+    assert!(failure.is_none(), "{failure:?}");
+    assert_eq!(answers.iter().map(|answer| answer.found.len()).collect::<Vec<_>>(), [1, 1, 0, 0, 0]);
+    let [record] = &answers[1].found[0].records[..] else { panic!("one result: {:?}", answers[1]) };
+    assert_eq!((record.source, record.result.created_at), (source, 7_000_000_000));
+    let layers = imported.layers(&record.result.id).expect("has layers");
+    assert_eq!(layers.iter().map(|layer| layer.digest).collect::<Vec<_>>(), [layer("a").digest, layer("b").digest]);
+}
+
+#[test]
+fn what_names_a_moment_only_is_left_out() {
+    let (draft, ..) = written(&[layer("a")], Some(CacheKey::root(KeyDigest::Random(Digest::of("now")), 0)));
+    assert_eq!(draft.config.records.len(), 3);
+    assert!(!String::from_utf8_lossy(&draft.config.to_json()).contains("random"));
+}
+
+#[test]
+fn an_image_names_results_by_its_own_layers() {
+    let (_, roots, op) = written(&[], None);
+    let dep = |key: &Arc<CacheKey>| vec![Dep { key: key.clone(), selector: None }];
+    let top = Arc::new(CacheKey::with_deps(op, 0, vec![dep(&roots[0])]));
+    let chain = chain(&[top], None).expect("no store");
+    let check = |layers: &[usize], said: &str| {
+        let within = Within { layers: layers.to_vec(), created_at: 0 };
+        let text = inline(&chain, &[None, Some(within)]).expect("a result");
+        assert!(String::from_utf8_lossy(&text).contains(said), "{}", String::from_utf8_lossy(&text));
+    };
+    check(&[0, 1], r#""layers":[{"layer":1,"createdAt":"1970-01-01T00:00:00Z"}]"#);
+    check(&[1], r#""chains":[{"layers":[1],"createdAt":"1970-01-01T00:00:00Z"}]"#);
+    assert_eq!(inline(&chain, &[None, None]), None);
+}

@@ -1,0 +1,318 @@
+//! Caches between machines: a second machine is a second state directory, which has nothing.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use hyper::Method;
+use testkit::registry::{Action, Fault};
+
+use crate::harness::{Ended, Invocation, Running, eventually, is_root};
+use crate::kitchen::{Kitchen, ran, steps};
+use crate::needs;
+use crate::who::Who;
+
+/// Two stages. What the first one makes is no layer of the result.
+const STAGES: &str = "FROM busybox AS maker\nCOPY a /\nRUN cat /a > /b && echo made >> /b\nFROM busybox\nCOPY --from=maker /b /\nRUN cat /b > /c\n";
+const ALL: [&str; 4] = ["COPY --from=maker /b /", "COPY a /", "RUN cat /a > /b && echo made >> /b", "RUN cat /b > /c"];
+
+fn kitchen(who: Who) -> Option<Kitchen> {
+    let kitchen = Kitchen::new(who)?;
+    kitchen.file("a", "one\n");
+    kitchen.dockerfile(STAGES);
+    Some(kitchen)
+}
+
+fn read(kitchen: &Kitchen, name: &str) -> String {
+    fs::read_to_string(kitchen.world.path(name)).unwrap()
+}
+
+fn is_all_cached(ended: &Ended) {
+    assert_eq!(steps(ended), (Vec::new(), ALL.map(str::to_owned).to_vec()), "{ended:?}");
+}
+
+#[test]
+fn what_one_machine_made_no_other_makes_again() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = kitchen(who) else { continue };
+        let host = kitchen.registry.host();
+        let line = format!(
+            "--cache-to type=registry,ref={host}/c/max,mode=max --cache-to {host}/c/min \
+             --cache-to type=registry,ref={host}/c/index:2,mode=max,image-manifest=false,compression=zstd,force-compression=true \
+             --cache-to type=local,dest=cache,mode=max,tag=x --cache-to type=inline -t {host}/c/image:1 --push"
+        );
+        let first = kitchen.build(&line).succeeds();
+        assert_eq!(ran(&first), ALL, "{first:?}");
+        first.says("exporting cache to registry").says("exporting cache to client directory");
+        first.says("preparing layers for inline cache");
+
+        let local = "type=local,src=cache,tag=x".to_owned();
+        let places = [
+            format!("{host}/c/max"),
+            format!("{host}/c/min"),
+            format!("{host}/c/index:2"),
+            format!("{host}/c/image:1"),
+            local,
+        ];
+        for (at, place) in places.iter().enumerate() {
+            let (state, out) = (format!("state{at}"), format!("out{at}"));
+            let second = kitchen.build_on(&state, &format!("--cache-from {place} --output {out}")).succeeds();
+            is_all_cached(&second);
+            second.says("importing cache manifest from ");
+            assert_eq!(read(&kitchen, &format!("{out}/c")), "one\nmade\n", "{who:?}: {place}");
+            // What came from there is known here by now.
+            is_all_cached(&kitchen.build_on(&state, "").succeeds());
+        }
+
+        // A step that needs more than the first machine's result: that of the first stage is in a full cache only.
+        let changed = |state: &str, place: &str| {
+            let (copy, run) = (("COPY --from=maker /b /", "COPY --from=maker /b /b2"), ("cat /b > /c", "cat /b2 > /c"));
+            kitchen.dockerfile(&STAGES.replace(copy.0, copy.1).replace(run.0, run.1));
+            ran(&kitchen.build_on(state, &format!("--cache-from {place}")).succeeds())
+        };
+        let above = ["COPY --from=maker /b /b2", "RUN cat /b2 > /c"];
+        assert_eq!(changed("full", &format!("{host}/c/max")), above, "{who:?}");
+        let more = ["COPY --from=maker /b /b2", "COPY a /", "RUN cat /a > /b && echo made >> /b", "RUN cat /b2 > /c"];
+        assert_eq!(changed("least", &format!("{host}/c/min")), more, "{who:?}");
+    }
+}
+
+#[test]
+fn layers_of_a_cache_that_nobody_reads_are_not_fetched() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = kitchen(who) else { return };
+    let host = kitchen.registry.host();
+    kitchen.build(&format!("--cache-to type=registry,ref={host}/c/x,mode=max")).succeeds();
+    kitchen.registry.forget_requests();
+    is_all_cached(&kitchen.build_on("other", &format!("--cache-from {host}/c/x")).succeeds());
+    // The config of the cache is a blob, too.
+    let blobs = |path: &str| kitchen.registry.count(&Method::GET, path);
+    assert_eq!((blobs("/c/x/blobs/"), kitchen.registry.count(&Method::PUT, "/c/x/")), (1, 0));
+}
+
+#[test]
+fn what_buildkit_cached_is_not_made_again() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = Kitchen::new(who) else { return };
+    for (name, content) in [("a", "one\n"), ("d/b", "two\n")] {
+        kitchen.file(name, content);
+        let mode = |name: &str, mode| {
+            fs::set_permissions(kitchen.world.path("context").join(name), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        mode(name, 0o644);
+        name.split_once('/').into_iter().for_each(|(dir, _)| mode(dir, 0o755));
+    }
+    kitchen.dockerfile(
+        "FROM scratch AS one\nCOPY a d /x/\nCOPY --chmod=600 a /y\nFROM scratch\nWORKDIR /w\nCOPY --from=one /x /x\n",
+    );
+    // Its manifest and its config are enough to see that.
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/cache-of-buildkit");
+    copy_tree(&golden, &kitchen.world.path("cache"));
+    who.own(&kitchen.world, "cache");
+    let ended = kitchen.build("--cache-from type=local,src=cache").succeeds();
+    let all = ["COPY --chmod=600 a /y", "COPY --from=one /x /x", "COPY a d /x/", "WORKDIR /w"];
+    assert_eq!(steps(&ended), (Vec::new(), all.map(str::to_owned).to_vec()), "{ended:?}");
+    // The layers are not there. Whoever needs them makes them.
+    let ended = kitchen.build("--cache-from type=local,src=cache --output out").succeeds();
+    assert_eq!(read(&kitchen, "out/x/b"), "two\n", "{ended:?}");
+    let mut made = ran(&ended);
+    made.dedup();
+    assert_eq!(made, all, "{ended:?}");
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to: PathBuf = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_tree(&entry.path(), &to),
+            false => drop(fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn a_cache_that_is_no_good_is_a_miss() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = kitchen(who) else { return };
+    let (host, registry) = (kitchen.registry.host(), &kitchen.registry);
+    kitchen
+        .build(&format!("--cache-to type=registry,ref={host}/c/good,mode=max --cache-to type=local,dest=dir"))
+        .succeeds();
+    let (media_type, manifest) = registry.manifest("c/good", "latest").unwrap();
+    let manifest = String::from_utf8(manifest.to_vec()).unwrap();
+    // Of a later version; with a config that is none; no manifest at all.
+    let later = manifest.replace("cacheconfig.v0", "cacheconfig.v9");
+    registry.put_manifest("c/good", "later", &media_type, later);
+    let (_, config) = manifest.split_once("\"digest\":\"").unwrap();
+    let config = &config[..71];
+    let garbage = registry.put_blob("c/good", "garbage");
+    registry.put_manifest("c/good", "garbage", &media_type, manifest.replace(config, &garbage.to_string()));
+    registry.put_manifest("c/good", "nothing", &media_type, "{");
+    fs::write(kitchen.world.path("dir/index.json"), "{").unwrap();
+    let mut places: Vec<String> =
+        ["later", "garbage", "nothing", "missing"].map(|tag| format!("{host}/c/good:{tag}")).to_vec();
+    places.push(format!("{host}/no/such"));
+    places.push("127.0.0.1:1/x".to_owned());
+    places.push("type=local,src=dir".to_owned());
+    places.push("type=local,src=nowhere".to_owned());
+    let all: Vec<String> = places.iter().map(|place| format!("--cache-from {place}")).collect();
+    let ended = kitchen.build_on("bad", &format!("{} --output out", all.join(" "))).succeeds();
+    assert_eq!((ran(&ended), read(&kitchen, "out/c")), (ALL.map(str::to_owned).to_vec(), "one\nmade\n".to_owned()));
+    ended.says("ERROR: the cache cannot be used").says("registry answered 404");
+    ended.says("local cache `nowhere` is not used");
+    assert_eq!(ended.stderr.matches(" ERROR: ").count(), 6, "{ended:?}");
+}
+
+#[test]
+fn layers_that_a_cache_has_lost_are_made_again() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = kitchen(who) else { return };
+    let host = kitchen.registry.host();
+    kitchen.build(&format!("--cache-to type=registry,ref={host}/c/x,mode=max")).succeeds();
+    let import = format!("--cache-from {host}/c/x");
+    let blobs = |action: Action| {
+        // The config comes first.
+        let fault = Fault::on(Method::GET, "/v2/c/x/blobs/", action).after(1);
+        kitchen.registry.behave();
+        kitchen.registry.fault(fault);
+    };
+    for (at, action) in [Action::status(404), Action::WrongBytes].into_iter().enumerate() {
+        // A step that reads them, and an exporter.
+        kitchen.dockerfile(&format!("{STAGES}RUN cat /c > /e\n"));
+        blobs(action.clone());
+        let ended = kitchen.build_on(&format!("read{at}"), &format!("{import} --output read{at}.out")).succeeds();
+        assert_eq!(read(&kitchen, &format!("read{at}.out/e")), "one\nmade\n", "{ended:?}");
+        kitchen.dockerfile(STAGES);
+        blobs(action);
+        let ended = kitchen.build_on(&format!("out{at}"), &format!("{import} --output out{at}.out")).succeeds();
+        assert_eq!(
+            (ran(&ended), read(&kitchen, &format!("out{at}.out/c"))),
+            (ALL.map(str::to_owned).to_vec(), "one\nmade\n".into())
+        );
+    }
+    // What an earlier build knows from a registry that is gone since.
+    kitchen.registry.behave();
+    is_all_cached(&kitchen.build_on("gone", &import).succeeds());
+    kitchen.registry.fault(Fault::anywhere("/v2/c/x/", Action::status(404)));
+    let ended = kitchen.build_on("gone", "--output gone.out").succeeds();
+    assert_eq!((ran(&ended), read(&kitchen, "gone.out/c")), (ALL.map(str::to_owned).to_vec(), "one\nmade\n".into()));
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_fails_the_build_unless_that_is_ignored() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = kitchen(who) else { return };
+    let host = kitchen.registry.host();
+    kitchen.registry.fault(Fault::on(Method::PUT, "/v2/c/x/manifests/", Action::status(403)));
+    let line = |more: &str| format!("--cache-to type=registry,ref={host}/c/x{more} -t {host}/i:1 --push");
+    let failed = kitchen.build(&line("")).fails();
+    failed.says(&format!("failed to push {host}/c/x:latest: ")).says("registry answered 403");
+    // The image did not wait for that.
+    assert!(kitchen.registry.manifest("i", "1").is_some(), "{failed:?}");
+    kitchen.build(&line(",ignore-error=true")).succeeds().says("exporting cache to registry");
+    for (flag, said) in [
+        ("--cache-to type=gha,url=http://127.0.0.1:1/,token=t", "cache export type=gha is not supported yet"),
+        ("--cache-from type=s3,bucket=b", "cache import type=s3 is not supported yet"),
+        ("--cache-to type=registry,ref=x,mode=most", "bad value `most` of `mode`"),
+    ] {
+        kitchen.build(flag).fails().says(said);
+    }
+}
+
+/// A daemon of its own state, and its clients.
+pub struct Machine<'k> {
+    kitchen: &'k Kitchen,
+    /// How it is reached.
+    pub socket: String,
+    daemon: Running,
+}
+
+impl Machine<'_> {
+    pub fn new<'k>(kitchen: &'k Kitchen, name: &str) -> Machine<'k> {
+        for program in ["buildkitd", "buildctl"] {
+            let _ = symlink("hullworks", kitchen.world.path(program));
+        }
+        let path = kitchen.world.path(format!("{name}.sock"));
+        let socket = format!("unix://{}", path.display());
+        let program = kitchen.world.path("buildkitd");
+        let line = ["--config", "buildkitd.toml", "--root", name, "--addr", &socket];
+        let daemon = kitchen.who.run(&kitchen.world, program.to_str().unwrap()).args(line).starts();
+        eventually(|| path.exists());
+        Machine { kitchen, socket, daemon }
+    }
+
+    /// `buildctl build` of the context.
+    pub fn buildctl(&self, args: &str) -> Invocation {
+        let program = self.kitchen.world.path("buildctl");
+        let line = "build --progress=plain --frontend=dockerfile.v0 --local=context=context --local=dockerfile=context";
+        let client = self.kitchen.who.run(&self.kitchen.world, program.to_str().unwrap());
+        client.args(["--addr", &self.socket]).args(line.split(' ')).args(args.split_whitespace())
+    }
+
+    /// docker's client.
+    pub fn buildx(&self, args: &str) -> Invocation {
+        let docker = self.kitchen.world.path("docker");
+        let client = self.kitchen.who.run(&self.kitchen.world, "docker-buildx").env("DOCKER_CONFIG", docker);
+        client.args(args.split_whitespace())
+    }
+
+    /// Ends it as a pod is ended.
+    pub fn ends(self) {
+        self.daemon.signal("TERM");
+        assert_eq!(self.daemon.ends_soon().code, Some(0));
+    }
+}
+
+#[test]
+fn daemons_share_caches_by_our_client() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = kitchen(who) else { return };
+    let host = kitchen.registry.host();
+    let one = Machine::new(&kitchen, "one");
+    let exports =
+        format!("--export-cache type=registry,ref={host}/c/x,mode=max --export-cache type=local,dest=cache,mode=max");
+    let ended = one.buildctl(&format!("{exports} --metadata-file meta.json")).succeeds();
+    assert_eq!(ran(&ended), ALL, "{ended:?}");
+    assert!(read(&kitchen, "meta.json").contains("\"cache.manifest\""));
+    one.ends();
+    for (name, place) in
+        [("two", format!("type=registry,ref={host}/c/x")), ("three", "type=local,src=cache".to_owned())]
+    {
+        let other = Machine::new(&kitchen, name);
+        let ended = other.buildctl(&format!("--import-cache {place} --output type=local,dest={name}.out")).succeeds();
+        is_all_cached(&ended);
+        assert_eq!(read(&kitchen, &format!("{name}.out/c")), "one\nmade\n");
+        other.ends();
+    }
+}
+
+#[test]
+fn daemons_share_caches_by_docker_buildx() {
+    needs!(tool "docker-buildx");
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = kitchen(who) else { return };
+    let host = kitchen.registry.host();
+    let build = |machine: &Machine<'_>, name: &str, args: &str| {
+        machine.buildx(&format!("create --name {name} --driver remote {}", machine.socket)).succeeds();
+        machine.buildx(&format!("--builder {name} build --progress=plain {args} context")).succeeds()
+    };
+    let one = Machine::new(&kitchen, "one");
+    let exports = format!(
+        "--cache-to type=registry,ref={host}/c/x,mode=max --cache-to type=local,dest=cache,mode=max \
+         --build-arg BUILDKIT_INLINE_CACHE=1 -t {host}/c/image:1 --push"
+    );
+    build(&one, "one", &exports).says("exporting cache to registry").says("preparing layers for inline cache");
+    one.ends();
+    let places =
+        [format!("{host}/c/x"), "type=local,src=cache".to_owned(), format!("type=registry,ref={host}/c/image:1")];
+    for (at, place) in places.iter().enumerate() {
+        let name = format!("other{at}");
+        let other = Machine::new(&kitchen, &name);
+        let ended = build(&other, &name, &format!("--cache-from {place} --output type=local,dest={name}.out"));
+        is_all_cached(&ended);
+        assert_eq!(read(&kitchen, &format!("{name}.out/c")), "one\nmade\n");
+        other.ends();
+    }
+}
