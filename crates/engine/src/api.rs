@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use base::progress::Sink;
+use base::progress::{Event, Sink, Warning};
 use base::report::{Label, Running, Tasks};
 use base::{ByteSize, Cancel, Fault};
 use export::{BuildResult, Exporter, PlatformResult};
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bridge::Bridge;
 use crate::core::{Core, blocking, store_fault};
 use crate::driver::{Driver, JobHandle, panicked};
-use crate::job::{Built, Job};
+use crate::job::Job;
 use crate::result::FrontendResult;
 use crate::step_log::LogLimits;
 use crate::tree::Tree;
@@ -111,6 +111,28 @@ pub enum Frontend {
     },
     /// A marshalled `pb.Definition`.
     Llb(Vec<u8>),
+}
+
+impl Frontend {
+    /// `gateway.v0` with a built-in frontend as its source is that one, unless a context stands for the source.
+    pub(crate) fn built_in(self) -> Frontend {
+        const BUILT_IN: &str = "dockerfile.v0";
+        let is_context = |key: &String| {
+            let rest = key.strip_prefix("context:").and_then(|name| name.strip_prefix(BUILT_IN));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        };
+        match self {
+            Frontend::Named { name, mut options }
+                if name == "gateway.v0"
+                    && options.get("source").is_some_and(|source| source == BUILT_IN)
+                    && !options.keys().any(is_context) =>
+            {
+                options.remove("source");
+                Frontend::Named { name: BUILT_IN.to_owned(), options }
+            }
+            other => other,
+        }
+    }
 }
 
 /// One `--output`.
@@ -251,9 +273,9 @@ impl Engine {
     async fn solve_to_the_end(&self, request: SolveRequest) -> Result<SolveResponse, Fault> {
         refuse_caches(&request)?;
         let exporters = exporters(&request.exports)?;
-        let epoch = match &request.frontend {
-            Frontend::Named { options, .. } => default_epoch(options),
-            Frontend::Llb(_) => None,
+        let options = match &request.frontend {
+            Frontend::Named { options, .. } => options.clone(),
+            Frontend::Llb(_) => BTreeMap::new(),
         };
         let bridge = self.begin(Begin {
             session: request.session,
@@ -263,8 +285,7 @@ impl Engine {
         });
         let bridge = bridge.await?;
         let result = bridge.solve(request.frontend).await?;
-        let built = result.build(&bridge.job).await?;
-        self.export_built(&bridge.job, built, exporters, epoch).await
+        self.make_and_export(&bridge.job, &result, exporters, &options).await
     }
 
     /// Begins a build whose frontend is elsewhere: whoever has the bridge asks what it needs, and gives the result to
@@ -276,34 +297,36 @@ impl Engine {
         Ok(Bridge { core: self.core.clone(), job, has_dockerfile: self.has_dockerfile })
     }
 
-    /// Makes a result and does with it what `exports` say; several run one after another. `epoch` is the latest time in
-    /// what is made, where neither exports nor the result say otherwise.
+    /// Makes a result and does with it what `exports` say; several run one after another. `options` are what its frontend
+    /// was told.
     pub async fn export(
         &self,
         bridge: &Bridge,
         result: &FrontendResult,
         exports: &[ExportRequest],
-        epoch: Option<i64>,
+        options: &BTreeMap<String, String>,
     ) -> Result<SolveResponse, Fault> {
         let cancel = bridge.job.job.cancel.clone();
         let work = async {
             let exporters = exporters(exports)?;
-            let built = result.build(&bridge.job).await?;
-            self.export_built(&bridge.job, built, exporters, epoch).await
+            self.make_and_export(&bridge.job, result, exporters, options).await
         };
         let done = AssertUnwindSafe(work).catch_unwind().await;
         let done = done.unwrap_or_else(|panic| Err(panicked(&*panic)));
         if cancel.is_cancelled() { done.map_err(|_| Fault::cancelled()) } else { done }
     }
 
-    async fn export_built(
+    async fn make_and_export(
         &self,
         job: &Arc<JobHandle>,
-        built: Built,
+        made: &FrontendResult,
         exporters: Vec<Exporter>,
-        epoch: Option<i64>,
+        options: &BTreeMap<String, String>,
     ) -> Result<SolveResponse, Fault> {
-        let epoch = epoch.or(built.platforms.iter().find_map(|platform| platform.epoch));
+        let built = made.build(job).await?;
+        warn_of_platforms(job, options, made)?;
+        // `SOURCE_DATE_EPOCH` as a build argument holds where neither exports nor the result say otherwise.
+        let epoch = default_epoch(options).or(built.platforms.iter().find_map(|platform| platform.epoch));
         let mut result = BuildResult { platforms: Vec::new(), multi: built.multi };
         for platform in built.platforms {
             let tree = match platform.tree {
@@ -328,11 +351,11 @@ impl Engine {
                 base_config: platform.base_config,
             });
         }
-        let mut response = SolveResponse::default();
+        let mut response = SolveResponse { exporter_response: made.told_clients() };
         for (index, exporter) in exporters.into_iter().enumerate() {
             let output = job.job.session.output(index).await?;
             let running = Running::start(job.job.sink.clone(), &Label::phase(exporter.title()));
-            let exporter = exporter.with_default_epoch(epoch);
+            let exporter = exporter.with_default_epoch(epoch).with_chosen_name(made.image_name());
             let cancel = Cancel::new();
             let context = export::Context {
                 store: self.core.store.clone(),
@@ -458,10 +481,37 @@ fn exporters(exports: &[ExportRequest]) -> Result<Vec<Exporter>, Fault> {
 }
 
 /// `SOURCE_DATE_EPOCH` as a build argument holds for exporters too.
-pub fn default_epoch(options: &BTreeMap<String, String>) -> Option<i64> {
+fn default_epoch(options: &BTreeMap<String, String>) -> Option<i64> {
     let text = options.get("build-arg:SOURCE_DATE_EPOCH").filter(|text| !text.is_empty())?;
     // Not a number of seconds: the frontend knows other forms, and refuses what is none.
     text.parse().ok().filter(|seconds| *seconds >= 0)
+}
+
+/// Warns if the result is not for the platforms that were asked for.
+fn warn_of_platforms(
+    job: &Arc<JobHandle>,
+    options: &BTreeMap<String, String>,
+    made: &FrontendResult,
+) -> Result<(), Fault> {
+    let odd = crate::verify::odd_platforms(options, made)?;
+    if odd.is_empty() {
+        return Ok(());
+    }
+    let sink = &job.job.sink;
+    let label = Label::phase("verifying build result");
+    let running = Running::start(sink.clone(), &label);
+    for short in odd {
+        sink.emit(Event::Warning(Warning {
+            vertex: label.digest,
+            level: 0,
+            short,
+            detail: Vec::new(),
+            url: None,
+            file: None,
+            spans: Vec::new(),
+        }));
+    }
+    running.end(Ok(()))
 }
 
 fn refuse_caches(request: &SolveRequest) -> Result<(), Fault> {

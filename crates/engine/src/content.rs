@@ -51,7 +51,7 @@ impl Core {
         let failed = |e: files::Error| {
             let changed = e.is_changed();
             let kind = if e.is_not_found() || changed { Kind::User } else { Kind::Environment };
-            let fault = Fault::because(kind, "failed to calculate a checksum", e);
+            let fault = Fault::because(kind, "failed to calculate checksum of ref", e);
             if changed { fault.hint(crate::local::AT_REST) } else { fault }
         };
         match tree {

@@ -159,7 +159,7 @@ impl Job {
         ];
         for (needs, right, name) in needed {
             if needs && !self.entitlements.contains(&right) {
-                let fault = Fault::user(format!("the step needs the entitlement `{name}`, which is not allowed")).hint(
+                let fault = Fault::user(format!("entitlement {name} is not allowed")).hint(
                     format!(
                         "allow it with `--allow {name}`; the builder must allow it too, \
                          by `insecure-entitlements` or `--allow-insecure-entitlement {name}`"
@@ -179,6 +179,17 @@ impl Job {
     pub(crate) async fn secret(&self, id: &str) -> Result<Option<Secret>, Fault> {
         self.session.secret(id).await
     }
+}
+
+/// The sessions to ask for what `named` should have: that one, then those of the builds.
+pub(crate) async fn sessions(jobs: &[Arc<Job>], named: Option<&str>) -> Vec<SharedSession> {
+    let own = jobs.iter().map(|job| job.session.clone());
+    let (mut first, rest): (Vec<_>, Vec<_>) = own.partition(|session| Some(session.id()) == named);
+    if let (true, Some(named), Some(any)) = (first.is_empty(), named, rest.first()) {
+        first.extend(any.other(named).await);
+    }
+    first.extend(rest);
+    first
 }
 
 struct SessionCredentials(SharedSession);

@@ -61,9 +61,8 @@ impl Images {
 
 /// The store, from the session that has it.
 async fn find(jobs: &[Arc<Job>], name: &StoreName) -> Result<Arc<dyn Blobs>, Fault> {
-    let named = jobs.iter().filter(|job| Some(job.session.id()) == name.session.as_deref());
-    for job in named.chain(jobs) {
-        if let Some(blobs) = job.session.content(&name.store).await? {
+    for session in crate::job::sessions(jobs, name.session.as_deref()).await {
+        if let Some(blobs) = session.content(&name.store).await? {
             return Ok(blobs);
         }
     }

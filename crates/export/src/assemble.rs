@@ -98,6 +98,9 @@ fn manifest(
 ) -> Result<(Descriptor, Descriptor), Fault> {
     let doing = "cannot assemble the image";
     let config = match &platform.config {
+        Some(config) if config.trim_ascii() == b"null" => {
+            return Err(Fault::user("invalid null image config for export"));
+        }
         Some(config) => config.clone(),
         None => ImageConfig::empty(&platform.platform.clone().unwrap_or_else(Platform::host)).to_json(),
     };

@@ -34,6 +34,12 @@ pub trait Session: Send + Sync {
     /// The content store that the client offers under `name`, such as an OCI layout of its own. None when it offers none.
     async fn content(&self, name: &str) -> Result<Option<Arc<dyn Blobs>>, Fault>;
 
+    /// The session of that id, where this one is not the only one: a client may name another that it has, too.
+    async fn other(&self, id: &str) -> Option<SharedSession> {
+        let _ = id;
+        None
+    }
+
     /// Where the result number `index` of the request goes, when an exporter writes to the client.
     async fn output(&self, index: usize) -> Result<Output, Fault>;
 }
@@ -78,6 +84,9 @@ pub trait RemoteDir: Send + Sync + std::fmt::Debug {
 
 /// A stream to the client. Written by threads that may block; what was written counts only once it is finished.
 pub trait RemoteStream: std::io::Write + Send {
+    /// Whether the client said that it has no need of what is written: what it does not take is no failure then.
+    fn is_unwanted(&self) -> bool;
+
     /// All is written; returns when the client has it.
     fn finish(self: Box<Self>) -> std::io::Result<()>;
 }

@@ -62,6 +62,7 @@ pub fn fault(status: &proto::rpc::Status) -> Fault {
                     name: text("filename"),
                     data: STANDARD.decode(text("data")).unwrap_or_default(),
                     language: text("language"),
+                    definition: Vec::new(),
                 };
                 let ranges = value["ranges"].as_array().map(Vec::as_slice).unwrap_or_default().iter();
                 let spans: Vec<SourceSpan> = ranges
@@ -87,7 +88,23 @@ pub fn fault(status: &proto::rpc::Status) -> Fault {
 
 /// A source file of a definition.
 pub(crate) fn source_file(info: proto::pb::SourceInfo) -> SourceFile {
-    SourceFile { name: info.filename, data: info.data, language: info.language }
+    SourceFile {
+        name: info.filename,
+        data: info.data,
+        language: info.language,
+        definition: info.definition.map(|definition| definition.encode_to_vec()).unwrap_or_default(),
+    }
+}
+
+/// The same the other way round.
+pub(crate) fn source_info(file: &SourceFile) -> proto::pb::SourceInfo {
+    let definition = (!file.definition.is_empty()).then(|| proto::pb::Definition::decode(file.definition.as_slice()));
+    proto::pb::SourceInfo {
+        filename: file.name.clone(),
+        data: file.data.clone(),
+        language: file.language.clone(),
+        definition: definition.and_then(Result::ok),
+    }
 }
 
 /// A range of a definition.
@@ -97,6 +114,27 @@ pub(crate) fn span(range: &proto::pb::Range) -> SourceSpan {
         (position.line.max(0) as u32, position.character.max(0) as u32)
     };
     SourceSpan { start: position(&range.start), end: position(&range.end) }
+}
+
+/// What a file was read by, as Go's encoder writes it. Of the vertices' metadata, what says how they are solved.
+fn definition(file: &SourceFile) -> Option<Value> {
+    if file.definition.is_empty() {
+        return None;
+    }
+    let definition = proto::pb::Definition::decode(file.definition.as_slice()).ok()?;
+    let def: Vec<String> = definition.def.iter().map(|op| STANDARD.encode(op)).collect();
+    let metadata: serde_json::Map<String, Value> = definition
+        .metadata
+        .iter()
+        .map(|(digest, known)| {
+            let mut about = json!({ "description": known.description, "caps": known.caps });
+            if known.ignore_cache {
+                about["ignore_cache"] = true.into();
+            }
+            (digest.clone(), about)
+        })
+        .collect();
+    Some(json!({ "def": def, "metadata": metadata }))
 }
 
 fn details(fault: &Fault) -> Vec<Any> {
@@ -109,11 +147,14 @@ fn details(fault: &Fault) -> Vec<Any> {
         let position = |(line, character): (u32, u32)| json!({ "line": line, "character": character });
         let ranges: Vec<Value> =
             spans.iter().map(|span| json!({ "start": position(span.start), "end": position(span.end) })).collect();
-        let info = json!({
+        let mut info = json!({
             "filename": file.name,
             "data": STANDARD.encode(&file.data),
             "language": file.language,
         });
+        if let Some(definition) = definition(file) {
+            info["definition"] = definition;
+        }
         add("errdefs.Source", json!({ "info": info, "ranges": ranges }));
     }
     if let Some((digest, _)) = fault.get_vertex() {
@@ -131,8 +172,12 @@ mod tests {
 
     #[test]
     fn a_fault_survives_the_wire() {
-        let file =
-            SourceFile { name: "Dockerfile".into(), data: b"FROM x\nRUN y\n".to_vec(), language: "Dockerfile".into() };
+        let file = SourceFile {
+            name: "Dockerfile".into(),
+            data: b"FROM x\nRUN y\n".to_vec(),
+            language: "Dockerfile".into(),
+            definition: Vec::new(),
+        };
         let spans = [SourceSpan::lines(2, 2)];
         let fault = Fault::user("process failed").hint("try z").at(&Arc::new(file), &spans).exit_code(3);
         let fault = fault.vertex(base::Digest::of("v"), "name");

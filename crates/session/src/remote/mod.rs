@@ -34,7 +34,7 @@ pub use output::Offer;
 pub use send::{Files, wire};
 pub use sync::{MemoryFiles, Transfer, sent};
 
-use crate::{Credentials, LocalDir, Output, Session};
+use crate::{Credentials, LocalDir, Output, Session, SharedSession};
 
 /// Messages of BuildKit are at most this large.
 pub const MAX_MESSAGE: usize = 16 << 20;
@@ -221,14 +221,20 @@ fn client_fault(doing: &str, status: &Status) -> Fault {
         _ => Kind::User,
     };
     let message = status.message();
-    Fault::new(
-        kind,
-        if message.is_empty() { format!("{doing}: {}", status.code()) } else { format!("{doing}: {message}") },
-    )
+    let text = if message.is_empty() { status.code().to_string() } else { message.to_owned() };
+    Fault::because(kind, doing, Said { code: status.code(), text })
 }
 
-/// A client as one build sees it. Clones of the session share the connection.
-pub struct Client(pub Arc<RemoteSession>);
+/// A client's words.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct Said {
+    code: Code,
+    text: String,
+}
+
+/// A client as one build sees it, beside all others. Clones of the session share the connection.
+pub struct Client(pub Arc<RemoteSession>, pub Arc<Sessions>);
 
 #[async_trait]
 impl Session for Client {
@@ -288,6 +294,11 @@ impl Session for Client {
     async fn content(&self, name: &str) -> Result<Option<Arc<dyn crate::Blobs>>, Fault> {
         Err(Fault::user(format!("OCI layout `{name}`: layouts of a daemon's clients are not supported yet"))
             .hint("push the image to a registry, or build without a daemon: `hullworks build`"))
+    }
+
+    async fn other(&self, id: &str) -> Option<SharedSession> {
+        let other = self.1.get(id).await.ok()?;
+        Some(Arc::new(Client(other, self.1.clone())))
     }
 
     async fn output(&self, index: usize) -> Result<Output, Fault> {
