@@ -57,7 +57,11 @@ impl Core {
         match tree {
             Tree::Empty => {
                 let env = Env { cancel: Some(&cancel), ..Env::default() };
-                content_key(&selectors, None, &env).map_err(failed)
+                content_key(&selectors, None, &env).map_err(|error| match error {
+                    // Where there is nothing at all, BuildKit says it in these words.
+                    files::Error::NotFound(path) => failed(files::Error::Missing(path)),
+                    error => failed(error),
+                })
             }
             Tree::Local(local) => {
                 let local = local.clone();

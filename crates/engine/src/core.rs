@@ -20,6 +20,8 @@ pub(crate) struct Core {
     pub(crate) store: Store,
     pub(crate) executor: Arc<dyn Executor>,
     pub(crate) images: Images,
+    /// For files of the web.
+    pub(crate) http: http_client::Pools,
     pub(crate) fills: Fills,
     /// Work on threads that ends soon when it is cancelled, but not at once.
     pub(crate) threads: Unfinished,

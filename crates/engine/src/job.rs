@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::Entitlement;
 use crate::images::ResolvedImage;
 use crate::layout::StoreName;
-use crate::ops::source::ResolveMode;
+use crate::ops::source::{Download, ResolveMode};
 use crate::places::Places;
 use base::report::Label;
 
@@ -34,6 +34,8 @@ pub(crate) struct Job {
     pulls: Mutex<HashMap<store::SnapshotId, Digest>>,
     /// A name means one image for the whole build, however often it is asked for.
     images: Mutex<HashMap<ImageKey, ResolvedCell>>,
+    /// Files of the web, by what is asked for.
+    downloads: Mutex<HashMap<Digest, Arc<OnceCell<Arc<Download>>>>>,
     /// Content stores of clients that the build names.
     stores: Mutex<Vec<StoreName>>,
     /// How often the client's directories were found to be others than those that were read first.
@@ -61,6 +63,7 @@ impl Job {
             labels: Mutex::default(),
             pulls: Mutex::default(),
             images: Mutex::default(),
+            downloads: Mutex::default(),
             stores: Mutex::default(),
             reading: AtomicU32::new(0),
             originals: Mutex::default(),
@@ -134,6 +137,11 @@ impl Job {
     pub(crate) fn image(&self, reference: &str, platform: &Platform, mode: ResolveMode) -> ResolvedCell {
         let key = (reference.to_owned(), platform.clone(), mode);
         self.images.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
+    }
+
+    /// The slot of a file of the web in this build.
+    pub(crate) fn download(&self, id: Digest) -> Arc<OnceCell<Arc<Download>>> {
+        self.downloads.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().clone()
     }
 
     /// Notes a content store that the build names.

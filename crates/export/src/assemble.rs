@@ -101,7 +101,10 @@ fn manifest(
         Some(config) if config.trim_ascii() == b"null" => {
             return Err(Fault::user("invalid null image config for export"));
         }
-        Some(config) => config.clone(),
+        Some(config) => {
+            check_system(config)?;
+            config.clone()
+        }
         None => ImageConfig::empty(&platform.platform.clone().unwrap_or_else(Platform::host)).to_json(),
     };
     let base_history = match &platform.base_config {
@@ -143,6 +146,22 @@ fn manifest(
     keep(context, &format!("exporting manifest {}", descriptor.digest), &bytes)?;
     keep(context, &format!("exporting config {}", config_descriptor.digest), &config)?;
     Ok((descriptor, config_descriptor))
+}
+
+/// A config says for which system it is, or leaves that to others.
+fn check_system(config: &[u8]) -> Result<(), Fault> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct System {
+        os: String,
+        architecture: String,
+    }
+    // What is malformed is told where it is read.
+    let system: System = serde_json::from_slice(config).unwrap_or_default();
+    match system.os.is_empty() == system.architecture.is_empty() {
+        true => Ok(()),
+        false => Err(Fault::user("invalid image config: os and architecture must be specified together")),
+    }
 }
 
 fn clamp(time: jiff::Timestamp, epoch: Option<i64>) -> jiff::Timestamp {

@@ -34,6 +34,12 @@ pub trait Session: Send + Sync {
     /// The content store that the client offers under `name`, such as an OCI layout of its own. None when it offers none.
     async fn content(&self, name: &str) -> Result<Option<Arc<dyn Blobs>>, Fault>;
 
+    /// The file that the client gives in a web server's place; none where it gives none.
+    async fn upload(&self, host: &str, path: &str) -> Result<Option<Upload>, Fault> {
+        let _ = (host, path);
+        Ok(None)
+    }
+
     /// The session of that id, where this one is not the only one: a client may name another that it has, too.
     async fn other(&self, id: &str) -> Option<SharedSession> {
         let _ = id;
@@ -131,6 +137,9 @@ pub enum Output {
     /// Nothing goes to the client.
     None,
 }
+
+/// A file as it comes, in pieces.
+pub type Upload = tokio::sync::mpsc::Receiver<Result<bytes::Bytes, Fault>>;
 
 /// A session that any number of tasks hold.
 pub type SharedSession = Arc<dyn Session>;

@@ -8,6 +8,7 @@ mod send;
 pub mod serve;
 mod sync;
 pub mod tunnel;
+mod upload;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,7 +35,7 @@ pub use output::Offer;
 pub use send::{Files, wire};
 pub use sync::{MemoryFiles, Transfer, sent};
 
-use crate::{Credentials, LocalDir, Output, Session, SharedSession};
+use crate::{Credentials, LocalDir, Output, Session, SharedSession, Upload};
 
 /// Messages of BuildKit are at most this large.
 pub const MAX_MESSAGE: usize = 16 << 20;
@@ -294,6 +295,13 @@ impl Session for Client {
     async fn content(&self, name: &str) -> Result<Option<Arc<dyn crate::Blobs>>, Fault> {
         Err(Fault::user(format!("OCI layout `{name}`: layouts of a daemon's clients are not supported yet"))
             .hint("push the image to a registry, or build without a daemon: `hullworks build`"))
+    }
+
+    async fn upload(&self, host: &str, path: &str) -> Result<Option<Upload>, Fault> {
+        match self.0.supports(upload::METHOD) {
+            true => upload::pull(&self.0, host, path).await.map(Some),
+            false => Ok(None),
+        }
     }
 
     async fn other(&self, id: &str) -> Option<SharedSession> {
