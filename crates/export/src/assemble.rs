@@ -134,6 +134,7 @@ fn manifest(
         let mut descriptor = layer.descriptor.clone();
         if !options.prefer_nondist_layers {
             descriptor.urls.clear();
+            descriptor.media_type = image::media_type::distributable(&descriptor.media_type);
         }
         descriptor
     });

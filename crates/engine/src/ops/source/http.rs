@@ -12,7 +12,7 @@ use bytes::Bytes;
 use image::layer::compression::Decompressor;
 use http_client::{Method, Request, Response, StatusCode, Url, header};
 use jiff::Timestamp;
-use jiff::fmt::rfc2822;
+use jiff::fmt::{rfc2822, strtime};
 use llb::pb;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -33,6 +33,8 @@ const AUTH_TOKEN: &str = "HTTP_AUTH_TOKEN_";
 const HEADERS: [&str; 2] = ["Accept", "User-Agent"];
 /// The one encoding that servers are told of: what is sent so is unpacked, as Go's HTTP client does.
 const GZIP: &str = "gzip";
+/// Whom servers may take us for: some give builders other files than browsers.
+const LIKE: &str = "buildkit/v0.29";
 /// Pieces of a body that were received and not written yet.
 const QUEUE: usize = 16;
 
@@ -203,7 +205,7 @@ async fn fetch(ctx: &OpContext, source: &HttpSource) -> Result<Download, Fault> 
     }
     let text = |name| answer.header(name).map(str::to_owned);
     let (etag, modified) = (text(header::ETAG), text(header::LAST_MODIFIED));
-    let modified = modified.and_then(|text| rfc2822::parse(&text).ok()).map(|time| time.timestamp());
+    let modified = modified.and_then(|text| http_time(&text));
     let about = About {
         filename: file_name(source, answer.header(header::CONTENT_DISPOSITION)),
         packed: answer.header(header::CONTENT_ENCODING).is_some_and(|name| name.trim().eq_ignore_ascii_case(GZIP)),
@@ -257,7 +259,9 @@ fn weak(etag: &str) -> &str {
 }
 
 async fn request(ctx: &OpContext, source: &HttpSource) -> Result<Request, Fault> {
-    let mut request = Request::get(source.url.clone()).header(header::ACCEPT_ENCODING, GZIP);
+    let mut request = Request::get(source.url.clone())
+        .header(header::ACCEPT_ENCODING, GZIP)
+        .header(header::USER_AGENT, &format!("{} {LIKE}", http_client::USER_AGENT));
     for (name, value) in &source.headers {
         let name = if name == HEADERS[0] { header::ACCEPT } else { header::USER_AGENT };
         request = request.header(name, value);
@@ -463,6 +467,17 @@ fn safe(text: &str) -> String {
     }
 }
 
+/// A time in any of the three forms that HTTP knows (RFC 9110, 5.6.7).
+fn http_time(text: &str) -> Option<Timestamp> {
+    if let Ok(time) = rfc2822::parse(text) {
+        return Some(time.timestamp());
+    }
+    let plain = text.trim().trim_end_matches(" GMT").trim_end_matches(" UTC");
+    let forms = ["%A, %d-%b-%y %H:%M:%S", "%a %b %e %H:%M:%S %Y"];
+    let time = forms.iter().find_map(|form| strtime::parse(form, plain).ok()?.to_datetime().ok())?;
+    time.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|time| time.timestamp())
+}
+
 /// A time as HTTP writes it.
 fn rfc9110(time: Timestamp) -> String {
     rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&time).unwrap_or_default()
@@ -533,7 +548,10 @@ mod tests {
     #[test]
     fn times_are_written_as_http_does() {
         assert_eq!(rfc9110(Timestamp::UNIX_EPOCH), "Thu, 01 Jan 1970 00:00:00 GMT");
-        let read = rfc2822::parse("Sun, 06 Nov 1994 08:49:37 GMT").expect("a time");
-        assert_eq!(rfc9110(read.timestamp()), "Sun, 06 Nov 1994 08:49:37 GMT");
+        let written = "Sun, 06 Nov 1994 08:49:37 GMT";
+        for text in [written, "Sunday, 06-Nov-94 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 UTC", "Sun Nov  6 08:49:37 1994"] {
+            assert_eq!(http_time(text).map(rfc9110).as_deref(), Some(written), "{text}");
+        }
+        assert_eq!(http_time("yesterday"), None);
     }
 }
