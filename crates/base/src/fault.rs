@@ -42,7 +42,7 @@ pub enum Kind {
 }
 
 /// A file that a build was described in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceFile {
     /// The name that people know it by.
     pub name: String,
@@ -50,6 +50,8 @@ pub struct SourceFile {
     pub data: Vec<u8>,
     /// `Dockerfile` or another language's name, for displays.
     pub language: String,
+    /// The marshalled LLB that it was read by, for clients that want to look again. Empty where that is not known.
+    pub definition: Vec<u8>,
 }
 
 /// Lines and columns of a source file; lines count from 1, columns from 0, ends are inclusive.

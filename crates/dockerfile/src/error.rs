@@ -101,7 +101,7 @@ impl Error {
     #[must_use]
     pub fn suggest<'a>(self, typed: &str, names: impl IntoIterator<Item = &'a str>) -> Error {
         match crate::suggest::likely(typed, names) {
-            Some(name) => self.hint(format!("did you mean `{name}`?")),
+            Some(name) => self.hint(format!("did you mean {name}?")),
             None => self,
         }
     }

@@ -158,7 +158,8 @@ fn find_dockerfile(request: &Request<'_>, options: &Options, context: &Context, 
             "the option `filename` names it, the local `dockerfile` its directory; a link must not lead out of that",
         )
     })?;
-    let file = SourceFile { name: filename.to_owned(), data, language: "Dockerfile".to_owned() };
+    let definition = llb::marshalled(&read.definition);
+    let file = SourceFile { name: filename.to_owned(), data, language: "Dockerfile".to_owned(), definition };
     let vertex = read.vertex();
     let info = pb::SourceInfo {
         filename: file.name.clone(),

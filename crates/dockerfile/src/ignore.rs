@@ -19,7 +19,7 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Vec<String>> {
             rest => glob::flaw(rest.unwrap_or(&pattern)),
         };
         if let Some(flaw) = flaw {
-            let file = SourceFile { name: name.to_owned(), data: bytes.to_vec(), language: String::new() };
+            let file = SourceFile { name: name.to_owned(), data: bytes.to_vec(), ..SourceFile::default() };
             let fault = Fault::user(format!("bad pattern `{pattern}`: {flaw}"));
             return Err(Error::Ask {
                 doing: format!("cannot use `{name}`"),

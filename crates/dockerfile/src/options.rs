@@ -413,6 +413,6 @@ mod tests {
         ] {
             assert!(parse(&[(name, value)]).is_ok(), "{name}={value}");
         }
-        assert_eq!(parse(&[("platfrom", "")]).expect_err("unknown").get_hint(), Some("did you mean `platform`?"));
+        assert_eq!(parse(&[("platfrom", "")]).expect_err("unknown").get_hint(), Some("did you mean platform?"));
     }
 }

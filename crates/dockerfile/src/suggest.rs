@@ -19,15 +19,17 @@ pub(crate) fn nearest<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>)
     best.map(|(_, name)| name)
 }
 
-/// As [`nearest`], but half of what was typed must be left of it, or its letters be swapped: short names are all near
-/// each other.
+/// As [`nearest`], but half of what was typed must be left of it, or its letters be swapped, or its end be missing: short
+/// names are all near each other.
 pub(crate) fn likely<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let letters = |word: &str| {
         let mut letters: Vec<char> = word.chars().collect();
         letters.sort_unstable();
         letters
     };
-    nearest(typed, names).filter(|name| edits(typed, name) * 2 <= typed.len() || letters(typed) == letters(name))
+    nearest(typed, names).filter(|name| {
+        edits(typed, name) * 2 <= typed.len() || letters(typed) == letters(name) || name.starts_with(typed)
+    })
 }
 
 /// Levenshtein distance over characters.
@@ -62,7 +64,7 @@ mod tests {
 
     #[test]
     fn likely_names() {
-        for (typed, found) in [("TERN", Some("TERM")), ("FOO", None), ("FP", Some("FPE")), ("EFP", Some("FPE"))] {
+        for (typed, found) in [("TERN", Some("TERM")), ("FOO", None), ("FP", Some("FPE")), ("EFP", Some("FPE")), ("TER", Some("TERM"))] {
             assert_eq!(likely(typed, ["FPE", "TERM"]), found, "{typed}");
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use base::progress::Sink;
+use base::progress::{Event, Sink, Warning};
 use base::report::{Label, Running, Tasks};
 use base::{ByteSize, Cancel, Fault};
 use export::{BuildResult, Exporter, PlatformResult};
@@ -117,6 +117,28 @@ pub enum Frontend {
     },
     /// A marshalled `pb.Definition`.
     Llb(Vec<u8>),
+}
+
+impl Frontend {
+    /// `gateway.v0` with a built-in frontend as its source is that one, unless a context stands for the source.
+    pub(crate) fn built_in(self) -> Frontend {
+        const BUILT_IN: &str = "dockerfile.v0";
+        let is_context = |key: &String| {
+            let rest = key.strip_prefix("context:").and_then(|name| name.strip_prefix(BUILT_IN));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        };
+        match self {
+            Frontend::Named { name, mut options }
+                if name == "gateway.v0"
+                    && options.get("source").is_some_and(|source| source == BUILT_IN)
+                    && !options.keys().any(is_context) =>
+            {
+                options.remove("source");
+                Frontend::Named { name: BUILT_IN.to_owned(), options }
+            }
+            other => other,
+        }
+    }
 }
 
 /// One `--output`.
@@ -255,9 +277,9 @@ impl Engine {
     }
 
     async fn solve_to_the_end(&self, request: SolveRequest) -> Result<SolveResponse, Fault> {
-        let (epoch, inline) = match &request.frontend {
-            Frontend::Named { options, .. } => (default_epoch(options), cache::wants_inline(options)),
-            Frontend::Llb(_) => (None, false),
+        let (options, inline) = match &request.frontend {
+            Frontend::Named { options, .. } => (options.clone(), cache::wants_inline(options)),
+            Frontend::Llb(_) => (BTreeMap::new(), false),
         };
         exporters(&request.exports)?;
         let mut caches = CacheExports::read(&request.cache_exports)?;
@@ -271,7 +293,7 @@ impl Engine {
         let bridge = bridge.await?;
         bridge.import(&request.cache_imports)?;
         let result = bridge.solve(request.frontend).await?;
-        self.make_and_export(&bridge.job, result, &request.exports, &caches, epoch).await
+        self.make_and_export(&bridge.job, result, &request.exports, &caches, &options).await
     }
 
     /// Begins a build whose frontend is elsewhere: whoever has the bridge asks what it needs, and gives the result to
@@ -283,20 +305,20 @@ impl Engine {
         Ok(Bridge { core: self.core.clone(), job, has_dockerfile: self.has_dockerfile })
     }
 
-    /// Makes a result and does with it what `exports` say; several run one after another, caches beside them. `epoch` is
-    /// the latest time in what is made, where neither exports nor the result say otherwise.
+    /// Makes a result and does with it what `exports` say; several run one after another, caches beside them. `options` are
+    /// what its frontend was told.
     pub async fn export(
         &self,
         bridge: &Bridge,
         result: &FrontendResult,
         exports: &[ExportRequest],
         caches: &[CacheOptions],
-        epoch: Option<i64>,
+        options: &BTreeMap<String, String>,
     ) -> Result<SolveResponse, Fault> {
         let cancel = bridge.job.job.cancel.clone();
         let work = async {
             let caches = CacheExports::read(caches)?;
-            self.make_and_export(&bridge.job, result.clone(), exports, &caches, epoch).await
+            self.make_and_export(&bridge.job, result.clone(), exports, &caches, options).await
         };
         let done = AssertUnwindSafe(work).catch_unwind().await;
         let done = done.unwrap_or_else(|panic| Err(panicked(&*panic)));
@@ -310,13 +332,17 @@ impl Engine {
         mut result: FrontendResult,
         exports: &[ExportRequest],
         caches: &CacheExports,
-        epoch: Option<i64>,
+        options: &BTreeMap<String, String>,
     ) -> Result<SolveResponse, Fault> {
         // Before anything is done: what is wrong with them is said now.
         exporters(exports)?;
+        let mut is_verified = false;
         loop {
             let built = result.build(job).await?;
-            match self.export_built(job, built, exporters(exports)?, caches, epoch).await {
+            if !std::mem::replace(&mut is_verified, true) {
+                warn_of_platforms(job, options, &result)?;
+            }
+            match self.export_built(job, &result, built, exporters(exports)?, caches, options).await {
                 Err(fault) if job.job.gives_up(&fault) => {
                     tracing::warn!(%fault, "going on without a cache");
                     result = result.anew()?;
@@ -329,16 +355,18 @@ impl Engine {
     async fn export_built(
         &self,
         job: &Arc<JobHandle>,
+        made: &FrontendResult,
         built: Built,
         exporters: Vec<Exporter>,
         caches: &CacheExports,
-        epoch: Option<i64>,
+        options: &BTreeMap<String, String>,
     ) -> Result<SolveResponse, Fault> {
         if caches.inline || !caches.is_empty() {
             self.driver.remembered().await;
         }
         let keys: Vec<Arc<CacheKey>> = built.platforms.iter().flat_map(|platform| &platform.keys).cloned().collect();
-        let epoch = epoch.or(built.platforms.iter().find_map(|platform| platform.epoch));
+        // `SOURCE_DATE_EPOCH` as a build argument holds where neither exports nor the result say otherwise.
+        let epoch = default_epoch(options).or(built.platforms.iter().find_map(|platform| platform.epoch));
         let mut result = BuildResult { platforms: Vec::new(), multi: built.multi };
         for platform in built.platforms {
             let tree = match platform.tree {
@@ -372,7 +400,7 @@ impl Engine {
                 base_config: platform.base_config,
             });
         }
-        let exporting = self.run_exporters(job, &result, exporters, epoch);
+        let exporting = self.run_exporters(job, made, &result, exporters, epoch);
         if caches.is_empty() {
             return exporting.await;
         }
@@ -389,15 +417,16 @@ impl Engine {
     async fn run_exporters(
         &self,
         job: &Arc<JobHandle>,
+        made: &FrontendResult,
         result: &BuildResult,
         exporters: Vec<Exporter>,
         epoch: Option<i64>,
     ) -> Result<SolveResponse, Fault> {
-        let mut response = SolveResponse::default();
+        let mut response = SolveResponse { exporter_response: made.told_clients() };
         for (index, exporter) in exporters.into_iter().enumerate() {
             let output = job.job.session.output(index).await?;
             let running = Running::start(job.job.sink.clone(), &Label::phase(exporter.title()));
-            let exporter = exporter.with_default_epoch(epoch);
+            let exporter = exporter.with_default_epoch(epoch).with_chosen_name(made.image_name());
             let cancel = Cancel::new();
             let context = self.context(job, &running, cancel.clone());
             let exported = tokio::select! {
@@ -527,10 +556,37 @@ fn exporters(exports: &[ExportRequest]) -> Result<Vec<Exporter>, Fault> {
 }
 
 /// `SOURCE_DATE_EPOCH` as a build argument holds for exporters too.
-pub fn default_epoch(options: &BTreeMap<String, String>) -> Option<i64> {
+fn default_epoch(options: &BTreeMap<String, String>) -> Option<i64> {
     let text = options.get("build-arg:SOURCE_DATE_EPOCH").filter(|text| !text.is_empty())?;
     // Not a number of seconds: the frontend knows other forms, and refuses what is none.
     text.parse().ok().filter(|seconds| *seconds >= 0)
+}
+
+/// Warns if the result is not for the platforms that were asked for.
+fn warn_of_platforms(
+    job: &Arc<JobHandle>,
+    options: &BTreeMap<String, String>,
+    made: &FrontendResult,
+) -> Result<(), Fault> {
+    let odd = crate::verify::odd_platforms(options, made)?;
+    if odd.is_empty() {
+        return Ok(());
+    }
+    let sink = &job.job.sink;
+    let label = Label::phase("verifying build result");
+    let running = Running::start(sink.clone(), &label);
+    for short in odd {
+        sink.emit(Event::Warning(Warning {
+            vertex: label.digest,
+            level: 0,
+            short,
+            detail: Vec::new(),
+            url: None,
+            file: None,
+            spans: Vec::new(),
+        }));
+    }
+    running.end(Ok(()))
 }
 
 /// Lazy layers, fetched on behalf of one build.

@@ -48,7 +48,7 @@ pub struct ImageConfig {
 impl Bridge {
     /// Asks a frontend, or takes a definition as it is. Nothing runs until somebody needs it.
     pub async fn solve(&self, frontend: Frontend) -> Result<FrontendResult, Fault> {
-        match frontend {
+        match frontend.built_in() {
             Frontend::Named { name, mut options } => match name.as_str() {
                 "dockerfile.v0" if !self.has_dockerfile => {
                     Err(Fault::user("frontend `dockerfile.v0` is switched off here")
@@ -184,13 +184,8 @@ impl Bridge {
         let tree = self.job_until_cancelled(reference.tree(&self.job)).await?;
         match tree {
             Tree::Empty => {
-                let nothing = self.core.scratch.join("empty");
-                blocking(move || {
-                    let made = std::fs::create_dir_all(&nothing).and_then(|()| Root::open(&nothing));
-                    let root = made.map_err(|e| Fault::because(Kind::Environment, "cannot make a directory", e))?;
-                    work(&root)
-                })
-                .await
+                let core = self.core.clone();
+                blocking(move || work(&core.empty_root()?)).await
             }
             Tree::Local(local) => {
                 let root = local.root.clone();

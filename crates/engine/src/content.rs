@@ -51,13 +51,17 @@ impl Core {
         let failed = |e: files::Error| {
             let changed = e.is_changed();
             let kind = if e.is_not_found() || changed { Kind::User } else { Kind::Environment };
-            let fault = Fault::because(kind, "failed to calculate a checksum", e);
+            let fault = Fault::because(kind, "failed to calculate checksum of ref", e);
             if changed { fault.hint(crate::local::AT_REST) } else { fault }
         };
         match tree {
             Tree::Empty => {
                 let env = Env { cancel: Some(&cancel), ..Env::default() };
-                content_key(&selectors, None, &env).map_err(failed)
+                content_key(&selectors, None, &env).map_err(|error| match error {
+                    // Where there is nothing at all, BuildKit says it in these words.
+                    files::Error::NotFound(path) => failed(files::Error::Missing(path)),
+                    error => failed(error),
+                })
             }
             Tree::Local(local) => {
                 let local = local.clone();

@@ -8,6 +8,7 @@ use executor::Executor;
 use export::Unfinished;
 use store::{Active, CommitOptions, PrepareOptions, Store};
 use sys::mount::{FsView, Mounted};
+use sys::path::Root;
 
 use crate::fill::Fills;
 use crate::images::Images;
@@ -19,6 +20,8 @@ pub(crate) struct Core {
     pub(crate) store: Store,
     pub(crate) executor: Arc<dyn Executor>,
     pub(crate) images: Images,
+    /// For files of the web.
+    pub(crate) http: http_client::Pools,
     pub(crate) fills: Fills,
     /// Work on threads that ends soon when it is cancelled, but not at once.
     pub(crate) threads: Unfinished,
@@ -78,6 +81,13 @@ impl Core {
     /// How to read a filled snapshot.
     pub(crate) fn view(&self, hold: &store::Hold) -> Result<FsView, Fault> {
         self.store.snapshots().view(&hold.id()).map_err(|e| store_fault("cannot read a snapshot", e))
+    }
+
+    /// What an empty tree is read as.
+    pub(crate) fn empty_root(&self) -> Result<Root, Fault> {
+        let nothing = self.scratch.join("empty");
+        let made = std::fs::create_dir_all(&nothing).and_then(|()| Root::open(&nothing));
+        made.map_err(|e| Fault::because(Kind::Environment, "cannot make a directory", e))
     }
 
     /// A view as a directory of this process; overlays are mounted until the answer is dropped.

@@ -17,7 +17,7 @@ use crate::cache::import::Import;
 use crate::cache::lost::GivenUp;
 use crate::images::ResolvedImage;
 use crate::layout::StoreName;
-use crate::ops::source::ResolveMode;
+use crate::ops::source::{Download, ResolveMode};
 use crate::places::Places;
 use base::report::Label;
 
@@ -36,6 +36,8 @@ pub(crate) struct Job {
     pulls: Mutex<HashMap<store::SnapshotId, Digest>>,
     /// A name means one image for the whole build, however often it is asked for.
     images: Mutex<HashMap<ImageKey, ResolvedCell>>,
+    /// Files of the web, by what is asked for.
+    downloads: Mutex<HashMap<Digest, Arc<OnceCell<Arc<Download>>>>>,
     /// Content stores of clients that the build names.
     stores: Mutex<Vec<StoreName>>,
     /// Caches that the build may read.
@@ -66,6 +68,7 @@ impl Job {
             labels: Mutex::default(),
             pulls: Mutex::default(),
             images: Mutex::default(),
+            downloads: Mutex::default(),
             stores: Mutex::default(),
             imports: Mutex::default(),
             given_up: Mutex::default(),
@@ -153,6 +156,11 @@ impl Job {
         self.images.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
     }
 
+    /// The slot of a file of the web in this build.
+    pub(crate) fn download(&self, id: Digest) -> Arc<OnceCell<Arc<Download>>> {
+        self.downloads.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().clone()
+    }
+
     /// Notes a content store that the build names.
     pub(crate) fn add_store(&self, name: StoreName) {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
@@ -176,7 +184,7 @@ impl Job {
         ];
         for (needs, right, name) in needed {
             if needs && !self.entitlements.contains(&right) {
-                let fault = Fault::user(format!("the step needs the entitlement `{name}`, which is not allowed")).hint(
+                let fault = Fault::user(format!("entitlement {name} is not allowed")).hint(
                     format!(
                         "allow it with `--allow {name}`; the builder must allow it too, \
                          by `insecure-entitlements` or `--allow-insecure-entitlement {name}`"
@@ -196,6 +204,17 @@ impl Job {
     pub(crate) async fn secret(&self, id: &str) -> Result<Option<Secret>, Fault> {
         self.session.secret(id).await
     }
+}
+
+/// The sessions to ask for what `named` should have: that one, then those of the builds.
+pub(crate) async fn sessions(jobs: &[Arc<Job>], named: Option<&str>) -> Vec<SharedSession> {
+    let own = jobs.iter().map(|job| job.session.clone());
+    let (mut first, rest): (Vec<_>, Vec<_>) = own.partition(|session| Some(session.id()) == named);
+    if let (true, Some(named), Some(any)) = (first.is_empty(), named, rest.first()) {
+        first.extend(any.other(named).await);
+    }
+    first.extend(rest);
+    first
 }
 
 struct SessionCredentials(SharedSession);

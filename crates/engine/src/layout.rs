@@ -63,11 +63,10 @@ impl Images {
 
 /// The store, from the session that has it.
 async fn find(jobs: &[Arc<Job>], name: &StoreName) -> Result<Arc<dyn Blobs>, Fault> {
-    let named = jobs.iter().filter(|job| Some(job.session.id()) == name.session.as_deref());
-    for job in named.chain(jobs) {
+    for session in crate::job::sessions(jobs, name.session.as_deref()).await {
         let found = match name.cache {
-            true => job.session.cache(&name.store).await?.map(|cache| cache as Arc<dyn Blobs>),
-            false => job.session.content(&name.store).await?,
+            true => session.cache(&name.store).await?.map(|cache| cache as Arc<dyn Blobs>),
+            false => session.content(&name.store).await?,
         };
         if let Some(blobs) = found {
             return Ok(blobs);

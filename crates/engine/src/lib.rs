@@ -26,10 +26,11 @@ mod shadow;
 mod step_log;
 mod tree;
 pub mod usage;
+mod verify;
 
 pub use api::{
     Begin, CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,
-    SolveRequest, SolveResponse, UsageRecord, default_epoch,
+    SolveRequest, SolveResponse, UsageRecord,
 };
 pub use bridge::{Bridge, ImageConfig};
 pub use open::in_use;

@@ -177,9 +177,8 @@ async fn mirrored(
 
 /// Finds the directory that a session shares under `name`: the named session's, else that of any of the builds.
 pub(crate) async fn find(jobs: &[Arc<Job>], session: Option<&str>, name: &str) -> Result<Found, Fault> {
-    let named = jobs.iter().filter(|job| Some(job.session.id()) == session);
-    for job in named.chain(jobs) {
-        match job.session.local(name).await? {
+    for session in crate::job::sessions(jobs, session).await {
+        match session.local(name).await? {
             None => continue,
             Some(LocalDir::Remote(remote)) => return Ok(Found::Remote(remote)),
             Some(LocalDir::InPlace(path)) => {

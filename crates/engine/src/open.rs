@@ -53,12 +53,14 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         Settings { proxies: Proxies::from_vars(|name| options.proxy.get(name).cloned()), ..Settings::default() };
     let limits = options.config.system.max_registry_concurrency;
     let limits = limits.map_or_else(Limits::default, |count| Limits { transfers_per_host: count as usize });
-    let client = registry::Client::new(Pools::new(settings), registries(&options.config), limits);
+    let http = Pools::new(settings);
+    let client = registry::Client::new(http.clone(), registries(&options.config), limits);
     let parallelism = Some(options.config.worker.oci.max_parallelism as usize).filter(|count| *count > 0);
     let disk = config::DiskUse { total: disk_size(store.dir()) };
     let gc = options.config.worker.oci.gc.rules(disk);
     let core = Arc::new(Core {
         images: Images { client, store: store.clone() },
+        http,
         store,
         executor,
         fills: Fills::default(),

@@ -20,8 +20,12 @@ impl Places {
             .infos
             .iter()
             .map(|info| {
-                let language = info.language.clone();
-                Arc::new(SourceFile { name: info.filename.clone(), data: info.data.clone(), language })
+                Arc::new(SourceFile {
+                    name: info.filename.clone(),
+                    data: info.data.clone(),
+                    language: info.language.clone(),
+                    definition: info.definition.as_ref().map(llb::marshalled).unwrap_or_default(),
+                })
             })
             .collect();
         for (digest, locations) in &source.locations {
@@ -45,9 +49,8 @@ impl Places {
 }
 
 fn span(range: &pb::Range) -> Option<SourceSpan> {
-    let position = |p: &Option<pb::Position>| {
-        let p = p.as_ref()?;
-        Some((u32::try_from(p.line).ok()?, u32::try_from(p.character).ok()?))
-    };
-    Some(SourceSpan { start: position(&range.start)?, end: position(&range.end)? })
+    let position = |p: &pb::Position| Some((u32::try_from(p.line).ok()?, u32::try_from(p.character).ok()?));
+    let start = range.start.as_ref()?;
+    // Frontends that know lines only may say where it starts, and no more.
+    Some(SourceSpan { start: position(start)?, end: position(range.end.as_ref().unwrap_or(start))? })
 }

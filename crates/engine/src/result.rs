@@ -18,6 +18,9 @@ const PLATFORMS: &str = "refs.platforms";
 const CONFIG: &str = "containerimage.config";
 const BASE_CONFIG: &str = "containerimage.base.config";
 const EPOCH: &str = "source.date.epoch";
+const IMAGE_NAME: &str = "image.name";
+/// What begins so is told to the client as it is.
+const FOR_CLIENTS: &str = "frontend.";
 
 /// A frontend's answer, BuildKit's `Result`.
 #[derive(Clone, Debug, Default)]
@@ -105,6 +108,39 @@ impl FrontendResult {
         Ok(FrontendResult { refs, metadata: self.metadata.clone() })
     }
 
+    /// The name that the frontend chose for the image.
+    pub(crate) fn image_name(&self) -> Option<&str> {
+        self.metadata.get(IMAGE_NAME).and_then(|name| std::str::from_utf8(name).ok())
+    }
+
+    /// What the frontend wants its client to know.
+    pub(crate) fn told_clients(&self) -> BTreeMap<String, String> {
+        let told = self.metadata.iter().filter(|(key, _)| key.starts_with(FOR_CLIENTS));
+        told.map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned())).collect()
+    }
+
+    /// Whether the frontend said for which platforms its result is.
+    pub(crate) fn names_platforms(&self) -> bool {
+        self.metadata.contains_key(PLATFORMS)
+    }
+
+    /// For which platforms the result is, as far as the frontend said so.
+    pub(crate) fn shown_platforms(&self) -> Result<Vec<Platform>, Fault> {
+        if self.names_platforms() {
+            return Ok(self.platforms()?.iter().map(Listed::platform).collect());
+        }
+        let Some(config) = self.metadata.get(CONFIG) else { return Ok(vec![Platform::host()]) };
+        let config: Option<ListedPlatform> = serde_json::from_slice(config)
+            .map_err(|e| Fault::because(Kind::User, "malformed image config", e))?;
+        let config = config.unwrap_or_default();
+        match (config.os.is_empty(), config.architecture.is_empty()) {
+            (false, false) => Ok(vec![Listed { id: String::new(), platform: config }.platform()]),
+            // It is no image's, and nobody exports it as one.
+            (true, true) => Ok(vec![Platform::host()]),
+            _ => Err(Fault::user("invalid image config: os and architecture must be specified together")),
+        }
+    }
+
     /// Makes all trees and reads what exporters need to know.
     pub(crate) async fn build(&self, job: &JobHandle) -> Result<Built, Fault> {
         let wanted: Vec<(String, Option<Platform>, Option<&Ref>)> = match &self.refs {
@@ -162,16 +198,30 @@ impl FrontendResult {
 
     fn platforms(&self) -> Result<Vec<Listed>, Fault> {
         let Some(bytes) = self.metadata.get(PLATFORMS) else { return Ok(Vec::new()) };
-        let list = serde_json::from_slice::<List>(bytes);
-        list.map(|list| list.platforms).map_err(|e| Fault::because(Kind::User, format!("malformed `{PLATFORMS}`"), e))
+        let list = serde_json::from_slice::<Option<List>>(bytes);
+        let list = list.map_err(|e| Fault::because(Kind::User, format!("malformed `{PLATFORMS}`"), e))?;
+        let platforms = list.unwrap_or_default().platforms.unwrap_or_default();
+        if platforms.is_empty() {
+            return Err(Fault::user("invalid empty platforms index for exporter"));
+        }
+        for Listed { id, platform } in &platforms {
+            if id.is_empty() {
+                return Err(Fault::user("invalid empty platform key for exporter"));
+            }
+            if platform.os.is_empty() || platform.architecture.is_empty() {
+                let text = format!("invalid platform value of `{id}` for exporter: it needs an os and an architecture");
+                return Err(Fault::user(text));
+            }
+        }
+        Ok(platforms)
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct List {
     #[serde(default)]
-    platforms: Vec<Listed>,
+    platforms: Option<Vec<Listed>>,
 }
 
 #[derive(Deserialize)]
@@ -183,7 +233,7 @@ struct Listed {
 }
 
 /// `ocispecs.Platform`.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct ListedPlatform {
     #[serde(default)]
     os: String,

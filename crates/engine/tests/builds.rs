@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test harness")]
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +16,7 @@ use async_trait::async_trait;
 use base::progress::{Discard, Event, Sink};
 use base::{Fault, Kind, Platform, Secret};
 use engine::{Engine, EngineOptions, ExportRequest, Frontend, SnapshotterChoice, SolveRequest};
-use llb::build::{Builder, Constraints, Defaults, Local};
+use llb::build::{Builder, Constraints, CopyInfo, Defaults, FileAction, Http, Local, State};
 use proto::Message as _;
 use session::local::LocalSession;
 use session::{Credentials, LocalDir, Output, Session};
@@ -24,11 +26,13 @@ use tokio_util::sync::CancellationToken;
 
 type Test = (&'static str, fn(&Runtime, &Isolation));
 
-const TESTS: [Test; 4] = [
+const TESTS: [Test; 6] = [
     ("a_panic_is_a_fault_of_the_build", |runtime, isolation| runtime.block_on(panics(isolation))),
     ("closing_names_what_does_not_end", |runtime, isolation| runtime.block_on(stuck(isolation))),
     ("a_file_that_changes_once_is_read_again", |runtime, isolation| runtime.block_on(changes_once(isolation))),
     ("a_file_that_always_changes_is_an_error", |runtime, isolation| runtime.block_on(always_changes(isolation))),
+    ("a_file_of_the_web_is_downloaded_when_it_changed", |runtime, isolation| runtime.block_on(downloads(isolation))),
+    ("nothing_has_a_root_and_no_files", |runtime, isolation| runtime.block_on(nothing(isolation))),
 ];
 
 fn main() -> ExitCode {
@@ -250,4 +254,118 @@ async fn always_changes(isolation: &Isolation) {
     let built = changing.build(0).await;
     assert_eq!((built.result.unwrap().as_str(), built.started), ("4", 1));
     assert_eq!(changing.engine.close().await, [""; 0]);
+}
+
+/// A web server with one file.
+struct Server {
+    address: String,
+    /// Its ETag and content.
+    file: Arc<Mutex<(&'static str, &'static str)>>,
+    /// Methods, and what was known of the file.
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    fn start() -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let file = Arc::new(Mutex::new(("\"one\"", "1")));
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let server = Server { address, file: file.clone(), asked: asked.clone() };
+        // It ends with the program.
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() > 0 {
+                    head.push(byte[0]);
+                }
+                let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+                let known = head.lines().find_map(|line| line.strip_prefix("if-none-match: ")).unwrap_or("-");
+                let method = head.split(' ').next().unwrap();
+                asked.lock().unwrap().push(format!("{method} {known}"));
+                let (etag, content) = *file.lock().unwrap();
+                let status = match (head.contains(" /gone "), known == etag) {
+                    (true, _) => "404 Not Found",
+                    (false, true) => "304 Not Modified",
+                    (false, false) => "200 OK",
+                };
+                let (length, content) = if status.starts_with("200") { (content.len(), content) } else { (0, "") };
+                let content = if method == "head" { "" } else { content };
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\nETag: {etag}\r\nLast-Modified: Sunday, 06-Nov-94 08:49:37 GMT\r\n\
+                     Content-Length: {length}\r\nConnection: close\r\n\r\n{content}"
+                );
+                // Whoever hangs up early has seen enough.
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        server
+    }
+
+    /// What was asked since the last time.
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+
+    /// LLB of one of its files.
+    fn download(&self, path: &str, checksum: Option<base::Digest>) -> Frontend {
+        let mut builder = Builder::new();
+        let http = Http { url: format!("{}{path}", self.address), filename: String::new(), checksum };
+        let state = builder.http(&http, Constraints::default());
+        marshalled(&builder, &state)
+    }
+}
+
+fn marshalled(builder: &Builder, state: &State) -> Frontend {
+    let defaults = Defaults { platform: Platform::host(), local_unique: "here".into() };
+    Frontend::Llb(builder.marshal(state, &defaults).unwrap().encode_to_vec())
+}
+
+/// The content of `f`, and when it last changed.
+async fn read(engine: &Engine, frontend: Frontend) -> Result<(String, i64), Fault> {
+    let session = Arc::new(LocalSession::new("reader".to_owned()));
+    let (progress, cancel) = (Arc::new(Discard), CancellationToken::new());
+    let bridge = engine.begin(engine::Begin { session, progress, cancel, entitlements: Vec::new() }).await?;
+    let result = bridge.solve(frontend).await?;
+    let file = result.all()[0];
+    let bytes = bridge.read_file(file, "/f", None).await?;
+    let stat = bridge.stat_file(file, "/f").await?.stat;
+    Ok((String::from_utf8(bytes).unwrap(), stat.mtime.secs))
+}
+
+async fn downloads(isolation: &Isolation) {
+    const MODIFIED: i64 = 784_111_777;
+    let state = tempfile::tempdir().unwrap();
+    let engine = engine(state.path(), isolation).await;
+    let server = Server::start();
+    let one = ("1".to_owned(), MODIFIED);
+    assert_eq!(read(&engine, server.download("/f", None)).await.unwrap(), one);
+    assert_eq!(server.asked(), ["get -"]);
+    assert_eq!(read(&engine, server.download("/f", None)).await.unwrap(), one);
+    assert_eq!(server.asked(), ["head \"one\""], "it is the same, and not sent again");
+    *server.file.lock().unwrap() = ("\"two\"", "22");
+    assert_eq!(read(&engine, server.download("/f", None)).await.unwrap(), ("22".to_owned(), MODIFIED));
+    assert_eq!(server.asked(), ["head \"one\"", "get \"one\""]);
+    let wanted = Some(base::Digest::of("22"));
+    assert_eq!(read(&engine, server.download("/f", wanted)).await.unwrap().0, "22");
+    let wrong = read(&engine, server.download("/f", Some(base::Digest::of("1")))).await.unwrap_err();
+    assert!(wrong.cause().starts_with("digest mismatch for http://127.0.0.1:"), "{wrong}");
+    let gone = read(&engine, server.download("/gone", None)).await.unwrap_err();
+    assert!(gone.cause().ends_with("/gone`: invalid response status 404"), "{gone}");
+    assert_eq!(engine.close().await, [""; 0]);
+}
+
+async fn nothing(isolation: &Isolation) {
+    let state = tempfile::tempdir().unwrap();
+    let engine = engine(state.path(), isolation).await;
+    let copied = |path: &str| {
+        let mut builder = Builder::new();
+        let copy = FileAction::Copy(Box::new(CopyInfo::new(&State::scratch(), path, "/")));
+        let state = builder.file(&State::scratch(), vec![copy], Constraints::default());
+        request(marshalled(&builder, &state), Odd(|_: &str| ()), Arc::new(Discard))
+    };
+    engine.solve(copied("/")).await.unwrap();
+    let fault = engine.solve(copied("/f")).await.unwrap_err();
+    assert!(fault.cause().ends_with("/f: no such file or directory"), "{fault}");
+    assert_eq!(engine.close().await, [""; 0]);
 }

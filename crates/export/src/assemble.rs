@@ -98,7 +98,13 @@ fn manifest(
 ) -> Result<(Descriptor, Descriptor), Fault> {
     let doing = "cannot assemble the image";
     let config = match &platform.config {
-        Some(config) => config.clone(),
+        Some(config) if config.trim_ascii() == b"null" => {
+            return Err(Fault::user("invalid null image config for export"));
+        }
+        Some(config) => {
+            check_system(config)?;
+            config.clone()
+        }
         None => ImageConfig::empty(&platform.platform.clone().unwrap_or_else(Platform::host)).to_json(),
     };
     let base_history = match &platform.base_config {
@@ -129,6 +135,7 @@ fn manifest(
         let mut descriptor = layer.descriptor.clone();
         if !options.prefer_nondist_layers {
             descriptor.urls.clear();
+            descriptor.media_type = image::media_type::distributable(&descriptor.media_type);
         }
         descriptor
     });
@@ -164,6 +171,22 @@ fn inline_cache(
     };
     context.tasks.log(base::progress::Stream::Stderr, text.as_bytes());
     None
+}
+
+/// A config says for which system it is, or leaves that to others.
+fn check_system(config: &[u8]) -> Result<(), Fault> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct System {
+        os: String,
+        architecture: String,
+    }
+    // What is malformed is told where it is read.
+    let system: System = serde_json::from_slice(config).unwrap_or_default();
+    match system.os.is_empty() == system.architecture.is_empty() {
+        true => Ok(()),
+        false => Err(Fault::user("invalid image config: os and architecture must be specified together")),
+    }
 }
 
 fn clamp(time: jiff::Timestamp, epoch: Option<i64>) -> jiff::Timestamp {

@@ -24,7 +24,7 @@ use session::Output;
 use store::{Hold, SnapshotId, Store};
 
 pub use layer::{Layer, layer_of};
-pub use options::{Annotation, AnnotationPlace, Attributes, ImageOptions, PushOptions};
+pub use options::{Annotation, AnnotationPlace, Attributes, ImageOptions, PushOptions, Stale};
 pub use push::{push_fault, push_layers, repository};
 pub use unfinished::Unfinished;
 
@@ -111,6 +111,8 @@ pub enum Exporter {
         epoch: Option<i64>,
         /// One directory per platform. Unset: where there are several.
         platform_split: Option<bool>,
+        /// What becomes of files of the directory that are not in the result.
+        stale: Stale,
     },
 }
 
@@ -167,6 +169,18 @@ impl Exporter {
         self
     }
 
+    /// Sets the name that the frontend chose, where the attributes leave it to that: `name=*`.
+    #[must_use]
+    pub fn with_chosen_name(mut self, chosen: Option<&str>) -> Exporter {
+        if let (Exporter::Image(ImageOptions { names, .. }, _) | Exporter::Archive { image: ImageOptions { names, .. }, .. }, Some(chosen)) =
+            (&mut self, chosen)
+            && names[..] == ["*"]
+        {
+            *names = options::names(chosen);
+        }
+        self
+    }
+
     /// Exports `result`; answers what BuildKit's exporter answers.
     pub async fn export(
         &self,
@@ -194,7 +208,11 @@ impl Exporter {
                 let assembled = assemble::assemble(context, result, image).await?;
                 archive::write(context, assembled, image, *docker, *tar, output).await
             }
-            Exporter::Tree { local, epoch, platform_split } => {
+            Exporter::Tree { stale: Stale::Goes, .. } if !matches!(output, Output::Remote(_)) => {
+                Err(Fault::user("output attribute `mode=delete` is not supported yet by this client")
+                    .hint("empty the directory before the build"))
+            }
+            Exporter::Tree { local, epoch, platform_split, .. } => {
                 tree::write(context, result, *local, *epoch, *platform_split, output).await
             }
         }
@@ -211,7 +229,8 @@ fn read_tree(attrs: &mut Attributes, local: bool) -> Result<Exporter, Fault> {
     let platform_split = attrs.boolean("platform-split")?;
     // Where attestations would go; this version makes none.
     attrs.text("attestation-prefix");
-    Ok(Exporter::Tree { local, epoch, platform_split })
+    let stale = if local { attrs.stale()? } else { Stale::Stays };
+    Ok(Exporter::Tree { local, epoch, platform_split, stale })
 }
 
 impl Context {

@@ -67,11 +67,25 @@ pub struct PushOptions {
     pub dangling_empty_only: bool,
 }
 
+/// What becomes of files of a directory that are not in the result. The client sees to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stale {
+    /// They stay.
+    Stays,
+    /// They are removed.
+    Goes,
+}
+
 /// Takes attributes out one by one; what is left in the end was not understood.
 pub struct Attributes {
     exporter: &'static str,
     rest: BTreeMap<String, String>,
     asked: BTreeSet<&'static str>,
+}
+
+/// Names of an image, as they stand behind `name=`.
+pub(crate) fn names(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 impl Attributes {
@@ -114,8 +128,7 @@ impl Attributes {
 
     /// The attributes of image exporters.
     pub fn image(&mut self) -> Result<ImageOptions, Fault> {
-        let names = self.text("name").unwrap_or_default();
-        let names = names.split(',').map(str::trim).filter(|n| !n.is_empty()).map(str::to_owned).collect();
+        let names = names(&self.text("name").unwrap_or_default());
         let options = ImageOptions {
             names,
             oci_types: self.boolean("oci-mediatypes")?,
@@ -161,6 +174,16 @@ impl Attributes {
                 Ok(seconds) if seconds >= 0 => Ok(Some(seconds)),
                 _ => Err(self.bad("source-date-epoch", &text, "expected seconds since 1970")),
             },
+        }
+    }
+
+    /// `mode`, of directories.
+    pub(crate) fn stale(&mut self) -> Result<Stale, Fault> {
+        let Some(text) = self.text("mode") else { return Ok(Stale::Stays) };
+        match text.trim().to_ascii_lowercase().as_str() {
+            "" | "copy" => Ok(Stale::Stays),
+            "delete" => Ok(Stale::Goes),
+            _ => Err(self.bad("mode", &text, "expected copy or delete")),
         }
     }
 

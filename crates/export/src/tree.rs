@@ -260,7 +260,10 @@ pub(crate) async fn write_stream(
         Target::Remote(stream) => {
             let work = move || {
                 let mut sink = Counting { inner: stream, task, written: 0 };
-                write(&mut sink).and_then(|()| sink.inner.finish())
+                match write(&mut sink) {
+                    Err(_) if sink.inner.is_unwanted() => Ok(()),
+                    written => written.and_then(|()| sink.inner.finish()),
+                }
             };
             let written = context.blocking("sending an archive to the client".to_owned(), work).await;
             written.map_err(|e| Fault::because(Kind::Environment, "cannot send the result to the client", e))

@@ -24,6 +24,9 @@ pub enum Error {
     /// A path that a checksum or an action needs is not there, or a filter hides it.
     #[error("\"{}\": not found", .0.display())]
     NotFound(PathBuf),
+    /// A path that a copy needs is not there. The words are the kernel's, as BuildKit's are: people look for them.
+    #[error("{}: no such file or directory", .0.display())]
+    Missing(PathBuf),
     /// A path goes through more links than anybody needs; most likely a loop.
     #[error("too many links in `{}`", .0.display())]
     TooManyLinks(PathBuf),
@@ -86,7 +89,7 @@ impl Error {
     /// Whether the user named something that is not there.
     pub fn is_not_found(&self) -> bool {
         match self {
-            Error::NotFound(_) | Error::NoMatch(_) => true,
+            Error::NotFound(_) | Error::Missing(_) | Error::NoMatch(_) => true,
             Error::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
             _ => false,
         }

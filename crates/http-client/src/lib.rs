@@ -18,6 +18,8 @@ mod tls;
 #[cfg(test)]
 mod tests;
 
+pub use ::http::{Method, StatusCode, header};
+pub use ::url::Url;
 pub use client::{Client, Pools, Protocol, Settings, Timeouts};
 pub use error::{ConnectFailure, Error};
 pub use proxy::Proxies;

@@ -3,6 +3,10 @@
 //! `cacheconfig.v0` caches carry these digests between BuildKit and us, so they are a promise: the
 //! tests hold digests that upstream computed. The solver combines them with the keys of the inputs.
 
+mod http;
+
+pub use http::{Http, http};
+
 use base::{Digest, Platform};
 
 use crate::go_json::{Object, array, base64, string};

@@ -14,3 +14,9 @@ pub mod text;
 
 pub use graph::{Edge, Error, Graph, Limits, Vertex, VertexId};
 pub use proto::pb;
+
+/// The bytes of a definition, for those who only carry it.
+pub fn marshalled(definition: &pb::Definition) -> Vec<u8> {
+    use proto::Message as _;
+    definition.encode_to_vec()
+}

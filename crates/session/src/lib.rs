@@ -37,6 +37,18 @@ pub trait Session: Send + Sync {
     /// The directory with caches that the client offers under `dir`. None when it offers none of that name.
     async fn cache(&self, dir: &str) -> Result<Option<Arc<dyn CacheDir>>, Fault>;
 
+    /// The file that the client gives in a web server's place; none where it gives none.
+    async fn upload(&self, host: &str, path: &str) -> Result<Option<Upload>, Fault> {
+        let _ = (host, path);
+        Ok(None)
+    }
+
+    /// The session of that id, where this one is not the only one: a client may name another that it has, too.
+    async fn other(&self, id: &str) -> Option<SharedSession> {
+        let _ = id;
+        None
+    }
+
     /// Where the result number `index` of the request goes, when an exporter writes to the client.
     async fn output(&self, index: usize) -> Result<Output, Fault>;
 }
@@ -88,6 +100,9 @@ pub trait RemoteDir: Send + Sync + std::fmt::Debug {
 
 /// A stream to the client. Written by threads that may block; what was written counts only once it is finished.
 pub trait RemoteStream: std::io::Write + Send {
+    /// Whether the client said that it has no need of what is written: what it does not take is no failure then.
+    fn is_unwanted(&self) -> bool;
+
     /// All is written; returns when the client has it.
     fn finish(self: Box<Self>) -> std::io::Result<()>;
 }
@@ -132,6 +147,9 @@ pub enum Output {
     /// Nothing goes to the client.
     None,
 }
+
+/// A file as it comes, in pieces.
+pub type Upload = tokio::sync::mpsc::Receiver<Result<bytes::Bytes, Fault>>;
 
 /// A session that any number of tasks hold.
 pub type SharedSession = Arc<dyn Session>;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use base::{ByteSize, Fault};
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use engine::UsageRecord;
 use proto::moby::buildkit::v1 as wire;
@@ -114,6 +115,10 @@ pub fn parse(args: Vec<OsString>) -> Result<Action, Fault> {
     words.extend(args);
     let parsed = Buildctl::try_parse_from(goflags::normalize(&Buildctl::command(), words));
     let Buildctl { globals, command } = match parsed {
+        // As upstream's: who asks for nothing is told what there is.
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return Ok(Action::Print(error.render().to_string()));
+        }
         Err(error) => return explain(&error),
         Ok(line) => line,
     };

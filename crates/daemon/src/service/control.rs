@@ -183,7 +183,6 @@ async fn solve_by_client(
         cancel: request.cancel,
         entitlements: request.entitlements,
     };
-    let epoch = engine::default_epoch(&options);
     let bridge = shared.engine.begin(begin).await?;
     bridge.import(&request.cache_imports)?;
     let (client, returned) = ClientBuild::new(bridge.clone());
@@ -193,7 +192,7 @@ async fn solve_by_client(
         () = cancel.cancelled() => Err(Fault::cancelled()),
     };
     let response = match result {
-        Ok(result) => shared.engine.export(&bridge, &result, &request.exports, &request.cache_exports, epoch).await,
+        Ok(result) => shared.engine.export(&bridge, &result, &request.exports, &request.cache_exports, &options).await,
         Err(fault) => Err(fault),
     };
     build.attach(None);
@@ -209,7 +208,7 @@ async fn solve_request(
 ) -> Result<(SolveRequest, Option<BTreeMap<String, String>>), Fault> {
     let session: SharedSession = match request.session.as_str() {
         "" => Arc::new(LocalSession::new(request.r#ref.clone())),
-        id => Arc::new(Client(shared.sessions.get(id).await?)),
+        id => Arc::new(Client(shared.sessions.get(id).await?, shared.sessions.clone())),
     };
     if !request.frontend_inputs.is_empty() {
         return Err(Fault::user("frontend inputs are not supported yet"));

@@ -45,6 +45,7 @@ pub fn fault(status: &proto::rpc::Status) -> Fault {
         None => (status.message.as_str(), None),
     };
     let mut fault = Fault::new(kind, message);
+    let mut places = Vec::new();
     if let Some(hint) = hint {
         fault = fault.hint(hint);
     }
@@ -62,12 +63,13 @@ pub fn fault(status: &proto::rpc::Status) -> Fault {
                     name: text("filename"),
                     data: STANDARD.decode(text("data")).unwrap_or_default(),
                     language: text("language"),
+                    definition: read_definition(&info["definition"]),
                 };
                 let ranges = value["ranges"].as_array().map(Vec::as_slice).unwrap_or_default().iter();
                 let spans: Vec<SourceSpan> = ranges
                     .map(|range| SourceSpan { start: position(&range["start"]), end: position(&range["end"]) })
                     .collect();
-                fault = fault.at(&Arc::new(file), &spans);
+                places.push((Arc::new(file), spans));
             }
             "errdefs.Vertex+json" => {
                 if let Some(digest) = value["digest"].as_str().and_then(|digest| digest.parse().ok()) {
@@ -82,12 +84,50 @@ pub fn fault(status: &proto::rpc::Status) -> Fault {
             _ => {}
         }
     }
-    fault
+    places.iter().rev().fold(fault, |fault, (file, spans)| fault.at(file, spans))
+}
+
+/// A definition as [`definition`] writes it.
+fn read_definition(value: &Value) -> Vec<u8> {
+    let op = |op: &Value| STANDARD.decode(op.as_str().unwrap_or_default()).unwrap_or_default();
+    let Some(def) = value["def"].as_array() else { return Vec::new() };
+    let about = |(digest, about): (&String, &Value)| {
+        let text = |map: &Value| -> std::collections::BTreeMap<String, String> {
+            let pairs = map.as_object().into_iter().flatten();
+            pairs.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+        };
+        let caps = about["caps"].as_object().into_iter().flatten();
+        let known = proto::pb::OpMetadata {
+            ignore_cache: about["ignore_cache"].as_bool().unwrap_or(false),
+            description: text(&about["description"]),
+            caps: caps.map(|(cap, needed)| (cap.clone(), needed.as_bool().unwrap_or(false))).collect(),
+            ..proto::pb::OpMetadata::default()
+        };
+        (digest.clone(), known)
+    };
+    let metadata = value["metadata"].as_object().into_iter().flatten().map(about).collect();
+    proto::pb::Definition { def: def.iter().map(op).collect(), metadata, source: None }.encode_to_vec()
 }
 
 /// A source file of a definition.
 pub(crate) fn source_file(info: proto::pb::SourceInfo) -> SourceFile {
-    SourceFile { name: info.filename, data: info.data, language: info.language }
+    SourceFile {
+        name: info.filename,
+        data: info.data,
+        language: info.language,
+        definition: info.definition.map(|definition| definition.encode_to_vec()).unwrap_or_default(),
+    }
+}
+
+/// The same the other way round.
+pub(crate) fn source_info(file: &SourceFile) -> proto::pb::SourceInfo {
+    let definition = (!file.definition.is_empty()).then(|| proto::pb::Definition::decode(file.definition.as_slice()));
+    proto::pb::SourceInfo {
+        filename: file.name.clone(),
+        data: file.data.clone(),
+        language: file.language.clone(),
+        definition: definition.and_then(Result::ok),
+    }
 }
 
 /// A range of a definition.
@@ -99,21 +139,46 @@ pub(crate) fn span(range: &proto::pb::Range) -> SourceSpan {
     SourceSpan { start: position(&range.start), end: position(&range.end) }
 }
 
+/// What a file was read by, as Go's encoder writes it. Of the vertices' metadata, what says how they are solved.
+fn definition(file: &SourceFile) -> Option<Value> {
+    if file.definition.is_empty() {
+        return None;
+    }
+    let definition = proto::pb::Definition::decode(file.definition.as_slice()).ok()?;
+    let def: Vec<String> = definition.def.iter().map(|op| STANDARD.encode(op)).collect();
+    let metadata: serde_json::Map<String, Value> = definition
+        .metadata
+        .iter()
+        .map(|(digest, known)| {
+            let mut about = json!({ "description": known.description, "caps": known.caps });
+            if known.ignore_cache {
+                about["ignore_cache"] = true.into();
+            }
+            (digest.clone(), about)
+        })
+        .collect();
+    Some(json!({ "def": def, "metadata": metadata }))
+}
+
 fn details(fault: &Fault) -> Vec<Any> {
     let mut details = Vec::new();
     let mut add = |kind: &str, value: Value| {
         let type_url = format!("github.com/moby/buildkit/{kind}+json");
         details.push(Any { type_url, value: value.to_string().into_bytes() });
     };
-    for (file, spans) in fault.places() {
+    // The first one is wrapped first: what clients show last is the most specific.
+    for (file, spans) in fault.places().iter().rev() {
         let position = |(line, character): (u32, u32)| json!({ "line": line, "character": character });
         let ranges: Vec<Value> =
             spans.iter().map(|span| json!({ "start": position(span.start), "end": position(span.end) })).collect();
-        let info = json!({
+        let mut info = json!({
             "filename": file.name,
             "data": STANDARD.encode(&file.data),
             "language": file.language,
         });
+        if let Some(definition) = definition(file) {
+            info["definition"] = definition;
+        }
         add("errdefs.Source", json!({ "info": info, "ranges": ranges }));
     }
     if let Some((digest, _)) = fault.get_vertex() {
@@ -131,10 +196,30 @@ mod tests {
 
     #[test]
     fn a_fault_survives_the_wire() {
-        let file =
-            SourceFile { name: "Dockerfile".into(), data: b"FROM x\nRUN y\n".to_vec(), language: "Dockerfile".into() };
+        let definition = proto::pb::Definition {
+            def: vec![vec![1, 2], vec![3]],
+            metadata: [(
+                "sha256:x".to_owned(),
+                proto::pb::OpMetadata {
+                    ignore_cache: true,
+                    description: [("k".to_owned(), "v".to_owned())].into(),
+                    caps: [("c".to_owned(), true)].into(),
+                    ..proto::pb::OpMetadata::default()
+                },
+            )]
+            .into(),
+            source: None,
+        };
+        let file = SourceFile {
+            name: "Dockerfile".into(),
+            data: b"FROM x\nRUN y\n".to_vec(),
+            language: "Dockerfile".into(),
+            definition: definition.encode_to_vec(),
+        };
+        let other = Arc::new(SourceFile { name: "other".into(), ..SourceFile::default() });
         let spans = [SourceSpan::lines(2, 2)];
         let fault = Fault::user("process failed").hint("try z").at(&Arc::new(file), &spans).exit_code(3);
+        let fault = fault.at(&other, &[SourceSpan::lines(1, 1)]);
         let fault = fault.vertex(base::Digest::of("v"), "name");
         let status = super::status(&fault);
         assert_eq!((status.code(), status.message()), (Code::Unknown, "process failed\nhint: try z"));

@@ -94,7 +94,7 @@ impl Gateway {
             Some(build) => build.client().await,
             None => None,
         };
-        build.ok_or_else(|| Status::not_found(format!("unknown job {id}")))
+        build.ok_or_else(|| Status::not_found(format!("no such job {id}")))
     }
 }
 

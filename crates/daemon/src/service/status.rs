@@ -121,13 +121,20 @@ fn status(status: &Status) -> wire::VertexStatus {
     wire::VertexStatus {
         id: status.id.clone(),
         vertex: status.vertex.to_string(),
-        name: status.id.clone(),
+        name: action(&status.id).to_owned(),
         current: i64::try_from(status.current).unwrap_or(i64::MAX),
         total: i64::try_from(status.total).unwrap_or(i64::MAX),
         timestamp: Some(time(status.timestamp)),
         started: status.started.map(time),
         completed: status.completed.map(time),
     }
+}
+
+/// What is being done, where BuildKit has a word for it: clients that count bytes look for that.
+fn action(id: &str) -> &'static str {
+    const ACTIONS: [&str; 2] = ["transferring", "extracting"];
+    let is_it = |action: &&&str| id.strip_prefix(**action).is_some_and(|rest| rest.starts_with(' '));
+    ACTIONS.iter().find(is_it).copied().unwrap_or_default()
 }
 
 fn log(log: &Log) -> wire::VertexLog {
@@ -147,12 +154,7 @@ fn warning(warning: &Warning) -> wire::VertexWarning {
         short: warning.short.clone().into_bytes(),
         detail: warning.detail.iter().map(|line| line.clone().into_bytes()).collect(),
         url: warning.url.clone().unwrap_or_default(),
-        info: warning.file.as_ref().map(|file| pb::SourceInfo {
-            filename: file.name.clone(),
-            data: file.data.clone(),
-            language: file.language.clone(),
-            ..pb::SourceInfo::default()
-        }),
+        info: warning.file.as_ref().map(|file| super::error::source_info(file)),
         ranges: warning
             .spans
             .iter()
@@ -168,11 +170,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn actions_have_a_name() {
+        for (id, name) in [("transferring context:", "transferring"), ("exporting layers", ""), ("transferringx", "")] {
+            assert_eq!(action(id), name, "{id}");
+        }
+    }
+
+    #[test]
     fn events_survive_the_wire() {
         let at = Timestamp::new(-5, 0).expect("a time");
         let vertex = Digest::of("v");
         let group = Some(ProgressGroup { id: "g".into(), name: "G".into(), weak: true });
-        let file = SourceFile { name: "f".into(), data: vec![0, 255], language: "l".into() };
+        let file = SourceFile { name: "f".into(), data: vec![0, 255], language: "l".into(), definition: Vec::new() };
         let events = vec![
             Event::Vertex(Vertex {
                 digest: vertex,

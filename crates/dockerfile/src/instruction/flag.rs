@@ -62,9 +62,9 @@ impl<'a> Flags<'a> {
     pub fn finish(self) -> Result<()> {
         for (typed, _) in &self.typed {
             if !self.known.contains(typed) {
-                let error = Error::new(format!("{} has no flag --{typed}", self.instruction));
+                let error = Error::new(format!("unknown flag: --{typed} of {}", self.instruction));
                 return Err(match crate::suggest::nearest(typed, self.known.iter().copied()) {
-                    Some(name) => error.hint(format!("did you mean --{name}?")),
+                    Some(name) => error.hint(format!("did you mean {name}?")),
                     None => error,
                 });
             }

@@ -166,7 +166,7 @@ fn parse_kind(line: &Line) -> Result<Kind> {
         "SHELL" => Kind::Shell(parse_shell(line)?),
         "ONBUILD" => Kind::Onbuild(parse_onbuild(line)?),
         _ => {
-            let error = Error::new(format!("unknown instruction `{}`", line.name));
+            let error = Error::new(format!("unknown instruction: {}", line.name));
             return Err(error.suggest(&name, NAMES));
         }
     };

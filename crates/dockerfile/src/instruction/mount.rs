@@ -102,8 +102,9 @@ impl Mount {
                 continue;
             }
             if value.find('$').is_some_and(|at| at + 1 < value.len()) {
-                let error = Error::new(format!("`from` of a mount cannot hold variables: `{value}`"));
-                return Err(error.hint("name the image in a stage, FROM <image> AS <name>, and mount from that"));
+                let error = Error::new("'from' doesn't support variable expansion, define alias stage instead");
+                let hint = format!("`{value}`: name the image in a stage, FROM <image> AS <name>, and mount from that");
+                return Err(error.hint(hint));
             }
             from = Some(value.to_owned()).filter(|value| !value.is_empty());
         }
@@ -137,7 +138,7 @@ impl Mount {
             return Err(self.misplaced(key));
         }
         if !KEYS.contains(&key) {
-            return Err(Error::new(format!("a mount has no option `{key}`")).suggest(key, KEYS));
+            return Err(Error::new(format!("unexpected key '{key}' of a mount")).suggest(key, KEYS));
         }
         let value = match value {
             Some(value) => value,
@@ -208,7 +209,7 @@ fn choose<T: Copy>(what: &str, value: &str, choices: &[(&'static str, T)]) -> Re
         return Ok(*choice);
     }
     let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-    Err(Error::new(format!("`{value}` is not a {what}: expected {}", names.join(", "))).suggest(&lower, names))
+    Err(Error::new(format!("unsupported {what} \"{value}\": expected {}", names.join(", "))).suggest(&lower, names))
 }
 
 fn wrong(key: &str, value: &str, expected: &str) -> Error {

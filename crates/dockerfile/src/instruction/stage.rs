@@ -82,7 +82,7 @@ pub(crate) fn stages(document: Document, linter: &Linter<'_>) -> Result<(Vec<Glo
         }
     }
     if stages.is_empty() {
-        return Err(Error::new("the Dockerfile has no FROM"));
+        return Err(Error::new("dockerfile contains no stages to build: it has no FROM"));
     }
     Ok((globals, stages))
 }

@@ -163,7 +163,7 @@ impl Lowering<'_> {
     /// The mistake of needing a stage that comes later.
     pub(super) fn too_late(&self, stage: usize, what: &str) -> Error {
         let stage = &self.stages[stage];
-        let error = Error::new(format!("cannot {what} from stage `{}`, which comes later", stage.shown));
+        let error = Error::new(format!("cannot {what} from stage \"{}\", it needs to be defined before current stage", stage.shown));
         match stage.span {
             Some(span) => error.hint(format!("put the stage of line {} in front of this one", span.start.0)),
             None => error,
@@ -265,8 +265,10 @@ fn chmod(text: &str) -> Result<Option<Chmod>> {
         Ok(bits) if bits <= 0o7777 => Ok(Some(Chmod::Bits(bits))),
         _ if SYMBOLIC.is_match(text) => Ok(Some(Chmod::Symbolic(text.to_owned()))),
         _ => {
-            let error = Error::new(format!("`{text}` is not a mode"));
-            Err(error.hint("give octal digits from 0 to 7777, or letters such as u+rwX,go=rX"))
+            let error = Error::new(format!(
+                "invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"
+            ));
+            Err(error.hint("letters such as u+rwX,go=rX are good, too"))
         }
     }
 }

@@ -180,7 +180,7 @@ impl<'a> Lowering<'a> {
         if !value.is_empty() {
             let time = value.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
             self.epoch = Some(time.ok_or_else(|| {
-                let error = Error::option("build-arg:SOURCE_DATE_EPOCH", format!("`{value}` is not a time"));
+                let error = Error::option("build-arg:SOURCE_DATE_EPOCH", format!("invalid SOURCE_DATE_EPOCH: {value}"));
                 error.hint("give seconds since 1970; the time of a context or stage is not supported yet")
             })?);
         }

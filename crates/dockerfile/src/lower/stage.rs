@@ -168,10 +168,15 @@ impl<'a> Lowering<'a> {
     pub(super) fn find_target(&self) -> Result<usize> {
         let Some(target) = &self.input.options.target else { return Ok(self.stages.len() - 1) };
         self.by_name.get(&target.to_lowercase()).copied().ok_or_else(|| {
-            let error = Error::new(format!("target stage `{target}` could not be found"));
             let names: Vec<String> = self.stage_names().map(|name| format!("`{name}`")).collect();
-            match crate::suggest::likely(target, self.stage_names()) {
-                Some(name) => error.hint(format!("did you mean stage `{name}`?")),
+            let text = format!("target stage \"{target}\" could not be found");
+            let near = crate::suggest::likely(target, self.stage_names());
+            let error = Error::new(match near {
+                Some(name) => format!("{text} (did you mean {name}?)"),
+                None => text,
+            });
+            match near {
+                Some(_) => error,
                 None if names.is_empty() => error.hint("no stage has a name: write FROM image AS name"),
                 None => error.hint(format!("the stages are {}", names.join(", "))),
             }
@@ -218,8 +223,11 @@ impl<'a> Lowering<'a> {
     fn copy_source(&mut self, from: &str, span: SourceSpan) -> Result<usize> {
         let plain = self.lexer.expand(from, &crate::expand::NoVariables)?;
         if plain.text != from {
-            let error = Error::new(format!("--from cannot hold variables: `{from}`"));
-            return Err(error.hint("name the image in a stage, FROM <image> AS <name>, and copy from that"));
+            let error = Error::new(
+                "variable expansion is not supported for --from, define a new stage with FROM using ARG from global \
+                 scope as a workaround",
+            );
+            return Err(error.hint(format!("`{from}`: name the image in a stage, FROM <image> AS <name>, and copy from that")));
         }
         let Ok(number) = from.parse::<i64>() else { return Ok(self.source(from, span)) };
         let written = self.input.stages.len();

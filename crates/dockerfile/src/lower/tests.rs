@@ -51,7 +51,7 @@ fn only_what_the_target_needs_is_asked_for() {
     let fault = build(dockerfile, &[("target", "a")]).expect_err("not there");
     assert_eq!(fault.to_string(), "no stage `missing`, and no image: registry answered 404");
     let fault = build(dockerfile, &[("target", "d")]).expect_err("not there");
-    assert_eq!(fault.to_string(), "target stage `d` could not be found");
+    assert_eq!(fault.to_string(), "target stage \"d\" could not be found");
     assert_eq!(fault.get_hint(), Some("the stages are `a`, `c`"));
 }
 

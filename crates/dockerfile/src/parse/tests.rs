@@ -186,7 +186,7 @@ fn check_spans(bytes: &[u8]) -> std::result::Result<(), TestCaseError> {
                 last = line.span.end.0;
             }
             let spans: Vec<SourceSpan> = document.lines.iter().map(|line| line.span).collect();
-            let file = base::SourceFile { name: String::new(), data: Vec::new(), language: String::new() };
+            let file = base::SourceFile::default();
             let file = std::sync::Arc::new(file);
             let linter = crate::lint::Linter::new(Default::default(), (&file, base::Digest::of("")), None);
             match crate::instruction::stages(document, &linter) {

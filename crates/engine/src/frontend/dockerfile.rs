@@ -149,7 +149,7 @@ impl Asker {
 
     async fn read(&self, request: &ReadRequest) -> Result<Vec<Option<Vec<u8>>>, Fault> {
         let paths = request.paths.clone();
-        let limit = request.limit.unwrap_or(FILE_LIMIT).min(FILE_LIMIT);
+        let limit = request.limit.map_or(Limit::Whole, Limit::Head);
         if let Some(local) = &request.local {
             let job = &self.job.job;
             // Warnings are tied to the vertex of the definition.
@@ -166,8 +166,8 @@ impl Asker {
                         };
                         let files = blocking(move || transfer.into_memory(&base::Cancel::new(), &mut |_| ())).await?;
                         let file = |path: &String| match files.get(path) {
-                            Some(bytes) if bytes.len() as u64 > limit => Err(too_large(path, limit)),
-                            bytes => Ok(bytes.map(<[u8]>::to_vec)),
+                            Some(bytes) => limit.of(path, bytes.to_vec()).map(Some),
+                            None => Ok(None),
                         };
                         paths.iter().map(file).collect()
                     }
@@ -205,12 +205,38 @@ impl Asker {
     }
 }
 
-fn too_large(path: &str, limit: u64) -> Fault {
-    Fault::user(format!("cannot read `{path}`: larger than {limit} bytes"))
+/// How much of a file is read.
+#[derive(Clone, Copy)]
+enum Limit {
+    /// All, if that is not too much.
+    Whole,
+    /// Only so many bytes.
+    Head(u64),
+}
+
+impl Limit {
+    fn most(self) -> u64 {
+        match self {
+            Limit::Whole => FILE_LIMIT + 1,
+            Limit::Head(bytes) => bytes.min(FILE_LIMIT),
+        }
+    }
+
+    fn of(self, path: &str, mut bytes: Vec<u8>) -> Result<Vec<u8>, Fault> {
+        match self {
+            Limit::Whole if bytes.len() as u64 > FILE_LIMIT => {
+                Err(Fault::user(format!("cannot read `{path}`: larger than {FILE_LIMIT} bytes")))
+            }
+            _ => {
+                bytes.truncate(usize::try_from(self.most()).unwrap_or(usize::MAX));
+                Ok(bytes)
+            }
+        }
+    }
 }
 
 /// Reads files inside a root; none for those that are not there.
-fn read_all(root: &Root, paths: &[String], limit: u64) -> Result<Vec<Option<Vec<u8>>>, Fault> {
+fn read_all(root: &Root, paths: &[String], limit: Limit) -> Result<Vec<Option<Vec<u8>>>, Fault> {
     let read = |path: &String| -> Result<Option<Vec<u8>>, Fault> {
         let failed = |e: std::io::Error| Fault::because(Kind::User, format!("cannot read `{path}`"), e);
         // Never waits for the other end of a pipe.
@@ -224,11 +250,8 @@ fn read_all(root: &Root, paths: &[String], limit: u64) -> Result<Vec<Option<Vec<
             Err(e) => return Err(failed(e)),
         };
         let mut bytes = Vec::new();
-        file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if bytes.len() as u64 > limit {
-            return Err(too_large(path, limit));
-        }
-        Ok(Some(bytes))
+        file.take(limit.most()).read_to_end(&mut bytes).map_err(failed)?;
+        limit.of(path, bytes).map(Some)
     };
     paths.iter().map(read).collect()
 }

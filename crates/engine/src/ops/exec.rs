@@ -266,6 +266,13 @@ impl Prepared {
                 self.outputs.push((mount.output, Output::Same(input.clone())));
             }
             return match &base {
+                // Its mount points are made before it is closed, above what the image has.
+                Some(base) if mount.dest == "/" => {
+                    let above = ctx.core.prepare(Some(base), "read-only root").await?;
+                    let view = active_view(&above)?;
+                    self.scratch.push(above);
+                    Ok(view)
+                }
                 Some(base) => ctx.core.view(base),
                 // Nothing to see, but a place to be.
                 None => {
@@ -323,7 +330,7 @@ async fn secret(ctx: &OpContext, mount: &pb::Mount) -> Result<Option<MountSource
 async fn find_secret(ctx: &OpContext, id: &str, optional: bool) -> Result<Option<Secret>, Fault> {
     let found = ctx.secret(id).await?;
     if found.is_none() && !optional {
-        return Err(Fault::user(format!("secret `{id}` not found"))
+        return Err(Fault::user(format!("secret {id}: not found"))
             .hint(format!("pass it with `--secret id={id},src=<file>` or `--secret id={id},env=<variable>`")));
     }
     Ok(found)

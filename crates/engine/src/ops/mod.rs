@@ -32,6 +32,13 @@ pub const CAPS: &[&str] = &[
     "source.local.excludepatterns",
     "source.local.sharedkeyhint",
     "source.local.differ",
+    "source.http",
+    "source.http.checksum",
+    "source.http.perm",
+    // Spelled as BuildKit spells it.
+    "soruce.http.uidgid",
+    "source.http.auth",
+    "source.http.header",
     "exec.meta.base",
     "exec.meta.cgroup.parent",
     "exec.meta.network",
@@ -80,9 +87,7 @@ pub(crate) fn check_caps(vertex: &llb::Vertex) -> Result<(), Fault> {
 /// Names the instruction as it was written; for definitions that came from elsewhere, what they need.
 fn not_there_yet(cap: &str, name: &str) -> Fault {
     let is = |family: &str| cap.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    let (what, hint) = if is("source.http") {
-        ("ADD of a URL", "download it in a RUN step, or COPY it from the build context")
-    } else if is("source.git") {
+    let (what, hint) = if is("source.git") {
         ("a git repository as a source", "clone it in a RUN step, or into the build context")
     } else if is("exec.mount.ssh") {
         ("RUN --mount=type=ssh", "pass a deploy key with `--mount=type=secret` instead")
@@ -231,8 +236,7 @@ mod tests {
     #[test]
     fn what_is_not_there_is_named_as_it_was_written() {
         for (cap, said) in [
-            ("source.http", "ADD of a URL is not supported yet: `NAME`"),
-            ("source.http.checksum", "ADD of a URL is not supported yet: `NAME`"),
+            ("source.http.signatureverify", "`NAME` needs `source.http.signatureverify`, which is not supported yet"),
             ("source.git", "a git repository as a source is not supported yet: `NAME`"),
             ("exec.mount.ssh", "RUN --mount=type=ssh is not supported yet: `NAME`"),
             ("source.httpx", "`NAME` needs `source.httpx`, which is not supported yet"),

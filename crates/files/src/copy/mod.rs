@@ -179,7 +179,7 @@ impl CopyJob<'_> {
         let links = if self.action.follow_symlink { Links::Follow } else { Links::FollowParents };
         let from = self.source.resolve(src, links)?;
         let stat = self.source.stat(&from)?;
-        let stat = stat.ok_or_else(|| Error::NotFound(lexical::to_path(&lexical::absolute(src)).to_owned()))?;
+        let stat = stat.ok_or_else(|| Error::Missing(lexical::to_path(&lexical::absolute(src)).to_owned()))?;
         let there = self.target.stat(&landing)?;
 
         let is_dir = stat.kind == Kind::Dir;

@@ -146,7 +146,7 @@ pub fn resolve_wildcards(source: &Source<'_>, path: &[u8], follow_links: bool) -
     }
     let links = if follow_links { Links::Follow } else { Links::FollowParents };
     let base = source.resolve(&before, links)?;
-    let stat = source.stat(&base)?.ok_or_else(|| Error::NotFound(PathBuf::from(lexical::to_path(&before))))?;
+    let stat = source.stat(&base)?.ok_or_else(|| Error::Missing(PathBuf::from(lexical::to_path(&before))))?;
     let mut found = Vec::new();
     let mut todo = Vec::new();
     if stat.kind == Kind::Dir {

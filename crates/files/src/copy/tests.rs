@@ -332,7 +332,7 @@ fn errors_name_the_path_inside_the_tree() {
     fs::write(dst.join("x"), "").unwrap();
     fs::write(dst.join("d/x"), "").unwrap();
     let errors = [
-        (plain("/missing", "/"), "\"/missing\": not found"),
+        (plain("/missing", "/"), "/missing: no such file or directory"),
         (plain("/f/below", "/"), "cannot open `/f/below`: Not a directory (os error 20)"),
         (plain("/none*", "/"), "/none* not found"),
         (plain("/loop", "/"), "too many links in `/loop`"),

@@ -130,6 +130,11 @@ pub fn is_layer(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.oci.image.layer.") || LAYER_PAIRS.iter().any(|(_, docker)| base == *docker)
 }
 
+/// The media type of the same layer where it is passed on as any other.
+pub fn distributable(media_type: &str) -> String {
+    media_type.replace(".nondistributable.", ".").replace(".foreign.", ".")
+}
+
 /// Whether its licence may forbid pushing it (Windows base layers).
 pub fn is_foreign(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.oci.image.layer.nondistributable.")

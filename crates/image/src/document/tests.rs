@@ -205,7 +205,11 @@ fn media_types_convert_and_tell_the_compression() {
     let encrypted = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
     assert!(is_layer(encrypted) && layer_compression(encrypted).is_none());
     assert_eq!(Flavor::Docker.convert_layer(encrypted), encrypted);
-    assert!(is_foreign("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"));
+    let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    assert!(is_foreign(foreign));
+    assert_eq!(distributable(foreign), "application/vnd.docker.image.rootfs.diff.tar.gzip");
+    let foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar";
+    assert_eq!(distributable(foreign), "application/vnd.oci.image.layer.v1.tar");
     assert!(!is_layer(OCI_CONFIG) && is_config(OCI_CONFIG) && is_config(DOCKER_CONFIG));
     let needs = |force, have| layer::CompressionOptions { force, ..Default::default() }.needs_conversion(have);
     assert!(

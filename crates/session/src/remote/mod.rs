@@ -11,6 +11,7 @@ pub mod serve;
 mod serve_content;
 mod sync;
 pub mod tunnel;
+mod upload;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +38,7 @@ pub use output::Offer;
 pub use send::{Files, wire};
 pub use sync::{MemoryFiles, Transfer, sent};
 
-use crate::{Credentials, LocalDir, Output, Session};
+use crate::{Credentials, LocalDir, Output, Session, SharedSession, Upload};
 
 /// Messages of BuildKit are at most this large.
 pub const MAX_MESSAGE: usize = 16 << 20;
@@ -224,14 +225,20 @@ fn client_fault(doing: &str, status: &Status) -> Fault {
         _ => Kind::User,
     };
     let message = status.message();
-    Fault::new(
-        kind,
-        if message.is_empty() { format!("{doing}: {}", status.code()) } else { format!("{doing}: {message}") },
-    )
+    let text = if message.is_empty() { status.code().to_string() } else { message.to_owned() };
+    Fault::because(kind, doing, Said { code: status.code(), text })
 }
 
-/// A client as one build sees it. Clones of the session share the connection.
-pub struct Client(pub Arc<RemoteSession>);
+/// A client's words.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct Said {
+    code: Code,
+    text: String,
+}
+
+/// A client as one build sees it, beside all others. Clones of the session share the connection.
+pub struct Client(pub Arc<RemoteSession>, pub Arc<Sessions>);
 
 #[async_trait]
 impl Session for Client {
@@ -300,6 +307,18 @@ impl Session for Client {
             return Ok(None);
         }
         Ok(Some(Arc::new(content::Store { session: self.0.clone(), id: format!("local:{dir}") })))
+    }
+
+    async fn upload(&self, host: &str, path: &str) -> Result<Option<Upload>, Fault> {
+        match self.0.supports(upload::METHOD) {
+            true => upload::pull(&self.0, host, path).await.map(Some),
+            false => Ok(None),
+        }
+    }
+
+    async fn other(&self, id: &str) -> Option<SharedSession> {
+        let other = self.1.get(id).await.ok()?;
+        Some(Arc::new(Client(other, self.1.clone())))
     }
 
     async fn output(&self, index: usize) -> Result<Output, Fault> {

@@ -11,9 +11,10 @@ use proto::moby::filesync::v1::BytesMessage;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::{Request, Status, Streaming};
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request, Status, Streaming};
 
-use super::{MAX_MESSAGE, RemoteSession, describe};
+use super::{MAX_MESSAGE, RemoteSession, Said, describe};
 use crate::{RemoteOutput, RemoteStream};
 
 pub(super) const METHOD: &str = "/moby.filesync.v1.FileSend/DiffCopy";
@@ -73,16 +74,19 @@ impl RemoteOutput for Remote {
             let mut answers: Streaming<BytesMessage> = remote.call(request).await?;
             remote.session.ask(DOING, async { answers.message().await }).await.map(drop)
         });
-        Ok(Box::new(Stream { messages: Some(messages), buffer: Vec::new(), answer: Some(answer) }))
+        Ok(Box::new(Stream { messages: Some(messages), buffer: Vec::new(), answer: Some(answer), unwanted: false }))
     }
 
     async fn tree(&self) -> Result<Offer, Fault> {
         let (packets, queue) = mpsc::channel(QUEUE);
+        let mut request = Request::new(ReceiverStream::new(queue));
+        // All platforms come at once: a client that removes what is not among them may do so.
+        request.metadata_mut().insert("buildkit-exporter-multi-platform", MetadataValue::from_static("1"));
         let remote = Remote { session: self.session.clone(), index: self.index };
         let (asked, requests) = mpsc::channel(QUEUE);
         // The client asks for nothing before it was told of a file.
         let call = tokio::spawn(async move {
-            let mut answers: Streaming<Packet> = match remote.call(Request::new(ReceiverStream::new(queue))).await {
+            let mut answers: Streaming<Packet> = match remote.call(request).await {
                 Ok(answers) => answers,
                 Err(fault) => return drop(asked.send(Err(fault)).await),
             };
@@ -101,6 +105,8 @@ struct Stream {
     messages: Option<mpsc::Sender<BytesMessage>>,
     buffer: Vec<u8>,
     answer: Option<tokio::task::JoinHandle<Result<(), Fault>>>,
+    /// The client has it already.
+    unwanted: bool,
 }
 
 impl Stream {
@@ -114,8 +120,14 @@ impl Stream {
     fn end(&mut self) -> io::Result<()> {
         self.messages = None;
         let Some(answer) = self.answer.take() else { return Ok(()) };
-        let answer = tokio::runtime::Handle::current().block_on(answer);
-        answer.map_err(io::Error::other)?.map_err(io::Error::other)
+        let answer = tokio::runtime::Handle::current().block_on(answer).map_err(io::Error::other)?;
+        match answer {
+            Err(fault) if fault.find::<Said>().is_some_and(|said| said.code == Code::AlreadyExists) => {
+                self.unwanted = true;
+                Ok(())
+            }
+            answer => answer.map_err(io::Error::other),
+        }
     }
 }
 
@@ -135,9 +147,16 @@ impl io::Write for Stream {
 }
 
 impl RemoteStream for Stream {
+    fn is_unwanted(&self) -> bool {
+        self.unwanted
+    }
+
     fn finish(mut self: Box<Self>) -> io::Result<()> {
         if !self.buffer.is_empty() {
-            self.send()?;
+            match self.send() {
+                Err(_) if self.unwanted => return Ok(()),
+                sent => sent?,
+            }
         }
         self.end()
     }

@@ -110,8 +110,11 @@ impl Run<'_> {
             _ => None,
         };
         let copied = match reading {
-            // Nothing can be copied from nothing; the error is that of a missing file.
-            Reading::Empty => Err(files::Error::NotFound(request.src.clone())),
+            // The root of nothing is an empty directory, and can be copied.
+            Reading::Empty => {
+                let root = self.core.empty_root()?;
+                copy(&Source::snapshot(&root), target, &request, &env)
+            }
             Reading::Snapshot { root, .. } => {
                 copy(&Source::snapshot(root).with_recall(recalling.map(|r| r as _)), target, &request, &env)
             }

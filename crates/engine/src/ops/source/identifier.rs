@@ -8,6 +8,7 @@ use base::{Digest, Fault, Kind};
 use image::reference::Reference;
 use llb::pb;
 
+use super::http::HttpSource;
 use crate::layout::StoreName;
 
 /// A source that this version can read.
@@ -15,6 +16,7 @@ use crate::layout::StoreName;
 pub(crate) enum Source {
     Image(ImageSource),
     Layout(LayoutSource),
+    Http(HttpSource),
     Local(LocalSource),
 }
 
@@ -84,7 +86,8 @@ impl Source {
             "docker-image" => image_source(rest, &op.attrs).map(Source::Image),
             "oci-layout" => layout_source(rest, &op.attrs).map(Source::Layout),
             "local" => local_source(rest, &op.attrs).map(Source::Local),
-            "git" | "http" | "https" | "docker-image+blob" | "oci-layout+blob" => {
+            "http" | "https" => HttpSource::read(op).map(Source::Http),
+            "git" | "docker-image+blob" | "oci-layout+blob" => {
                 Err(Fault::user(format!("source `{}` is not supported yet", base::redact_url(id))))
             }
             _ => Err(Fault::user(format!("source `{id}` has an unknown scheme"))),
@@ -173,11 +176,11 @@ fn local_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<LocalSou
     Ok(source)
 }
 
-fn bad(key: &str, value: &str, why: &str) -> Fault {
+pub(super) fn bad(key: &str, value: &str, why: &str) -> Fault {
     Fault::user(format!("source attribute `{key}`: `{value}` is {why}"))
 }
 
-fn unknown(key: &str) -> Fault {
+pub(super) fn unknown(key: &str) -> Fault {
     Fault::user(format!("source attribute `{key}` is not supported yet"))
 }
 

@@ -1,5 +1,6 @@
-//! FROM, and the client's directories.
+//! FROM, files of the web, and the client's directories.
 
+mod http;
 mod identifier;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use crate::images::{ResolvedImage, chain_id};
 use crate::local::LocalTree;
 use crate::tree::Tree;
 
+pub(crate) use http::Download;
 pub(crate) use identifier::{ImageSource, LayoutSource, LocalSource, ResolveMode, Source};
 
 /// Whether the op is a directory of the client.
@@ -32,6 +34,10 @@ pub(super) async fn key(ctx: &OpContext, op: &pb::SourceOp, index: u32) -> Resul
             let image = resolve_layout(ctx, &source).await?;
             let (digest, last) = image_key(ctx, &image, source.layer_limit, index);
             stated(digest, last)
+        }
+        Source::Http(source) => {
+            let key = http::key(ctx, &source).await?;
+            stated(KeyDigest::Stable(llb::key::source(&key.to_string())), Last::Yes)
         }
         Source::Local(source) => {
             let session = source.session.clone().unwrap_or_else(|| ctx.job().session.id().to_owned());
@@ -70,6 +76,7 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::SourceOp) -> Result<Tree, Faul
             let image = resolve_layout(ctx, &source).await?;
             image_tree(ctx, &image, source.layer_limit, &format!("read from an OCI layout as {}", image.reference))
         }
+        Source::Http(source) => http::run(ctx, &source).await,
         Source::Local(source) => LocalTree::open(ctx, &source).await,
     }
 }
@@ -105,7 +112,10 @@ async fn resolve(ctx: &OpContext, source: &ImageSource) -> Result<Arc<ResolvedIm
     match source.checksum {
         Some(wanted) if wanted != image.root.digest => {
             let text =
-                format!("image digest {} of {} does not match checksum {wanted}", image.root.digest, image.reference);
+                format!(
+                "image digest {} for {} does not match expected checksum {wanted}",
+                image.root.digest, image.reference
+            );
             Err(Fault::user(text))
         }
         _ => Ok(image),

@@ -1,0 +1,557 @@
+//! `http://` and `https://`: one file, as a tree of its own.
+//!
+//! What was downloaded is kept with its ETag; the server is asked whether that is still what it has. A host named
+//! `buildkit-session` is the client itself, which uploads the file.
+
+use std::io::{self, Read, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, fchown};
+use std::sync::Arc;
+
+use base::{Digest, Fault, Kind};
+use bytes::Bytes;
+use image::layer::compression::Decompressor;
+use http_client::{Method, Request, Response, StatusCode, Url, header};
+use jiff::Timestamp;
+use jiff::fmt::{rfc2822, strtime};
+use llb::pb;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use super::super::OpContext;
+use super::identifier::{bad, unknown};
+use crate::core::{blocking, store_fault};
+use crate::tree::Tree;
+
+/// What is known of downloads, by what was asked for.
+const DOWNLOADS: &str = "downloads";
+/// The host that stands for the client.
+const CLIENT: &str = "buildkit-session";
+/// Secrets with these names in front of a host's are sent to it.
+const AUTH_HEADER: &str = "HTTP_AUTH_HEADER_";
+const AUTH_TOKEN: &str = "HTTP_AUTH_TOKEN_";
+/// Headers that a build may set; others are left out, as in BuildKit.
+const HEADERS: [&str; 2] = ["Accept", "User-Agent"];
+/// The one encoding that servers are told of: what is sent so is unpacked, as Go's HTTP client does.
+const GZIP: &str = "gzip";
+/// Whom servers may take us for: some give builders other files than browsers.
+const LIKE: &str = "buildkit/v0.29";
+/// Pieces of a body that were received and not written yet.
+const QUEUE: usize = 16;
+
+/// A file of the web.
+#[derive(Clone, Debug)]
+pub(crate) struct HttpSource {
+    url: Url,
+    /// As it was written.
+    text: String,
+    checksum: Option<Digest>,
+    filename: String,
+    /// 0: the usual ones.
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    auth_secret: String,
+    headers: Vec<(String, String)>,
+}
+
+/// A file that was downloaded.
+#[derive(Clone, Debug)]
+pub(crate) struct Download {
+    digest: Digest,
+    filename: String,
+    modified: Option<Timestamp>,
+    tree: Tree,
+}
+
+/// What is kept of it.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    etag: String,
+    digest: Digest,
+    filename: String,
+    /// Seconds since 1970.
+    modified: Option<i64>,
+    snapshot: String,
+}
+
+impl HttpSource {
+    pub(crate) fn read(op: &pb::SourceOp) -> Result<HttpSource, Fault> {
+        let text = &op.identifier;
+        let url = text.parse::<Url>();
+        let url = url.map_err(|e| Fault::because(Kind::User, format!("bad address `{}`", base::redact_url(text)), e))?;
+        let mut source = HttpSource {
+            url,
+            text: text.clone(),
+            checksum: None,
+            filename: String::new(),
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            auth_secret: String::new(),
+            headers: Vec::new(),
+        };
+        for (key, value) in &op.attrs {
+            match key.as_str() {
+                "http.checksum" => {
+                    source.checksum = Some(value.parse().map_err(|_| bad(key, value, "not a digest of SHA-256"))?);
+                }
+                "http.filename" => source.filename.clone_from(value),
+                "http.perm" => source.mode = number(key, value)? & 0o7777,
+                "http.uid" => source.uid = number(key, value)?,
+                "http.gid" => source.gid = number(key, value)?,
+                "http.authheadersecret" => source.auth_secret.clone_from(value),
+                _ => match key.strip_prefix("http.header.") {
+                    Some(name) => {
+                        let known = HEADERS.iter().find(|known| known.eq_ignore_ascii_case(name));
+                        source.headers.extend(known.map(|known| ((*known).to_owned(), value.clone())));
+                    }
+                    None => return Err(unknown(key)),
+                },
+            }
+        }
+        source.headers.sort();
+        Ok(source)
+    }
+
+    /// How it is told from other downloads, whatever the server answers.
+    fn id(&self) -> Digest {
+        let HttpSource { text, filename, mode, uid, gid, auth_secret, headers, .. } = self;
+        let parts = (text, filename, mode, uid, gid, auth_secret, headers);
+        Digest::of(serde_json::to_vec(&parts).unwrap_or_default())
+    }
+
+    /// The key of what was found.
+    fn key(&self, filename: &str, checksum: Digest, modified: Option<Timestamp>) -> Digest {
+        llb::key::http(&llb::key::Http {
+            filename,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            checksum,
+            modified: &modified.map(rfc9110).unwrap_or_default(),
+            auth_secret: &self.auth_secret,
+            headers: &self.headers,
+        })
+    }
+
+    fn failed(&self, error: impl std::error::Error + Send + Sync + 'static) -> Fault {
+        Fault::because(Kind::Remote, format!("cannot download `{}`", base::redact_url(&self.text)), error)
+    }
+}
+
+/// The digest that stands for what is there now.
+pub(super) async fn key(ctx: &OpContext, source: &HttpSource) -> Result<Digest, Fault> {
+    if let Some(checksum) = source.checksum {
+        // Nobody need be asked what it is.
+        return Ok(source.key(&file_name(source, None), checksum, None));
+    }
+    let download = download(ctx, source).await?;
+    Ok(source.key(&download.filename, download.digest, download.modified))
+}
+
+pub(super) async fn run(ctx: &OpContext, source: &HttpSource) -> Result<Tree, Fault> {
+    let download = download(ctx, source).await?;
+    match source.checksum {
+        Some(wanted) if wanted != download.digest => {
+            let shown = base::redact_url(&source.text);
+            Err(Fault::user(format!("digest mismatch for {shown}: {} (expected: {wanted})", download.digest)))
+        }
+        _ => Ok(download.tree.clone()),
+    }
+}
+
+/// The file; one build asks for it once.
+async fn download(ctx: &OpContext, source: &HttpSource) -> Result<Arc<Download>, Fault> {
+    let cell = ctx.job().download(source.id());
+    let download = cell.get_or_try_init(|| async {
+        tokio::select! {
+            fetched = fetch(ctx, source) => fetched.map(Arc::new),
+            () = ctx.cancel.cancelled() => Err(Fault::cancelled()),
+        }
+    });
+    download.await.cloned()
+}
+
+async fn fetch(ctx: &OpContext, source: &HttpSource) -> Result<Download, Fault> {
+    if source.url.host_str() == Some(CLIENT) {
+        let body = upload(ctx, source).await?;
+        let about = About { filename: file_name(source, None), ..About::default() };
+        return save(ctx, source, about, body).await;
+    }
+    let client = ctx.core.http.client(&http_client::TlsIdentity::default()).map_err(|e| source.failed(e))?;
+    let kept = kept(ctx, source);
+    let mut request = request(ctx, source).await?;
+    if let Some((kept, tree)) = &kept {
+        // Not every server compares what it is asked to compare: the answer is compared here, too.
+        let mut head = request.clone();
+        head.method = Method::HEAD;
+        let head = head.header(header::IF_NONE_MATCH, &kept.etag);
+        if let Ok(answer) = client.send(&head).await
+            && is_same(&answer, kept)
+        {
+            return Ok(known(source, kept, tree));
+        }
+        request = request.header(header::IF_NONE_MATCH, &kept.etag);
+    }
+    let answer = client.send(&request).await.map_err(|e| source.failed(e))?;
+    match (answer.status(), &kept) {
+        (StatusCode::NOT_MODIFIED, Some((kept, tree))) => return Ok(known(source, kept, tree)),
+        (status, _) if !status.is_success() => {
+            let shown = base::redact_url(&source.text);
+            let text = format!("cannot download `{shown}`: invalid response status {}", status.as_u16());
+            return Err(Fault::new(Kind::Remote, text));
+        }
+        _ => {}
+    }
+    let text = |name| answer.header(name).map(str::to_owned);
+    let (etag, modified) = (text(header::ETAG), text(header::LAST_MODIFIED));
+    let modified = modified.and_then(|text| http_time(&text));
+    let about = About {
+        filename: file_name(source, answer.header(header::CONTENT_DISPOSITION)),
+        packed: answer.header(header::CONTENT_ENCODING).is_some_and(|name| name.trim().eq_ignore_ascii_case(GZIP)),
+        etag,
+        modified,
+    };
+    let (sender, body) = mpsc::channel(QUEUE);
+    let mut answer = answer;
+    let reading = tokio::spawn(async move {
+        while let Some(chunk) = answer.chunk().await.transpose() {
+            let ends = chunk.is_err();
+            let chunk = chunk.map_err(|e| Fault::because(Kind::Remote, "the download broke off", e));
+            if sender.send(chunk).await.is_err() || ends {
+                break;
+            }
+        }
+    });
+    let saved = save(ctx, source, about, body).await;
+    // Nobody listens any more.
+    reading.abort();
+    saved
+}
+
+/// What an earlier build downloaded, if it is there still.
+fn kept(ctx: &OpContext, source: &HttpSource) -> Option<(Kept, Tree)> {
+    let bytes = ctx.core.store.kv(DOWNLOADS).get(source.id().to_string()).ok()??;
+    let kept: Kept = serde_json::from_slice(&bytes).ok()?;
+    let hold = ctx.core.store.snapshots().hold(&kept.snapshot.parse().ok()?)?;
+    Some((kept, Tree::snapshot(hold)))
+}
+
+fn known(source: &HttpSource, kept: &Kept, tree: &Tree) -> Download {
+    let filename = if source.filename.is_empty() { kept.filename.clone() } else { file_name(source, None) };
+    let modified = kept.modified.and_then(|seconds| Timestamp::from_second(seconds).ok());
+    Download { digest: kept.digest, filename, modified, tree: tree.clone() }
+}
+
+/// Whether an answer without a body is about what is kept.
+fn is_same(answer: &Response, kept: &Kept) -> bool {
+    match (answer.status(), answer.header(header::ETAG)) {
+        (StatusCode::OK | StatusCode::NOT_MODIFIED, Some(etag)) => weak(etag) == kept.etag,
+        // It was asked about this one only.
+        (status, None) => status == StatusCode::NOT_MODIFIED,
+        _ => false,
+    }
+}
+
+/// An ETag without what says that it is weak.
+fn weak(etag: &str) -> &str {
+    etag.strip_prefix("W/").unwrap_or(etag)
+}
+
+async fn request(ctx: &OpContext, source: &HttpSource) -> Result<Request, Fault> {
+    let mut request = Request::get(source.url.clone())
+        .header(header::ACCEPT_ENCODING, GZIP)
+        .header(header::USER_AGENT, &format!("{} {LIKE}", http_client::USER_AGENT));
+    for (name, value) in &source.headers {
+        let name = if name == HEADERS[0] { header::ACCEPT } else { header::USER_AGENT };
+        request = request.header(name, value);
+    }
+    let host = source.url.host_str().unwrap_or_default();
+    let secrets = match source.auth_secret.as_str() {
+        "" => vec![(format!("{AUTH_HEADER}{host}"), ""), (format!("{AUTH_TOKEN}{host}"), "Bearer ")],
+        name => vec![(name.to_owned(), "")],
+    };
+    for (name, kind) in secrets {
+        match ctx.secret(&name).await? {
+            Some(secret) => {
+                let value = String::from_utf8_lossy(secret.expose()).into_owned();
+                request = request.header(header::AUTHORIZATION, &format!("{kind}{value}"));
+            }
+            None if !source.auth_secret.is_empty() => {
+                return Err(Fault::user(format!("secret {name}: not found, which `{}` needs", source.text)));
+            }
+            None => {}
+        }
+    }
+    Ok(request)
+}
+
+/// The file from the client that has it.
+async fn upload(ctx: &OpContext, source: &HttpSource) -> Result<mpsc::Receiver<Result<Bytes, Fault>>, Fault> {
+    for job in &ctx.jobs {
+        if let Some(body) = job.session.upload(CLIENT, source.url.path()).await? {
+            return Ok(body);
+        }
+    }
+    Err(Fault::user(format!("the client uploads nothing as `{}`", source.text)))
+}
+
+/// What an answer says of its body.
+#[derive(Default)]
+struct About {
+    filename: String,
+    etag: Option<String>,
+    modified: Option<Timestamp>,
+    /// Compressed on its way.
+    packed: bool,
+}
+
+async fn save(
+    ctx: &OpContext,
+    source: &HttpSource,
+    about: About,
+    body: mpsc::Receiver<Result<Bytes, Fault>>,
+) -> Result<Download, Fault> {
+    let About { filename, etag, modified, packed } = about;
+    let shown = base::redact_url(&source.text);
+    let active = ctx.core.prepare(None, &format!("http url {shown}")).await?;
+    let path = active.dir().join(&filename);
+    let mut task = ctx.tasks.start(format!("downloading {shown}"), 0);
+    let (mode, owner, cancel) = (source.mode, (source.uid, source.gid), ctx.blocking_cancel());
+    let digest = blocking(move || {
+        let failed = |e| Fault::because(Kind::Environment, "cannot keep a download", e);
+        let options = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let mut file = options.map_err(failed)?;
+        let (mut hasher, mut written) = (Digest::hasher(), 0);
+        let mut pieces = Pieces { body, piece: Bytes::new(), broken: None };
+        let mut unpacked;
+        let reader: &mut dyn Read = match packed {
+            true => {
+                let begun = Decompressor::new(&mut pieces, u64::MAX);
+                unpacked = begun.map_err(|e| Fault::because(Kind::Remote, "cannot unpack a download", e))?;
+                &mut unpacked
+            }
+            false => &mut pieces,
+        };
+        let mut buffer = vec![0; 64 << 10];
+        let read = loop {
+            cancel.check().map_err(|_| Fault::cancelled())?;
+            match reader.read(&mut buffer) {
+                Ok(0) => break Ok(()),
+                Ok(count) => {
+                    hasher.update(&buffer[..count]);
+                    file.write_all(&buffer[..count]).map_err(failed)?;
+                    written += count as u64;
+                    task.at(written);
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        if let Some(fault) = pieces.broken.take() {
+            return Err(fault);
+        }
+        read.map_err(|e| Fault::because(Kind::Remote, "cannot read a download", e))?;
+        if owner != (0, 0) {
+            fchown(&file, Some(owner.0), Some(owner.1)).map_err(failed)?;
+        }
+        let mode = rustix::fs::Mode::from_raw_mode(if mode == 0 { 0o600 } else { mode });
+        rustix::fs::fchmod(&file, mode).map_err(|errno| failed(errno.into()))?;
+        let seconds = modified.map_or(0, |time| time.as_second());
+        let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 0 };
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        rustix::fs::futimens(&file, &times).map_err(|errno| failed(errno.into()))?;
+        Ok::<_, Fault>(hasher.finish())
+    });
+    let digest = digest.await?;
+    let tree = ctx.core.commit(active).await?;
+    if let (Some(etag), Tree::Snapshot(hold)) = (etag, &tree) {
+        let kept = Kept {
+            etag: weak(&etag).to_owned(),
+            digest,
+            filename: filename.clone(),
+            modified: modified.map(|time| time.as_second()),
+            snapshot: hold.id().to_string(),
+        };
+        let bytes = serde_json::to_vec(&kept).unwrap_or_default();
+        let put = ctx.core.store.kv(DOWNLOADS).put_with(source.id().to_string(), bytes, &hold.id());
+        put.map_err(|e| store_fault("cannot keep a download", e))?;
+    }
+    Ok(Download { digest, filename, modified, tree })
+}
+
+/// A body as a stream of bytes, for a thread.
+struct Pieces {
+    body: mpsc::Receiver<Result<Bytes, Fault>>,
+    piece: Bytes,
+    /// Why it ended early.
+    broken: Option<Fault>,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.body.blocking_recv() {
+                None => return Ok(0),
+                Some(Ok(piece)) => self.piece = piece,
+                Some(Err(fault)) => {
+                    self.broken = Some(fault);
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+        }
+        let count = buf.len().min(self.piece.len());
+        buf[..count].copy_from_slice(&self.piece.split_to(count));
+        Ok(count)
+    }
+}
+
+/// What the file is called: what the build says, or the server, or the address.
+fn file_name(source: &HttpSource, disposition: Option<&str>) -> String {
+    if !source.filename.is_empty() {
+        return safe(&source.filename);
+    }
+    if let Some(name) = disposition.and_then(disposed) {
+        return safe(&name);
+    }
+    safe(&decoded(source.url.path_segments().and_then(|mut parts| parts.rfind(|part| !part.is_empty())).unwrap_or("")))
+}
+
+/// The name in `Content-Disposition`.
+fn disposed(text: &str) -> Option<String> {
+    let mut found = None;
+    for parameter in text.split(';').skip(1) {
+        let (name, value) = parameter.split_once('=')?;
+        let value = value.trim();
+        match name.trim().to_ascii_lowercase().as_str() {
+            // What can say more wins (RFC 6266).
+            "filename*" => {
+                let encoded = value.splitn(3, '\'').nth(2)?;
+                found = Some(decoded(encoded));
+                break;
+            }
+            "filename" => found = Some(value.trim_matches('"').replace("\\\"", "\"")),
+            _ => {}
+        }
+    }
+    found.filter(|name| !name.is_empty() && !name.ends_with('/'))
+}
+
+/// Bytes that stand as `%xx`.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let hex = |digit: u8| (digit as char).to_digit(16);
+        match (first, after) {
+            (b'%', [one, two, left @ ..]) if hex(*one).is_some() && hex(*two).is_some() => {
+                bytes.push((hex(*one).unwrap_or(0) * 16 + hex(*two).unwrap_or(0)) as u8);
+                rest = left;
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The last part of a path, as something that can be the name of a file.
+fn safe(text: &str) -> String {
+    const OTHERWISE: &str = "download";
+    let name = text.trim().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    match name {
+        "" | "." | ".." => OTHERWISE.to_owned(),
+        name if name.chars().any(char::is_control) || name.len() > 255 => OTHERWISE.to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+/// A time in any of the three forms that HTTP knows (RFC 9110, 5.6.7).
+fn http_time(text: &str) -> Option<Timestamp> {
+    if let Ok(time) = rfc2822::parse(text) {
+        return Some(time.timestamp());
+    }
+    let plain = text.trim().trim_end_matches(" GMT").trim_end_matches(" UTC");
+    let forms = ["%A, %d-%b-%y %H:%M:%S", "%a %b %e %H:%M:%S %Y"];
+    let time = forms.iter().find_map(|form| strtime::parse(form, plain).ok()?.to_datetime().ok())?;
+    time.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|time| time.timestamp())
+}
+
+/// A time as HTTP writes it.
+fn rfc9110(time: Timestamp) -> String {
+    rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&time).unwrap_or_default()
+}
+
+/// A number as Go reads one: with a base in front, or decimal.
+fn number(key: &str, value: &str) -> Result<u32, Fault> {
+    let parsed = match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => match value.strip_prefix("0o").or_else(|| value.strip_prefix('0').filter(|rest| !rest.is_empty())) {
+            Some(octal) => u32::from_str_radix(octal, 8),
+            None => value.parse(),
+        },
+    };
+    parsed.map_err(|_| bad(key, value, "not a number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(url: &str, attrs: &[(&str, &str)]) -> Result<HttpSource, Fault> {
+        let attrs = attrs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        HttpSource::read(&pb::SourceOp { identifier: url.to_owned(), attrs })
+    }
+
+    #[test]
+    fn files_are_named_by_the_build_the_server_or_the_address() {
+        for (url, filename, disposition, name) in [
+            ("https://h/a/b.txt?x=/y#z", "", None, "b.txt"),
+            ("https://h/a%20b/", "", None, "a b"),
+            ("https://h", "", None, "download"),
+            ("https://h/..%2f", "", None, "download"),
+            ("https://h/a", "x/y", Some("attachment; filename=z"), "y"),
+            ("https://h/a", "", Some("attachment; filename=\"p/z.tar\""), "z.tar"),
+            ("https://h/a", "", Some("attachment; filename=z; filename*=UTF-8''%c3%a4"), "ä"),
+            ("https://h/a", "", Some("inline"), "a"),
+            ("https://h/a", "", Some("attachment; filename=.."), "download"),
+        ] {
+            let source = source(url, &[("http.filename", filename)]).expect(url);
+            assert_eq!(file_name(&source, disposition), name, "{url} {filename} {disposition:?}");
+        }
+    }
+
+    #[test]
+    fn attributes_are_read_and_unknown_ones_refused() {
+        let attrs = [
+            ("http.perm", "0644"),
+            ("http.uid", "7"),
+            ("http.header.user-agent", "me"),
+            ("http.header.cookie", "no"),
+            ("http.checksum", &Digest::of("x").to_string()),
+        ];
+        let read = source("https://h/x", &attrs).expect("good attributes");
+        assert_eq!((read.mode, read.uid, read.checksum), (0o644, 7, Some(Digest::of("x"))));
+        assert_eq!(read.headers, [("User-Agent".to_owned(), "me".to_owned())]);
+        for (url, key, value, wanted) in [
+            ("https://", "http.perm", "1", "bad address"),
+            ("https://h", "http.perm", "x", "`x` is not a number"),
+            ("https://h", "http.checksum", "md5:x", "is not a digest of SHA-256"),
+            ("https://h", "http.signatureverify", "x", "`http.signatureverify` is not supported yet"),
+        ] {
+            let error = source(url, &[(key, value)]).expect_err(wanted).to_string();
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn times_are_written_as_http_does() {
+        assert_eq!(rfc9110(Timestamp::UNIX_EPOCH), "Thu, 01 Jan 1970 00:00:00 GMT");
+        let written = "Sun, 06 Nov 1994 08:49:37 GMT";
+        for text in [written, "Sunday, 06-Nov-94 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 UTC", "Sun Nov  6 08:49:37 1994"] {
+            assert_eq!(http_time(text).map(rfc9110).as_deref(), Some(written), "{text}");
+        }
+        assert_eq!(http_time("yesterday"), None);
+    }
+}
