@@ -386,7 +386,7 @@ impl Engine {
             let inline: Option<Arc<dyn export::Inline>> = match caches.inline && !platform.keys.is_empty() {
                 false => None,
                 true => {
-                    let chain = chain(&self.core, platform.keys).await?;
+                    let chain = chain(&self.core, &job.job, platform.keys).await?;
                     let (core, job) = (self.core.clone(), job.job.clone());
                     Some(Arc::new(blocking(move || Records::of(&core, &job, chain)).await))
                 }

@@ -49,18 +49,22 @@ pub struct ChainLink {
 /// The chain of some keys: those of [`Solved::keys`](crate::Solved::keys). Keys of one moment and
 /// keys with an input that nothing lasting leads to are left out.
 ///
-/// With a store (which should know all results by now: wait for [`Event::Saved`](crate::Event::Saved)), other ways that it knows to the same keys are added (builds that had the same
-/// content under other definitions), and other sources that stand for the same results. This asks the store, so
-/// call it on a blocking thread.
-pub fn chain(keys: &[Arc<CacheKey>], store: Option<(SourceId, &dyn CacheStore)>) -> Result<Chain, StoreError> {
+/// With stores (the local one should know all results by now: wait for [`Event::Saved`](crate::Event::Saved)), other
+/// ways that they know to the same keys are added (builds that had the same content under other definitions), and other
+/// sources that stand for the same results. This asks the stores, so call it on a blocking thread.
+pub fn chain(keys: &[Arc<CacheKey>], stores: &[(SourceId, &dyn CacheStore)]) -> Result<Chain, StoreError> {
     let mut draft = Draft::default();
     keys.iter().for_each(|key| walk_inputs_first(key, &mut |key| draft.add_key(key)));
     let mut tops: Vec<usize> = keys.iter().map(|key| draft.by_key[&Arc::as_ptr(key)]).collect();
-    if let Some((source, store)) = store {
-        draft.name_stored(source);
-        draft.add_stored(source, store)?;
-        draft.add_backlinks(store)?;
-        draft.add_aliases(store, &mut tops)?;
+    for (source, store) in stores {
+        draft.name_stored(*source);
+        if *source == SourceId::LOCAL {
+            draft.add_stored(*source, *store)?;
+        }
+        draft.add_backlinks(*store)?;
+        if *source == SourceId::LOCAL {
+            draft.add_aliases(*store, &mut tops)?;
+        }
     }
     Ok(draft.finish(&tops))
 }
@@ -101,8 +105,13 @@ impl Draft {
     /// Notes what the store calls the keys. Two keys of one id become two records: their ways and results add up
     /// for whoever reads the cache.
     fn name_stored(&mut self, source: SourceId) {
-        for (at, key) in self.keys.iter().enumerate() {
-            self.ids[at] = key.id_in(source);
+        self.by_id.clear();
+        for at in 0..self.records.len() {
+            self.ids[at] = match self.keys.get(at) {
+                Some(key) => key.id_in(source),
+                // Of another store: what has no inputs is called the same in all of them.
+                None => self.records[at].digest.filter(|_| self.records[at].inputs.is_empty()).map(KeyId::from),
+            };
             if let Some(id) = self.ids[at].clone() {
                 self.by_id.entry(id).or_insert(at);
             }

@@ -13,7 +13,7 @@ use registry::{Target, UploadMode};
 use remotecache::{Draft, ExportOptions, MEDIA_TYPE, Made, Mode, Place};
 use session::CacheDir;
 use solver::cache_export::{self, Chain, ChainRecord};
-use solver::{CacheKey, SourceId};
+use solver::{CacheKey, CacheStore, SourceId};
 use store::{Hold, SnapshotId};
 
 use crate::api::CacheOptions;
@@ -63,7 +63,7 @@ impl CacheExports {
         keys: &[Arc<CacheKey>],
         context: impl Fn(&Running, Cancel) -> Context,
     ) -> Result<BTreeMap<String, String>, Fault> {
-        let chain = chain(core, keys.to_vec()).await?;
+        let chain = chain(core, job, keys.to_vec()).await?;
         let write = |options| write_one(core, job, &chain, options, &context);
         let written = join_all(self.list.iter().map(write)).await;
         let mut answers = BTreeMap::new();
@@ -78,10 +78,16 @@ impl CacheExports {
     }
 }
 
-/// All that the local cache knows about keys.
-pub(crate) async fn chain(core: &Arc<Core>, keys: Vec<Arc<CacheKey>>) -> Result<Chain, Fault> {
-    let store = core.store.cache_keys();
-    let chain = blocking(move || cache_export::chain(&keys, Some((SourceId::LOCAL, &store)))).await;
+/// All that the local cache and those that the build read know about keys.
+pub(crate) async fn chain(core: &Arc<Core>, job: &Job, keys: Vec<Arc<CacheKey>>) -> Result<Chain, Fault> {
+    let (local, read) = (core.store.cache_keys(), job.read_caches());
+    let chain = blocking(move || {
+        let read = read.iter().map(|cache| (cache.keys.source(), &cache.keys as &dyn CacheStore));
+        let stores: Vec<(SourceId, &dyn CacheStore)> =
+            [(SourceId::LOCAL, &local as &dyn CacheStore)].into_iter().chain(read).collect();
+        cache_export::chain(&keys, &stores)
+    });
+    let chain = chain.await;
     chain.map_err(|e| Fault::because(Kind::Environment, "cannot read the cache keys of the build", e))
 }
 
@@ -96,17 +102,12 @@ async fn write_one(
     let cancel = Cancel::new();
     let context = context(&running, cancel.clone());
     let writing = async {
-        let preparing = context.tasks.start("preparing build cache for export", 0);
-        let mut results = Results { core, job, context: &context, options, layers: HashMap::new(), holds: Vec::new() };
-        let made = results.collect(chain).await?;
-        let draft = Draft::new(chain, &made);
-        drop(preparing);
-        if draft.layers.is_empty() {
-            drop(context.tasks.start("skipping cache export for empty result", 0));
-            return Ok(None);
+        // A registry may have what is not here. Where it turns out not to, all that is sent has to be here first.
+        let is_client = matches!(options.place, Place::Local { .. });
+        match prepare_and_send(core, job, chain, options, &context, is_client).await {
+            Err(fault) if is_lost(&fault) => prepare_and_send(core, job, chain, options, &context, true).await,
+            written => written,
         }
-        let _sending = context.tasks.start("sending cache export", 0);
-        send(&context, job, options, &draft, results.layers).await.map(Some)
     };
     let written = tokio::select! {
         written = writing => written,
@@ -124,6 +125,28 @@ async fn write_one(
     }
 }
 
+/// With `whole`, results whose layers cannot be had are left out: whoever reads the cache makes those steps again.
+async fn prepare_and_send(
+    core: &Arc<Core>,
+    job: &Arc<Job>,
+    chain: &Chain,
+    options: &ExportOptions,
+    context: &Context,
+    whole: bool,
+) -> Result<Option<Descriptor>, Fault> {
+    let preparing = context.tasks.start("preparing build cache for export", 0);
+    let mut results = Results { core, job, context, options, whole, layers: HashMap::new(), holds: Vec::new() };
+    let made = results.collect(chain).await?;
+    let draft = Draft::new(chain, &made);
+    drop(preparing);
+    if draft.layers.is_empty() {
+        drop(context.tasks.start("skipping cache export for empty result", 0));
+        return Ok(None);
+    }
+    let _sending = context.tasks.start("sending cache export", 0);
+    send(context, job, options, &draft, results.layers).await.map(Some)
+}
+
 /// What is wanted of a record's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Want {
@@ -137,6 +160,8 @@ struct Results<'a> {
     job: &'a Arc<Job>,
     context: &'a Context,
     options: &'a ExportOptions,
+    /// Nothing counts that is not here.
+    whole: bool,
     layers: HashMap<SnapshotId, Layer>,
     /// Nothing that was found goes before it is sent.
     holds: Vec<Hold>,
@@ -180,7 +205,6 @@ impl Results<'_> {
             for id in chain {
                 match self.layer(id).await {
                     Ok(layer) => layers.push(layer),
-                    // Whoever reads the cache makes this step again.
                     Err(fault) if is_lost(&fault) => break,
                     Err(fault) => return Err(fault),
                 }
@@ -224,6 +248,9 @@ impl Results<'_> {
         }
         self.context.cancel.check().map_err(|_| Fault::cancelled())?;
         let layer = layer_of(self.context, id, self.options.compression).await?;
+        if self.whole && !self.context.store.content().has(&layer.descriptor.digest) {
+            self.context.lazy.fetch_blob(id).await?;
+        }
         let described = describe(&layer);
         self.layers.insert(id, layer);
         Ok(described)

@@ -165,6 +165,11 @@ impl Job {
         }
     }
 
+    /// All caches that were read.
+    pub(crate) fn read_caches(&self) -> Vec<Arc<ReadCache>> {
+        self.imports().iter().filter_map(|import| import.read.get().cloned().flatten()).collect()
+    }
+
     /// A cache that was read.
     pub(crate) fn read_cache(&self, source: SourceId) -> Option<Arc<ReadCache>> {
         self.imports().iter().find_map(|import| import.known(source))

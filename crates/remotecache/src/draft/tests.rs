@@ -73,7 +73,7 @@ fn written(layers: &[Descriptor], extra: Option<CacheKey>) -> (Draft, [Arc<Cache
     first.extend(extra.map(|key| Dep { key: Arc::new(key), selector: None }));
     let deps = vec![first, vec![dep(&roots[1], Some(Digest::of("part")))]];
     let top = Arc::new(CacheKey::with_deps(op, 1, deps));
-    let chain = chain(&[top], None).expect("no store");
+    let chain = chain(&[top], &[]).expect("no store");
     let results: Vec<_> = chain
         .records
         .iter()
@@ -133,7 +133,7 @@ fn an_image_names_results_by_its_own_layers() {
     let (_, roots, op) = written(&[], None);
     let dep = |key: &Arc<CacheKey>| vec![Dep { key: key.clone(), selector: None }];
     let top = Arc::new(CacheKey::with_deps(op, 0, vec![dep(&roots[0])]));
-    let chain = chain(&[top], None).expect("no store");
+    let chain = chain(&[top], &[]).expect("no store");
     let check = |layers: &[usize], said: &str| {
         let within = Within { layers: layers.to_vec(), created_at: 0 };
         let text = inline(&chain, &[None, Some(within)]).expect("a result");

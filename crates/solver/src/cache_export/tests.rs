@@ -9,7 +9,7 @@ use crate::{CacheResult, Dep, KeyDigest, MemoryStore, Save, cache_manager};
 
 fn export(w: &World, result: &ToyResult) -> Chain {
     let keys = &result.as_ref().expect("a good build").keys;
-    chain(keys, Some((SourceId::LOCAL, &*w.stores[0].1))).expect("in memory")
+    chain(keys, &[(SourceId::LOCAL, &*w.stores[0].1)]).expect("in memory")
 }
 
 fn digests(chain: &Chain) -> usize {
@@ -88,7 +88,7 @@ fn without_a_store_only_the_ways_of_this_build_are_carried() {
     let mut w = World::new();
     w.build(&graph("one")).expect("a good build");
     let result = w.build(&graph("two")).expect("a good build");
-    let own = chain(&result.keys, None).expect("no store");
+    let own = chain(&result.keys, &[]).expect("no store");
     assert_eq!((digests(&own), digests(&export(&w, &Ok(result)))), (3, 4));
 }
 
@@ -174,7 +174,7 @@ fn deep_chains_do_not_overflow_the_stack() {
     let result = crate::CacheResult { id: "r".into(), created_at: 1 };
     cache_manager::save(&store, &[Save { key: key.clone(), result: Some(result), also: Vec::new() }])
         .expect("in memory");
-    let chain = chain(&[key], Some((SourceId::LOCAL, &store))).expect("in memory");
+    let chain = chain(&[key], &[(SourceId::LOCAL, &store)]).expect("in memory");
     assert_eq!(chain.records.len(), 20_001);
     check(&chain);
 }
@@ -188,7 +188,7 @@ fn what_was_loaded_from_elsewhere_and_saved_here_is_exported_from_here() {
     let key = CacheKey::with_deps(op, 0, vec![vec![Dep { key: root, selector: None }]]);
     let key = Arc::new(key.with_records(vec![elsewhere.clone()]));
     let store = MemoryStore::new();
-    let exported = || chain(std::slice::from_ref(&key), Some((SourceId::LOCAL, &store))).expect("in memory");
+    let exported = || chain(std::slice::from_ref(&key), &[(SourceId::LOCAL, &store)]).expect("in memory");
     assert_eq!(top(&exported()).results, [elsewhere.clone()]);
     let save = Save { key: key.clone(), result: Some(saved.clone()), also: Vec::new() };
     cache_manager::save(&store, &[save]).expect("in memory");

@@ -108,6 +108,7 @@ fn steps(specs: &[Spec], salt: &str) -> (Vec<Step>, Worth) {
             ignore_cache: spec.ignore_cache,
             random: spec.random,
             sources: Vec::new(),
+            generation: 0,
         });
     }
     (steps, values)
