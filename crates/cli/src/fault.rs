@@ -167,7 +167,12 @@ mod tests {
 
     fn dockerfile(lines: usize) -> Arc<SourceFile> {
         let data = (1..=lines).map(|n| format!("LINE {n}")).collect::<Vec<_>>().join("\n");
-        Arc::new(SourceFile { name: "Dockerfile".into(), data: data.into_bytes(), ..SourceFile::default() })
+        Arc::new(SourceFile {
+            name: "Dockerfile".into(),
+            data: data.into_bytes(),
+            language: "Dockerfile".into(),
+            ..SourceFile::default()
+        })
     }
 
     #[test]

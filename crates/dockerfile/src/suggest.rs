@@ -64,7 +64,9 @@ mod tests {
 
     #[test]
     fn likely_names() {
-        for (typed, found) in [("TERN", Some("TERM")), ("FOO", None), ("FP", Some("FPE")), ("EFP", Some("FPE")), ("TER", Some("TERM"))] {
+        for (typed, found) in
+            [("TERN", Some("TERM")), ("FOO", None), ("FP", Some("FPE")), ("EFP", Some("FPE")), ("TER", Some("TERM"))]
+        {
             assert_eq!(likely(typed, ["FPE", "TERM"]), found, "{typed}");
         }
     }

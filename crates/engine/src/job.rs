@@ -184,12 +184,10 @@ impl Job {
         ];
         for (needs, right, name) in needed {
             if needs && !self.entitlements.contains(&right) {
-                let fault = Fault::user(format!("entitlement {name} is not allowed")).hint(
-                    format!(
-                        "allow it with `--allow {name}`; the builder must allow it too, \
+                let fault = Fault::user(format!("entitlement {name} is not allowed")).hint(format!(
+                    "allow it with `--allow {name}`; the builder must allow it too, \
                          by `insecure-entitlements` or `--allow-insecure-entitlement {name}`"
-                    ),
-                );
+                ));
                 return Err(self.locate(fault, vertex.digest));
             }
         }

@@ -130,8 +130,8 @@ impl FrontendResult {
             return Ok(self.platforms()?.iter().map(Listed::platform).collect());
         }
         let Some(config) = self.metadata.get(CONFIG) else { return Ok(vec![Platform::host()]) };
-        let config: Option<ListedPlatform> = serde_json::from_slice(config)
-            .map_err(|e| Fault::because(Kind::User, "malformed image config", e))?;
+        let config: Option<ListedPlatform> =
+            serde_json::from_slice(config).map_err(|e| Fault::because(Kind::User, "malformed image config", e))?;
         let config = config.unwrap_or_default();
         match (config.os.is_empty(), config.architecture.is_empty()) {
             (false, false) => Ok(vec![Listed { id: String::new(), platform: config }.platform()]),

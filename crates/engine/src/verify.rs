@@ -7,10 +7,7 @@ use base::{Fault, Platform};
 use crate::result::{FrontendResult, Refs};
 
 /// What is odd about a result; `options` are those of its frontend.
-pub(crate) fn odd_platforms(
-    options: &BTreeMap<String, String>,
-    result: &FrontendResult,
-) -> Result<Vec<String>, Fault> {
+pub(crate) fn odd_platforms(options: &BTreeMap<String, String>, result: &FrontendResult) -> Result<Vec<String>, Fault> {
     let several = match &result.refs {
         // Nothing was made, and nobody says for what.
         Refs::One(None) if !result.names_platforms() => return Ok(Vec::new()),
@@ -89,7 +86,12 @@ mod tests {
         assert!(odd(Some("linux/amd64,linux/arm64"), "linux/amd64,linux/arm64", true).is_empty());
         assert!(odd(Some("windows/amd64"), "windows(10.0)/amd64", false).is_empty());
         for (requested, made, several, told) in [
-            (Some("linux/s390x"), "linux/arm64", false, "\"linux/s390x\" does not match result platform \"linux/arm64\""),
+            (
+                Some("linux/s390x"),
+                "linux/arm64",
+                false,
+                "\"linux/s390x\" does not match result platform \"linux/arm64\"",
+            ),
             (Some("linux/amd64,linux/arm64"), "linux/amd64", false, "result is not multi-platform"),
             (Some("linux/amd64,linux/amd64"), "linux/amd64", false, "Duplicate platform result requested"),
             (Some("linux/amd64,a/b/c/d"), "linux/amd64", false, "Invalid platform result requested \"a/b/c/d\""),

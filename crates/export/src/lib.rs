@@ -172,8 +172,11 @@ impl Exporter {
     /// Sets the name that the frontend chose, where the attributes leave it to that: `name=*`.
     #[must_use]
     pub fn with_chosen_name(mut self, chosen: Option<&str>) -> Exporter {
-        if let (Exporter::Image(ImageOptions { names, .. }, _) | Exporter::Archive { image: ImageOptions { names, .. }, .. }, Some(chosen)) =
-            (&mut self, chosen)
+        if let (
+            Exporter::Image(ImageOptions { names, .. }, _)
+            | Exporter::Archive { image: ImageOptions { names, .. }, .. },
+            Some(chosen),
+        ) = (&mut self, chosen)
             && names[..] == ["*"]
         {
             *names = options::names(chosen);

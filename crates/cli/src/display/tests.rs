@@ -269,8 +269,12 @@ fn long_names_are_cut_on_request() {
 fn raw_json_is_upstreams() {
     let out = Shared::default();
     let mut raw = rawjson::RawJson::new(Box::new(out.clone()));
-    let file =
-        Arc::new(SourceFile { name: "Dockerfile".into(), data: b"FROM a\n".to_vec(), ..SourceFile::default() });
+    let file = Arc::new(SourceFile {
+        name: "Dockerfile".into(),
+        data: b"FROM a\n".to_vec(),
+        language: "Dockerfile".into(),
+        ..SourceFile::default()
+    });
     let events = [
         Event::Vertex(Vertex { inputs: vec![Digest::of("i")], ..vertex("v", Some(0), None) }),
         status("v", "s", (0, 7), 5, 1, None),

@@ -74,8 +74,9 @@ fn finish(
     let dest = attrs.get("dest").cloned().unwrap_or_default();
     let output = match kind.as_str() {
         "local" if attrs.get("mode").is_some_and(|mode| mode.trim().eq_ignore_ascii_case("delete")) => {
-            return Err(invalid(FLAG, value, "mode=delete is not supported yet")
-                .hint("empty the directory before the build"));
+            return Err(
+                invalid(FLAG, value, "mode=delete is not supported yet").hint("empty the directory before the build")
+            );
         }
         "local" => directory(value, &kind, &dest)?,
         "oci" | "docker" if !is_archive(&attrs) => directory(value, &kind, &dest)?,

@@ -163,7 +163,10 @@ impl Lowering<'_> {
     /// The mistake of needing a stage that comes later.
     pub(super) fn too_late(&self, stage: usize, what: &str) -> Error {
         let stage = &self.stages[stage];
-        let error = Error::new(format!("cannot {what} from stage \"{}\", it needs to be defined before current stage", stage.shown));
+        let error = Error::new(format!(
+            "cannot {what} from stage \"{}\", it needs to be defined before current stage",
+            stage.shown
+        ));
         match stage.span {
             Some(span) => error.hint(format!("put the stage of line {} in front of this one", span.start.0)),
             None => error,

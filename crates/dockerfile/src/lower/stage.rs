@@ -227,7 +227,9 @@ impl<'a> Lowering<'a> {
                 "variable expansion is not supported for --from, define a new stage with FROM using ARG from global \
                  scope as a workaround",
             );
-            return Err(error.hint(format!("`{from}`: name the image in a stage, FROM <image> AS <name>, and copy from that")));
+            return Err(
+                error.hint(format!("`{from}`: name the image in a stage, FROM <image> AS <name>, and copy from that"))
+            );
         }
         let Ok(number) = from.parse::<i64>() else { return Ok(self.source(from, span)) };
         let written = self.input.stages.len();

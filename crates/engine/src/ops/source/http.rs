@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use base::{Digest, Fault, Kind};
 use bytes::Bytes;
-use image::layer::compression::Decompressor;
 use http_client::{Method, Request, Response, StatusCode, Url, header};
+use image::layer::compression::Decompressor;
 use jiff::Timestamp;
 use jiff::fmt::{rfc2822, strtime};
 use llb::pb;
@@ -78,7 +78,8 @@ impl HttpSource {
     pub(crate) fn read(op: &pb::SourceOp) -> Result<HttpSource, Fault> {
         let text = &op.identifier;
         let url = text.parse::<Url>();
-        let url = url.map_err(|e| Fault::because(Kind::User, format!("bad address `{}`", base::redact_url(text)), e))?;
+        let url =
+            url.map_err(|e| Fault::because(Kind::User, format!("bad address `{}`", base::redact_url(text)), e))?;
         let mut source = HttpSource {
             url,
             text: text.clone(),
@@ -549,7 +550,9 @@ mod tests {
     fn times_are_written_as_http_does() {
         assert_eq!(rfc9110(Timestamp::UNIX_EPOCH), "Thu, 01 Jan 1970 00:00:00 GMT");
         let written = "Sun, 06 Nov 1994 08:49:37 GMT";
-        for text in [written, "Sunday, 06-Nov-94 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 UTC", "Sun Nov  6 08:49:37 1994"] {
+        for text in
+            [written, "Sunday, 06-Nov-94 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 UTC", "Sun Nov  6 08:49:37 1994"]
+        {
             assert_eq!(http_time(text).map(rfc9110).as_deref(), Some(written), "{text}");
         }
         assert_eq!(http_time("yesterday"), None);

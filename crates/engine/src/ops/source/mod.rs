@@ -111,8 +111,7 @@ async fn resolve(ctx: &OpContext, source: &ImageSource) -> Result<Arc<ResolvedIm
     };
     match source.checksum {
         Some(wanted) if wanted != image.root.digest => {
-            let text =
-                format!(
+            let text = format!(
                 "image digest {} for {} does not match expected checksum {wanted}",
                 image.root.digest, image.reference
             );
