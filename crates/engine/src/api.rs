@@ -148,6 +148,8 @@ pub enum Entitlement {
 pub struct SolveResponse {
     /// BuildKit's exporter response: `containerimage.digest`, `image.name`, ..
     pub exporter_response: BTreeMap<String, String>,
+    /// What each export made, where that is an image: its descriptor, in base64.
+    pub descriptors: Vec<Option<String>>,
 }
 
 /// One line of `du`.
@@ -226,6 +228,11 @@ impl Engine {
             store::Driver::Copy => "native",
             store::Driver::Overlay | store::Driver::Auto => "overlayfs",
         }
+    }
+
+    /// Where everything is kept: for what the programs keep beside the cache.
+    pub fn store(&self) -> &store::Store {
+        &self.core.store
     }
 
     /// What is run here, the preferred platform first.
@@ -351,7 +358,9 @@ impl Engine {
                     Err(Fault::cancelled())
                 }
             };
-            response.exporter_response.extend(running.end(exported)?);
+            let answer = running.end(exported)?;
+            response.descriptors.push(answer.get("containerimage.descriptor").cloned());
+            response.exporter_response.extend(answer);
         }
         Ok(response)
     }

@@ -3,6 +3,8 @@
 //! Wire types stay at the doors: `llb`, `session::remote`, `daemon::service` and `cli` use this crate;
 //! the rooms between them have types of their own.
 
+pub mod content;
+pub mod content_store;
 pub mod fsutil;
 
 pub use bollard_buildkit_proto::fsutil as generated_fsutil;
