@@ -392,6 +392,18 @@ impl Running {
         });
     }
 
+    /// Waits until standard output has this text.
+    #[track_caller]
+    pub fn prints(&self, text: &str) {
+        let printed = || String::from_utf8_lossy(&self.stdout.bytes.lock().unwrap()).into_owned();
+        eventually(|| {
+            let over = self.stdout.thread.is_finished();
+            let is_printed = printed().contains(text);
+            assert!(is_printed || !over, "`{text}` was never printed: {}", printed());
+            is_printed
+        });
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()

@@ -23,6 +23,7 @@ mod daemon_sockets;
 mod daemon_trouble;
 mod ends;
 mod full_disk;
+mod history;
 mod hostile;
 mod large;
 mod layouts;

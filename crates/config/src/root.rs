@@ -75,7 +75,7 @@ section! {
     pub struct Grpc {
         /// Addresses to listen on: `unix:///run/buildkit/buildkitd.sock`, `tcp://0.0.0.0:1234`.
         address: Vec<String> = "address",
-        /// Address of the debugging endpoints.
+        /// Where `/metrics`, `/healthz` and `/readyz` are.
         debug_address: String = "debugAddress",
         /// Owner of the socket.
         uid: Option<u32> = "uid",
@@ -123,9 +123,9 @@ section! {
 section! {
     /// `[history]`.
     pub struct History {
-        /// How long records are kept.
+        /// A record that is older goes, if there are also too many. Default: 48h.
         max_age: Seconds = "maxAge",
-        /// How many records are kept.
+        /// So many records stay, however old. Default: 50.
         max_entries: u32 = "maxEntries",
     }
 }

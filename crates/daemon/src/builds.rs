@@ -81,6 +81,12 @@ impl Builds {
         tokio::time::timeout(PATIENCE, find).await.ok()
     }
 
+    /// The build of that name, if it runs just now.
+    pub(crate) fn get_running(&self, reference: &str) -> Option<Arc<Build>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(reference).filter(|build| !build.has_ended()).cloned()
+    }
+
     /// How many run.
     pub(crate) fn running(&self) -> usize {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,6 +130,12 @@ impl Build {
             client = attached => client.ok()?.clone(),
             _ = state.wait_for(|state| state.ended) => None,
         }
+    }
+
+    /// Some of what was told, so far, after `from` events.
+    pub(crate) fn told(&self, from: usize, most: usize) -> Vec<Event> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.iter().skip(from).take(most).cloned().collect()
     }
 
     /// What was told since `from` events; none when it has ended and all was told.

@@ -1,15 +1,20 @@
 //! The daemon: BuildKit's control socket in front of an engine.
 //!
 //! [`listen`] opens the sockets, [`service`] turns calls into questions to the engine and answers into messages, and nothing
-//! else; [`builds`] keeps what is told of builds under way. A newcomer reads `service/control.rs`, `Control::solve`.
+//! else; [`builds`] keeps what is told of builds under way, [`history`] of those that have ended; [`debug`] is for probes. A newcomer reads `service/control.rs`, `Control::solve`.
 
 mod builds;
+mod debug;
+mod filter;
+mod history;
 pub mod listen;
+mod metrics;
 pub mod service;
 pub mod tls;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::{Fault, Kind, Platform};
 use engine::Engine;
@@ -17,6 +22,9 @@ use session::remote::{MAX_MESSAGE, Sessions};
 use tokio_util::sync::CancellationToken;
 
 use builds::Builds;
+pub use debug::Debug;
+use history::History;
+pub use history::Keep;
 use listen::Listener;
 
 /// The version of BuildKit whose behaviour this is: clients choose features by it.
@@ -44,27 +52,48 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) builds: Arc<Builds>,
+    pub(crate) history: Arc<History>,
+    pub(crate) debug: Arc<Debug>,
     pub(crate) identity: Identity,
     /// No new builds: the daemon is about to end.
     pub(crate) draining: CancellationToken,
 }
 
+/// What a daemon is made of.
+pub struct Daemon {
+    /// What builds.
+    pub engine: Engine,
+    /// What it says of itself.
+    pub identity: Identity,
+    /// Where it listens.
+    pub listeners: Vec<Listener>,
+    /// How long records of builds are kept.
+    pub history: Keep,
+    /// What is told on the debug address.
+    pub debug: Arc<Debug>,
+    /// How long builds may go on when it is told to end.
+    pub drain: Duration,
+}
+
 /// Serves until `stop` is cancelled: then new builds are refused, and those that run are waited for, until `kill` is
-/// cancelled, which ends them.
-pub async fn serve(
-    engine: Engine,
-    identity: Identity,
-    listeners: Vec<Listener>,
-    stop: CancellationToken,
-    kill: CancellationToken,
-) -> Result<(), Fault> {
+/// cancelled or they took too long, which ends them.
+pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationToken) -> Result<(), Fault> {
+    let Daemon { engine, identity, listeners, history, debug, drain } = daemon;
+    let store = engine.store().clone();
+    let history = tokio::task::spawn_blocking(move || History::open(&store, history)).await;
+    let history = history.map_err(|error| Fault::because(Kind::Internal, "cannot read build records", error))?;
+    let history = history.map_err(|error| Fault::because(Kind::Environment, "cannot read build records", error))?;
     let shared = Arc::new(Shared {
         engine: engine.clone(),
         sessions: Arc::new(Sessions::default()),
         builds: Arc::new(Builds::default()),
+        history: Arc::new(history),
+        debug,
         identity,
         draining: stop.clone(),
     });
+    shared.debug.ready(&shared.builds, &shared.draining);
+    let forgetting = tokio::spawn(shared.history.clone().collect());
     let collecting = tokio::spawn(collect_garbage(shared.clone()));
     let ended = CancellationToken::new();
     let mut serving = tokio::task::JoinSet::new();
@@ -89,26 +118,39 @@ pub async fn serve(
     tracing::info!(builds = shared.builds.running(), "no new builds; waiting for those that run");
     tokio::select! {
         () = shared.builds.idle() => {}
-        () = kill.cancelled() => {
+        () = given_up(&kill, drain) => {
             shared.builds.cancel_all();
             shared.builds.idle().await;
         }
     }
+    // Whoever listens to what happens has heard the last.
+    shared.history.closed.cancel();
     // Answers are on their way: connections end when their calls have, for a moment at most.
     ended.cancel();
     let all = async { while serving.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), all).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), all).await;
     serving.abort_all();
     // A round that runs is finished by `close`, which collects as well.
     collecting.abort();
+    forgetting.abort();
     for stuck in engine.close().await {
         tracing::warn!(stuck, "it did not end in time");
     }
     Ok(())
 }
 
+/// Waits until builds are not waited for any longer.
+async fn given_up(kill: &CancellationToken, drain: Duration) {
+    tokio::select! {
+        () = kill.cancelled() => tracing::warn!("told to end again: builds are cancelled"),
+        () = tokio::time::sleep(drain) => {
+            tracing::warn!(after = ?drain, "builds did not end in time: they are cancelled");
+        }
+    }
+}
+
 /// How long after a build garbage is collected: its client may begin the next one at once.
-const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Collects garbage when builds have ended, one round at a time.
 async fn collect_garbage(shared: Arc<Shared>) {
@@ -135,5 +177,6 @@ fn router(shared: &Arc<Shared>) -> tonic::transport::server::Router {
         .http2_max_header_list_size(16 << 20)
         .add_service(control)
         .add_service(gateway)
+        .add_service(service::content::ContentStore(shared.clone()))
         .add_service(HealthServer::new(service::health::Health(shared.clone())))
 }

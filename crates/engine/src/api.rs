@@ -176,6 +176,8 @@ pub enum Entitlement {
 pub struct SolveResponse {
     /// BuildKit's exporter response: `containerimage.digest`, `image.name`, ..
     pub exporter_response: BTreeMap<String, String>,
+    /// What each export made, where that is an image: its descriptor, in base64.
+    pub descriptors: Vec<Option<String>>,
 }
 
 /// One line of `du`.
@@ -254,6 +256,11 @@ impl Engine {
             store::Driver::Copy => "native",
             store::Driver::Overlay | store::Driver::Auto => "overlayfs",
         }
+    }
+
+    /// Where everything is kept: for what the programs keep beside the cache.
+    pub fn store(&self) -> &store::Store {
+        &self.core.store
     }
 
     /// What is run here, the preferred platform first.
@@ -422,7 +429,7 @@ impl Engine {
         exporters: Vec<Exporter>,
         epoch: Option<i64>,
     ) -> Result<SolveResponse, Fault> {
-        let mut response = SolveResponse { exporter_response: made.told_clients() };
+        let mut response = SolveResponse { exporter_response: made.told_clients(), descriptors: Vec::new() };
         for (index, exporter) in exporters.into_iter().enumerate() {
             let output = job.job.session.output(index).await?;
             let running = Running::start(job.job.sink.clone(), &Label::phase(exporter.title()));
@@ -436,7 +443,9 @@ impl Engine {
                     Err(Fault::cancelled())
                 }
             };
-            response.exporter_response.extend(running.end(exported)?);
+            let answer = running.end(exported)?;
+            response.descriptors.push(answer.get("containerimage.descriptor").cloned());
+            response.exporter_response.extend(answer);
         }
         Ok(response)
     }

@@ -4,6 +4,7 @@
 //! the rooms between them have types of their own.
 
 pub mod content;
+pub mod content_store;
 pub mod fsutil;
 
 pub use bollard_buildkit_proto::fsutil as generated_fsutil;

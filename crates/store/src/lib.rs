@@ -24,7 +24,7 @@
 //!   unclean stop on another boot, later entries are verified (blobs) or dropped (snapshots).
 //! - **A record that is bad or gone is a miss**, never an error to a build.
 //! - **A snapshot is immutable once committed**, and is read only under the identity that wrote it.
-//! - Nothing that is held ([`Hold`], [`Active`], [`CacheMount`], [`BlobHold`]), nor an ancestor of it, is ever removed.
+//! - Nothing that is held ([`Hold`], [`Active`], [`CacheMount`], [`BlobHold`], leases of blobs), nor an ancestor of it, is ever removed.
 //!
 //! All calls block on disk for moments (unpacking and copying for longer); async callers use blocking threads.
 

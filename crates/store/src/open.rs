@@ -116,6 +116,7 @@ impl Store {
         }
         let (db, synced) = open_database(dir)?;
         content::sweep(dir, &db, synced)?;
+        let content = content::State::open(&db)?;
         let driver = choose(dir, &db, &options)?;
         let (snapshots, waste) = snapshot::load(&db, driver.identity, &driver.snapshots, synced)?;
         // From here on the data is what the database says, on this boot.
@@ -125,7 +126,7 @@ impl Store {
             options,
             driver,
             db,
-            content: content::State::default(),
+            content,
             snapshots,
             work: maintenance::Queue::new(settled),
             loan: Mutex::new(loan),

@@ -10,9 +10,11 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use engine::UsageRecord;
 use proto::moby::buildkit::v1 as wire;
 use proto::moby::buildkit::v1::control_client::ControlClient;
+use serde_json::json;
 use tonic::transport::Channel;
 
-use super::{Action, buildctl_build, du, explain, not_yet, prune};
+use super::buildctl_history::{Formatted, Get, Logs, Monitor};
+use super::{Action, buildctl_build, du, explain, prune};
 use crate::connect::{Remote, connect};
 use crate::daemonless::run::Failure;
 use crate::environment::Environment;
@@ -80,9 +82,8 @@ enum Command {
     Build(Box<buildctl_build::BuildctlBuild>),
     Du(du::Du),
     Prune(prune::Prune),
-    /// Not supported yet: clean up build history
-    #[command(hide = true)]
-    PruneHistories(Anything),
+    /// Remove the records of builds that have ended and are not pinned
+    PruneHistories(Formatted),
     /// What the daemon is and has
     #[command(subcommand)]
     Debug(Debug),
@@ -99,14 +100,12 @@ enum Debug {
         verbose: bool,
     },
     /// Show the daemon's version
-    Info,
-}
-
-/// Arguments of a command that is refused whatever they are.
-#[derive(Debug, Args)]
-struct Anything {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    _args: Vec<OsString>,
+    Info(Formatted),
+    /// List the records of builds
+    Histories(Formatted),
+    Logs(Logs),
+    Get(Get),
+    Monitor(Monitor),
 }
 
 /// Parses the arguments after the program's name.
@@ -122,8 +121,9 @@ pub fn parse(args: Vec<OsString>) -> Result<Action, Fault> {
         Err(error) => return explain(&error),
         Ok(line) => line,
     };
-    if let Command::PruneHistories(_) = command {
-        return Err(not_yet("`buildctl prune-histories`"));
+    if let Command::PruneHistories(form) | Command::Debug(Debug::Info(form) | Debug::Histories(form)) = &command {
+        // Mistakes show before the daemon is asked.
+        form.parse()?;
     }
     Ok(Action::client(|environment| run(globals, command, environment)))
 }
@@ -141,9 +141,13 @@ async fn run(globals: Globals, command: Command, environment: Environment) -> Re
         Command::Du(du) => Ok(disk_usage(channel, &du).await?),
         Command::Prune(prune) => Ok(clean(channel, &prune).await?),
         Command::Debug(Debug::Workers { verbose }) => Ok(workers(channel, verbose).await?),
-        Command::Debug(Debug::Info) => Ok(info(channel).await?),
+        Command::Debug(Debug::Info(form)) => Ok(info(channel, form.parse()?).await?),
+        Command::Debug(Debug::Histories(form)) => Ok(form.list(channel).await?),
+        Command::Debug(Debug::Logs(logs)) => Ok(logs.show(channel, &environment).await?),
+        Command::Debug(Debug::Get(get)) => Ok(get.print(channel).await?),
+        Command::Debug(Debug::Monitor(monitor)) => Ok(monitor.show(channel).await?),
         Command::DialStdio => Ok(dial_stdio(&remote).await?),
-        Command::PruneHistories(_) => Err(not_yet("`buildctl prune-histories`").into()),
+        Command::PruneHistories(form) => Ok(form.prune(channel).await?),
     }
 }
 
@@ -263,9 +267,17 @@ async fn workers(channel: Channel, verbose: bool) -> Result<(), Fault> {
     crate::print(&text)
 }
 
-async fn info(channel: Channel) -> Result<(), Fault> {
+async fn info(channel: Channel, format: du::Format) -> Result<(), Fault> {
     let info = ControlClient::new(channel).info(wire::InfoRequest {}).await.map_err(failed)?.into_inner();
-    crate::print_line(&format!("BuildKit: {}", version(info.buildkit_version.as_ref())))
+    match format {
+        du::Format::Table => crate::print_line(&format!("BuildKit: {}", version(info.buildkit_version.as_ref()))),
+        du::Format::Json => {
+            let version = info.buildkit_version.unwrap_or_default();
+            let version =
+                json!({ "package": version.package, "version": version.version, "revision": version.revision });
+            crate::print_line(&json!({ "buildkitVersion": version }).to_string())
+        }
+    }
 }
 
 fn version(version: Option<&wire::types::BuildkitVersion>) -> String {

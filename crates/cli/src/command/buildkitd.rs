@@ -3,28 +3,38 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::{Fault, Kind};
 use clap::{CommandFactory as _, FromArgMatches as _};
-use daemon::Identity;
 use daemon::listen::{Listener, Owner};
 use daemon::tls::{Files, Tls};
-use tokio_util::sync::CancellationToken;
+use daemon::{Daemon, Debug, Identity, Keep};
 
 use super::buildkitd_flags::{BuildkitdFlags, NoEffect};
 use super::{Action, explain};
 use crate::daemonless::Settings;
-use crate::daemonless::run::{cancelled_by_signals, open};
+use crate::daemonless::run::{cancelled_one_by_one, open};
 use crate::display::Mode;
 use crate::environment::Environment;
-use crate::spec::goflags;
+use crate::spec::{goflags, invalid};
 
 /// Flags that mean nothing without a daemon, and something here.
-const USED: [&str; 5] = ["--addr", "--group", "--tlscert", "--tlskey", "--tlscacert"];
+const USED: [&str; 6] = ["--addr", "--group", "--debugaddr", "--tlscert", "--tlskey", "--tlscacert"];
+
+/// How long builds may go on when the daemon is told to end.
+const DRAIN: Duration = Duration::from_secs(600);
+
+const ENVIRONMENT: &str = "\
+Environment:
+  BUILDKITD_DEBUGADDR      what --debugaddr is if it is not given
+  BUILDKITD_LOG_LEVEL      what --log-level is if it is not given
+  HULLWORKS_DRAIN_TIMEOUT  how long builds may go on after SIGTERM, such as 90s
+                           [default: 10m]; a second signal ends them at once";
 
 /// Parses the command line of `buildkitd`.
 pub fn parse(args: Vec<OsString>, _: &Environment) -> Result<Action, Fault> {
-    let command = BuildkitdFlags::command().version(crate::VERSION).disable_version_flag(false);
+    let command = BuildkitdFlags::command().version(crate::VERSION).disable_version_flag(false).after_help(ENVIRONMENT);
     let words = std::iter::once(OsString::from("buildkitd")).chain(args).collect();
     let matches = command.try_get_matches_from(goflags::normalize(&BuildkitdFlags::command(), words));
     let parsed = matches.and_then(|matches| {
@@ -42,14 +52,13 @@ pub fn parse(args: Vec<OsString>, _: &Environment) -> Result<Action, Fault> {
 
 async fn serve(flags: BuildkitdFlags, in_vain: Vec<String>, environment: Environment) -> Result<(), Fault> {
     let mut settings = flags.settings(&environment)?;
+    let drain = match environment.get("HULLWORKS_DRAIN_TIMEOUT") {
+        None => DRAIN,
+        Some(text) => config::parse_duration(text)
+            .map_err(|_| invalid("HULLWORKS_DRAIN_TIMEOUT", text, "expected a duration such as 90s or 10m"))?,
+    };
     if !in_vain.is_empty() {
         settings.warnings.push(format!("flags that have no effect yet: {}", in_vain.join(", ")));
-    }
-    if !settings.config.grpc.debug_address.is_empty() {
-        settings.warnings.push("grpc.debugAddress is not used yet: there are no debugging endpoints".to_owned());
-    }
-    if settings.config.history.is_some() {
-        settings.warnings.push("[history] is not used yet: no build is recorded".to_owned());
     }
     settings.log = settings.log.or(Some(tracing::Level::INFO));
     let grpc = &settings.config.grpc;
@@ -80,10 +89,31 @@ async fn serve(flags: BuildkitdFlags, in_vain: Vec<String>, environment: Environ
         }
         listeners.extend(Listener::open(address, owner, tls.as_ref()).await?);
     }
-    let stop = cancelled_by_signals()?;
+    let debug = debug(&flags, &settings, &environment).await?;
+    let [stop, kill] = cancelled_one_by_one()?;
     let engine = open(&settings, &environment, Mode::Plain, &stop).await?;
     let identity = identity(&settings, &engine)?;
-    daemon::serve(engine, identity, listeners, stop, CancellationToken::new()).await
+    let history = settings.config.history.as_ref();
+    let history = history.map_or_else(Keep::default, |history| Keep {
+        age: history.max_age.0,
+        entries: usize::try_from(history.max_entries).unwrap_or(usize::MAX),
+    });
+    daemon::serve(Daemon { engine, identity, listeners, history, debug, drain }, stop, kill).await
+}
+
+/// Answers on the debug address, if there is one, from now on.
+async fn debug(flags: &BuildkitdFlags, settings: &Settings, environment: &Environment) -> Result<Arc<Debug>, Fault> {
+    let debug = Arc::new(Debug::default());
+    let configured = &settings.config.grpc.debug_address;
+    let address = flags.no_effect.debugaddr.as_deref().or_else(|| environment.get("BUILDKITD_DEBUGADDR"));
+    let address = address.unwrap_or(configured);
+    if !address.is_empty() {
+        let address = if address.contains("://") { address.to_owned() } else { format!("tcp://{address}") };
+        for listener in Listener::open(&address, Owner::default(), None).await? {
+            tokio::spawn(debug.clone().serve(listener));
+        }
+    }
+    Ok(debug)
 }
 
 /// The group that may use the socket, by name or number.

@@ -117,7 +117,7 @@ pub(super) struct NoEffect {
     #[arg(long)]
     pub(super) group: Option<String>,
     #[arg(long)]
-    debugaddr: Option<String>,
+    pub(super) debugaddr: Option<String>,
     #[arg(long)]
     pub(super) tlscert: Option<String>,
     #[arg(long)]

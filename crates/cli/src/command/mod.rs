@@ -6,6 +6,7 @@ pub mod build;
 pub mod buildctl;
 pub mod buildctl_build;
 pub mod buildctl_client;
+mod buildctl_history;
 pub mod buildkitd;
 pub mod buildkitd_flags;
 pub mod du;

@@ -62,6 +62,8 @@ first word: `hullworks buildctl-daemonless.sh build ..`; `hullworks install` mak
 | `NO_COLOR`, `BUILDKIT_COLORS`, `BUILDKIT_TTY_LOG_LINES`, `TTY_DISPLAY_RATE`, `PROGRESS_NO_TRUNC` | how progress looks, as with BuildKit |
 | `BUILDKIT_STEP_LOG_MAX_SIZE`, `BUILDKIT_STEP_LOG_MAX_SPEED` | how much of a step's output is shown, in bytes and bytes per second; -1 is no limit |
 | `BUILDKITD_LOG_LEVEL` | `buildctl-daemonless.sh`: what is logged on standard error |
+| `BUILDKITD_DEBUGADDR` | `buildkitd`: where `/metrics`, `/healthz` and `/readyz` are, where `--debugaddr` is not given |
+| `HULLWORKS_DRAIN_TIMEOUT` | `buildkitd`: how long builds may go on after SIGTERM, such as `90s`; not set: ten minutes. A second signal ends them at once |
 | `SOURCE_DATE_EPOCH` | a build argument, where none is given |
 | `DOCKER_DEFAULT_PLATFORM` | `hullworks build`: the platform, where none is given |
 | `DOCKER_CONFIG`, `DOCKER_AUTH_CONFIG` | where registry credentials are, or what they are |

@@ -37,7 +37,7 @@ pub struct Remote {
 }
 
 /// The largest message either way.
-pub(super) const LARGEST: usize = MAX_MESSAGE;
+pub(crate) const LARGEST: usize = MAX_MESSAGE;
 
 /// Connects to a daemon.
 pub async fn connect(remote: &Remote) -> Result<Channel, Fault> {

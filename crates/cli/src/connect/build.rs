@@ -49,7 +49,7 @@ pub async fn solve(channel: Channel, request: SolveRequest) -> Result<SolveRespo
     let _ = tokio::time::timeout(LAST_WORDS, showing).await;
     answering.abort();
     let exporter_response = solved?.into_inner().exporter_response.into_iter().collect();
-    Ok(SolveResponse { exporter_response })
+    Ok(SolveResponse { exporter_response, ..SolveResponse::default() })
 }
 
 /// Answers what the daemon asks, as long as it wants.

@@ -3,6 +3,7 @@
 mod address;
 mod build;
 
+pub(crate) use address::LARGEST;
 pub use address::{Remote, connect, stream};
 pub(crate) use build::fault;
 pub use build::solve;

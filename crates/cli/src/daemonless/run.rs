@@ -133,6 +133,12 @@ async fn close(engine: Engine, mode: Mode) {
 /// A token that the first SIGINT, SIGTERM or SIGHUP (the terminal is gone) cancels. The second ends the process at once;
 /// what its steps leave behind dies with their namespaces.
 pub fn cancelled_by_signals() -> Result<CancellationToken, Fault> {
+    let [token] = cancelled_one_by_one()?;
+    Ok(token)
+}
+
+/// Tokens that such signals cancel, one each; the signal after that ends the process.
+pub fn cancelled_one_by_one<const N: usize>() -> Result<[CancellationToken; N], Fault> {
     let failed = |error| Fault::because(Kind::Environment, "cannot handle signals", error);
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -141,8 +147,8 @@ pub fn cancelled_by_signals() -> Result<CancellationToken, Fault> {
         true => None,
         false => Some(signal(SignalKind::hangup()).map_err(failed)?),
     };
-    let token = CancellationToken::new();
-    let cancel = token.clone();
+    let tokens: [CancellationToken; N] = std::array::from_fn(|_| CancellationToken::new());
+    let cancel = tokens.clone();
     tokio::spawn(async move {
         for round in 0.. {
             tokio::select! {
@@ -150,13 +156,13 @@ pub fn cancelled_by_signals() -> Result<CancellationToken, Fault> {
                 _ = terminate.recv() => {}
                 () = next(&mut hangup) => {}
             }
-            if round > 0 {
-                std::process::exit(1);
+            match cancel.get(round) {
+                Some(token) => token.cancel(),
+                None => std::process::exit(1),
             }
-            cancel.cancel();
         }
     });
-    Ok(token)
+    Ok(tokens)
 }
 
 /// The next signal of its kind; never, where it is ignored.

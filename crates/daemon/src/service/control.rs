@@ -19,9 +19,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::gateway::ClientBuild;
 use super::status::{responses, time};
+use crate::history::Recording;
 use crate::{BUILDKIT_VERSION, Identity, Shared};
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 pub(crate) struct Control(pub(crate) Arc<Shared>);
 
@@ -40,17 +41,18 @@ impl wire::control_server::Control for Control {
             self.0.builds.begin(&request.r#ref).ok_or_else(|| {
                 Status::already_exists(format!("a build with reference {} runs already", request.r#ref))
             })?;
+        let recording = (!request.internal).then(|| Recording::begin(&self.0.history, &self.0.debug.metrics, &request));
         let cancel = running.build.cancel.clone();
         // A client that hangs up does not want its build any more.
         let hung_up = cancel.clone().drop_guard();
         let shared = self.0.clone();
         // A task of its own: it winds up in good order, whatever becomes of the call.
         let solving = tokio::spawn(async move {
-            let (request, by_client) = solve_request(&shared, request, &running.build).await?;
-            match by_client {
-                None => shared.engine.solve(request).await,
-                Some(options) => solve_by_client(&shared, request, options, &running.build).await,
+            let solved = solve(&shared, request, &running.build).await;
+            if let Some(recording) = recording {
+                recording.complete(running.build.clone(), &solved).await;
             }
+            solved
         });
         let solved = solving.await.map_err(|error| Status::internal(error.to_string()))?;
         hung_up.disarm();
@@ -62,8 +64,16 @@ impl wire::control_server::Control for Control {
 
     async fn status(&self, request: Request<wire::StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
         let reference = request.into_inner().r#ref;
-        let build = self.0.builds.get(&reference).await;
-        let build = build.ok_or_else(|| Status::not_found(format!("no such job {reference}")))?;
+        let build = match self.0.builds.get_running(&reference) {
+            Some(build) => build,
+            None => match super::history::status(&self.0.history, &reference).await? {
+                Some(messages) => return Ok(with_clock(messages)),
+                None => {
+                    let build = self.0.builds.get(&reference).await;
+                    build.ok_or_else(|| Status::not_found(format!("no such job {reference}")))?
+                }
+            },
+        };
         let messages = futures_util::stream::unfold(0, move |from| {
             let build = build.clone();
             async move {
@@ -72,9 +82,7 @@ impl wire::control_server::Control for Control {
                 Some((futures_util::stream::iter(messages), from + told.len()))
             }
         });
-        let mut response = Response::new(Box::pin(messages.flatten()) as Self::StatusStream);
-        add_clock(response.metadata_mut());
-        Ok(response)
+        Ok(with_clock(Box::pin(messages.flatten())))
     }
 
     type SessionStream = Answers<wire::BytesMessage>;
@@ -136,16 +144,17 @@ impl wire::control_server::Control for Control {
 
     async fn listen_build_history(
         &self,
-        _: Request<wire::BuildHistoryRequest>,
+        request: Request<wire::BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        Err(Status::unimplemented("build history is not supported yet"))
+        super::history::listen(&self.0.history, request.into_inner()).await.map(with_clock)
     }
 
     async fn update_build_history(
         &self,
-        _: Request<wire::UpdateBuildHistoryRequest>,
+        request: Request<wire::UpdateBuildHistoryRequest>,
     ) -> Result<Response<wire::UpdateBuildHistoryResponse>, Status> {
-        Err(Status::unimplemented("build history is not supported yet"))
+        super::history::update(&self.0.history, request.into_inner()).await?;
+        Ok(Response::new(wire::UpdateBuildHistoryResponse {}))
     }
 }
 
@@ -166,6 +175,19 @@ pub(super) fn worker(identity: &Identity) -> types::WorkerRecord {
         gc_policy: identity.gc.iter().map(gc_policy).collect(),
         buildkit_version: Some(version(identity)),
         ..types::WorkerRecord::default()
+    }
+}
+
+/// One build, whoever its frontend is.
+async fn solve(
+    shared: &Shared,
+    request: wire::SolveRequest,
+    build: &Arc<crate::builds::Build>,
+) -> Result<engine::SolveResponse, Fault> {
+    let (request, by_client) = solve_request(shared, request, build).await?;
+    match by_client {
+        None => shared.engine.solve(request).await,
+        Some(options) => solve_by_client(shared, request, options, build).await,
     }
 }
 
@@ -310,9 +332,11 @@ fn gc_policy(rule: &config::PrunePolicy) -> types::GcPolicy {
     }
 }
 
-/// Clients compare it with their own clock, to show times that make sense there.
-fn add_clock(metadata: &mut tonic::metadata::MetadataMap) {
+/// With our time: clients compare it with their own clock, to show times that make sense there.
+fn with_clock<T>(stream: T) -> Response<T> {
+    let mut response = Response::new(stream);
     if let Ok(now) = jiff::Timestamp::now().to_string().parse() {
-        metadata.insert("buildkit-current-timestamp", now);
+        response.metadata_mut().insert("buildkit-current-timestamp", now);
     }
+    response
 }

@@ -1,7 +1,9 @@
 //! BuildKit's gRPC services: calls in, questions to the engine, answers out.
 
+pub(crate) mod content;
 pub(crate) mod control;
 pub mod error;
 pub(crate) mod gateway;
 pub(crate) mod health;
+mod history;
 pub mod status;

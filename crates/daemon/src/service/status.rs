@@ -5,8 +5,10 @@ use jiff::Timestamp;
 use proto::moby::buildkit::v1 as wire;
 use proto::{pb, protobuf};
 
-/// About so many bytes of output go into one message.
-const LOG_CHUNK: usize = 1 << 20;
+/// About so many bytes go into one message.
+const CHUNK: usize = 1 << 20;
+/// What an event has beside its output.
+const SMALL: usize = 256;
 
 /// Events in as few messages as sensible, in order.
 pub fn responses(events: &[Event]) -> Vec<wire::StatusResponse> {
@@ -14,6 +16,7 @@ pub fn responses(events: &[Event]) -> Vec<wire::StatusResponse> {
     let mut response = wire::StatusResponse::default();
     let mut size = 0;
     for event in events {
+        size += SMALL;
         match event {
             Event::Vertex(vertex) => response.vertexes.push(self::vertex(vertex)),
             Event::Status(status) => response.statuses.push(self::status(status)),
@@ -23,7 +26,7 @@ pub fn responses(events: &[Event]) -> Vec<wire::StatusResponse> {
             }
             Event::Warning(warning) => response.warnings.push(self::warning(warning)),
         }
-        if size > LOG_CHUNK {
+        if size > CHUNK {
             size = 0;
             responses.push(std::mem::take(&mut response));
         }

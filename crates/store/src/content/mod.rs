@@ -18,6 +18,7 @@ use rusqlite::OptionalExtension;
 use crate::{Error, Result, Store, locked, now, time};
 
 mod claim;
+mod lease;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ pub(crate) type Labels = std::collections::BTreeMap<String, String>;
 pub(crate) struct State {
     claims: claim::Claims,
     holds: Mutex<HashMap<Digest, usize>>,
+    leases: Mutex<lease::Leases>,
     /// Blobs read since usage was last written.
     pub(crate) used: Mutex<HashMap<Digest, i64>>,
     next_temp: AtomicU64,

@@ -138,3 +138,31 @@ fn files_and_rows_agree_after_a_kill() {
     assert!(!dir.path().join("content/ingest/t9").exists());
     assert!(!dir.path().join("content/blobs/sha256/nonsense").exists());
 }
+
+#[test]
+fn a_lease_outlives_the_process_and_keeps_blobs_out_of_the_cache() {
+    let (dir, store) = copy_store();
+    let content = store.content();
+    let log = content.put("log").expect("stored");
+    let shared = content.put("shared").expect("stored");
+    content.lease("history/a", &[log, shared]).expect("leased");
+    content.lease("history/b", &[shared, Digest::of("not there")]).expect("leased");
+    drop((content, store));
+    let store = open_with(dir.path(), Driver::Copy);
+    let content = store.content();
+    assert_eq!(content.leases("history/"), ["history/a", "history/b"]);
+    assert_eq!(store.disk_usage().expect("counted"), []);
+    let all = PruneOptions { all: true, ..PruneOptions::default() };
+    assert_eq!(store.prune(&all).expect("pruned"), []);
+    assert!(!content.delete(&log).expect("asked"), "it is kept");
+    assert_eq!(content.list().expect("listed").len(), 2);
+
+    assert_eq!(content.release("history/a").expect("released"), [log]);
+    assert!(content.delete(&log).expect("asked"));
+    assert_eq!(store.prune(&all).expect("pruned"), [], "another lease keeps it");
+    // A lease that is replaced keeps only what is new.
+    content.lease("history/b", &[]).expect("leased");
+    assert_eq!(store.prune(&all).expect("pruned").len(), 1);
+    assert_eq!(content.list().expect("listed"), []);
+    assert_eq!(content.release("nobody's").expect("no error"), []);
+}

@@ -90,6 +90,10 @@ impl Store {
         }
         usage.reverse();
         for (digest, size, created, last_used) in blobs.orphans {
+            // Whoever has the lease says how long it stays: it is no cache.
+            if inner.content.is_leased(&digest) {
+                continue;
+            }
             usage.push(UsageRecord {
                 id: digest.to_string(),
                 mutable: false,
