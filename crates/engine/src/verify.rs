@@ -41,10 +41,8 @@ pub(crate) fn odd_platforms(options: &BTreeMap<String, String>, result: &Fronten
         wanted.contains(&platform.to_string()) || wanted.len() == 1 && wanted.contains(&plain.to_string())
     };
     match &made[..] {
-        [only] if wanted.len() == 1 => {
-            if !is_wanted(only) {
-                odd.push(format!("Requested platform \"{requested}\" does not match result platform \"{only}\""));
-            }
+        [only] if wanted.len() == 1 && !is_wanted(only) => {
+            odd.push(format!("Requested platform \"{requested}\" does not match result platform \"{only}\""));
         }
         _ if !several && wanted.len() > 1 => {
             odd.push("Multiple platforms requested but result is not multi-platform".to_owned());
