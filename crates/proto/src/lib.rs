@@ -4,9 +4,11 @@
 //! the rooms between them have types of their own.
 
 pub mod content;
+mod definition;
 pub mod fsutil;
 
 pub use bollard_buildkit_proto::fsutil as generated_fsutil;
 pub use bollard_buildkit_proto::google::{protobuf, rpc};
 pub use bollard_buildkit_proto::{health, moby, pb};
+pub use definition::without_empty_entries;
 pub use prost::Message;

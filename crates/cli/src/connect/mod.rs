@@ -2,6 +2,7 @@
 
 mod address;
 mod build;
+mod question;
 
 pub use address::{Remote, connect, stream};
 pub(crate) use build::fault;

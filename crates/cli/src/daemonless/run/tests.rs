@@ -28,7 +28,8 @@ impl Write for Shared {
 }
 
 fn plan(mode: Mode) -> BuildPlan {
-    BuildPlan::new(Frontend::Named { name: "dockerfile.v0".to_owned(), options: BTreeMap::new() }, mode)
+    let (options, inputs) = Default::default();
+    BuildPlan::new(Frontend::Named { name: "dockerfile.v0".to_owned(), options, inputs }, mode)
 }
 
 fn failed_vertex(error: &str) -> Event {
@@ -76,7 +77,7 @@ async fn the_engine_gets_everything_and_the_files_get_its_answers() {
             answer("containerimage.digest", "sha256:d"),
             answer("containerimage.config.digest", "sha256:c"),
         ]);
-        Ok(SolveResponse { exporter_response })
+        Ok(SolveResponse { exporter_response, ..SolveResponse::default() })
     })
     .await
     .expect("built");
@@ -131,7 +132,7 @@ async fn a_pipe_that_nobody_reads_can_be_given_up() {
     let (cancel, out) = (CancellationToken::new(), Box::new(Shared::default()));
     let failure = drive(plan, &Environment::default(), out, cancel.clone(), |_| async move {
         cancel.cancel();
-        Ok(SolveResponse { exporter_response: BTreeMap::new() })
+        Ok(SolveResponse::default())
     })
     .await
     .expect_err("nobody reads");
