@@ -22,6 +22,7 @@ mod daemon;
 mod daemon_sockets;
 mod daemon_trouble;
 mod ends;
+mod frontends;
 mod full_disk;
 mod history;
 mod hostile;

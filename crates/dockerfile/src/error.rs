@@ -34,9 +34,23 @@ pub enum Error {
         #[source]
         fault: Box<Fault>,
     },
+    /// Nobody here knows what is asked for.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
     /// The builder was used wrongly: a mistake of ours.
     #[error("cannot make LLB")]
     Build(#[from] llb::build::Error),
+}
+
+/// What this frontend does not know; clients find out so what it does.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsupported {
+    /// `requestid`.
+    #[error("unsupported request {0}")]
+    Request(String),
+    /// One of `frontend.caps`.
+    #[error("unsupported frontend capability {0}")]
+    Cap(String),
 }
 
 /// A mistake in a Dockerfile.
@@ -92,7 +106,7 @@ impl Error {
         match &mut self {
             Error::Dockerfile(mistake) => _ = mistake.hint.get_or_insert_with(|| text.into()),
             Error::Option { hint, .. } | Error::Ask { hint, .. } => _ = hint.get_or_insert_with(|| text.into()),
-            Error::Build(_) => {}
+            Error::Unsupported(_) | Error::Build(_) => {}
         }
         self
     }
@@ -120,7 +134,7 @@ impl Error {
         match self {
             Error::Dockerfile(mistake) => mistake.hint.as_deref(),
             Error::Option { hint, .. } | Error::Ask { hint, .. } => hint.as_deref(),
-            Error::Build(_) => None,
+            Error::Unsupported(_) | Error::Build(_) => None,
         }
     }
 
@@ -130,6 +144,10 @@ impl Error {
         let hint = self.get_hint().map(str::to_owned);
         let mut fault = match self {
             Error::Ask { doing, fault, .. } => fault.context(doing),
+            Error::Unsupported(what @ Unsupported::Request(_)) => {
+                Fault::because(Kind::User, "option `requestid`", what)
+            }
+            Error::Unsupported(what) => Fault::because(Kind::User, "option `frontend.caps`", what),
             Error::Build(error) => Fault::because(Kind::Internal, "cannot make LLB", error),
             other => Fault::user(other.to_string()),
         };

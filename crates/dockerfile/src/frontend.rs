@@ -11,10 +11,12 @@ use llb::{path, pb};
 use crate::ask::{Ask, LocalRead, ReadRequest};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::lint::{self, Linter, Settings};
+use crate::instruction::GlobalArgs;
+use crate::lint::{self, Audience, Linter, Settings};
 use crate::lower::{self, Input};
 use crate::options::Options;
 use crate::parse::{self, Directives, Syntax};
+use crate::request::{self, About};
 use crate::{ignore, instruction};
 
 /// What to build.
@@ -35,6 +37,8 @@ pub enum Outcome {
     Built(Built),
     /// The file is for another frontend.
     Gateway(Gateway),
+    /// An answer to a question about the file, as metadata.
+    Answered(BTreeMap<String, Vec<u8>>),
 }
 
 /// A frontend image that must take over.
@@ -108,17 +112,21 @@ pub fn build(request: &Request<'_>, ask: &dyn Ask) -> std::result::Result<Outcom
     if let Some(gateway) = other_frontend(&options, &found) {
         return Ok(Outcome::Gateway(gateway));
     }
-    let build = || lower_all(request, &options, &context, &found, ask);
-    build().map(Outcome::Built).map_err(|e| e.into_fault(Some(&found.file)))
+    let about = About { request, options: &options, context: &context, found: &found, ask };
+    let outcome = match &options.request {
+        Some(name) => request::answer(name, &about).map(Outcome::Answered),
+        None => lower_all(&about).map(Outcome::Built),
+    };
+    outcome.map_err(|e| e.into_fault(Some(&found.file)))
 }
 
-struct Found {
-    file: Arc<SourceFile>,
-    info: pb::SourceInfo,
+pub(crate) struct Found {
+    pub file: Arc<SourceFile>,
+    pub info: pb::SourceInfo,
     /// What it was read by.
-    vertex: Digest,
+    pub vertex: Digest,
     /// `<name>.dockerignore`, which comes before `.dockerignore`.
-    ignore: Option<Vec<u8>>,
+    pub ignore: Option<Vec<u8>>,
 }
 
 fn find_dockerfile(request: &Request<'_>, options: &Options, context: &Context, ask: &dyn Ask) -> Result<Found> {
@@ -199,47 +207,65 @@ fn other_frontend(options: &Options, found: &Found) -> Option<Gateway> {
     Some(Gateway { image: syntax.image, cmdline: syntax.cmdline, place })
 }
 
-fn lower_all(
-    request: &Request<'_>,
-    options: &Options,
-    context: &Context,
-    found: &Found,
-    ask: &dyn Ask,
-) -> Result<Built> {
-    let settings = check_settings(options, found)?;
-    let linter = Linter::new(settings.clone(), (&found.file, found.vertex), Some(ask));
-    let document = parse::parse(&found.file.data)?;
-    let escape = document.escape;
-    lint::continuation::empty(&linter, &document.empty_continuations);
-    let (globals, stages) = instruction::stages(document, &linter)?;
-    lint::stage_name::names(&linter, &stages);
-    lint::casing::instructions(&linter, &stages);
-    let ignore = OnceLock::new();
-    if let Some(bytes) = &found.ignore {
-        let patterns = ignore::parse(&format!("{}.dockerignore", found.file.name), bytes)?;
-        ignore.get_or_init(|| patterns);
+/// A Dockerfile, read.
+pub(crate) struct Read {
+    globals: Vec<GlobalArgs>,
+    stages: Vec<instruction::Stage>,
+    escape: char,
+    ignore: OnceLock<Vec<String>>,
+    build_platforms: Vec<Platform>,
+}
+
+impl Read {
+    /// Reads the file, and tells the linter what there is to be told of single lines.
+    pub fn new(about: &About<'_>, linter: &Linter<'_>) -> Result<Read> {
+        let (found, request) = (about.found, about.request);
+        let document = parse::parse(&found.file.data)?;
+        let escape = document.escape;
+        lint::continuation::empty(linter, &document.empty_continuations);
+        let (globals, stages) = instruction::stages(document, linter)?;
+        lint::stage_name::names(linter, &stages);
+        lint::casing::instructions(linter, &stages);
+        let ignore = OnceLock::new();
+        if let Some(bytes) = &found.ignore {
+            let patterns = ignore::parse(&format!("{}.dockerignore", found.file.name), bytes)?;
+            ignore.get_or_init(|| patterns);
+        }
+        let build_platforms =
+            if request.build_platforms.is_empty() { vec![Platform::host()] } else { request.build_platforms.to_vec() };
+        Ok(Read { globals, stages, escape, ignore, build_platforms })
     }
-    let build_platforms: Vec<Platform> =
-        if request.build_platforms.is_empty() { vec![Platform::host()] } else { request.build_platforms.to_vec() };
-    let input = Input {
-        info: &found.info,
-        globals: &globals,
-        stages: &stages,
-        escape,
-        options,
-        context,
-        session: request.session,
-        build_platforms: &build_platforms,
-        ignore: &ignore,
-        linter: &linter,
-        ask,
-    };
+
+    /// What is to be lowered.
+    pub fn input<'a>(&'a self, about: &'a About<'a>, linter: &'a Linter<'a>) -> Input<'a> {
+        Input {
+            info: &about.found.info,
+            globals: &self.globals,
+            stages: &self.stages,
+            escape: self.escape,
+            options: about.options,
+            context: about.context,
+            session: about.request.session,
+            build_platforms: &self.build_platforms,
+            ignore: &self.ignore,
+            linter,
+            ask: about.ask,
+        }
+    }
+}
+
+fn lower_all(about: &About<'_>) -> Result<Built> {
+    let (options, found) = (about.options, about.found);
+    let settings = check_settings(options, found)?;
+    let linter = Linter::new(settings.clone(), (&found.file, found.vertex), Audience::Told(about.ask));
+    let read = Read::new(about, &linter)?;
+    let input = read.input(about, &linter);
     let mut platforms = Vec::new();
     if options.platforms.is_empty() {
         platforms.push(platform_result(&input, None)?);
     }
     // The checks say the same of every platform.
-    let silent = Linter::new(settings, (&found.file, found.vertex), None);
+    let silent = Linter::new(settings, (&found.file, found.vertex), Audience::Nobody);
     for (index, platform) in options.platforms.iter().enumerate() {
         let linter = if index == 0 { &linter } else { &silent };
         platforms.push(platform_result(&Input { linter, ..input }, Some(platform))?);
@@ -248,7 +274,7 @@ fn lower_all(
 }
 
 /// What `# check=` says, or the build argument in its place.
-fn check_settings(options: &Options, found: &Found) -> Result<Settings> {
+pub(crate) fn check_settings(options: &Options, found: &Found) -> Result<Settings> {
     if let Some(settings) = &options.check {
         return Ok(settings.clone());
     }

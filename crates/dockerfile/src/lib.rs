@@ -2,7 +2,7 @@
 //!
 //! The way of a Dockerfile: [`parse`] splits bytes into lines, [`instruction`] understands each line, `lower` makes LLB
 //! and the image configuration; on the way `lint` looks for what may not be meant. [`build()`] is the way in: it takes the options of `--frontend dockerfile.v0` and asks
-//! through [`Ask`] for files, images and inputs. Vertex digests and configurations equal those of BuildKit's own
+//! through [`Ask`] for files, images and inputs. `request` answers questions about a file that is not built. Vertex digests and configurations equal those of BuildKit's own
 //! frontend; golden files hold what upstream computed.
 //!
 //! Absent here: files, network, async, clocks. Solving is the engine's.
@@ -22,10 +22,11 @@ mod lower;
 mod options;
 pub mod parse;
 mod platform;
+mod request;
 mod suggest;
 
 pub use ask::{Ask, ImageRequest, LayoutStore, LocalRead, ReadRequest, ResolvedImage};
-pub use error::{Error, Mistake, Result};
+pub use error::{Error, Mistake, Result, Unsupported};
 pub use frontend::{Built, Gateway, Outcome, PlatformResult, Request, build};
 pub use lint::Warning;
 pub use options::{NoCache, Options};

@@ -10,7 +10,7 @@ use base::Platform;
 use llb::build::ResolveMode;
 use llb::pb;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Unsupported};
 use crate::instruction::{csv_fields, parse_bool};
 use crate::lint::{SETTINGS_HINT, Settings};
 
@@ -57,6 +57,8 @@ pub struct Options {
     pub keep_git_dir: bool,
     /// `build-arg:BUILDKIT_SYNTAX`, unless this is a gateway's call already.
     pub syntax: Option<String>,
+    /// `requestid`: a question about the Dockerfile, which is not built.
+    pub request: Option<String>,
     /// Called by a gateway: the file's own `# syntax` counts no more.
     pub from_gateway: bool,
     /// `build-arg:BUILDKIT_DOCKERFILE_CHECK`.
@@ -94,7 +96,8 @@ impl NoCache {
     }
 }
 
-const KNOWN: [&str; 17] = [
+const KNOWN: [&str; 18] = [
+    "requestid",
     "filename",
     "dockerfilekey",
     "contextkey",
@@ -116,10 +119,14 @@ const KNOWN: [&str; 17] = [
 /// Meant for others: the engine, a gateway, provenance.
 const PASSED: [&str; 6] =
     ["cmdline", "source", "vcs:source", "vcs:revision", "vcs:localdir:context", "vcs:localdir:dockerfile"];
-const NOT_YET: [&str; 9] =
-    ["requestid", "memory", "memswap", "cpushares", "cpuperiod", "cpuquota", "cpusetcpus", "cpusetmems", "devices"];
-const CAPS: [&str; 3] =
-    ["moby.buildkit.frontend.inputs", "moby.buildkit.frontend.contexts", "moby.buildkit.frontend.gitquerystring"];
+const NOT_YET: [&str; 8] =
+    ["memory", "memswap", "cpushares", "cpuperiod", "cpuquota", "cpusetcpus", "cpusetmems", "devices"];
+const CAPS: [&str; 4] = [
+    "moby.buildkit.frontend.inputs",
+    "moby.buildkit.frontend.subrequests",
+    "moby.buildkit.frontend.contexts",
+    "moby.buildkit.frontend.gitquerystring",
+];
 
 impl Options {
     /// Reads options.
@@ -202,6 +209,7 @@ impl Options {
             "ulimit" => self.ulimits = ulimits(value)?,
             "cgroup-parent" => value.clone_into(&mut self.cgroup_parent),
             "frontend.caps" => caps(value)?,
+            "requestid" => self.request = Some(value.to_owned()).filter(|request| !request.is_empty()),
             name if PASSED.contains(&name) || name.starts_with("vcs:") => {}
             // The engine reads and writes caches.
             "cache-from" | "cache-imports" => {}
@@ -346,7 +354,7 @@ fn caps(value: &str) -> Result<()> {
     for cap in value.split(',').filter(|cap| !cap.is_empty()) {
         let name = cap.split('+').next().unwrap_or(cap);
         if !CAPS.contains(&name) {
-            return Err(Error::option("frontend.caps", format!("`{name}` is not supported yet")));
+            return Err(Unsupported::Cap(name.to_owned()).into());
         }
     }
     Ok(())
@@ -398,7 +406,11 @@ mod tests {
             ("force-network-mode", "bridge", "not sandbox"),
             ("image-resolve-mode", "x", "not default"),
             ("multi-platform", "x", "not true or false"),
-            ("frontend.caps", "moby.buildkit.frontend.subrequests", "not supported yet"),
+            (
+                "frontend.caps",
+                "moby.buildkit.frontend.other",
+                "unsupported frontend capability moby.buildkit.frontend.other",
+            ),
         ] {
             let error = parse(&[(name, value)]).expect_err(name);
             assert!(error.to_string().contains(part), "{error}");

@@ -136,6 +136,10 @@ fn outputs(root: &Path, case: &Path) -> (String, String, String) {
             }
             (upstream, text, String::new())
         }
+        Ok(Outcome::Answered(answer)) => {
+            let text = answer.get("result.txt").map(|text| String::from_utf8_lossy(text).into_owned());
+            (String::new(), text.unwrap_or_default(), String::new())
+        }
         Ok(Outcome::Gateway(gateway)) => (String::new(), format!("gateway {}\n", gateway.cmdline), String::new()),
         Err(fault) => {
             let mut error = format!("error: {fault}\n");

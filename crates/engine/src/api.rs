@@ -114,6 +114,8 @@ pub enum Frontend {
         name: String,
         /// `--opt key=value`.
         options: BTreeMap<String, String>,
+        /// What the client made for it, by names that the options use.
+        inputs: Inputs,
     },
     /// A marshalled `pb.Definition`.
     Llb(Vec<u8>),
@@ -128,18 +130,21 @@ impl Frontend {
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
         };
         match self {
-            Frontend::Named { name, mut options }
+            Frontend::Named { name, mut options, inputs }
                 if name == "gateway.v0"
                     && options.get("source").is_some_and(|source| source == BUILT_IN)
                     && !options.keys().any(is_context) =>
             {
                 options.remove("source");
-                Frontend::Named { name: BUILT_IN.to_owned(), options }
+                Frontend::Named { name: BUILT_IN.to_owned(), options, inputs }
             }
             other => other,
         }
     }
 }
+
+/// Marshalled `pb.Definition`s by name.
+pub type Inputs = BTreeMap<String, Vec<u8>>;
 
 /// One `--output`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,6 +183,8 @@ pub struct SolveResponse {
     pub exporter_response: BTreeMap<String, String>,
     /// What each export made, where that is an image: its descriptor, in base64.
     pub descriptors: Vec<Option<String>>,
+    /// The frontend's answer where it was asked something (`requestid`) in the place of a build: `result.txt`, ..
+    pub answer: BTreeMap<String, Vec<u8>>,
 }
 
 /// One line of `du`.
@@ -300,6 +307,9 @@ impl Engine {
         let bridge = bridge.await?;
         bridge.import(&request.cache_imports)?;
         let result = bridge.solve(request.frontend).await?;
+        if is_question(&options) {
+            return Ok(SolveResponse { answer: result.metadata, ..SolveResponse::default() });
+        }
         self.make_and_export(&bridge.job, result, &request.exports, &caches, &options).await
     }
 
@@ -429,7 +439,7 @@ impl Engine {
         exporters: Vec<Exporter>,
         epoch: Option<i64>,
     ) -> Result<SolveResponse, Fault> {
-        let mut response = SolveResponse { exporter_response: made.told_clients(), descriptors: Vec::new() };
+        let mut response = SolveResponse { exporter_response: made.told_clients(), ..SolveResponse::default() };
         for (index, exporter) in exporters.into_iter().enumerate() {
             let output = job.job.session.output(index).await?;
             let running = Running::start(job.job.sink.clone(), &Label::phase(exporter.title()));
@@ -569,6 +579,11 @@ fn default_epoch(options: &BTreeMap<String, String>) -> Option<i64> {
     let text = options.get("build-arg:SOURCE_DATE_EPOCH").filter(|text| !text.is_empty())?;
     // Not a number of seconds: the frontend knows other forms, and refuses what is none.
     text.parse().ok().filter(|seconds| *seconds >= 0)
+}
+
+/// Whether a frontend's options ask it something in the place of a build.
+pub fn is_question(options: &BTreeMap<String, String>) -> bool {
+    options.get("requestid").is_some_and(|request| !request.is_empty())
 }
 
 /// Warns if the result is not for the platforms that were asked for.

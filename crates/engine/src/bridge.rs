@@ -1,7 +1,6 @@
 //! All that a frontend may ask, whether it is built in, a client, or an image: to solve, to look into results, to find
 //! images, to warn.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use base::progress::{Event, Warning};
@@ -10,7 +9,6 @@ use base::{Digest, Fault, Kind, Platform};
 use files::walk::Entry;
 use proto::Message as _;
 use remotecache::ImportOptions;
-use rustix::fs::{Mode, OFlags};
 use sys::path::{Links, Root};
 
 use crate::api::{CacheOptions, Frontend};
@@ -18,12 +16,10 @@ use crate::cache;
 use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
 use crate::frontend;
+use crate::look;
 use crate::ops::source::ResolveMode;
 use crate::result::{FrontendResult, Ref, Refs};
 use crate::tree::Tree;
-
-/// What a frontend may read of a file at once.
-const FILE_LIMIT: u64 = 16 << 20;
 
 /// One build, as its frontend sees it. It ends when this is dropped.
 #[derive(Clone)]
@@ -49,14 +45,14 @@ impl Bridge {
     /// Asks a frontend, or takes a definition as it is. Nothing runs until somebody needs it.
     pub async fn solve(&self, frontend: Frontend) -> Result<FrontendResult, Fault> {
         match frontend.built_in() {
-            Frontend::Named { name, mut options } => match name.as_str() {
+            Frontend::Named { name, mut options, inputs } => match name.as_str() {
                 "dockerfile.v0" if !self.has_dockerfile => {
                     Err(Fault::user("frontend `dockerfile.v0` is switched off here")
                         .hint("remove `enabled = false` under [frontend.\"dockerfile.v0\"] in buildkitd.toml"))
                 }
                 "dockerfile.v0" => {
                     self.import(&cache::take_imports(&mut options)?)?;
-                    frontend::dockerfile::build(&self.core, &self.job, options).await
+                    frontend::dockerfile::build(&self.core, &self.job, options, inputs).await
                 }
                 "gateway.v0" => Err(Fault::user("frontend `gateway.v0` is not supported yet")
                     .hint("use `--frontend dockerfile.v0`: the built-in frontend knows the newest syntax")),
@@ -112,56 +108,19 @@ impl Bridge {
     /// Reads a file of a result, or a part of it: an offset and a length, 0 for all that follows.
     pub async fn read_file(&self, reference: &Ref, path: &str, range: Option<(u64, u64)>) -> Result<Vec<u8>, Fault> {
         let path = path.to_owned();
-        self.in_root(reference, move |root| {
-            let failed = |e| missing("read", &path, e);
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-            let file = root.open_at(path.trim_start_matches('/'), flags, Mode::empty(), Links::Follow);
-            let file = std::fs::File::from(file.map_err(failed)?);
-            let (offset, length) = range.unwrap_or((0, 0));
-            let length = if length == 0 { FILE_LIMIT + 1 } else { length };
-            let mut bytes = Vec::new();
-            use std::io::{Read as _, Seek as _};
-            (&file).seek(std::io::SeekFrom::Start(offset)).map_err(failed)?;
-            file.take(length.min(FILE_LIMIT + 1)).read_to_end(&mut bytes).map_err(failed)?;
-            if bytes.len() as u64 > FILE_LIMIT {
-                return Err(Fault::user(format!("cannot read `{path}`: larger than {FILE_LIMIT} bytes")));
-            }
-            Ok(bytes)
-        })
-        .await
+        self.in_root(reference, move |root| look::read_file(root, &path, range)).await
     }
 
     /// What is in a directory of a result, by name; only what a pattern matches, unless that is empty.
     pub async fn read_dir(&self, reference: &Ref, path: &str, pattern: &str) -> Result<Vec<Entry>, Fault> {
         let (path, pattern) = (path.to_owned(), pattern.to_owned());
-        self.in_root(reference, move |root| {
-            let resolved = root.resolve(&path, Links::Follow).map_err(|e| missing("list", &path, e))?;
-            let dir = root.open_dir(&resolved, Links::Refuse).map_err(|e| missing("list", &path, e))?;
-            let below = Root::from_fd(dir, &path);
-            let entries = files::walk::list_dir(&below);
-            let mut entries = entries.map_err(|e| Fault::because(Kind::User, format!("cannot list `{path}`"), e))?;
-            if !pattern.is_empty() {
-                let matches = |entry: &Entry| {
-                    files::pattern::glob_match(pattern.as_bytes(), entry.path.as_os_str().as_encoded_bytes())
-                };
-                entries.retain(|entry| matches(entry).unwrap_or(false));
-            }
-            Ok(entries)
-        })
-        .await
+        self.in_root(reference, move |root| look::read_dir(root, &path, &pattern)).await
     }
 
     /// What a path of a result is; its last component is not followed.
     pub async fn stat_file(&self, reference: &Ref, path: &str) -> Result<Entry, Fault> {
         let path = path.to_owned();
-        self.in_root(reference, move |root| {
-            let failed = |e| missing("stat", &path, e);
-            let stat = files::Stat::from(root.stat(&path, Links::FollowParents).map_err(failed)?);
-            let link = (stat.kind == files::Kind::Symlink).then(|| root.read_link(&path)).transpose();
-            let name = PathBuf::from(&path).file_name().map(PathBuf::from).unwrap_or_default();
-            Ok(Entry { path: name, stat, link: link.map_err(failed)? })
-        })
-        .await
+        self.in_root(reference, move |root| look::stat(root, &path, Links::FollowParents)).await
     }
 
     /// Tells the user.
@@ -211,14 +170,13 @@ impl Bridge {
         }
     }
 
-    async fn job_until_cancelled<T>(&self, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    pub(crate) async fn job_until_cancelled<T>(
+        &self,
+        work: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Fault> {
         tokio::select! {
             done = work => done,
             () = self.job.job.cancel.cancelled() => Err(Fault::cancelled()),
         }
     }
-}
-
-fn missing(doing: &str, path: &str, error: std::io::Error) -> Fault {
-    Fault::because(Kind::User, format!("cannot {doing} `{path}`"), error)
 }

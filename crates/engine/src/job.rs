@@ -174,6 +174,11 @@ impl Job {
         self.stores.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether the build was given a right.
+    pub(crate) fn allows(&self, right: &Entitlement) -> bool {
+        self.entitlements.contains(right)
+    }
+
     /// Refuses vertices that need a right which this build was not given.
     pub(crate) fn check_rights(&self, vertex: &llb::Vertex) -> Result<(), Fault> {
         use llb::pb;
@@ -183,7 +188,7 @@ impl Job {
             (exec.security() == pb::SecurityMode::Insecure, Entitlement::SecurityInsecure, "security.insecure"),
         ];
         for (needs, right, name) in needed {
-            if needs && !self.entitlements.contains(&right) {
+            if needs && !self.allows(&right) {
                 let fault = Fault::user(format!("entitlement {name} is not allowed")).hint(format!(
                     "allow it with `--allow {name}`; the builder must allow it too, \
                          by `insecure-entitlements` or `--allow-insecure-entitlement {name}`"
@@ -197,6 +202,10 @@ impl Job {
     /// The session's credentials, as the registry client asks for them.
     pub(crate) fn credentials(self: &Arc<Self>) -> Arc<dyn CredentialSource> {
         Arc::new(SessionCredentials(self.session.clone()))
+    }
+
+    pub(crate) async fn agent(&self, id: &str) -> Result<Option<Arc<dyn session::Agent>>, Fault> {
+        self.session.agent(id).await
     }
 
     pub(crate) async fn secret(&self, id: &str) -> Result<Option<Secret>, Fault> {

@@ -7,6 +7,7 @@ pub mod api;
 mod bridge;
 mod cache;
 mod cache_mount;
+mod container;
 mod content;
 mod core;
 mod driver;
@@ -17,22 +18,27 @@ mod images;
 mod job;
 mod layout;
 mod local;
+mod look;
 mod memo;
 mod open;
 mod ops;
 mod places;
 mod result;
 mod shadow;
+mod ssh;
 mod step_log;
 mod tree;
 pub mod usage;
 mod verify;
 
+pub use ::dockerfile::Unsupported;
 pub use api::{
-    Begin, CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SnapshotterChoice,
-    SolveRequest, SolveResponse, UsageRecord,
+    Begin, CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, Inputs, PruneOptions,
+    SnapshotterChoice, SolveRequest, SolveResponse, UsageRecord, is_question,
 };
 pub use bridge::{Bridge, ImageConfig};
+pub use container::{Container, Control, NewContainer, NewProcess, ProcessIo, StepIo};
+pub use executor::Exit;
 pub use open::in_use;
 pub use ops::CAPS as LLB_CAPS;
 pub use result::{FrontendResult, Ref, Refs};

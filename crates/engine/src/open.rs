@@ -87,6 +87,10 @@ pub fn in_use(fault: &Fault) -> Option<String> {
 /// Removes the places where a killed predecessor had views mounted; its mounts died with it.
 fn sweep(scratch: &std::path::Path) {
     for entry in std::fs::read_dir(scratch).into_iter().flatten().flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(crate::ssh::PREFIX.as_bytes()) {
+            crate::ssh::remove(&entry.path());
+            continue;
+        }
         // Only an empty one, which nobody has mounted anything on, can be removed so.
         if let Err(error) = std::fs::remove_dir(entry.path()) {
             tracing::debug!(%error, path = %entry.path().display(), "a place for mounts stays");

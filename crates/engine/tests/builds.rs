@@ -221,7 +221,8 @@ impl Changing {
                 _ => {}
             }
         };
-        let frontend = Frontend::Named { name: "dockerfile.v0".into(), options: BTreeMap::new() };
+        let frontend =
+            Frontend::Named { name: "dockerfile.v0".into(), options: BTreeMap::new(), inputs: BTreeMap::new() };
         let mut request = request(frontend, session, Arc::new(sink));
         request.exports.push(ExportRequest { kind: "local".into(), attrs: BTreeMap::new() });
         let result = self.engine.solve(request).await.map(|_| std::fs::read_to_string(out.join("f")).unwrap());

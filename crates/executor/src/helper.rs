@@ -93,7 +93,7 @@ impl Helper {
 impl Init {
     fn send(&self, start: Start, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
         let control = self.control.as_ref().ok_or(Errno::PIPE)?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(fds));
         sendmsg(control, &[IoSlice::new(&start.encode())], &mut ancillary, SendFlags::NOSIGNAL).map(drop)

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use sys::userns::{Isolation, Level};
 pub use tokio_util::sync::CancellationToken;
 
+mod attached;
 mod helper;
 mod hosts;
 pub mod init;
@@ -22,6 +23,7 @@ mod rootless;
 mod run;
 mod step;
 
+pub use attached::{Attached, Control, Inside, Process};
 pub use step::*;
 
 /// Runs steps.
@@ -33,7 +35,28 @@ pub trait Executor: Send + Sync {
     /// A step that ran and failed is an [`Exit`]; an [`Error`] means that it never ran, or was cancelled.
     /// Cancelling kills its processes at once. So does dropping the future, whose clean-up then goes on in the
     /// background.
-    async fn run(&self, step: Step, io: StepIo, cancel: CancellationToken) -> Result<Exit, Error>;
+    async fn run(&self, step: Step, io: StepIo, cancel: CancellationToken) -> Result<Exit, Error> {
+        self.run_attached(step, io, Attached::default(), cancel).await
+    }
+
+    /// The same for a process that is more than its output.
+    async fn run_attached(
+        &self,
+        step: Step,
+        io: StepIo,
+        attached: Attached,
+        cancel: CancellationToken,
+    ) -> Result<Exit, Error>;
+
+    /// Runs one more process where another one runs, under the same promises. It does not outlive that one.
+    async fn join(
+        &self,
+        inside: &Inside,
+        process: Process,
+        io: StepIo,
+        attached: Attached,
+        cancel: CancellationToken,
+    ) -> Result<Exit, Error>;
 
     /// Ends what is there for steps to come: the process that starts them, the groups that it is in. No step is run after
     /// this, and none runs.

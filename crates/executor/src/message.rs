@@ -1,8 +1,10 @@
 //! What is said between us and the process that starts steps.
 //!
 //! ```text
-//!  us ──control socket──▶ init: one `Start` per step, with descriptors: message, stdout, stderr, step socket, [cgroup]
-//!  us ◀──step socket──── init and the step's own process: `Report`s; anything the other way means "kill it"
+//!  us ──control socket──▶ init: one `Start` per process, with descriptors: message, stdout, stderr, step socket,
+//!                          [stdin], and then [cgroup] or the namespaces of a container
+//!  us ◀──step socket──── init and the step's own process: `Report`s
+//!  us ──step socket─────▶ init: a `Wish`; our end of the talk means "kill it"
 //! ```
 //!
 //! Both ends are the same binary, so nothing here is a format that outlives the process.
@@ -12,21 +14,82 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sys::mount::FsView;
 
-/// The bytes of a control message: which namespaces the step gets.
+/// The bytes of a control message: what is to be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Start {
-    /// `CLONE_NEW*`.
-    pub(crate) namespaces: i32,
+    pub(crate) place: Place,
+    /// Standard input comes along.
+    pub(crate) stdin: bool,
+}
+
+/// Where a process is born.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In new namespaces: `CLONE_NEW*`. The message is a [`Sandbox`].
+    New(i32),
+    /// In a container that runs. The message is an [`Entry`].
+    Container,
 }
 
 impl Start {
-    pub(crate) fn encode(self) -> [u8; 4] {
-        self.namespaces.to_ne_bytes()
+    pub(crate) fn encode(self) -> [u8; 6] {
+        let (kind, namespaces) = match self.place {
+            Place::New(namespaces) => (0, namespaces),
+            Place::Container => (1, 0),
+        };
+        let [a, b, c, d] = namespaces.to_ne_bytes();
+        [kind, self.stdin.into(), a, b, c, d]
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Option<Start> {
-        Some(Start { namespaces: i32::from_ne_bytes(bytes.try_into().ok()?) })
+        let [kind, stdin, namespaces @ ..] = bytes else { return None };
+        let place = match kind {
+            0 => Place::New(i32::from_ne_bytes(namespaces.try_into().ok()?)),
+            _ => Place::Container,
+        };
+        Some(Start { place, stdin: *stdin != 0 })
     }
+}
+
+/// What we want of a process that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Its end, and of all that it started.
+    Kill,
+    /// That it gets a signal.
+    Signal(u8),
+}
+
+impl Wish {
+    pub(crate) fn encode(self) -> [u8; 2] {
+        match self {
+            Wish::Kill => [0, 0],
+            Wish::Signal(number) => [1, number],
+        }
+    }
+
+    /// What cannot be understood is the end, as nothing is.
+    pub(crate) fn decode(bytes: &[u8]) -> Wish {
+        match bytes {
+            [1, number] => Wish::Signal(*number),
+            _ => Wish::Kill,
+        }
+    }
+}
+
+/// What one more process of a container needs to know.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<String>,
+    pub(crate) cwd: String,
+    pub(crate) user: String,
+    pub(crate) insecure: bool,
+    pub(crate) rlimits: Vec<(u32, u64, u64)>,
+    /// `cgroup.procs` files to join before anything else.
+    pub(crate) join: Vec<PathBuf>,
+    pub(crate) terminal: bool,
+    pub(crate) single_id: bool,
 }
 
 /// Everything the step's process needs to know to set itself up.
@@ -59,6 +122,10 @@ pub(crate) struct Sandbox {
     /// Only id 0 exists.
     pub(crate) single_id: bool,
     pub(crate) remove_stubs_recursive: bool,
+    /// It has a terminal.
+    pub(crate) terminal: bool,
+    /// Others may join it: the namespaces are handed out.
+    pub(crate) lasting: bool,
     /// The length of each file's bytes, which follow the encoded message in order.
     pub(crate) file_sizes: Vec<usize>,
 }
@@ -164,6 +231,10 @@ pub(crate) enum Report {
     Failed(Failure),
     /// These mount points were made; the root they are in comes along as a descriptor.
     Stubs(Vec<Stub>),
+    /// The end of the terminal that the process does not have comes along.
+    Terminal,
+    /// All is set up, and the program is about to run. The namespaces come along, where others may join it.
+    Started,
     /// The step's process, and with it its process namespace, is gone. The last report.
     Ended { code: Option<i32>, signal: Option<i32>, user_micros: u64, system_micros: u64, max_rss: u64 },
     /// No process could be made. The last report.

@@ -18,14 +18,16 @@ use rustix::net::{
 use sys::cgroup::Group;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
-use tokio::net::unix::pipe::Receiver;
+use tokio::net::unix::pipe::{self, Receiver};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::attached::{Feeding, Terminal};
 use crate::helper::Helper;
-use crate::message::{CgroupView, Failure, Mount, Report, Sandbox, Source, Start, Stub};
+use crate::message::{CgroupView, Entry, Failure, Mount, Place, Report, Sandbox, Source, Start, Stub, Wish};
 use crate::{
-    DEFAULT_HOSTNAME, Error, Exit, MountSource, Network, OutOfMemory, Security, Step, StepIo, Usage, hosts, init,
-    limits,
+    Attached, Control, DEFAULT_HOSTNAME, Error, Exit, Inside, MountSource, Network, OutOfMemory, Process, Security,
+    Step, StepIo, Usage, hosts, init, limits,
 };
 
 /// The size of /dev/shm where nobody says.
@@ -45,25 +47,35 @@ pub(crate) struct Surroundings {
     pub(crate) single_id: bool,
 }
 
-/// Runs a step; returns when nothing of it is left.
+/// What is run.
+pub(crate) enum What {
+    /// A step, or the first process of a container.
+    Step(Box<Step>),
+    /// One more process of a container.
+    Entry(Inside, Process),
+}
+
+/// Runs a process; returns when nothing of it is left.
 pub(crate) async fn run(
     helper: Arc<Helper>,
-    step: Step,
+    what: What,
     io: StepIo,
+    attached: Attached,
     surroundings: Surroundings,
     cancel: CancellationToken,
 ) -> Result<Exit, Error> {
     // The clean-up goes on where the caller loses interest: in a task of its own, that is told so.
     let interest = cancel.child_token();
-    let task = tokio::spawn(run_to_the_end(helper, step, io, surroundings, interest.clone()));
+    let task = tokio::spawn(run_to_the_end(helper, what, io, attached, surroundings, interest.clone()));
     let _guard = interest.drop_guard();
     task.await.unwrap_or_else(|error| Err(Error::Setup(error.to_string())))
 }
 
 async fn run_to_the_end(
     helper: Arc<Helper>,
-    step: Step,
+    what: What,
     io: StepIo,
+    mut attached: Attached,
     surroundings: Surroundings,
     cancel: CancellationToken,
 ) -> Result<Exit, Error> {
@@ -72,9 +84,9 @@ async fn run_to_the_end(
     }
     let mut surroundings = surroundings;
     let group = surroundings.group.take();
-    let started = start(&helper, step, &surroundings, group.as_ref());
+    let started = start(&helper, what, &mut attached, &surroundings, group.as_ref());
     let outcome = match started {
-        Ok(talk) => talk.listen(io, cancel).await,
+        Ok(talk) => talk.listen(io, attached, cancel).await,
         Err(error) => Err(error),
     };
     let out_of_memory = match group {
@@ -96,16 +108,28 @@ struct Talk {
     socket: UnixDatagram,
     stdout: Receiver,
     stderr: Receiver,
+    _feeding: Option<Feeding>,
 }
 
-fn start(helper: &Helper, step: Step, surroundings: &Surroundings, group: Option<&Group>) -> Result<Talk, Error> {
+fn start(
+    helper: &Helper,
+    what: What,
+    attached: &mut Attached,
+    surroundings: &Surroundings,
+    group: Option<&Group>,
+) -> Result<Talk, Error> {
     let os = |errno: Errno| Error::Helper(errno.into());
-    let namespaces = libc::CLONE_NEWNS
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS
-        | if step.network == Network::None { libc::CLONE_NEWNET } else { 0 };
-    let message = message(step, surroundings, group)?;
+    let (place, message, inside) = match what {
+        What::Step(step) => {
+            let namespaces = libc::CLONE_NEWNS
+                | libc::CLONE_NEWPID
+                | libc::CLONE_NEWIPC
+                | libc::CLONE_NEWUTS
+                | if step.network == Network::None { libc::CLONE_NEWNET } else { 0 };
+            (Place::New(namespaces), message(*step, attached, surroundings, group)?, Inside::default())
+        }
+        What::Entry(inside, process) => (Place::Container, entry(process, attached, surroundings)?, inside),
+    };
     let memory = rustix::fs::memfd_create("step", MemfdFlags::CLOEXEC).map_err(os)?;
     let mut file = std::fs::File::from(memory);
     file.write_all(&message).map_err(Error::Helper)?;
@@ -118,11 +142,25 @@ fn start(helper: &Helper, step: Step, surroundings: &Surroundings, group: Option
     let cgroup = group.and_then(Group::unified).and_then(|dir| {
         rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
     });
+    // A terminal is its own input.
+    let stdin = match &attached.stdin {
+        Some(_) if !attached.terminal => Some(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(os)?),
+        _ => None,
+    };
     let mut fds: Vec<BorrowedFd<'_>> =
         vec![file.as_fd(), their_stdout.as_fd(), their_stderr.as_fd(), their_socket.as_fd()];
+    fds.extend(stdin.as_ref().map(|(theirs, _)| theirs.as_fd()));
     fds.extend(cgroup.as_ref().map(AsFd::as_fd));
-    helper.send(Start { namespaces }, &fds)?;
+    fds.extend(inside.0.iter().map(AsFd::as_fd));
+    helper.send(Start { place, stdin: stdin.is_some() }, &fds)?;
+    let feeding = match (stdin, attached.stdin.take_if(|_| !attached.terminal)) {
+        (Some((_, pipe)), Some(bytes)) => {
+            Some(Feeding::pipe(bytes, pipe::Sender::from_owned_fd(pipe).map_err(Error::Helper)?))
+        }
+        _ => None,
+    };
     Ok(Talk {
+        _feeding: feeding,
         socket: UnixDatagram::from_std(socket.into()).map_err(Error::Helper)?,
         stdout: Receiver::from_owned_fd(stdout).map_err(Error::Helper)?,
         stderr: Receiver::from_owned_fd(stderr).map_err(Error::Helper)?,
@@ -130,7 +168,12 @@ fn start(helper: &Helper, step: Step, surroundings: &Surroundings, group: Option
 }
 
 /// Describes the step to its own process.
-fn message(step: Step, surroundings: &Surroundings, group: Option<&Group>) -> Result<Vec<u8>, Error> {
+fn message(
+    step: Step,
+    attached: &Attached,
+    surroundings: &Surroundings,
+    group: Option<&Group>,
+) -> Result<Vec<u8>, Error> {
     if step.args.is_empty() {
         return Err(Error::Invalid("a step needs a program to run".to_owned()));
     }
@@ -179,14 +222,40 @@ fn message(step: Step, surroundings: &Surroundings, group: Option<&Group>) -> Re
         bind_devices: surroundings.bind_devices,
         single_id: surroundings.single_id,
         remove_stubs_recursive: step.remove_mount_stubs_recursive,
+        terminal: attached.terminal,
+        lasting: attached.started.is_some(),
         file_sizes: files.iter().map(Vec::len).collect(),
     };
     sandbox.encode(&files).map_err(|error| Error::Setup(error.to_string()))
 }
 
+/// Describes one more process of a container to itself.
+fn entry(process: Process, attached: &Attached, surroundings: &Surroundings) -> Result<Vec<u8>, Error> {
+    if process.args.is_empty() {
+        return Err(Error::Invalid("a process needs a program to run".to_owned()));
+    }
+    let entry = Entry {
+        args: process.args,
+        env: process.env,
+        cwd: process.cwd,
+        user: process.user,
+        insecure: process.security == Security::Insecure,
+        rlimits: process.ulimits.iter().map(limits::number).collect::<Result<_, _>>()?,
+        join: surroundings.join.clone(),
+        terminal: attached.terminal,
+        single_id: surroundings.single_id,
+    };
+    serde_json::to_vec(&entry).map_err(|error| Error::Setup(error.to_string()))
+}
+
 impl Talk {
     /// Passes output on until the step is gone, then cleans up after it.
-    async fn listen(mut self, io: StepIo, cancel: CancellationToken) -> Result<Exit, Error> {
+    async fn listen(mut self, io: StepIo, attached: Attached, cancel: CancellationToken) -> Result<Exit, Error> {
+        let Attached { mut stdin, mut control, mut started, .. } = attached;
+        let mut terminal: Option<Terminal> = None;
+        let mut size = None;
+        let mut feeding: Option<Option<Feeding>> = None;
+        let mut terminal_buffer = vec![0; PIPE];
         let (mut out_buffer, mut err_buffer) = (vec![0; PIPE], vec![0; PIPE]);
         let (mut out_open, mut err_open, mut cancelled) = (true, true, false);
         let mut stubs: Option<(OwnedFd, Vec<Stub>)> = None;
@@ -196,8 +265,21 @@ impl Talk {
                 () = cancel.cancelled(), if !cancelled => {
                     cancelled = true;
                     // Where this fails, init is gone, and the step with it.
-                    let _ = rustix::net::send(&self.socket, b"kill", SendFlags::NOSIGNAL);
+                    let _ = rustix::net::send(&self.socket, &Wish::Kill.encode(), SendFlags::NOSIGNAL);
                 }
+                wanted = next(&mut control) => match wanted {
+                    Control::Signal(number) => {
+                        let _ = rustix::net::send(&self.socket, &Wish::Signal(number).encode(), SendFlags::NOSIGNAL);
+                    }
+                    Control::Resize { rows, columns } => {
+                        size = Some((rows, columns));
+                        terminal.iter().for_each(|terminal| terminal.resize(rows, columns));
+                    }
+                },
+                read = read_terminal(&io, &terminal, &mut terminal_buffer) => match read {
+                    Ok(0) | Err(_) => terminal = None,
+                    Ok(n) => (io.output)(Stream::Stdout, &terminal_buffer[..n]),
+                },
                 read = read(&io, &mut self.stdout, &mut out_buffer), if out_open => {
                     match read {
                         Ok(0) | Err(_) => out_open = false,
@@ -211,7 +293,22 @@ impl Talk {
                     }
                 }
                 report = receive(&self.socket) => match report {
-                    Ok((Some(Report::Stubs(made)), fd)) => stubs = fd.map(|fd| (fd, made)),
+                    Ok((Some(Report::Stubs(made)), fds)) => stubs = fds.into_iter().next().map(|fd| (fd, made)),
+                    Ok((Some(Report::Terminal), fds)) => {
+                        let opened = fds.into_iter().next().map(|master| open_terminal(master, size, stdin.take()));
+                        match opened.transpose() {
+                            Ok(opened) => (terminal, feeding) = opened.unzip(),
+                            Err(error) => {
+                                failure = Some(Failure::Setup(format!("cannot use its terminal: {error}")));
+                                let _ = rustix::net::send(&self.socket, &Wish::Kill.encode(), SendFlags::NOSIGNAL);
+                            }
+                        }
+                    }
+                    Ok((Some(Report::Started), fds)) => {
+                        if let Some(started) = started.take() {
+                            let _ = started.send(Inside(Arc::new(fds)));
+                        }
+                    }
                     Ok((Some(Report::Failed(why)), _)) => failure = Some(why),
                     Ok((Some(Report::NotStarted(why)), _)) => break Err(Error::Setup(why)),
                     Ok((Some(Report::Ended { code, signal, user_micros, system_micros, max_rss }), _)) => {
@@ -243,6 +340,12 @@ impl Talk {
                 (io.output)(stream, &out_buffer[..n]);
             }
         }
+        drop(feeding);
+        while let Some(terminal) = &terminal
+            && let n @ 1.. = terminal.read_now(&mut terminal_buffer)
+        {
+            (io.output)(Stream::Stdout, &terminal_buffer[..n]);
+        }
         if let Some((root, made)) = stubs {
             let _ = tokio::task::spawn_blocking(move || init::remove_stubs(root, &made)).await;
         }
@@ -266,14 +369,47 @@ async fn read(io: &StepIo, pipe: &mut Receiver, buffer: &mut [u8]) -> std::io::R
     tokio::io::AsyncReadExt::read(pipe, buffer).await
 }
 
-/// The next report and its descriptor; no report when init is gone.
-async fn receive(socket: &UnixDatagram) -> std::io::Result<(Option<Report>, Option<OwnedFd>)> {
+/// A terminal of this size, and who feeds it.
+fn open_terminal(
+    master: OwnedFd,
+    size: Option<(u16, u16)>,
+    stdin: Option<mpsc::Receiver<Vec<u8>>>,
+) -> std::io::Result<(Terminal, Option<Feeding>)> {
+    let terminal = Terminal::new(master)?;
+    if let Some((rows, columns)) = size {
+        terminal.resize(rows, columns);
+    }
+    let feeding = stdin.map(|stdin| Feeding::terminal(stdin, &terminal)).transpose()?;
+    Ok((terminal, feeding))
+}
+
+/// The same of a terminal; never, where there is none.
+async fn read_terminal(io: &StepIo, terminal: &Option<Terminal>, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let Some(terminal) = terminal else { return std::future::pending().await };
+    (io.room)().await;
+    terminal.read(buffer).await
+}
+
+/// What is wanted next; never, where nobody wants anything any more.
+async fn next(control: &mut Option<mpsc::UnboundedReceiver<Control>>) -> Control {
+    let wanted = match control {
+        Some(control) => control.recv().await,
+        None => None,
+    };
+    match wanted {
+        Some(wanted) => wanted,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next report and its descriptors; no report when init is gone.
+async fn receive(socket: &UnixDatagram) -> std::io::Result<(Option<Report>, Vec<OwnedFd>)> {
     socket.async_io(Interest::READABLE, || receive_now(socket.as_fd())).await
 }
 
-fn receive_now(socket: BorrowedFd<'_>) -> std::io::Result<(Option<Report>, Option<OwnedFd>)> {
+fn receive_now(socket: BorrowedFd<'_>) -> std::io::Result<(Option<Report>, Vec<OwnedFd>)> {
     let mut bytes = vec![0; 256 << 10];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
@@ -282,15 +418,15 @@ fn receive_now(socket: BorrowedFd<'_>) -> std::io::Result<(Option<Report>, Optio
             result => break result?,
         }
     };
-    let mut fd = None;
+    let mut fds = Vec::new();
     for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut rights) = message {
-            fd = rights.next();
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
         }
     }
     if received.bytes == 0 {
-        return Ok((None, None));
+        return Ok((None, Vec::new()));
     }
     let report = serde_json::from_slice(&bytes[..received.bytes]).map_err(std::io::Error::other)?;
-    Ok((Some(report), fd))
+    Ok((Some(report), fds))
 }

@@ -5,9 +5,11 @@
 
 pub mod content;
 pub mod content_store;
+mod definition;
 pub mod fsutil;
 
 pub use bollard_buildkit_proto::fsutil as generated_fsutil;
 pub use bollard_buildkit_proto::google::{protobuf, rpc};
 pub use bollard_buildkit_proto::{health, moby, pb};
+pub use definition::without_empty_entries;
 pub use prost::Message;

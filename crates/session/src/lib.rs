@@ -1,4 +1,4 @@
-//! A client's side of a build: its files, secrets and credentials.
+//! A client's side of a build: its files, secrets, SSH agents and credentials.
 //!
 //! [`Session`] is what the engine may ask of a client. [`local`] answers in process (daemonless builds
 //! read the user's directories in place), [`remote`] asks a client at the other end of a connection.
@@ -28,6 +28,13 @@ pub trait Session: Send + Sync {
     /// The secret `id`. None when the client has none; the caller decides whether that is an error.
     async fn secret(&self, id: &str) -> Result<Option<Secret>, Fault>;
 
+    /// The SSH agent that the client lends under `id`. None when it lends none; the caller decides whether that is an
+    /// error.
+    async fn agent(&self, id: &str) -> Result<Option<Arc<dyn Agent>>, Fault> {
+        let _ = id;
+        Ok(None)
+    }
+
     /// The user name and password, or token, for a registry host. None is anonymous.
     async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Fault>;
 
@@ -52,6 +59,16 @@ pub trait Session: Send + Sync {
     /// Where the result number `index` of the request goes, when an exporter writes to the client.
     async fn output(&self, index: usize) -> Result<Output, Fault>;
 }
+
+/// An SSH agent of a client, or whatever it lends in the place of one.
+#[async_trait]
+pub trait Agent: Send + Sync {
+    /// Talks with a step over its connection, until either end hangs up.
+    async fn answer(&self, step: tokio::net::UnixStream) -> Result<(), Fault>;
+}
+
+/// The name of the agent that is meant where none is named.
+pub const DEFAULT_AGENT: &str = "default";
 
 /// Blobs of a client by their digest.
 #[async_trait]

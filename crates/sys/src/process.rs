@@ -18,7 +18,7 @@ pub enum Side {
     Child,
 }
 
-/// Makes a copy of this process in new namespaces (`CLONE_NEW*` bits).
+/// Makes a copy of this process in new namespaces (`CLONE_NEW*` bits), and as a child of our own parent with `CLONE_PARENT`.
 ///
 /// Only for processes with a single thread: locks that other threads hold would stay held in the copy.
 /// Where the kernel can, the copy starts inside the cgroup (version 2) of `cgroup`, which costs nothing;

@@ -11,7 +11,7 @@ use session::Output;
 
 use super::hullworks::EngineArgs;
 use super::{Action, not_yet};
-use crate::daemonless::{BuildPlan, Scratch, run};
+use crate::daemonless::{BuildPlan, Call, Scratch, run};
 use crate::display::Mode;
 use crate::environment::Environment;
 use crate::metadata;
@@ -19,7 +19,7 @@ use crate::spec::cache::{Direction, caches};
 use crate::spec::context::{NamedContext, build_context, is_remote};
 use crate::spec::output::Export;
 use crate::spec::pairs::{build_args, errno_text, labels, require_dir};
-use crate::spec::{allow, docker, invalid, output, proxies, secret};
+use crate::spec::{allow, call, docker, invalid, output, proxies, secret, ssh};
 
 /// Build an image from a Dockerfile.
 ///
@@ -84,7 +84,7 @@ pub struct Build {
     /// Secret for RUN --mount=type=secret: id=NAME[,src=FILE|,env=VARIABLE]
     #[arg(long, value_name = "SECRET", help_heading = "Steps")]
     pub secret: Vec<String>,
-    /// Not supported yet: an SSH agent or key for RUN --mount=type=ssh
+    /// SSH agent or keys for RUN --mount=type=ssh: default|ID[=SOCKET|=KEY,..][,raw=BOOL]
     #[arg(long, value_name = "SSH", help_heading = "Steps")]
     pub ssh: Vec<String>,
     /// Network of RUN steps: default, none or host
@@ -132,9 +132,11 @@ pub struct Build {
     attest: Vec<String>,
     #[arg(long, hide = true)]
     builder: Option<String>,
-    #[arg(long, hide = true)]
+    /// Ask something about the Dockerfile in the place of a build: check, outline or targets, with ,format=json as JSON
+    #[arg(long, value_name = "NAME", help_heading = "Output")]
     call: Option<String>,
-    #[arg(long, hide = true)]
+    /// Only look for what may not be meant, as --call=check
+    #[arg(long, help_heading = "Output")]
     check: bool,
 
     #[command(flatten)]
@@ -193,9 +195,6 @@ impl Build {
             return Err(Fault::user("--load is not offered: there is no docker daemon to load into")
                 .hint("write an archive with --output type=docker,dest=image.tar, then `docker load -i image.tar`"));
         }
-        if !self.ssh.is_empty() {
-            return Err(not_yet("--ssh"));
-        }
         if !self.attest.is_empty() {
             return Err(not_yet("--attest"));
         }
@@ -206,9 +205,6 @@ impl Build {
         }
         if self.builder.is_some() {
             return Err(Fault::user("--builder is not offered: hullworks builds in this process"));
-        }
-        if self.check || self.call.as_deref().is_some_and(|call| call != "build") {
-            return Err(not_yet(if self.check { "--check" } else { "--call" }));
         }
         Ok(())
     }
@@ -221,7 +217,13 @@ impl Build {
         let mut options = self.options(environment)?;
         self.add_context(&mut plan, &mut options)?;
         self.add_named_contexts(&mut plan, &mut options)?;
-        plan.exports = self.exports(environment, mode)?;
+        match self.question()? {
+            None => plan.exports = self.exports(environment, mode)?,
+            Some((request, call)) => {
+                options.insert("requestid".to_owned(), request.to_owned());
+                plan.call = call;
+            }
+        }
         plan.cache_imports = caches("--cache-from", Direction::Import, &self.cache_from, environment)?;
         plan.cache_exports = caches("--cache-to", Direction::Export, &self.cache_to, environment)?;
         plan.entitlements = allow::entitlements(&self.allow)?;
@@ -229,6 +231,7 @@ impl Build {
             let (id, source) = secret::secret(value, environment)?;
             plan.secrets.insert(id, source);
         }
+        plan.agents = ssh::agents(&self.ssh, environment)?;
         if options.get("force-network-mode").is_some_and(|mode| mode == "host")
             && !plan.entitlements.contains(&Entitlement::NetworkHost)
         {
@@ -238,8 +241,18 @@ impl Build {
         plan.iid_file.clone_from(&self.iidfile);
         plan.print_id = mode == Mode::Quiet;
         plan.sum_up_warnings = true;
-        plan.frontend = Frontend::Named { name: "dockerfile.v0".to_owned(), options };
+        plan.frontend = Frontend::Named { name: "dockerfile.v0".to_owned(), options, inputs: BTreeMap::new() };
         Ok(plan)
+    }
+
+    /// What the Dockerfile is asked in the place of a build.
+    fn question(&self) -> Result<Option<(&'static str, Call)>, Fault> {
+        match (self.check, self.call.as_deref()) {
+            (true, None) => call::call("check"),
+            (true, Some(_)) => Err(Fault::user("--check and --call exclude each other")),
+            (false, Some(value)) => call::call(value),
+            (false, None) => Ok(None),
+        }
     }
 
     /// The frontend's options, but for those about contexts.

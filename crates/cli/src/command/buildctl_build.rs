@@ -16,7 +16,7 @@ use crate::metadata;
 use crate::spec::cache::{Direction, caches};
 use crate::spec::context::layouts;
 use crate::spec::pairs::{frontend_options, locals};
-use crate::spec::{allow, csv, invalid, output, secret};
+use crate::spec::{allow, csv, invalid, output, secret, ssh};
 
 /// Build with a frontend, or from LLB on standard input.
 ///
@@ -61,7 +61,7 @@ pub struct BuildctlBuild {
     /// Right that the build asks for: network.host, security.insecure or device[=NAME]
     #[arg(long, value_name = "RIGHT")]
     allow: Vec<String>,
-    /// Not supported yet: an SSH agent or key for the build
+    /// SSH agent or keys for the build: default|ID[=SOCKET|=KEY,..][,raw=BOOL]
     #[arg(long, value_name = "SSH")]
     ssh: Vec<String>,
     /// Write digests and names of the result to this file as JSON
@@ -123,7 +123,6 @@ impl BuildctlBuild {
 
     fn refuse_what_is_not_there(&self) -> Result<(), Fault> {
         for (flag, used) in [
-            ("--ssh", !self.ssh.is_empty()),
             ("--source-policy-file", self.source_policy_file.is_some()),
             ("--proxy-network", self.proxy_network),
             ("--debug-json-cache-metrics", self.debug_json_cache_metrics.as_deref().is_some_and(|v| !v.is_empty())),
@@ -140,6 +139,7 @@ impl BuildctlBuild {
         let mut plan = BuildPlan::new(Frontend::Llb(Vec::new()), Mode::choose(&self.progress, environment)?);
         let secrets = self.secret.iter().map(|value| secret::secret(value, environment));
         plan.secrets = secrets.collect::<Result<_, _>>()?;
+        plan.agents = ssh::agents(&self.ssh, environment)?;
         plan.entitlements = allow::entitlements(&self.allow)?;
         plan.exports =
             self.output.iter().map(|value| output::buildkit(value, environment)).collect::<Result<_, _>>()?;
@@ -157,7 +157,7 @@ impl BuildctlBuild {
                 if self.no_cache {
                     options.insert("no-cache".to_owned(), String::new());
                 }
-                Frontend::Named { name: name.to_owned(), options }
+                Frontend::Named { name: name.to_owned(), options, inputs: Default::default() }
             }
         };
         Ok(plan)

@@ -273,7 +273,7 @@ fn plan(line: &str, environment: &Environment) -> crate::daemonless::BuildPlan {
 
 fn options(plan: &crate::daemonless::BuildPlan) -> BTreeMap<String, String> {
     match &plan.frontend {
-        Frontend::Named { name, options } => {
+        Frontend::Named { name, options, .. } => {
             assert_eq!(name, "dockerfile.v0");
             options.clone()
         }

@@ -33,15 +33,23 @@ pub(crate) fn fault(status: &Status) -> Fault {
 
 /// Solves a request by a daemon.
 pub async fn solve(channel: Channel, request: SolveRequest) -> Result<SolveResponse, Fault> {
-    let mut control = ControlClient::new(channel).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
+    let control =
+        ControlClient::new(channel.clone()).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
     let reference = session::random_id();
     let session = request.session.id().to_owned();
     let answering = tokio::spawn(answer(control.clone(), request.session.clone()));
     let showing = tokio::spawn(show(control.clone(), reference.clone(), request.progress.clone()));
     let cancel = request.cancel.clone();
     let message = wire_request(request, reference, session)?;
+    let mut answer = std::collections::BTreeMap::new();
+    let solving = async {
+        match engine::is_question(&message.frontend_attrs.clone().into_iter().collect()) {
+            true => super::question::ask(control.clone(), channel, message, &mut answer).await,
+            false => control.clone().solve(message).await,
+        }
+    };
     let solved = tokio::select! {
-        solved = control.solve(message) => solved.map_err(|status| fault(&status)),
+        solved = solving => solved.map_err(|status| fault(&status)),
         // The daemon sees that nobody waits any more.
         () = cancel.cancelled() => Err(Fault::cancelled()),
     };
@@ -49,7 +57,7 @@ pub async fn solve(channel: Channel, request: SolveRequest) -> Result<SolveRespo
     let _ = tokio::time::timeout(LAST_WORDS, showing).await;
     answering.abort();
     let exporter_response = solved?.into_inner().exporter_response.into_iter().collect();
-    Ok(SolveResponse { exporter_response, ..SolveResponse::default() })
+    Ok(SolveResponse { exporter_response, answer, ..SolveResponse::default() })
 }
 
 /// Answers what the daemon asks, as long as it wants.
@@ -106,8 +114,8 @@ fn wire_request(request: SolveRequest, reference: String, session: String) -> Re
         r#type: options.kind,
         attrs: options.attrs.into_iter().collect(),
     };
-    let (definition, frontend, frontend_attrs) = match request.frontend {
-        Frontend::Named { name, mut options } => {
+    let (definition, frontend, frontend_attrs, inputs) = match request.frontend {
+        Frontend::Named { name, mut options, inputs } => {
             // A frontend is told of them, too: it is who asks for what they have.
             if !request.cache_imports.is_empty() {
                 let entry =
@@ -115,15 +123,22 @@ fn wire_request(request: SolveRequest, reference: String, session: String) -> Re
                 let imports: Vec<_> = request.cache_imports.iter().map(entry).collect();
                 options.insert("cache-imports".to_owned(), serde_json::json!(imports).to_string());
             }
-            (None, name, options)
+            (None, name, options, inputs)
         }
         Frontend::Llb(bytes) => {
             let definition = proto::pb::Definition::decode(bytes.as_slice());
             let definition = definition.map_err(|e| Fault::because(Kind::User, "malformed definition", e))?;
-            (Some(definition), String::new(), std::collections::BTreeMap::new())
+            (Some(proto::without_empty_entries(definition)), String::new(), Default::default(), Default::default())
         }
     };
+    let input = |(name, bytes): (String, Vec<u8>)| {
+        let definition = proto::pb::Definition::decode(bytes.as_slice());
+        definition
+            .map(|definition| (name, proto::without_empty_entries(definition)))
+            .map_err(|e| Fault::because(Kind::User, "malformed input", e))
+    };
     Ok(wire::SolveRequest {
+        frontend_inputs: inputs.into_iter().map(input).collect::<Result<_, _>>()?,
         r#ref: reference,
         definition,
         session,

@@ -2,6 +2,7 @@
 
 mod address;
 mod build;
+mod question;
 
 pub(crate) use address::LARGEST;
 pub use address::{Remote, connect, stream};

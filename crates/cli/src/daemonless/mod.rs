@@ -3,10 +3,12 @@
 //! A command line becomes a [`BuildPlan`] (what the client asks) and [`Settings`] (what the daemon would have been
 //! started with); [`run`] opens the engine and builds.
 
+mod answer;
 mod caches;
 mod plan;
 pub mod run;
 pub mod settings;
 
+pub use answer::Call;
 pub use plan::{BuildPlan, Scratch};
 pub use settings::Settings;

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use base::{Fault, Kind};
 use engine::{CacheOptions, Entitlement, Frontend};
-use session::local::SecretSource;
+use session::local::{SecretSource, SshSource};
 
+use super::answer::Call;
 use crate::display::Mode;
 use crate::spec::output::Export;
 
@@ -28,6 +29,8 @@ pub struct BuildPlan {
     pub layouts: BTreeMap<String, PathBuf>,
     /// Secrets by id.
     pub secrets: BTreeMap<String, SecretSource>,
+    /// SSH agents by id.
+    pub agents: BTreeMap<String, SshSource>,
     /// What people see.
     pub mode: Mode,
     /// Whether warnings are shown once more at the end, with the lines that they are about.
@@ -40,6 +43,8 @@ pub struct BuildPlan {
     pub iid_file: Option<PathBuf>,
     /// Where the build's reference is written.
     pub ref_file: Option<PathBuf>,
+    /// How the frontend's answer is shown, where it is asked something in the place of a build.
+    pub call: Call,
     /// Print the image's id on standard output.
     pub print_id: bool,
     /// Directories that last as long as the build.
@@ -58,12 +63,14 @@ impl BuildPlan {
             dirs: BTreeMap::new(),
             layouts: BTreeMap::new(),
             secrets: BTreeMap::new(),
+            agents: BTreeMap::new(),
             mode,
             sum_up_warnings: false,
             trace: None,
             metadata_file: None,
             iid_file: None,
             ref_file: None,
+            call: Call::default(),
             print_id: false,
             scratch: Vec::new(),
         }

@@ -248,6 +248,9 @@ fn request(
     for (id, source) in &plan.secrets {
         session = session.with_secret(id, source.clone());
     }
+    for (id, source) in &plan.agents {
+        session = session.with_agent(id, source.clone());
+    }
     for export in &plan.exports {
         session = session.with_output(export.output.clone());
     }
@@ -264,6 +267,9 @@ fn request(
 }
 
 async fn write_answers(plan: &BuildPlan, response: &SolveResponse, cancel: &CancellationToken) -> Result<(), Fault> {
+    if !response.answer.is_empty() {
+        return super::answer::print(plan.call, &response.answer);
+    }
     let answers = &response.exporter_response;
     let id = metadata::image_id(answers);
     if let Some(path) = &plan.metadata_file {

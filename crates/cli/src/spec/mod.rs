@@ -5,6 +5,7 @@
 
 pub mod allow;
 pub mod cache;
+pub mod call;
 pub mod context;
 pub mod csv;
 pub mod docker;
@@ -13,6 +14,7 @@ pub mod output;
 pub mod pairs;
 pub mod proxies;
 pub mod secret;
+pub mod ssh;
 
 #[cfg(test)]
 mod tests;

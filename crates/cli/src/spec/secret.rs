@@ -1,4 +1,4 @@
-//! `--secret` and `--ssh`.
+//! `--secret`.
 
 use std::path::PathBuf;
 

@@ -1,12 +1,14 @@
 //! `moby.buildkit.v1.Control`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base::{ByteSize, Fault};
-use engine::{Begin, CacheOptions, Entitlement, ExportRequest, Frontend, PruneOptions, SolveRequest, UsageRecord};
+use engine::{
+    Begin, CacheOptions, Entitlement, ExportRequest, Frontend, Inputs, PruneOptions, SolveRequest, UsageRecord,
+};
 use futures_util::{Stream, StreamExt as _};
 use proto::Message as _;
 use proto::moby::buildkit::v1 as wire;
@@ -195,7 +197,7 @@ async fn solve(
 async fn solve_by_client(
     shared: &Shared,
     request: SolveRequest,
-    options: BTreeMap<String, String>,
+    client: ByClient,
     build: &Arc<crate::builds::Build>,
 ) -> Result<engine::SolveResponse, Fault> {
     let cancel = request.cancel.clone();
@@ -207,45 +209,56 @@ async fn solve_by_client(
     };
     let bridge = shared.engine.begin(begin).await?;
     bridge.import(&request.cache_imports)?;
-    let (client, returned) = ClientBuild::new(bridge.clone());
-    build.attach(Some(Arc::new(client)));
+    let (returning, returned) = ClientBuild::new(bridge.clone(), client.inputs);
+    let returning = Arc::new(returning);
+    build.attach(Some(returning.clone()));
     let result = tokio::select! {
         result = returned => result.unwrap_or_else(|_| Err(Fault::cancelled())),
         () = cancel.cancelled() => Err(Fault::cancelled()),
     };
     let response = match result {
-        Ok(result) => shared.engine.export(&bridge, &result, &request.exports, &request.cache_exports, &options).await,
+        Ok(result) => {
+            shared.engine.export(&bridge, &result, &request.exports, &request.cache_exports, &client.options).await
+        }
         Err(fault) => Err(fault),
     };
     build.attach(None);
+    // When a build has ended nothing of its containers is left.
+    returning.release_containers().await;
     response
 }
 
-/// A client's request as the engine takes it. What older clients say in other fields is read too. With it come the options
-/// of a build whose frontend is the client.
+/// What a build is given whose frontend is the client.
+struct ByClient {
+    options: BTreeMap<String, String>,
+    inputs: HashMap<String, proto::pb::Definition>,
+}
+
+/// A client's request as the engine takes it. What older clients say in other fields is read too. With it comes what is for
+/// a build whose frontend is the client.
 async fn solve_request(
     shared: &Shared,
     request: wire::SolveRequest,
     build: &Arc<crate::builds::Build>,
-) -> Result<(SolveRequest, Option<BTreeMap<String, String>>), Fault> {
+) -> Result<(SolveRequest, Option<ByClient>), Fault> {
     let session: SharedSession = match request.session.as_str() {
         "" => Arc::new(LocalSession::new(request.r#ref.clone())),
         id => Arc::new(Client(shared.sessions.get(id).await?, shared.sessions.clone())),
     };
-    if !request.frontend_inputs.is_empty() {
-        return Err(Fault::user("frontend inputs are not supported yet"));
-    }
+    let inputs: Inputs =
+        request.frontend_inputs.iter().map(|(name, input)| (name.clone(), input.encode_to_vec())).collect();
     if request.source_policy.is_some() || !request.source_policy_session.is_empty() {
         return Err(Fault::user("source policies are not supported yet"));
     }
     let mut by_client = None;
+    let inputs_of_client = request.frontend_inputs;
     let frontend = match (request.frontend.as_str(), request.definition) {
         ("", Some(definition)) => Frontend::Llb(definition.encode_to_vec()),
         ("", None) => {
-            by_client = Some(sorted(request.frontend_attrs));
+            by_client = Some(ByClient { options: sorted(request.frontend_attrs), inputs: inputs_of_client });
             Frontend::Llb(Vec::new())
         }
-        (name, _) => Frontend::Named { name: name.to_owned(), options: request.frontend_attrs.into_iter().collect() },
+        (name, _) => Frontend::Named { name: name.to_owned(), options: sorted(request.frontend_attrs), inputs },
     };
     let mut exports: Vec<ExportRequest> = request
         .exporters

@@ -20,6 +20,7 @@ pub fn status(fault: &Fault) -> Status {
     let code = match fault.kind() {
         Kind::Cancelled => Code::Cancelled,
         Kind::Internal => Code::Internal,
+        _ if matches!(fault.find(), Some(engine::Unsupported::Cap(_))) => Code::Unimplemented,
         // BuildKit's own errors have no code, and clients put any other in front of the message.
         Kind::User | Kind::Environment | Kind::Remote => Code::Unknown,
     };
@@ -180,6 +181,11 @@ fn details(fault: &Fault) -> Vec<Any> {
             info["definition"] = definition;
         }
         add("errdefs.Source", json!({ "info": info, "ranges": ranges }));
+    }
+    match fault.find::<engine::Unsupported>() {
+        Some(engine::Unsupported::Request(name)) => add("errdefs.Subrequest", json!({ "name": name })),
+        Some(engine::Unsupported::Cap(name)) => add("errdefs.FrontendCap", json!({ "name": name })),
+        None => {}
     }
     if let Some((digest, _)) = fault.get_vertex() {
         add("errdefs.Vertex", json!({ "digest": digest }));

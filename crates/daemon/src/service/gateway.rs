@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::containers::{self, Containers, Messages};
 use super::error;
 use crate::Shared;
 
@@ -37,6 +38,12 @@ const CAPS: &[&str] = &[
     "proto.refarray",
     "reference.output",
     "gateway.solve.metadata",
+    "gateway.exec",
+    "gateway.exec.extrahosts",
+    "gateway.exec.secretenv",
+    "gateway.exec.signals",
+    "gateway.exec.filesystem",
+    "frontend.inputs",
     "frontend.caps",
     "gateway.solve.evaluate",
     "gateway.evaluate",
@@ -50,14 +57,33 @@ pub(crate) struct Gateway(pub(crate) Arc<Shared>);
 pub(crate) struct ClientBuild {
     bridge: Bridge,
     refs: Mutex<HashMap<String, Option<Ref>>>,
+    inputs: HashMap<String, proto::pb::Definition>,
+    containers: Arc<Containers>,
     returned: Mutex<Option<oneshot::Sender<Result<FrontendResult, Fault>>>>,
 }
 
 impl ClientBuild {
     /// A build, and where its result comes out.
-    pub(crate) fn new(bridge: Bridge) -> (ClientBuild, oneshot::Receiver<Result<FrontendResult, Fault>>) {
+    pub(crate) fn new(
+        bridge: Bridge,
+        inputs: HashMap<String, proto::pb::Definition>,
+    ) -> (ClientBuild, oneshot::Receiver<Result<FrontendResult, Fault>>) {
         let (sender, returned) = oneshot::channel();
-        (ClientBuild { bridge, refs: Mutex::default(), returned: Mutex::new(Some(sender)) }, returned)
+        (
+            ClientBuild {
+                bridge,
+                refs: Mutex::default(),
+                inputs,
+                containers: Arc::default(),
+                returned: Mutex::new(Some(sender)),
+            },
+            returned,
+        )
+    }
+
+    /// Ends all containers. There are none any more.
+    pub(crate) async fn release_containers(&self) {
+        self.containers.close().await;
     }
 
     /// Gives a reference a name for the client; an empty tree has none.
@@ -123,7 +149,9 @@ impl llb_bridge_server::LlbBridge for Gateway {
         }
         let mut only = String::new();
         let named = |reference: Option<Ref>| {
-            let def = reference.as_ref().map(|reference| reference.definition().clone());
+            // An empty one for an empty tree: a map entry without a value kills clients.
+            let def = reference.as_ref().map(|reference| reference.definition().clone()).unwrap_or_default();
+            let def = Some(proto::without_empty_entries(def));
             wire::Ref { id: build.name(reference), def }
         };
         let answer = match (result.refs, array) {
@@ -269,8 +297,10 @@ impl llb_bridge_server::LlbBridge for Gateway {
     }
 
     async fn inputs(&self, request: Request<wire::InputsRequest>) -> Result<Response<wire::InputsResponse>, Status> {
-        self.build(request.metadata()).await?;
-        Ok(Response::new(wire::InputsResponse::default()))
+        let build = self.build(request.metadata()).await?;
+        let inputs = build.inputs.iter();
+        let inputs = inputs.map(|(name, input)| (name.clone(), proto::without_empty_entries(input.clone())));
+        Ok(Response::new(wire::InputsResponse { definitions: inputs.collect() }))
     }
 
     async fn warn(&self, request: Request<wire::WarnRequest>) -> Result<Response<wire::WarnResponse>, Status> {
@@ -292,57 +322,82 @@ impl llb_bridge_server::LlbBridge for Gateway {
 
     async fn new_container(
         &self,
-        _: Request<wire::NewContainerRequest>,
+        request: Request<wire::NewContainerRequest>,
     ) -> Result<Response<wire::NewContainerResponse>, Status> {
-        Err(no_containers())
+        let build = self.build(request.metadata()).await?;
+        build.containers.create(&build.bridge, request.into_inner(), |id| build.find(id)).await?;
+        Ok(Response::new(wire::NewContainerResponse {}))
     }
 
     async fn release_container(
         &self,
-        _: Request<wire::ReleaseContainerRequest>,
+        request: Request<wire::ReleaseContainerRequest>,
     ) -> Result<Response<wire::ReleaseContainerResponse>, Status> {
-        Err(no_containers())
+        let build = self.build(request.metadata()).await?;
+        build.containers.release(&request.get_ref().container_id).await?;
+        Ok(Response::new(wire::ReleaseContainerResponse {}))
     }
 
-    type ExecProcessStream = tokio_stream::Empty<Result<wire::ExecMessage, Status>>;
+    type ExecProcessStream = Messages;
 
     async fn exec_process(
         &self,
-        _: Request<Streaming<wire::ExecMessage>>,
+        request: Request<Streaming<wire::ExecMessage>>,
     ) -> Result<Response<Self::ExecProcessStream>, Status> {
-        Err(no_containers())
+        let build = self.build(request.metadata()).await?;
+        Ok(Response::new(containers::exec(build.containers.clone(), request.into_inner())))
     }
 
     async fn read_file_container(
         &self,
-        _: Request<wire::ReadFileRequest>,
+        request: Request<wire::ReadFileRequest>,
     ) -> Result<Response<wire::ReadFileResponse>, Status> {
-        Err(no_containers())
+        let build = self.build(request.metadata()).await?;
+        let request = request.into_inner();
+        let (container, path) = (build.containers.find(&request.r#ref)?, absolute(&request.file_path)?);
+        let range = request.range.map(|range| (range.offset.max(0) as u64, range.length.max(0) as u64));
+        let data = container.read_file(mount_index(request.mount_index), path, range).await.map_err(failed)?;
+        Ok(Response::new(wire::ReadFileResponse { data }))
     }
 
     async fn read_dir_container(
         &self,
-        _: Request<wire::ReadDirRequest>,
+        request: Request<wire::ReadDirRequest>,
     ) -> Result<Response<wire::ReadDirResponse>, Status> {
-        Err(no_containers())
+        let build = self.build(request.metadata()).await?;
+        let request = request.into_inner();
+        let (container, path) = (build.containers.find(&request.r#ref)?, absolute(&request.dir_path)?);
+        let entries = container.read_dir(mount_index(request.mount_index), path, &request.include_pattern).await;
+        let entries = entries.map_err(failed)?.iter().map(stat).collect();
+        Ok(Response::new(wire::ReadDirResponse { entries }))
     }
 
     async fn stat_file_container(
         &self,
-        _: Request<wire::StatFileRequest>,
+        request: Request<wire::StatFileRequest>,
     ) -> Result<Response<wire::StatFileResponse>, Status> {
-        Err(no_containers())
+        let build = self.build(request.metadata()).await?;
+        let request = request.into_inner();
+        let (container, path) = (build.containers.find(&request.r#ref)?, absolute(&request.path)?);
+        let entry = container.stat_file(mount_index(request.mount_index), path).await.map_err(failed)?;
+        Ok(Response::new(wire::StatFileResponse { stat: Some(stat(&entry)) }))
     }
 }
 
-fn no_containers() -> Status {
-    Status::unimplemented("containers of frontends are not supported yet")
+/// What is no index is that of no mount.
+fn mount_index(index: i32) -> usize {
+    usize::try_from(index).unwrap_or(usize::MAX)
+}
+
+fn absolute(path: &str) -> Result<&str, Status> {
+    match path.starts_with('/') {
+        true => Ok(path),
+        false => Err(Status::unknown(format!("can't make {path} relative to /"))),
+    }
 }
 
 async fn solve(build: &ClientBuild, request: wire::SolveRequest) -> Result<FrontendResult, Fault> {
-    if !request.frontend_inputs.is_empty() {
-        return Err(Fault::user("frontend inputs are not supported yet"));
-    }
+    let inputs = request.frontend_inputs.iter().map(|(name, input)| (name.clone(), input.encode_to_vec())).collect();
     let import =
         |entry: wire::CacheOptionsEntry| CacheOptions { kind: entry.r#type, attrs: entry.attrs.into_iter().collect() };
     build.bridge.import(&request.cache_imports.into_iter().map(import).collect::<Vec<_>>())?;
@@ -357,7 +412,9 @@ async fn solve(build: &ClientBuild, request: wire::SolveRequest) -> Result<Front
         (_, Some(definition)) if !definition.def.is_empty() => {
             return Err(Fault::user("cannot solve with both definition and frontend specified"));
         }
-        (name, _) => Frontend::Named { name: name.to_owned(), options: request.frontend_opt.into_iter().collect() },
+        (name, _) => {
+            Frontend::Named { name: name.to_owned(), options: request.frontend_opt.into_iter().collect(), inputs }
+        }
     };
     build.bridge.solve(frontend).await
 }

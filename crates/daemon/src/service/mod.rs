@@ -1,5 +1,6 @@
 //! BuildKit's gRPC services: calls in, questions to the engine, answers out.
 
+pub(crate) mod containers;
 pub(crate) mod content;
 pub(crate) mod control;
 pub mod error;

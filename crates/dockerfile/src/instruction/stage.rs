@@ -53,8 +53,16 @@ fn stage_name(typed: &str) -> Result<String> {
     Err(error.hint("a stage name starts with a letter and goes on with letters, digits, `-`, `_` and `.`"))
 }
 
-/// One `ARG` in front of the first stage, and where it is.
-pub type GlobalArgs = (Vec<Arg>, SourceSpan);
+/// One `ARG` in front of the first stage.
+#[derive(Clone, Debug)]
+pub struct GlobalArgs {
+    /// What it declares.
+    pub args: Vec<Arg>,
+    /// Where it is.
+    pub span: SourceSpan,
+    /// The comments right above.
+    pub comments: Vec<String>,
+}
 
 /// What stands in front of the first stage, and the stages.
 pub(crate) fn stages(document: Document, linter: &Linter<'_>) -> Result<(Vec<GlobalArgs>, Vec<Stage>)> {
@@ -70,7 +78,9 @@ pub(crate) fn stages(document: Document, linter: &Linter<'_>) -> Result<(Vec<Glo
             Instruction { kind: Kind::From(from), name: keyword, code, span, comments } => {
                 stages.push(Stage { keyword, from, code, span, comments, instructions: Vec::new() });
             }
-            Instruction { kind: Kind::Arg(args), span, .. } if stages.is_empty() => globals.push((args, span)),
+            Instruction { kind: Kind::Arg(args), span, comments, .. } if stages.is_empty() => {
+                globals.push(GlobalArgs { args, span, comments });
+            }
             instruction => match stages.last_mut() {
                 Some(stage) => stage.instructions.push(instruction),
                 None => {

@@ -73,13 +73,23 @@ impl Warning {
     }
 }
 
+/// Who is told of findings.
+#[derive(Clone, Copy)]
+pub(crate) enum Audience<'a> {
+    /// Nobody: a further platform would say the same again.
+    Nobody,
+    /// Whoever asked, at once.
+    Told(&'a dyn Ask),
+    /// Whoever looks at the end.
+    Kept,
+}
+
 /// Where findings go. It speaks of each thing once.
 pub(crate) struct Linter<'a> {
     settings: Settings,
     file: &'a Arc<SourceFile>,
     vertex: Digest,
-    /// Who is told; none if nobody is: a further platform would say the same again.
-    listener: Option<&'a dyn Ask>,
+    audience: Audience<'a>,
     said: RefCell<Vec<Warning>>,
 }
 
@@ -104,9 +114,9 @@ impl<'a> Linter<'a> {
     pub fn new(
         settings: Settings,
         (file, vertex): (&'a Arc<SourceFile>, Digest),
-        listener: Option<&'a dyn Ask>,
+        audience: Audience<'a>,
     ) -> Linter<'a> {
-        Linter { settings, file, vertex, listener, said: RefCell::new(Vec::new()) }
+        Linter { settings, file, vertex, audience, said: RefCell::new(Vec::new()) }
     }
 
     /// For the whole file.
@@ -120,6 +130,11 @@ impl<'a> Linter<'a> {
             Some(own) => Scope { linter: self, settings: Cow::Owned(self.settings.merged(own)) },
             None => self.scope(),
         }
+    }
+
+    /// All that was said.
+    pub fn into_said(self) -> Vec<Warning> {
+        self.said.into_inner()
     }
 
     /// Fails if a rule has fired and the settings say that this is an error.
@@ -146,7 +161,10 @@ impl<'a> Linter<'a> {
 impl Scope<'_> {
     /// Reports, unless the rule is off.
     pub fn report(&self, rule: &'static Rule, span: SourceSpan, message: String) {
-        let Some(listener) = self.linter.listener.filter(|_| self.settings.allows(rule)) else { return };
+        let audience = self.linter.audience;
+        if matches!(audience, Audience::Nobody) || !self.settings.allows(rule) {
+            return;
+        }
         let lines = span.start.0..=span.end.0;
         let warning = Warning {
             rule: rule.name,
@@ -159,7 +177,9 @@ impl Scope<'_> {
         };
         let mut said = self.linter.said.borrow_mut();
         if !said.contains(&warning) {
-            listener.warn(&warning);
+            if let Audience::Told(listener) = audience {
+                listener.warn(&warning);
+            }
             said.push(warning);
         }
     }

@@ -27,9 +27,11 @@ use crate::error::{Error, Result};
 use crate::expand::{Lexer, Variables};
 use crate::ignore;
 use crate::instruction;
+use crate::instruction::GlobalArgs;
 use crate::lint::{self, Linter, Place, Scope};
 use crate::options::Options;
 use crate::platform;
+use crate::request::{Argument, Outline, description};
 use stage::Stage;
 
 /// What is lowered.
@@ -62,12 +64,39 @@ pub(crate) struct Lowered {
 /// Lowers for a platform, or for what the builder runs if none is asked for.
 pub(crate) fn lower(input: &Input<'_>, target: Option<&Platform>) -> Result<Lowered> {
     let mut lowering = Lowering::new(input, target)?;
-    lowering.collect_stages()?;
-    let target = lowering.find_target()?;
-    lowering.link_stages()?;
-    lowering.resolve(target)?;
-    lowering.dispatch_all(target)?;
+    let target = lowering.walk()?;
     lowering.finish(target)
+}
+
+/// Finds out what a target can be told. Of the result only that is kept.
+pub(crate) fn outline(input: &Input<'_>) -> Result<Outline> {
+    let mut lowering = Lowering::new(input, None)?;
+    let target = lowering.walk()?;
+    let written = input.stages.get(target);
+    let name = lowering.stages[target].name.clone().unwrap_or_default();
+    let comments = written.map(|stage| &stage.comments[..]).unwrap_or_default();
+    let mut outline = Outline { description: description(comments, &name), name, ..Outline::default() };
+    let globals = lowering.global_arguments()?;
+    let (mut todo, mut seen) = (vec![target], BTreeSet::new());
+    while let Some(index) = todo.pop() {
+        if seen.insert(index) {
+            let stage = &lowering.stages[index];
+            outline.add(&stage.capture, &globals);
+            // The base first.
+            todo.extend(stage.needs.iter().rev().map(|(need, _)| *need));
+            todo.extend(stage.base);
+        }
+    }
+    input.linter.verdict()?;
+    Ok(outline)
+}
+
+/// Only looks for what may not be meant: in the target and what it needs, or in all stages where none is asked for.
+pub(crate) fn check(input: &Input<'_>) -> Result<()> {
+    let mut lowering = Lowering::new(input, None)?;
+    lowering.all_stages = input.options.target.is_none();
+    lowering.walk()?;
+    input.linter.verdict()
 }
 
 struct Lowering<'a> {
@@ -78,6 +107,8 @@ struct Lowering<'a> {
     target_platform: Platform,
     /// Nobody asked for the platform.
     implicit: bool,
+    /// Not only what the target needs.
+    all_stages: bool,
     build_args: BTreeMap<String, String>,
     globals: Env,
     epoch: Option<Timestamp>,
@@ -108,6 +139,7 @@ impl<'a> Lowering<'a> {
             lexer: Lexer::new(input.escape),
             target_platform,
             implicit: target.is_none(),
+            all_stages: false,
             build_args: input.options.build_args.clone(),
             globals: Env::new(),
             epoch: None,
@@ -124,6 +156,39 @@ impl<'a> Lowering<'a> {
         lowering.set_globals()?;
         lowering.set_epoch()?;
         Ok(lowering)
+    }
+
+    /// Lowers all that is needed; the target.
+    fn walk(&mut self) -> Result<usize> {
+        self.collect_stages()?;
+        let target = self.find_target()?;
+        self.link_stages()?;
+        self.resolve(target)?;
+        self.dispatch_all(target)?;
+        Ok(target)
+    }
+
+    /// The arguments in front of the first stage, as an outline has them.
+    fn global_arguments(&self) -> Result<BTreeMap<String, Argument>> {
+        let mut arguments: BTreeMap<String, Argument> = BTreeMap::new();
+        for GlobalArgs { args, span, comments } in self.input.globals {
+            for arg in args {
+                let value = self.globals.get(&arg.key).unwrap_or_default().to_owned();
+                let mut uses = BTreeSet::new();
+                if let (false, Some(default)) = (self.build_args.contains_key(&arg.key), &arg.value) {
+                    uses = self.lexer.expand(default, &self.globals).map_err(|e| e.at(*span))?.matched;
+                    // What it was before is meant, and what that uses.
+                    if uses.remove(&arg.key)
+                        && let Some(before) = arguments.get(&arg.key)
+                    {
+                        uses.extend(before.uses.iter().cloned());
+                    }
+                }
+                let description = description(comments, &arg.key);
+                arguments.insert(arg.key.clone(), Argument { value, description, uses, span: *span });
+            }
+        }
+        Ok(arguments)
     }
 
     /// Platform arguments, then those in front of the first stage.
@@ -159,7 +224,7 @@ impl<'a> Lowering<'a> {
     /// The global arguments with those that are declared in front of the first stage.
     fn with_declared(&self, build_args: &BTreeMap<String, String>) -> Result<Env> {
         let mut env = self.globals.clone();
-        for (args, span) in self.input.globals {
+        for GlobalArgs { args, span, .. } in self.input.globals {
             for arg in args {
                 let value = match (build_args.get(&arg.key), &arg.value) {
                     (Some(given), _) => given.clone(),
@@ -321,7 +386,7 @@ pub(crate) fn is_for_scanners(name: &str) -> bool {
 }
 
 /// One span for each line, as source maps have them.
-fn line_spans(spans: &[SourceSpan]) -> Vec<SourceSpan> {
+pub(crate) fn line_spans(spans: &[SourceSpan]) -> Vec<SourceSpan> {
     let lines = spans.iter().flat_map(|span| span.start.0..=span.end.0);
     lines.map(|line| SourceSpan::lines(line, line)).collect()
 }

@@ -117,10 +117,16 @@ impl Lowering<'_> {
         }
         match mount.kind {
             MountKind::Secret => {
-                exec.secrets.push(secret(mount));
+                let secret = secret(mount);
+                let noted = (mount.required, self.present.1);
+                self.stages[index].capture.secrets.entry(secret.id.clone()).or_insert(noted);
+                exec.secrets.push(secret);
                 return Ok(());
             }
             MountKind::Ssh => {
+                let id = if mount.id.is_empty() { "default" } else { &mount.id };
+                let noted = (mount.required, self.present.1);
+                self.stages[index].capture.agents.entry(id.to_owned()).or_insert(noted);
                 exec.ssh.push(ssh(mount));
                 return Ok(());
             }

@@ -1,5 +1,6 @@
 //! Instructions that change the configuration, and the one place where all instructions meet.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use base::SourceSpan;
@@ -14,6 +15,7 @@ use crate::gotext::{plain_list, quoted_list};
 use crate::instruction::{Arg, CommandLine, Copy, Health, Kind, show_duration};
 use crate::lint::{self, Place};
 use crate::parse::Pair;
+use crate::request::{Argument, description};
 
 impl Lowering<'_> {
     pub(super) fn dispatch(&mut self, index: usize, step: Step) -> Result<()> {
@@ -26,7 +28,7 @@ impl Lowering<'_> {
                 return self.copy(index, &step, &copy);
             }
             Kind::Workdir(dir) => return self.workdir(index, &step, dir),
-            Kind::Arg(args) => return self.arg(index, args),
+            Kind::Arg(args) => return self.arg(index, args, &step.instruction.comments),
             _ => {}
         }
         let text = match &step.instruction.kind {
@@ -138,17 +140,30 @@ impl Lowering<'_> {
         Ok(text)
     }
 
-    fn arg(&mut self, index: usize, args: &[Arg]) -> Result<()> {
+    fn arg(&mut self, index: usize, args: &[Arg], comments: &[String]) -> Result<()> {
         let mut texts = Vec::with_capacity(args.len());
         for arg in args {
             lint::secrets::name(self.place(), "ARG", &arg.key);
             let given = self.build_args.get(&arg.key).cloned();
+            // Otherwise it is the one in front of the first stage.
+            let is_own = given.is_some() || arg.value.is_some() || self.globals.get(&arg.key).is_none();
             let value = match (given, &arg.value) {
                 (Some(given), _) => Some(given),
                 (None, Some(default)) => Some(self.expand(index, default)?),
                 (None, None) => self.globals.get(&arg.key).map(str::to_owned),
             };
+            let span = self.present.1;
             let stage = &mut self.stages[index];
+            stage.capture.used.insert(arg.key.clone());
+            if is_own {
+                let argument = Argument {
+                    value: value.clone().unwrap_or_default(),
+                    description: description(comments, &arg.key),
+                    uses: BTreeSet::new(),
+                    span,
+                };
+                stage.capture.arguments.insert(arg.key.clone(), argument);
+            }
             texts.push(match &value {
                 Some(value) => {
                     if !is_for_scanners(&arg.key) {

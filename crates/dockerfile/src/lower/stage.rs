@@ -12,6 +12,7 @@ use super::named::Named;
 use crate::error::{Error, Result};
 use crate::instruction::{Arg, Instruction, Kind};
 use crate::lint::{self, Place};
+use crate::request::Capture;
 use crate::{parse, platform};
 
 /// The image without files.
@@ -59,6 +60,8 @@ pub(super) struct Stage {
     pub own_healthcheck: Option<SourceSpan>,
     /// Here or in a stage that it is made from.
     pub workdir_set: bool,
+    /// What it can be told.
+    pub capture: Capture,
 }
 
 /// An instruction and what it needs.
@@ -90,6 +93,7 @@ impl<'a> Lowering<'a> {
             let error = Error::new(format!("`{}` is empty: there is no image to start from", from.base));
             return Err(self.suggest_argument(error, &base_name.unmatched));
         }
+        let mut used = base_name.matched;
         let mut stage = Stage {
             name: from.name.clone(),
             shown: from.name.clone().unwrap_or_else(|| format!("stage-{index}")),
@@ -99,7 +103,9 @@ impl<'a> Lowering<'a> {
             ..Stage::default()
         };
         if let Some(typed) = &from.platform {
-            stage.platform = Some(self.stage_platform(place, typed, from.name.as_deref())?);
+            let (platform, matched) = self.stage_platform(place, typed, from.name.as_deref())?;
+            stage.platform = Some(platform);
+            used.extend(matched);
         }
         if let Some(name) = &from.name {
             stage.replaced_by = self.named_context(name, stage.platform.as_ref());
@@ -112,6 +118,8 @@ impl<'a> Lowering<'a> {
         stage.steps_total += usize::from(stage.base_name != SCRATCH && stage.base.is_none());
         if replaced {
             stage.steps_total = 0;
+        } else {
+            stage.capture.used = used;
         }
         let place = self.add_stage(stage);
         if let Some(name) = &from.name {
@@ -122,11 +130,16 @@ impl<'a> Lowering<'a> {
 
     /// Arguments that a `FROM` can use, with or without a value.
     fn declared(&self) -> BTreeSet<&str> {
-        let written = self.input.globals.iter().flat_map(|(args, _)| args).map(|arg| arg.key.as_str());
+        let written = self.input.globals.iter().flat_map(|global| &global.args).map(|arg| arg.key.as_str());
         self.globals.iter().map(|(key, _)| key).chain(written).collect()
     }
 
-    fn stage_platform(&self, place: Place<'_>, typed: &str, name: Option<&str>) -> Result<Platform> {
+    fn stage_platform(
+        &self,
+        place: Place<'_>,
+        typed: &str,
+        name: Option<&str>,
+    ) -> Result<(Platform, BTreeSet<String>)> {
         let expanded = self.lexer.expand(typed, &self.globals)?;
         lint::variables::used_in_from(place, &expanded.unmatched, &self.declared());
         lint::platform::flag(place, typed, &expanded, name, &self.globals);
@@ -141,7 +154,7 @@ impl<'a> Lowering<'a> {
         if platform.os == "windows" {
             return Err(Error::new("Windows images are not supported yet"));
         }
-        Ok(platform)
+        Ok((platform, expanded.matched))
     }
 
     /// Hints at what an unset variable was probably meant to be.
@@ -293,8 +306,11 @@ impl<'a> Lowering<'a> {
         error
     }
 
-    /// The stages that one needs, itself included. What a named context has replaced needs nothing.
+    /// The stages that one needs, itself included; or all that there are. What a named context has replaced needs nothing.
     pub(super) fn reachable(&self, target: usize) -> Vec<bool> {
+        if self.all_stages {
+            return vec![true; self.stages.len()];
+        }
         let mut reachable = vec![false; self.stages.len()];
         let mut stack = vec![target];
         while let Some(stage) = stack.pop() {

@@ -40,7 +40,7 @@ fn build(dockerfile: &str, options: &[(&str, &str)]) -> Result<Outcome, Fault> {
 fn built(dockerfile: &str, options: &[(&str, &str)]) -> crate::Built {
     match build(dockerfile, options).expect(dockerfile) {
         Outcome::Built(built) => built,
-        Outcome::Gateway(gateway) => panic!("{gateway:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -59,7 +59,7 @@ fn only_what_the_target_needs_is_asked_for() {
 fn another_frontend_is_reported() {
     let gateway = |dockerfile: &str, options: &[(&str, &str)]| match build(dockerfile, options).expect(dockerfile) {
         Outcome::Gateway(gateway) => Some((gateway.image, gateway.cmdline, gateway.place.is_some())),
-        Outcome::Built(_) => None,
+        Outcome::Built(_) | Outcome::Answered(_) => None,
     };
     let other = "# syntax=me/front:1 --x\nFROM scratch";
     assert_eq!(gateway(other, &[]), Some(("me/front:1".into(), "me/front:1 --x".into(), true)));
@@ -165,7 +165,7 @@ proptest! {
                     llb::Graph::new(result.definition.clone(), llb::Limits::default()).expect("valid LLB");
                 }
             }
-            Ok(Outcome::Gateway(gateway)) => prop_assert!(false, "{:?}", gateway),
+            Ok(other) => prop_assert!(false, "{:?}", other),
             Err(fault) => {
                 prop_assert!(fault.kind() == Kind::User, "{}", fault);
                 for span in fault.places().iter().flat_map(|(_, spans)| spans) {
@@ -174,4 +174,41 @@ proptest! {
             }
         }
     }
+}
+
+/// What a question about a Dockerfile is answered: as text, and as JSON.
+fn answered(dockerfile: &str, request: &str, options: &[(&str, &str)]) -> (String, serde_json::Value) {
+    let options: Vec<(&str, &str)> = options.iter().copied().chain([("requestid", request)]).collect();
+    let Ok(Outcome::Answered(answer)) = build(dockerfile, &options) else { panic!("{request} of {dockerfile}") };
+    let text = String::from_utf8(answer["result.txt"].clone()).expect("text");
+    (text, serde_json::from_slice(&answer["result.json"]).expect("JSON"))
+}
+
+#[test]
+fn outlines_name_what_a_target_uses_and_nothing_else() {
+    // As upstream has answered the same questions.
+    let dockerfile = "# TAG is a tag\nARG TAG=${NAME}-1\nARG NAME=x\nARG UNUSED=1\nFROM scratch AS one\n\
+                      # WORD is said\nARG WORD=hello\nRUN --mount=type=secret,id=s,required=true \\\n true\n\
+                      FROM scratch AS other\nARG NAME\nRUN --mount=type=ssh true\nFROM one\nCOPY --from=other / /\n";
+    let (text, json) = answered(dockerfile, "frontend.outline", &[("build-arg:WORD", "bye")]);
+    let expected = "BUILD ARG   VALUE   DESCRIPTION\nNAME        x       \nWORD        bye     is said\n\n\
+                    SECRET   REQUIRED\ns        true\n\nSSH       REQUIRED\ndefault   \n\n";
+    assert_eq!(text, expected);
+    let lines: Vec<_> = json["secrets"][0]["location"]["ranges"].as_array().expect("ranges").iter().collect();
+    assert_eq!((&lines[0]["start"]["line"], &lines[1]["end"]["line"]), (&8.into(), &9.into()));
+    let (text, json) = answered(dockerfile, "frontend.outline", &[("target", "other")]);
+    assert!(text.starts_with("TARGET: other\n\nBUILD ARG   VALUE"), "{text}");
+    assert_eq!(json["args"].as_array().map(Vec::len), Some(1), "{json}");
+}
+
+#[test]
+fn checks_answer_with_what_stops_a_build() {
+    let (text, json) = answered("FROM scratch AS A\nRUN true\n", "frontend.lint", &[]);
+    assert!(text.starts_with("\nWARNING: StageNameCasing - https://"), "{text}");
+    assert_eq!(json["warnings"].as_array().map(Vec::len), Some(1), "{json}");
+    let (text, json) = answered("FROM scratch\nCOPY --from=9 / /\n", "frontend.lint", &[]);
+    assert_eq!((text.as_str(), json["warnings"].is_null()), ("", true));
+    assert_eq!(json["buildError"]["location"]["ranges"][0]["start"]["line"], 2);
+    let unknown = build("FROM scratch\n", &[("requestid", "frontend.bogus")]).expect_err("unknown");
+    assert!(unknown.find::<crate::Unsupported>().is_some(), "{unknown}");
 }

@@ -188,7 +188,11 @@ fn check_spans(bytes: &[u8]) -> std::result::Result<(), TestCaseError> {
             let spans: Vec<SourceSpan> = document.lines.iter().map(|line| line.span).collect();
             let file = base::SourceFile::default();
             let file = std::sync::Arc::new(file);
-            let linter = crate::lint::Linter::new(Default::default(), (&file, base::Digest::of("")), None);
+            let linter = crate::lint::Linter::new(
+                Default::default(),
+                (&file, base::Digest::of("")),
+                crate::lint::Audience::Nobody,
+            );
             match crate::instruction::stages(document, &linter) {
                 Ok(_) => spans,
                 Err(error) => error.spans().iter().copied().chain(spans).collect(),

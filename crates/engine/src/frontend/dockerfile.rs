@@ -13,9 +13,11 @@ use files::walk::Filter;
 use futures_util::future::join_all;
 use image::Reference;
 use llb::{Graph, Limits, pb};
+use proto::Message as _;
 use rustix::fs::{Mode, OFlags};
 use sys::path::{Links, Root};
 
+use crate::api::Inputs;
 use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
 use crate::layout::StoreName;
@@ -32,9 +34,10 @@ pub(crate) async fn build(
     core: &Arc<Core>,
     job: &Arc<JobHandle>,
     options: BTreeMap<String, String>,
+    inputs: Inputs,
 ) -> Result<FrontendResult, Fault> {
     let runtime = tokio::runtime::Handle::current();
-    let asker = Asker { core: core.clone(), job: job.clone(), runtime, matcher: Mutex::default() };
+    let asker = Asker { core: core.clone(), job: job.clone(), runtime, inputs, matcher: Mutex::default() };
     let platforms = core.platforms.clone();
     let session = job.job.session.id().to_owned();
     // The frontend asks and waits; the answers come from this runtime, so it needs a thread of its own.
@@ -45,6 +48,7 @@ pub(crate) async fn build(
     .await?;
     let built = match outcome {
         Outcome::Built(built) => built,
+        Outcome::Answered(metadata) => return Ok(FrontendResult { refs: Refs::One(None), metadata }),
         Outcome::Gateway(gateway) => {
             let text = format!("frontend image `{}` is not supported yet", gateway.image);
             let fault = Fault::user(text);
@@ -81,6 +85,7 @@ struct Asker {
     core: Arc<Core>,
     job: Arc<JobHandle>,
     runtime: tokio::runtime::Handle,
+    inputs: Inputs,
     /// The ignore file that was asked about last, ready to match.
     matcher: Mutex<Option<(Vec<String>, Matcher)>>,
 }
@@ -92,6 +97,12 @@ impl Ask for Asker {
 
     fn read_files(&self, request: &ReadRequest) -> Result<Vec<Option<Vec<u8>>>, Fault> {
         self.runtime.block_on(self.read(request))
+    }
+
+    fn input(&self, name: &str) -> Result<Option<pb::Definition>, Fault> {
+        let Some(bytes) = self.inputs.get(name) else { return Ok(None) };
+        let definition = pb::Definition::decode(bytes.as_slice());
+        definition.map(Some).map_err(|e| Fault::because(Kind::User, format!("malformed input `{name}`"), e))
     }
 
     fn ignored(&self, patterns: &[String], path: &str) -> bool {

@@ -13,6 +13,7 @@ use sys::mount::FsView;
 use super::OpContext;
 use crate::cache_mount::CacheDir;
 use crate::core::active_view;
+use crate::ssh::AgentSocket;
 use crate::step_log::StepLog;
 use crate::tree::Tree;
 
@@ -183,14 +184,16 @@ impl Tail {
 
 /// Everything that a step needs mounted, and what becomes of it.
 #[derive(Default)]
-struct Prepared {
-    root: Option<(FsView, bool)>,
-    mounts: Vec<StepMount>,
+pub(crate) struct Prepared {
+    pub(crate) root: Option<(FsView, bool)>,
+    pub(crate) mounts: Vec<StepMount>,
     outputs: Vec<(i64, Output)>,
     /// Writable mounts that nobody reads afterwards, and cache mounts: kept until the step has ended.
     scratch: Vec<store::Active>,
     caches: Vec<((pb::CacheOpt, i64), CacheDir)>,
-    shm_size: Option<ByteSize>,
+    /// Kept until the step has ended.
+    agents: Vec<AgentSocket>,
+    pub(crate) shm_size: Option<ByteSize>,
 }
 
 enum Output {
@@ -201,7 +204,13 @@ enum Output {
 }
 
 impl Prepared {
-    async fn add(&mut self, ctx: &OpContext, meta: &pb::Meta, mount: &pb::Mount, inputs: &[Tree]) -> Result<(), Fault> {
+    pub(crate) async fn add(
+        &mut self,
+        ctx: &OpContext,
+        meta: &pb::Meta,
+        mount: &pb::Mount,
+        inputs: &[Tree],
+    ) -> Result<(), Fault> {
         let input = match usize::try_from(mount.input) {
             Ok(index) => inputs.get(index).cloned().ok_or_else(|| no_input(mount))?,
             Err(_) if mount.input == -1 => Tree::Empty,
@@ -241,10 +250,14 @@ impl Prepared {
                 Some(source) => source,
                 None => return Ok(()),
             },
-            pb::MountType::Ssh => {
-                return Err(Fault::user("`--mount=type=ssh` is not supported yet")
-                    .hint("pass a deploy key with `--mount=type=secret` instead"));
-            }
+            pb::MountType::Ssh => match agent(ctx, mount).await? {
+                Some(socket) => {
+                    let path = socket.path();
+                    self.agents.push(socket);
+                    MountSource::Bind { path, read_only: mount.readonly }
+                }
+                None => return Ok(()),
+            },
         };
         if mount.dest == "/" {
             return Err(Fault::user("only a bind mount can be the root of a step"));
@@ -327,6 +340,20 @@ async fn secret(ctx: &OpContext, mount: &pb::Mount) -> Result<Option<MountSource
     Ok(found.map(|data| MountSource::Secret { data, uid: opt.uid, gid: opt.gid, mode: opt.mode & 0o777 }))
 }
 
+/// A socket of the agent that a mount names; none where it may be missing and is.
+async fn agent(ctx: &OpContext, mount: &pb::Mount) -> Result<Option<AgentSocket>, Fault> {
+    let Some(opt) = &mount.ssh_opt else {
+        return Err(Fault::user(format!("ssh mount `{}` names no agent", mount.dest)));
+    };
+    let id = if opt.id.is_empty() { session::DEFAULT_AGENT } else { &opt.id };
+    match ctx.agent(id).await? {
+        Some(agent) => AgentSocket::open(&ctx.core.scratch, agent, opt).map(Some),
+        None if opt.optional => Ok(None),
+        None => Err(Fault::user(format!("no SSH key \"{id}\" forwarded from the client"))
+            .hint(format!("lend an agent with `--ssh {id}`, or a key with `--ssh {id}=<file>`"))),
+    }
+}
+
 async fn find_secret(ctx: &OpContext, id: &str, optional: bool) -> Result<Option<Secret>, Fault> {
     let found = ctx.secret(id).await?;
     if found.is_none() && !optional {
@@ -352,7 +379,14 @@ async fn environment(ctx: &OpContext, op: &pb::ExecOp, meta: &pb::Meta) -> Resul
             }
         }
     }
-    for secret in &op.secretenv {
+    env.extend(secret_environment(ctx, &op.secretenv).await?);
+    Ok(env)
+}
+
+/// Variables whose values are secrets.
+pub(crate) async fn secret_environment(ctx: &OpContext, secrets: &[pb::SecretEnv]) -> Result<Vec<String>, Fault> {
+    let mut env = Vec::new();
+    for secret in secrets {
         let Some(value) = find_secret(ctx, &secret.id, secret.optional).await? else { continue };
         let text = std::str::from_utf8(value.expose()).ok().filter(|text| !text.contains('\0'));
         let text = text.ok_or_else(|| Fault::user(format!("secret `{}` is no text for a variable", secret.id)))?;
@@ -361,13 +395,13 @@ async fn environment(ctx: &OpContext, op: &pb::ExecOp, meta: &pb::Meta) -> Resul
     Ok(env)
 }
 
-fn extra_host(host: &pb::HostIp) -> Result<ExtraHost, Fault> {
+pub(crate) fn extra_host(host: &pb::HostIp) -> Result<ExtraHost, Fault> {
     let ip = host.ip.parse();
     let ip = ip.map_err(|e| Fault::because(Kind::User, format!("bad address `{}` of extra host", host.ip), e))?;
     Ok(ExtraHost { host: host.host.clone(), ip })
 }
 
-fn ulimit(limit: &pb::Ulimit) -> Ulimit {
+pub(crate) fn ulimit(limit: &pb::Ulimit) -> Ulimit {
     Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard }
 }
 

@@ -1,6 +1,6 @@
 //! Ops: for each, first how its result is remembered, then how it is made. One file per op.
 
-mod exec;
+pub(crate) mod exec;
 pub(crate) mod file;
 mod merge;
 pub(crate) mod source;
@@ -56,6 +56,7 @@ pub const CAPS: &[&str] = &[
     "exec.mount.tmpfs",
     "exec.mount.tmpfs.size",
     "exec.mount.secret",
+    "exec.mount.ssh",
     "exec.cgroup",
     "exec.secretenv",
     "exec.validexitcode",
@@ -89,8 +90,6 @@ fn not_there_yet(cap: &str, name: &str) -> Fault {
     let is = |family: &str| cap.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     let (what, hint) = if is("source.git") {
         ("a git repository as a source", "clone it in a RUN step, or into the build context")
-    } else if is("exec.mount.ssh") {
-        ("RUN --mount=type=ssh", "pass a deploy key with `--mount=type=secret` instead")
     } else if is("exec.meta.cdi") {
         ("RUN --device", "")
     } else {
@@ -139,6 +138,16 @@ impl OpContext {
         for job in &self.jobs {
             if let Some(secret) = job.secret(id).await? {
                 return Ok(Some(secret));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The SSH agent of the first client that lends one.
+    async fn agent(&self, id: &str) -> Result<Option<Arc<dyn session::Agent>>, Fault> {
+        for job in &self.jobs {
+            if let Some(agent) = job.agent(id).await? {
+                return Ok(Some(agent));
             }
         }
         Ok(None)
@@ -238,7 +247,6 @@ mod tests {
         for (cap, said) in [
             ("source.http.signatureverify", "`NAME` needs `source.http.signatureverify`, which is not supported yet"),
             ("source.git", "a git repository as a source is not supported yet: `NAME`"),
-            ("exec.mount.ssh", "RUN --mount=type=ssh is not supported yet: `NAME`"),
             ("source.httpx", "`NAME` needs `source.httpx`, which is not supported yet"),
         ] {
             assert_eq!(not_there_yet(cap, "NAME").to_string(), said);

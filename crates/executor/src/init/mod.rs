@@ -21,11 +21,13 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sys::process::{Side, clone, exit_now, reap};
 use sys::seccomp::Filter;
 
-use crate::message::{Report, Start};
+use crate::message::{Place, Report, Start, Wish};
 
+mod entry;
 mod exec;
 mod mounts;
 mod sandbox;
@@ -74,10 +76,9 @@ fn serve() -> Result<(), sys::Error> {
             Err(errno) => return Err(error(errno)),
         }
         let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
-        let unwanted: Vec<i32> =
-            listened.iter().zip(&ready[2..]).filter_map(|((pid, _), r)| r.then_some(*pid)).collect();
-        for pid in unwanted {
-            init.kill(pid);
+        let wished: Vec<i32> = listened.iter().zip(&ready[2..]).filter_map(|((pid, _), r)| r.then_some(*pid)).collect();
+        for pid in wished {
+            init.grant(pid);
         }
         if ready[1] {
             let mut info = [0; 1024];
@@ -122,18 +123,25 @@ impl Init {
         else {
             return Ok(true);
         };
-        let cgroup = fds.next();
-        match clone(start.namespaces, cgroup.as_ref().map(AsFd::as_fd)) {
+        let stdin = if start.stdin { fds.next() } else { None };
+        let rest: Vec<OwnedFd> = fds.collect();
+        let born = match start.place {
+            Place::New(namespaces) => clone(namespaces, rest.first().map(AsFd::as_fd)),
+            Place::Container => clone_into(&rest),
+        };
+        match born {
             Ok((Side::Child, in_cgroup)) => {
                 // Nothing of other steps comes along.
                 self.steps.clear();
                 let parent = self.own.take();
-                sandbox::run(sandbox::Inherited { message, stdout, stderr, socket, parent, in_cgroup }, &self.filter)
+                let inherited = sandbox::Inherited { message, stdin, stdout, stderr, socket, parent, in_cgroup };
+                let namespaces = if start.place == Place::Container { rest } else { Vec::new() };
+                sandbox::run(inherited, &namespaces, &self.filter)
             }
             Ok((Side::Parent(pid), _)) => {
                 self.steps.insert(pid.as_raw_nonzero().get(), Running { socket, killed: false });
             }
-            Err(error) => report(socket.as_fd(), &Report::NotStarted(chain(&error)), None),
+            Err(error) => report(socket.as_fd(), &Report::NotStarted(chain(&error)), &[]),
         }
         Ok(true)
     }
@@ -148,9 +156,29 @@ impl Init {
                 system_micros: ended.system.as_micros() as u64,
                 max_rss: ended.max_rss,
             };
-            report(step.socket.as_fd(), &ended, None);
+            report(step.socket.as_fd(), &ended, &[]);
         }
         Ok(())
+    }
+
+    /// Does what the executor wants of a process.
+    fn grant(&mut self, pid: i32) {
+        let Some(step) = self.steps.get(&pid) else { return };
+        let mut bytes = [0; 8];
+        let wish = match receive(step.socket.as_fd(), &mut bytes) {
+            Err(Errno::INTR | Errno::AGAIN) => return,
+            Ok((read, _)) => Wish::decode(&bytes[..read]),
+            Err(_) => Wish::Kill,
+        };
+        match wish {
+            Wish::Kill => self.kill(pid),
+            Wish::Signal(number) => {
+                // It is our child and not reaped yet, so the number is its own.
+                if let (Some(pid), Some(signal)) = (Pid::from_raw(pid), Signal::from_named_raw(number.into())) {
+                    let _ = kill_process(pid, signal);
+                }
+            }
+        }
     }
 
     /// Kills a step, and with its first process all others of its process namespace.
@@ -162,9 +190,41 @@ impl Init {
     }
 }
 
+/// Makes a copy of this process in the process namespace of a container, the first one of `namespaces`.
+///
+/// Not every init may come back from there, so a copy goes: its own copy is born there, and is our child all the same.
+fn clone_into(namespaces: &[OwnedFd]) -> Result<(Side, bool), sys::Error> {
+    let failed = |errno: Errno| sys::Error::call("enter the container", errno);
+    let container = namespaces.first().ok_or_else(|| failed(Errno::NOENT))?;
+    let (from, to) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed)?;
+    let (Side::Parent(_), _) = clone(0, None)? else {
+        drop(from);
+        let entered = move_into_link_name_space(container.as_fd(), Some(LinkNameSpaceType::ProcessID));
+        match entered.map_err(failed).and_then(|()| clone(libc::CLONE_PARENT, None)) {
+            Ok((Side::Child, _)) => return Ok((Side::Child, false)),
+            Ok((Side::Parent(pid), _)) => {
+                let _ = rustix::io::write(&to, &pid.as_raw_nonzero().get().to_ne_bytes());
+                exit_now(0)
+            }
+            Err(_) => exit_now(1),
+        }
+    };
+    drop(to);
+    let mut pid = [0; 4];
+    let read = loop {
+        match rustix::io::read(&from, &mut pid) {
+            Err(Errno::INTR) => {}
+            read => break read.map_err(failed)?,
+        }
+    };
+    // Nobody is born in a namespace whose first process is gone.
+    let pid = Some(i32::from_ne_bytes(pid)).filter(|_| read == 4).and_then(Pid::from_raw);
+    pid.map(|pid| (Side::Parent(pid), false)).ok_or_else(|| failed(Errno::SRCH))
+}
+
 /// Receives one message and its descriptors, which are closed by the next exec.
 fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received =
         recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT)?;
@@ -178,13 +238,12 @@ fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Vec<Owned
 }
 
 /// Tells the executor. Where it does not listen any more, nobody wants to know.
-fn report(socket: BorrowedFd<'_>, report: &Report, fd: Option<BorrowedFd<'_>>) {
+fn report(socket: BorrowedFd<'_>, report: &Report, fds: &[BorrowedFd<'_>]) {
     let Ok(bytes) = serde_json::to_vec(report) else { return };
-    let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        ancillary.push(SendAncillaryMessage::ScmRights(fds));
     }
     let _ = sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL);
 }

@@ -4,11 +4,11 @@
 //! install one, the user last.
 
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{DumpableBehavior, Signal};
@@ -21,12 +21,13 @@ use sys::seccomp::Filter;
 use super::mounts::{Builder, setup};
 use super::stubs::{Keep, make_directories};
 use super::user::{User, look_up};
-use super::{exec, report, system};
+use super::{entry, exec, report, system};
 use crate::message::{CgroupView, Failure, Report, Sandbox};
 
 /// What init hands to its copy.
 pub(super) struct Inherited {
     pub(super) message: OwnedFd,
+    pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
     pub(super) socket: OwnedFd,
@@ -36,17 +37,28 @@ pub(super) struct Inherited {
     pub(super) in_cgroup: bool,
 }
 
-/// Becomes the step, or reports why not and ends.
-pub(super) fn run(inherited: Inherited, filter: &Filter) -> ! {
-    let failure = match prepare(&inherited, filter) {
-        Ok((args, env)) => exec::become_program(&args, &env),
+/// Becomes the step, or reports why not and ends. `namespaces` are those of the container that it enters, if it does.
+pub(super) fn run(inherited: Inherited, namespaces: &[OwnedFd], filter: &Filter) -> ! {
+    let prepared = match namespaces {
+        [] => prepare(&inherited, filter),
+        [_, rest @ ..] => entry::prepare(&inherited, rest, filter).map(|(args, env)| (args, env, Vec::new())),
+    };
+    let failure = match prepared {
+        Ok((args, env, namespaces)) => {
+            let namespaces: Vec<BorrowedFd<'_>> = namespaces.iter().map(AsFd::as_fd).collect();
+            report(inherited.socket.as_fd(), &Report::Started, &namespaces);
+            exec::become_program(&args, &env)
+        }
         Err(failure) => failure,
     };
-    report(inherited.socket.as_fd(), &Report::Failed(failure.shortened()), None);
+    report(inherited.socket.as_fd(), &Report::Failed(failure.shortened()), &[]);
     sys::process::exit_now(1)
 }
 
-fn prepare(inherited: &Inherited, filter: &Filter) -> Result<(Vec<String>, Vec<String>), Failure> {
+/// Arguments, environment, and the namespaces that others may enter.
+type Ready = (Vec<String>, Vec<String>, Vec<OwnedFd>);
+
+fn prepare(inherited: &Inherited, filter: &Filter) -> Result<Ready, Failure> {
     let os = |what: &'static str| move |errno: Errno| setup(what, std::io::Error::from(errno));
     die_with(inherited.parent.as_ref())?;
     sys::process::unblock_signals().map_err(|error| setup("cannot begin", error))?;
@@ -61,9 +73,8 @@ fn prepare(inherited: &Inherited, filter: &Filter) -> Result<(Vec<String>, Vec<S
     std::fs::File::from(message).read_to_end(&mut bytes).map_err(unread)?;
     let (mut sandbox, files) = Sandbox::decode(&bytes).map_err(Failure::Setup)?;
 
-    rustix::stdio::dup2_stdout(&inherited.stdout).map_err(os("cannot redirect output"))?;
-    rustix::stdio::dup2_stderr(&inherited.stderr).map_err(os("cannot redirect output"))?;
     join_groups(&sandbox, inherited.in_cgroup)?;
+    let namespaces = if sandbox.lasting { own_namespaces(&sandbox)? } else { Vec::new() };
     if sandbox.own_network {
         sys::ns::loopback_up().map_err(|error| setup("cannot set the network up", error))?;
     }
@@ -71,38 +82,90 @@ fn prepare(inherited: &Inherited, filter: &Filter) -> Result<(Vec<String>, Vec<S
     sys::process::own_keyring();
 
     let user = build_root(&mut sandbox, &files, inherited)?;
-    system::null_stdin()?;
+    take_streams(inherited, sandbox.terminal, user.uid)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    set_limits(&sandbox)?;
-    if user.uid != 0 {
-        for fd in [&inherited.stdout, &inherited.stderr] {
-            // So that the user can open /dev/stdout; some kinds of files refuse, and then it cannot.
-            let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(user.uid)), None);
-        }
-    }
+    set_limits(&sandbox.rlimits)?;
     sys::process::close_on_exec_from(3).map_err(|error| setup("cannot close descriptors", error))?;
     if !sandbox.insecure {
         filter.install().map_err(|error| setup("cannot lock the step in", error))?;
     }
     // As root first; a directory that only the user may enter, on a file system that knows no root, after that.
-    let entered = enter_working_directory(&sandbox);
-    become_user(&sandbox, &user)?;
-    if let Err(error) = entered.or_else(|_| enter_working_directory(&sandbox)) {
-        let directory = working_directory(&sandbox);
+    let directory = working_directory(&sandbox);
+    let entered = enter(directory);
+    become_user(&Limits { insecure: sandbox.insecure, single_id: sandbox.single_id }, &user)?;
+    inner_end(directory, entered)?;
+    // A change of user clears it.
+    die_with(inherited.parent.as_ref())?;
+    let env = exec::environment(std::mem::take(&mut sandbox.env), &user.home);
+    Ok((std::mem::take(&mut sandbox.args), env, namespaces))
+}
+
+/// The namespaces that others enter to be where we are, in the order in which they do. They are what they are to be from
+/// birth; only what is mounted changes.
+fn own_namespaces(sandbox: &Sandbox) -> Result<Vec<OwnedFd>, Failure> {
+    let names = [
+        Some("pid"),
+        Some("ipc"),
+        Some("uts"),
+        // Nobody but its owner may enter another one, not even who is there already.
+        sandbox.own_network.then_some("net"),
+        (sandbox.cgroup == CgroupView::Unified).then_some("cgroup"),
+        Some("mnt"),
+    ];
+    let open = |name: &str| {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(Path::new("/proc/self/ns").join(name), flags, Mode::empty());
+        opened.map_err(|errno| setup(format_args!("cannot open the namespace `{name}`"), std::io::Error::from(errno)))
+    };
+    names.into_iter().flatten().map(open).collect()
+}
+
+/// Standard input, output and errors: a terminal, or pipes. Whoever the process becomes can open them by name; some kinds of
+/// files refuse, and then it cannot.
+pub(super) fn take_streams(inherited: &Inherited, terminal: bool, uid: u32) -> Result<(), Failure> {
+    let failed = |errno: Errno| setup("cannot redirect output", std::io::Error::from(errno));
+    let owner = (uid != 0).then(|| Uid::from_raw(uid));
+    let give = |fd: &OwnedFd| {
+        if owner.is_some() {
+            let _ = rustix::fs::fchown(fd, owner, None);
+        }
+    };
+    if terminal {
+        let (master, slave) = system::open_terminal()?;
+        give(&slave);
+        for attach in [rustix::stdio::dup2_stdin, rustix::stdio::dup2_stdout, rustix::stdio::dup2_stderr] {
+            attach(slave.as_fd()).map_err(failed)?;
+        }
+        report(inherited.socket.as_fd(), &Report::Terminal, &[master.as_fd()]);
+        return Ok(());
+    }
+    match &inherited.stdin {
+        Some(stdin) => {
+            give(stdin);
+            rustix::stdio::dup2_stdin(stdin).map_err(failed)?;
+        }
+        None => system::null_stdin()?,
+    }
+    give(&inherited.stdout);
+    give(&inherited.stderr);
+    rustix::stdio::dup2_stdout(&inherited.stdout).map_err(failed)?;
+    rustix::stdio::dup2_stderr(&inherited.stderr).map_err(failed)
+}
+
+/// The last look at the working directory, as the user: tried again where root could not enter it.
+pub(super) fn inner_end(directory: &str, entered: std::io::Result<()>) -> Result<(), Failure> {
+    if let Err(error) = entered.or_else(|_| enter(directory)) {
         return Err(Failure::Invalid(format!("cannot use the working directory `{directory}`: {error}")));
     }
     // A path such as /proc/self/fd/7 can lead out by way of a descriptor that we still have (CVE-2024-21626).
     if !rustix::process::getcwd(Vec::new()).is_ok_and(|cwd| cwd.as_bytes().starts_with(b"/")) {
-        let directory = working_directory(&sandbox);
         return Err(Failure::Invalid(format!("the working directory `{directory}` is outside of the root")));
     }
-    // A change of user clears it.
-    die_with(inherited.parent.as_ref())?;
-    Ok((std::mem::take(&mut sandbox.args), exec::environment(std::mem::take(&mut sandbox.env), &user.home)))
+    Ok(())
 }
 
 /// Has the kernel kill us when init dies, or ends at once where that has died: then no signal comes any more.
-fn die_with(init: Option<&OwnedFd>) -> Result<(), Failure> {
+pub(super) fn die_with(init: Option<&OwnedFd>) -> Result<(), Failure> {
     let failed = |errno: Errno| setup("cannot watch our parent", std::io::Error::from(errno));
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed)?;
     let Some(init) = init else { return Ok(()) };
@@ -114,8 +177,7 @@ fn die_with(init: Option<&OwnedFd>) -> Result<(), Failure> {
 }
 
 /// Its part below a mount may be missing still.
-fn enter_working_directory(sandbox: &Sandbox) -> std::io::Result<()> {
-    let directory = Path::new(working_directory(sandbox));
+pub(super) fn enter(directory: &str) -> std::io::Result<()> {
     match rustix::process::chdir(directory) {
         Err(Errno::NOENT) => {
             std::fs::create_dir_all(directory)?;
@@ -129,7 +191,7 @@ fn enter_working_directory(sandbox: &Sandbox) -> std::io::Result<()> {
 const OOM_SCORE: i32 = 250;
 
 /// Where memory runs out, one build fails rather than the daemon with all of them. As good as we can.
-fn rather_us_than_the_executor() {
+pub(super) fn rather_us_than_the_executor() {
     const FILE: &str = "/proc/self/oom_score_adj";
     let Some(now) = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok()) else { return };
     // While nobody may look into us, the file belongs to the machine's root. Nobody sees us yet who may.
@@ -167,12 +229,7 @@ fn build_root(sandbox: &mut Sandbox, files: &[&[u8]], inherited: &Inherited) -> 
     }
     let root = Root::open(&place).map_err(io)?;
     let user = look_up(&root, &sandbox.user).map_err(Failure::Invalid)?;
-    if sandbox.single_id && (user.uid, user.gid) != (0, 0) {
-        return Err(Failure::Invalid(format!(
-            "user {}:{} does not exist here: only id 0 is mapped, for want of a range in /etc/subuid and /etc/subgid",
-            user.uid, user.gid
-        )));
-    }
+    check_user(&user, sandbox.single_id)?;
     let cwd = working_directory(sandbox);
     let directories = make_directories(&root, cwd, user.uid, user.gid)
         .map_err(|error| setup(format_args!("cannot make the working directory `{cwd}`"), error))?;
@@ -190,7 +247,7 @@ fn build_root(sandbox: &mut Sandbox, files: &[&[u8]], inherited: &Inherited) -> 
     let built = fill_root(&mut builder, sandbox);
     if !builder.made.is_empty() {
         let stubs = std::mem::take(&mut builder.made);
-        report(inherited.socket.as_fd(), &Report::Stubs(stubs), Some(bare.as_fd()));
+        report(inherited.socket.as_fd(), &Report::Stubs(stubs), &[bare.as_fd()]);
     }
     built?;
     drop((builder, bare));
@@ -210,32 +267,49 @@ fn fill_root(builder: &mut Builder<'_>, sandbox: &mut Sandbox) -> Result<(), Fai
     if sandbox.insecure { Ok(()) } else { builder.mask() }
 }
 
-fn set_limits(sandbox: &Sandbox) -> Result<(), Failure> {
-    for &(resource, soft, hard) in &sandbox.rlimits {
+/// Where only id 0 is mapped, there is only root.
+pub(super) fn check_user(user: &User, single_id: bool) -> Result<(), Failure> {
+    if single_id && (user.uid, user.gid) != (0, 0) {
+        return Err(Failure::Invalid(format!(
+            "user {}:{} does not exist here: only id 0 is mapped, for want of a range in /etc/subuid and /etc/subgid",
+            user.uid, user.gid
+        )));
+    }
+    Ok(())
+}
+
+pub(super) fn set_limits(rlimits: &[(u32, u64, u64)]) -> Result<(), Failure> {
+    for &(resource, soft, hard) in rlimits {
         sys::process::set_limit(resource, soft, hard)
             .map_err(|error| setup(format_args!("cannot set limit {resource} to {soft}:{hard}"), error))?;
     }
     Ok(())
 }
 
-fn become_user(sandbox: &Sandbox, user: &User) -> Result<(), Failure> {
+/// How far a process is locked in.
+pub(super) struct Limits {
+    pub(super) insecure: bool,
+    pub(super) single_id: bool,
+}
+
+pub(super) fn become_user(limits: &Limits, user: &User) -> Result<(), Failure> {
     let failed = |error: sys::Error| setup("cannot become the step's user", error);
     let os = |errno: Errno| setup("cannot become the step's user", std::io::Error::from(errno));
-    let caps = if sandbox.insecure { Caps::all() } else { sys::caps::SANDBOX };
+    let caps = if limits.insecure { Caps::all() } else { sys::caps::SANDBOX };
     sys::caps::limit_bounding_set(caps).map_err(failed)?;
     sys::caps::keep_across_setuid(true).map_err(failed)?;
     let groups: Vec<Gid> = user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
     match rustix::thread::set_thread_groups(&groups) {
         Ok(()) => {}
         // Where a single group is mapped, the list may not be changed (user_namespaces(7)).
-        Err(Errno::PERM | Errno::INVAL) if sandbox.single_id => {}
+        Err(Errno::PERM | Errno::INVAL) if limits.single_id => {}
         Err(errno) => return Err(os(errno)),
     }
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(os)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(os)?;
     sys::caps::keep_across_setuid(false).map_err(failed)?;
-    sys::caps::set(caps, sandbox.insecure).map_err(failed)
+    sys::caps::set(caps, limits.insecure).map_err(failed)
 }
 
 impl Failure {

@@ -6,6 +6,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::pty::OpenptFlags;
 use sys::mount::{Restrict, attach, fd_path};
 use sys::path::Links;
 
@@ -225,6 +226,18 @@ pub(super) fn change_root(state: &Path) -> Result<(), Failure> {
         Err(errno) => return Err(failed(errno)),
     }
     rustix::process::chdir("/").map_err(failed)
+}
+
+/// A new terminal of the new root, which controls us from now on: the end that we do not keep, and ours.
+pub(super) fn open_terminal() -> Result<(OwnedFd, OwnedFd), Failure> {
+    let failed = |errno: Errno| setup("cannot open a terminal", std::io::Error::from(errno));
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let master = rustix::fs::openat(CWD, "/dev/pts/ptmx", flags, Mode::empty()).map_err(failed)?;
+    rustix::pty::unlockpt(&master).map_err(failed)?;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).map_err(failed)?;
+    rustix::process::ioctl_tiocsctty(&slave).map_err(failed)?;
+    Ok((master, slave))
 }
 
 /// Opens /dev/null of the new root as standard input.

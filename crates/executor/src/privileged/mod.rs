@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::helper::Helper;
 use crate::message::CgroupView;
-use crate::run::{Surroundings, run};
-use crate::{Error, Executor, Exit, OutOfMemory, Security, Step, StepIo, limits};
+use crate::run::{Surroundings, What, run};
+use crate::{Attached, Error, Executor, Exit, Inside, OutOfMemory, Process, Security, Step, StepIo, limits};
 
 pub(crate) struct Privileged {
     // First, so that init has left the groups when they are removed.
@@ -52,6 +52,22 @@ impl Privileged {
             next: AtomicU64::new(0),
             oom_kills: Mutex::new(own_oom_kills()),
         })
+    }
+
+    /// What every process finds here.
+    fn surroundings(&self, security: Security) -> Surroundings {
+        Surroundings {
+            state: self.state.clone(),
+            group: None,
+            join: match security {
+                Security::Insecure => self.groups.as_ref().map(Groups::outside).unwrap_or_default(),
+                Security::Sandbox => Vec::new(),
+            },
+            cgroup: self.cgroup,
+            no_devices: self.no_devices && security == Security::Sandbox,
+            bind_devices: false,
+            single_id: false,
+        }
     }
 
     /// The group of a step that asks for limits, or to be elsewhere.
@@ -99,26 +115,33 @@ impl Privileged {
 
 #[async_trait]
 impl Executor for Privileged {
-    async fn run(&self, step: Step, io: StepIo, cancel: CancellationToken) -> Result<Exit, Error> {
-        let group = self.group(&step)?;
-        let join = match step.security {
-            Security::Insecure => self.groups.as_ref().map(Groups::outside).unwrap_or_default(),
-            Security::Sandbox => Vec::new(),
-        };
-        let surroundings = Surroundings {
-            state: self.state.clone(),
-            group,
-            join,
-            cgroup: self.cgroup,
-            no_devices: self.no_devices && step.security == Security::Sandbox,
-            bind_devices: false,
-            single_id: false,
-        };
-        let mut exit = run(self.helper.clone(), step, io, surroundings, cancel).await?;
+    async fn run_attached(
+        &self,
+        step: Step,
+        io: StepIo,
+        attached: Attached,
+        cancel: CancellationToken,
+    ) -> Result<Exit, Error> {
+        let surroundings = Surroundings { group: self.group(&step)?, ..self.surroundings(step.security) };
+        let step = What::Step(Box::new(step));
+        let mut exit = run(self.helper.clone(), step, io, attached, surroundings, cancel).await?;
         if exit.code == 128 + libc::SIGKILL && exit.out_of_memory.is_none() {
             exit.out_of_memory = self.ran_out_of_memory();
         }
         Ok(exit)
+    }
+
+    async fn join(
+        &self,
+        inside: &Inside,
+        process: Process,
+        io: StepIo,
+        attached: Attached,
+        cancel: CancellationToken,
+    ) -> Result<Exit, Error> {
+        let surroundings = self.surroundings(process.security);
+        let entry = What::Entry(inside.clone(), process);
+        run(self.helper.clone(), entry, io, attached, surroundings, cancel).await
     }
 
     fn close(&self) {

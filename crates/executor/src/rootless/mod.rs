@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::helper::Helper;
 use crate::message::CgroupView;
-use crate::run::{Surroundings, run};
-use crate::{Error, Executor, Exit, Step, StepIo};
+use crate::run::{Surroundings, What, run};
+use crate::{Attached, Error, Executor, Exit, Inside, Process, Step, StepIo};
 
 pub(crate) struct Rootless {
     helper: Arc<Helper>,
@@ -25,13 +25,10 @@ impl Rootless {
     }
 }
 
-#[async_trait]
-impl Executor for Rootless {
-    async fn run(&self, step: Step, io: StepIo, cancel: CancellationToken) -> Result<Exit, Error> {
-        if !step.resources.is_unlimited() {
-            tracing::warn!("a step runs without the limits that it asks for: control groups belong to root");
-        }
-        let surroundings = Surroundings {
+impl Rootless {
+    /// What every process finds here.
+    fn surroundings(&self) -> Surroundings {
+        Surroundings {
             state: self.state.clone(),
             group: None,
             join: Vec::new(),
@@ -39,8 +36,36 @@ impl Executor for Rootless {
             no_devices: false,
             bind_devices: true,
             single_id: self.single_id,
-        };
-        run(self.helper.clone(), step, io, surroundings, cancel).await
+        }
+    }
+}
+
+#[async_trait]
+impl Executor for Rootless {
+    async fn run_attached(
+        &self,
+        step: Step,
+        io: StepIo,
+        attached: Attached,
+        cancel: CancellationToken,
+    ) -> Result<Exit, Error> {
+        if !step.resources.is_unlimited() {
+            tracing::warn!("a step runs without the limits that it asks for: control groups belong to root");
+        }
+        let step = What::Step(Box::new(step));
+        run(self.helper.clone(), step, io, attached, self.surroundings(), cancel).await
+    }
+
+    async fn join(
+        &self,
+        inside: &Inside,
+        process: Process,
+        io: StepIo,
+        attached: Attached,
+        cancel: CancellationToken,
+    ) -> Result<Exit, Error> {
+        let entry = What::Entry(inside.clone(), process);
+        run(self.helper.clone(), entry, io, attached, self.surroundings(), cancel).await
     }
 
     fn close(&self) {

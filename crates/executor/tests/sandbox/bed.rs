@@ -163,7 +163,7 @@ fn make_root(root: &Path) {
     for name in [
         "sh", "cat", "echo", "ls", "id", "true", "false", "sleep", "grep", "mkdir", "touch", "stat", "mount", "umount",
         "hostname", "ip", "ln", "rm", "dd", "head", "env", "pwd", "kill", "ps", "chmod", "test", "wc", "mknod",
-        "setsid", "seq", "readlink", "sed", "tr", "chroot", "chown", "ulimit", "tail",
+        "setsid", "seq", "readlink", "sed", "tr", "chroot", "chown", "ulimit", "tail", "tty",
     ] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
     }

@@ -8,6 +8,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
+mod attached;
 mod bed;
 mod cases;
 mod limits;
@@ -32,7 +33,8 @@ fn main() -> ExitCode {
     }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let filters: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !arg.starts_with('-')).collect();
-    let tests: Vec<(&str, Test)> = cases::ALL.iter().chain(mounts::ALL).chain(limits::ALL).copied().collect();
+    let tests: Vec<(&str, Test)> =
+        cases::ALL.iter().chain(mounts::ALL).chain(limits::ALL).chain(attached::ALL).copied().collect();
     if args.iter().any(|arg| arg == "--list") {
         for (name, _) in &tests {
             println!("{name}: test");

@@ -4,6 +4,7 @@
 mod cache;
 pub mod docker_config;
 mod layout;
+pub mod ssh;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,8 +15,9 @@ use base::{Fault, Kind, Secret};
 
 pub use cache::LocalCache;
 pub use layout::Layout;
+pub use ssh::SshSource;
 
-use crate::{Blobs, CacheDir, Credentials, LocalDir, Output, Session};
+use crate::{Agent, Blobs, CacheDir, Credentials, LocalDir, Output, Session};
 
 /// The largest secret that is accepted, as in BuildKit.
 pub const MAX_SECRET_BYTES: u64 = 500 * 1024;
@@ -36,6 +38,7 @@ pub struct LocalSession {
     layouts: BTreeMap<String, Layout>,
     caches: BTreeMap<String, Arc<LocalCache>>,
     secrets: BTreeMap<String, SecretSource>,
+    agents: BTreeMap<String, SshSource>,
     outputs: Vec<Output>,
     credentials: Box<dyn CredentialStore>,
 }
@@ -67,6 +70,7 @@ impl LocalSession {
             layouts: BTreeMap::new(),
             caches: BTreeMap::new(),
             secrets: BTreeMap::new(),
+            agents: BTreeMap::new(),
             outputs: Vec::new(),
             credentials: Box::new(Anonymous),
         }
@@ -97,6 +101,13 @@ impl LocalSession {
     #[must_use]
     pub fn with_secret(mut self, id: impl Into<String>, source: SecretSource) -> Self {
         self.secrets.insert(id.into(), source);
+        self
+    }
+
+    /// Lends an SSH agent.
+    #[must_use]
+    pub fn with_agent(mut self, id: impl Into<String>, source: SshSource) -> Self {
+        self.agents.insert(id.into(), source);
         self
     }
 
@@ -131,6 +142,10 @@ impl Session for LocalSession {
             Some(SecretSource::Value(secret)) => Ok(Some(secret.clone())),
             Some(SecretSource::File(path)) => read_secret(id, path).await.map(Some),
         }
+    }
+
+    async fn agent(&self, id: &str) -> Result<Option<Arc<dyn Agent>>, Fault> {
+        Ok(self.agents.get(id).map(|source| Arc::new(source.clone()) as Arc<dyn Agent>))
     }
 
     async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Fault> {

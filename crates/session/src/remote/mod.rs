@@ -1,7 +1,7 @@
 //! A client at the other end of a connection, asked by gRPC over a [`tunnel`].
 //!
 //! `Control.Session` gives a tunnel ([`Sessions::serve`]); the client's metadata names the session and lists the methods that
-//! it answers. What it does not list is not asked for: BuildKit's services `FileSync`, `FileSend`, `Auth`, `Secrets`,
+//! it answers. What it does not list is not asked for: BuildKit's services `FileSync`, `FileSend`, `Auth`, `Secrets`, `SSH`,
 //! and containerd's `Content`.
 
 mod content;
@@ -9,6 +9,7 @@ mod output;
 mod send;
 pub mod serve;
 mod serve_content;
+mod ssh;
 mod sync;
 pub mod tunnel;
 mod upload;
@@ -268,6 +269,10 @@ impl Session for Client {
             }
         };
         self.0.ask(&format!("cannot get secret `{id}`"), call).await
+    }
+
+    async fn agent(&self, id: &str) -> Result<Option<Arc<dyn crate::Agent>>, Fault> {
+        ssh::find(&self.0, id).await
     }
 
     async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Fault> {

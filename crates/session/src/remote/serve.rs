@@ -29,15 +29,17 @@ use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::send::Files;
-use super::{MAX_MESSAGE, Offer, Transfer, output, sync, tunnel};
+use super::{MAX_MESSAGE, Offer, Transfer, output, ssh, sync, tunnel};
 use crate::{Credentials, LocalDir, Output, SharedSession};
 
 /// What a client of this kind answers, for its `Session` call.
-pub const METHODS: [&str; 8] = [
+pub const METHODS: [&str; 10] = [
     sync::METHOD,
     output::METHOD,
     "/moby.filesync.v1.Auth/Credentials",
     "/moby.buildkit.secrets.v1.Secrets/GetSecret",
+    ssh::CHECK,
+    ssh::FORWARD,
     "/grpc.health.v1.Health/Check",
     proto::content::INFO,
     proto::content::READ,
@@ -61,6 +63,7 @@ where
         .add_service(super::serve_content::Content(session.clone()))
         .add_service(AuthServer::new(Answers(session.clone())))
         .add_service(SecretsServer::new(Answers(session.clone())))
+        .add_service(ssh::service(session.clone()))
         .add_service(HealthServer::new(Answers(session)));
     // One connection; it stays open until its other end closes it.
     let connection = futures_util::StreamExt::chain(

@@ -28,7 +28,8 @@ impl Write for Shared {
 }
 
 fn plan(mode: Mode) -> BuildPlan {
-    BuildPlan::new(Frontend::Named { name: "dockerfile.v0".to_owned(), options: BTreeMap::new() }, mode)
+    let (options, inputs) = Default::default();
+    BuildPlan::new(Frontend::Named { name: "dockerfile.v0".to_owned(), options, inputs }, mode)
 }
 
 fn failed_vertex(error: &str) -> Event {

@@ -1,0 +1,245 @@
+//! What clients and frontends say to each other beside a build: agents, questions, inputs, containers.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::daemon::Served;
+use crate::harness::{Invocation, eventually, is_root};
+use crate::kitchen::Kitchen;
+use crate::needs;
+use crate::who::Who;
+
+fn anyone() -> Who {
+    if is_root() { Who::Root } else { Who::Single }
+}
+
+/// `docker buildx`, with a builder `b` that is the daemon.
+fn buildx(served: &Served, args: &str) -> Invocation {
+    let kitchen = &served.kitchen;
+    let docker = kitchen.world.path("docker");
+    let socket = kitchen.world.path("b.sock");
+    let run = |args: &str| {
+        let run = kitchen.who.run(&kitchen.world, "docker-buildx").env("DOCKER_CONFIG", &docker);
+        run.env("BUILDX_EXPERIMENTAL", "1").args(args.split_whitespace())
+    };
+    if !docker.exists() {
+        run(&format!("create --name b --driver remote unix://{}", socket.display())).succeeds();
+    }
+    run(args)
+}
+
+/// Puts a program of this machine with its libraries into the context, below `root`.
+fn pack(kitchen: &Kitchen, program: &str) {
+    let listed = Command::new("ldd").arg(program).output().unwrap();
+    let text = String::from_utf8(listed.stdout).unwrap();
+    let libraries = text.split_whitespace().filter(|word| word.starts_with('/'));
+    for file in libraries.chain([program]) {
+        let to = kitchen.world.path(format!("context/root{file}"));
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(file, to).unwrap();
+    }
+    kitchen.who.own(&kitchen.world, "context");
+}
+
+/// Whether any file below a directory holds this text.
+fn anywhere(dir: &Path, text: &str) -> Option<std::path::PathBuf> {
+    let found = Command::new("grep").args(["-rlaF", "--", text]).arg(dir).output().unwrap();
+    String::from_utf8_lossy(&found.stdout).lines().next().map(Into::into)
+}
+
+#[test]
+fn a_step_uses_keys_and_never_sees_them() {
+    needs!(tool "ssh-keygen");
+    needs!(tool "ssh-agent");
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let kitchen = &served.kitchen;
+    pack(kitchen, "/usr/bin/ssh-add");
+    let key = kitchen.world.path("key");
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "e2e", "-f"]).arg(&key).status();
+    assert!(made.unwrap().success());
+    kitchen.who.own(&kitchen.world, "key");
+    let read = |name: &str| fs::read_to_string(kitchen.world.path(name)).unwrap();
+    let (public, private) = (read("key.pub"), read("key").lines().nth(2).unwrap().to_owned());
+    kitchen.dockerfile(
+        "FROM busybox\nCOPY root /\n\
+         RUN --mount=type=ssh,required=true,mode=0600 /usr/bin/ssh-add -L > /keys; stat -c %a:%F $SSH_AUTH_SOCK > /about\n\
+         RUN --mount=type=ssh,id=other test ! -e /run/buildkit/ssh_agent.0\n\
+         RUN --mount=type=ssh,target=/agent,required=true SSH_AUTH_SOCK=/agent /usr/bin/ssh-add -D || echo refused > /x\n",
+    );
+    let check = |what: &str| {
+        let out = |name: &str| read(&format!("{what}/{name}"));
+        assert_eq!(out("keys"), public, "{what}");
+        assert_eq!((out("about").as_str(), out("x").as_str()), ("600:socket\n", "refused\n"), "{what}");
+        fs::remove_dir_all(kitchen.world.path(what)).unwrap();
+    };
+    served.build("--ssh default=key --output type=local,dest=one").succeeds();
+    check("one");
+    kitchen.build("--ssh default=key -o type=local,dest=two").succeeds();
+    check("two");
+    served
+        .build("--no-cache")
+        .fails()
+        .says("no SSH key \"default\" forwarded from the client")
+        .hints("lend an agent with `--ssh default`, or a key with `--ssh default=<file>`");
+
+    // An agent, by our client and docker's.
+    let socket = kitchen.world.path("agent.sock");
+    let agent = kitchen.who.run(&kitchen.world, "ssh-agent").args(["-D", "-a", socket.to_str().unwrap()]).starts();
+    eventually(|| socket.exists());
+    let add = kitchen.who.run(&kitchen.world, "ssh-add").env("SSH_AUTH_SOCK", &socket).arg("key");
+    add.succeeds();
+    let line = "--no-cache --ssh default --output type=local,dest=three";
+    served.build(line).env("SSH_AUTH_SOCK", &socket).succeeds();
+    check("three");
+    if crate::harness::has_tool("docker-buildx") {
+        let line = "build --builder b --progress=plain --no-cache --ssh default -o type=local,dest=four context";
+        buildx(&served, line).env("SSH_AUTH_SOCK", &socket).succeeds();
+        check("four");
+    }
+    agent.signal("TERM");
+    drop(agent.ends());
+    for state in ["daemon", "state"] {
+        assert_eq!(anywhere(&kitchen.world.path(state), &private), None, "the private key is in {state}");
+    }
+    served.ends();
+}
+
+#[test]
+fn a_dockerfile_is_asked_in_the_place_of_a_build() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let kitchen = &served.kitchen;
+    kitchen.dockerfile(
+        "# WORD is said\nARG WORD=hello\n# first says it\nFROM busybox AS first\nARG WORD\n\
+         RUN --mount=type=secret,id=s,required=true --mount=type=ssh exit 1\nFROM first\nmaintainer me\n",
+    );
+    let asked = |request: &str| {
+        let ended = served.build(&format!("--opt requestid={request}")).succeeds();
+        ended.text()
+    };
+    assert_eq!(asked("frontend.targets"), "TARGET    DESCRIPTION\nfirst     says it\n(default) \n");
+    let outline = "BUILD ARG   VALUE   DESCRIPTION\nWORD        hello   is said\n\n\
+                   SECRET   REQUIRED\ns        true\n\nSSH       REQUIRED\ndefault   \n\n";
+    assert_eq!(asked("frontend.outline"), outline);
+    let checked = asked("frontend.lint");
+    assert!(checked.starts_with("\nWARNING: MaintainerDeprecated - https://"), "{checked}");
+    assert!(checked.contains("Dockerfile:8\n") && checked.contains("   8 | >>> maintainer me\n"), "{checked}");
+    assert!(asked("frontend.subrequests.describe").starts_with("NAME                 VERSION DESCRIPTION\noutline "));
+    served.build("--opt requestid=frontend.bogus").fails().says("unsupported request frontend.bogus");
+    served.build("--opt frontend.caps=bogus").fails().says("unsupported frontend capability bogus");
+
+    // The same without a daemon.
+    let ended = kitchen.build("--call=outline").succeeds();
+    assert_eq!(ended.text(), outline);
+    // The instruction's case is one more.
+    let checked = kitchen.build("--check").fails();
+    checked.says("error: 2 warnings have been found");
+    assert!(checked.text().starts_with("Check complete, 2 warnings have been found!\n\nWARNING: "), "{checked:?}");
+    let json = kitchen.build("--call=targets,format=json").succeeds();
+    assert!(json.text().contains("\"description\": \"says it\""), "{json:?}");
+    if crate::harness::has_tool("docker-buildx") {
+        let call = |call: &str| buildx(&served, &format!("build --builder b --progress=plain --call={call} context"));
+        assert!(call("outline").succeeds().text().contains("BUILD ARG"));
+        assert!(call("targets").succeeds().text().contains("says it"));
+        assert!(call("check").fails().text().contains("Check complete, 2 warnings have been found!"));
+        kitchen.dockerfile("FROM busybox\nRUN exit 1\n");
+        assert!(call("check").succeeds().text().contains("Check complete, no warnings found."));
+    }
+    served.ends();
+}
+
+#[test]
+fn a_target_of_bake_is_the_context_of_another() {
+    needs!(tool "docker-buildx");
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let kitchen = &served.kitchen;
+    kitchen.file("base/Dockerfile", "FROM busybox\nENV WORD=base\nWORKDIR /w\nRUN echo made > a\n");
+    kitchen.file("app/Dockerfile", "FROM x AS b\nRUN echo $WORD > b; pwd >> b\nFROM scratch\nCOPY --from=b /w /\n");
+    let file = "target \"default\" {\n context = \"context/app\"\n contexts = { x = \"target:base\" }\n \
+                output = [\"type=local,dest=out\"]\n}\ntarget \"base\" { context = \"context/base\" }\n";
+    kitchen.world.write("docker-bake.hcl", file);
+    buildx(&served, "bake --builder b --progress=plain --allow=fs=*").succeeds();
+    let read = |name: &str| fs::read_to_string(kitchen.world.path(name)).unwrap();
+    assert_eq!((read("out/a"), read("out/b")), ("made\n".into(), "base\n/w\n".into()));
+    served.ends();
+}
+
+#[test]
+fn a_definition_comes_on_standard_input() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let definition = definition(&["/bin/sh", "-c", "echo piped > /piped"]);
+    let line = "build --progress=plain --output type=local,dest=out";
+    served.buildctl(line).stdin(definition).succeeds();
+    assert_eq!(fs::read_to_string(served.kitchen.world.path("out/piped")).unwrap(), "piped\n");
+    served.buildctl(line).stdin("no definition").fails().says("standard input is no LLB definition");
+    served.ends();
+}
+
+/// LLB that runs a command on busybox, as bytes: a client of its own would write it so.
+fn definition(args: &[&str]) -> Vec<u8> {
+    fn number(mut value: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while value > 127 {
+            bytes.push(value as u8 | 128);
+            value >>= 7;
+        }
+        bytes.push(value as u8);
+        bytes
+    }
+    fn field(id: u64, bytes: impl AsRef<[u8]>) -> Vec<u8> {
+        [number(id << 3 | 2), number(bytes.as_ref().len() as u64), bytes.as_ref().to_vec()].concat()
+    }
+    let digest = |op: &[u8]| base::Digest::of(op).to_string();
+    let platform = field(10, [field(1, std::env::consts::ARCH.replace("x86_64", "amd64")), field(2, "linux")].concat());
+    let image = [field(3, field(1, "docker-image://docker.io/library/busybox:latest")), platform.clone()].concat();
+    let args: Vec<u8> = args.iter().flat_map(|arg| field(1, arg)).collect();
+    let exec = [field(1, [args, field(3, "/")].concat()), field(2, field(3, "/"))].concat();
+    let run = [field(1, field(1, digest(&image))), field(2, exec), platform].concat();
+    let end = field(1, field(1, digest(&run)));
+    [image, run, end].iter().flat_map(|op| field(1, op)).collect()
+}
+
+#[test]
+fn docker_debugs_in_a_container_and_leaves_nothing() {
+    needs!(tool "docker-buildx");
+    needs!(tool "script");
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let kitchen = &served.kitchen;
+    let marker = format!("{}", 100_000 + std::process::id());
+    kitchen.dockerfile(&format!(
+        "FROM busybox\nRUN echo made > /f\n\
+         RUN printf '#!/bin/sh\\ncat /f; test -t 0 && echo on a terminal; exit 7\\n' > /s && chmod +x /s\n\
+         RUN printf '#!/bin/sh\\nsleep {marker} & echo begun; sleep {marker}\\n' > /l && chmod +x /l\n"
+    ));
+    buildx(&served, "inspect b").succeeds();
+    // Its monitor wants a terminal.
+    let debug = |program: &str| {
+        let line = format!(
+            "exec script -qec 'docker-buildx debug --builder b --on=always --invoke {program} build --progress=plain \
+             context' /dev/null >&2"
+        );
+        let run = kitchen.who.run(&kitchen.world, "sh").args(["-c", &line]);
+        run.env("DOCKER_CONFIG", kitchen.world.path("docker")).env("BUILDX_EXPERIMENTAL", "1").starts()
+    };
+    let client = debug("/s");
+    let said = |said: &str| said.lines().any(|line| line.trim() == "on a terminal") && said.contains("exit code: 7");
+    client.waits_until("the exit code", said);
+    client.signal("KILL");
+    drop(client.ends());
+    // A client that vanishes takes its containers with it.
+    let client = debug("/l");
+    client.waits_until("the beginning", |said| said.lines().any(|line| line.trim() == "begun"));
+    assert!(runs(&marker));
+    client.signal("KILL");
+    drop(client.ends());
+    eventually(|| !runs(&marker));
+    served.ends();
+}
+
+/// Whether a process sleeps so long.
+fn runs(seconds: &str) -> bool {
+    let wanted = format!("sleep\0{seconds}\0");
+    let lines =
+        fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    lines.into_iter().any(|line| String::from_utf8_lossy(&line) == wanted)
+}
