@@ -64,6 +64,12 @@ fn what_one_machine_made_no_other_makes_again() {
             is_all_cached(&kitchen.build_on(&state, "").succeeds());
         }
 
+        // An image that was made from its own cache is the same one.
+        let image = |tag: &str| kitchen.registry.manifest("c/image", tag).unwrap().1;
+        let again = format!("--cache-from {host}/c/image:1 --cache-to type=inline -t {host}/c/image:2 --push");
+        is_all_cached(&kitchen.build_on("again", &again).succeeds());
+        assert_eq!(image("1"), image("2"), "{who:?}");
+
         // A step that needs more than the first machine's result: that of the first stage is in a full cache only.
         let changed = |state: &str, place: &str| {
             let (copy, run) = (("COPY --from=maker /b /", "COPY --from=maker /b /b2"), ("cat /b > /c", "cat /b2 > /c"));
@@ -192,6 +198,11 @@ fn layers_that_a_cache_has_lost_are_made_again() {
             (ALL.map(str::to_owned).to_vec(), "one\nmade\n".into())
         );
     }
+    // A cache that is written does without them, and nothing runs for its sake.
+    let line = format!("{import} --cache-to type=local,dest=left,mode=max --cache-to {host}/c/other");
+    blobs(Action::status(404));
+    is_all_cached(&kitchen.build_on("written", &line).succeeds());
+
     // What an earlier build knows from a registry that is gone since.
     kitchen.registry.behave();
     is_all_cached(&kitchen.build_on("gone", &import).succeeds());

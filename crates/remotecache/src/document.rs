@@ -31,7 +31,7 @@ pub enum Document {
     /// A cache.
     Cache {
         /// The config.
-        config: Descriptor,
+        config: Box<Descriptor>,
         /// The layers.
         layers: Vec<Descriptor>,
     },
@@ -59,13 +59,13 @@ impl Document {
             let (config, blobs): (Vec<_>, Vec<_>) =
                 Index::parse(bytes, None)?.manifests.into_iter().partition(|blob| blob.media_type == MEDIA_TYPE);
             return Ok(match config.into_iter().next_back() {
-                Some(config) => Document::Cache { config, layers: blobs },
+                Some(config) => Document::Cache { config: Box::new(config), layers: blobs },
                 None => Document::Images(blobs.into_iter().filter(|blob| !blob.is_attestation()).collect()),
             });
         }
         let manifest = Manifest::parse(bytes, None)?;
         Ok(match manifest.config.media_type == MEDIA_TYPE {
-            true => Document::Cache { config: manifest.config, layers: manifest.layers },
+            true => Document::Cache { config: Box::new(manifest.config), layers: manifest.layers },
             false => Document::Image(Box::new(manifest)),
         })
     }

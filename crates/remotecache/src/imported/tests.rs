@@ -7,7 +7,7 @@ const INDEX: &[u8] = include_bytes!("../../tests/upstream/index.json");
 
 fn cache(bytes: &[u8]) -> (Descriptor, Vec<Descriptor>) {
     match Document::parse(bytes).expect("upstream wrote it") {
-        Document::Cache { config, layers } => (config, layers),
+        Document::Cache { config, layers } => (*config, layers),
         other => panic!("{other:?}"),
     }
 }

@@ -189,8 +189,35 @@ fn what_was_loaded_from_elsewhere_and_saved_here_is_exported_from_here() {
     let key = Arc::new(key.with_records(vec![elsewhere.clone()]));
     let store = MemoryStore::new();
     let exported = || chain(std::slice::from_ref(&key), &[(SourceId::LOCAL, &store)]).expect("in memory");
-    assert_eq!(top(&exported()).results, [elsewhere.clone()]);
+    assert_eq!(top(&exported()).results, std::slice::from_ref(&elsewhere));
     let save = Save { key: key.clone(), result: Some(saved.clone()), also: Vec::new() };
     cache_manager::save(&store, &[save]).expect("in memory");
     assert_eq!(top(&exported()).results, [Record { source: SourceId::LOCAL, result: saved }, elsewhere]);
+}
+
+#[test]
+fn ways_that_a_cache_elsewhere_knows_are_carried_on() {
+    let digest = |name: &str| KeyDigest::Stable(Digest::of(name));
+    let root = |name: &str| Arc::new(CacheKey::root(digest(name), 0));
+    let on = |roots: Vec<Arc<CacheKey>>| {
+        let deps = roots.into_iter().map(|key| Dep { key, selector: None }).collect();
+        CacheKey::with_deps(digest("op"), 0, vec![deps])
+    };
+    // Elsewhere an image is known by two names.
+    let (elsewhere, source) = (MemoryStore::new(), SourceId(7));
+    let result = CacheResult { id: "1".into(), created_at: 5 };
+    let key = Arc::new(on(vec![root("manifest"), root("layers")]));
+    let save = Save { key: key.clone(), result: Some(result), also: Vec::new() };
+    cache_manager::save(&elsewhere, &[save]).expect("in memory");
+    let id = key.id_in(SourceId::LOCAL).expect("saved");
+    // Here it was found by one of them.
+    let found = Arc::new(on(vec![root("manifest")]).known_as([(source, id)]));
+    let local = MemoryStore::new();
+    let ways = |stores: &[(SourceId, &dyn CacheStore)]| {
+        let chain = chain(std::slice::from_ref(&found), stores).expect("in memory");
+        check(&chain);
+        top(&chain).inputs[0].len()
+    };
+    assert_eq!(ways(&[(SourceId::LOCAL, &local)]), 1);
+    assert_eq!(ways(&[(SourceId::LOCAL, &local), (source, &elsewhere)]), 2);
 }
