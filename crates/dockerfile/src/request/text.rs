@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn excerpts_show_what_is_around() {
-        let file = SourceFile { name: "D".into(), data: b"1\n2\n3\n4\n5\n6\n".to_vec(), language: String::new() };
+        let file = SourceFile { name: "D".into(), data: b"1\n2\n3\n4\n5\n6\n".to_vec(), ..SourceFile::default() };
         let shown = excerpt(&file, &[SourceSpan::lines(3, 3)]);
         let rule = "--------------------";
         let body = "   1 |     1\n   2 |     2\n   3 | >>> 3\n   4 |     4\n   5 |     5\n";
