@@ -10,7 +10,7 @@ fn generate(dir: &Path, name: &str, args: &[&str]) -> Option<PathBuf> {
     match made {
         Ok(status) if status.success() => Some(path),
         other => {
-            eprintln!("skipped: ssh-keygen {args:?}: {other:?}");
+            testkit::need::report_skip(&format!("ssh-keygen {args:?}: {other:?}"));
             None
         }
     }
