@@ -81,7 +81,7 @@ fn docker_buildx_shows_what_was_built() {
     let Served { kitchen, daemon } = served;
     assert_eq!(daemon.ends_soon().code, Some(0));
     let daemon = Served::daemon(&kitchen, "").starts();
-    eventually(|| kitchen.world.path("b.sock").exists());
+    daemon.waits_until("that it listens", |said| said.contains("listening"));
     let served = Served { kitchen, daemon };
     assert_eq!(records(&served).len(), 2);
     served.buildctl("prune --all").succeeds();
@@ -157,7 +157,8 @@ fn probes_and_prometheus_are_answered() {
     let socket = kitchen.world.path("d.sock");
     let daemon =
         Served::daemon(&kitchen, "").env("BUILDKITD_DEBUGADDR", format!("unix://{}", socket.display())).starts();
-    eventually(|| kitchen.world.path("b.sock").exists() && socket.exists());
+    daemon.waits_until("that it listens", |said| said.contains("listening"));
+    eventually(|| UnixStream::connect(&socket).is_ok());
     eventually(|| get(&socket, "/readyz").0.contains("200"));
     assert_eq!(get(&socket, "/healthz"), ("HTTP/1.1 200 OK".to_owned(), "ok\n".to_owned()));
     assert!(get(&socket, "/debug/pprof/").0.contains("404"));
@@ -182,7 +183,7 @@ fn draining_has_an_end() {
     let bad = Served::daemon(&kitchen, "").env("HULLWORKS_DRAIN_TIMEOUT", "soon").fails();
     bad.says("HULLWORKS_DRAIN_TIMEOUT");
     let daemon = Served::daemon(&kitchen, "").env("HULLWORKS_DRAIN_TIMEOUT", "100ms").starts();
-    eventually(|| kitchen.world.path("b.sock").exists());
+    daemon.waits_until("that it listens", |said| said.contains("listening"));
     let served = Served { kitchen, daemon };
     served.kitchen.dockerfile("FROM busybox\nRUN echo begun; sleep 1000\n");
     let client = served.build("").starts();
