@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::daemon::Served;
-use crate::harness::{Invocation, eventually, is_root};
+use crate::harness::{Invocation, Running, eventually, is_root};
 use crate::kitchen::Kitchen;
 use crate::needs;
 use crate::who::Who;
@@ -224,16 +224,30 @@ fn docker_debugs_in_a_container_and_leaves_nothing() {
     let client = debug("/s");
     let said = |said: &str| said.lines().any(|line| line.trim() == "on a terminal") && said.contains("exit code: 7");
     client.waits_until("the exit code", said);
-    client.signal("KILL");
-    drop(client.ends());
+    let config = kitchen.world.path("docker");
+    vanish(client, &config);
     // A client that vanishes takes its containers with it.
     let client = debug("/l");
     client.waits_until("the beginning", |said| said.lines().any(|line| line.trim() == "begun"));
     assert!(runs(&marker));
-    client.signal("KILL");
-    drop(client.ends());
+    vanish(client, &config);
     eventually(|| !runs(&marker));
     served.ends();
+}
+
+/// Kills docker's client, which outlives the `script` that gave it a terminal.
+fn vanish(client: Running, config: &Path) {
+    let mark = format!("DOCKER_CONFIG={}", config.display());
+    let is_its = |pid: &Path| {
+        let environ = fs::read(pid.join("environ")).unwrap_or_default();
+        environ.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).filter(|pid| is_its(pid));
+    for pid in processes {
+        // Some end by themselves when another does.
+        let _ = Command::new("kill").args(["-s", "KILL"]).arg(pid.file_name().unwrap()).status();
+    }
+    drop(client.ends());
 }
 
 /// Whether a process sleeps so long.
