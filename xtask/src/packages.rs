@@ -22,6 +22,7 @@ pub const TESTS: &[&str] = &[
     "e2fsprogs",
     "libcap2-bin",
     "mmdebstrap",
+    "openssh-client",
     "podman",
     "python3-pip",
     "runc",
