@@ -4,7 +4,6 @@
 //! the rooms between them have types of their own.
 
 pub mod content;
-pub mod content_store;
 mod definition;
 pub mod fsutil;
 

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use base::Digest;
-use proto::content::{INFO, InfoRequest, READ, ReadContentRequest, ReadContentResponse, SERVICE};
-use proto::content_store as wire;
-use proto::content_store::{LIST, LIST_STATUSES, STATUS};
+use proto::content as wire;
+use proto::content::{
+    INFO, InfoRequest, LIST, LIST_STATUSES, READ, ReadContentRequest, ReadContentResponse, SERVICE, STATUS,
+};
 use store::{BlobInfo, Content};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
