@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::Fault;
-use image::{Compression, CompressionOptions};
+use image::{BadAttribute, Compression, CompressionOptions};
 
 /// Attributes shared by the image exporters (`image`, `oci`, `docker`).
 #[derive(Clone, Debug)]
@@ -188,23 +188,12 @@ impl Attributes {
     }
 
     fn compression(&mut self) -> Result<CompressionOptions, Fault> {
-        let kind = match self.text("compression").as_deref() {
-            None | Some("" | "gzip") => Compression::Gzip,
-            Some("zstd") => Compression::Zstd,
-            Some("uncompressed") => Compression::Uncompressed,
-            Some("estargz") => return Err(Fault::user("output attribute `compression=estargz` is not supported yet")),
-            Some(other) => return Err(self.bad("compression", other, "expected gzip, zstd or uncompressed")),
-        };
-        let force = self.flag("force-compression")?;
-        let level = match self.text("compression-level") {
-            None => None,
-            Some(text) => {
-                let most = if kind == Compression::Zstd { 22 } else { 9 };
-                let level = text.parse().ok().filter(|level| (0..=most).contains(level));
-                Some(level.ok_or_else(|| self.bad("compression-level", &text, &format!("expected 0 to {most}")))?)
-            }
-        };
-        Ok(CompressionOptions { kind, level, force, threads: 1 })
+        let (kind, force, level) =
+            (self.text("compression"), self.flag("force-compression")?, self.text("compression-level"));
+        CompressionOptions::read(kind.as_deref(), level.as_deref(), force).map_err(|bad| match bad {
+            BadAttribute::Unsupported(what) => Fault::user(format!("output attribute `{what}` is not supported yet")),
+            BadAttribute::Value { key, value, why } => self.bad(key, &value, &why),
+        })
     }
 
     /// `annotation[-place][\[platform\]].key=value`

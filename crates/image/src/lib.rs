@@ -10,5 +10,5 @@ pub mod reference;
 
 pub use document::*;
 pub use error::Error;
-pub use layer::{Compression, CompressionOptions};
+pub use layer::{BadAttribute, Compression, CompressionOptions};
 pub use reference::{Reference, ReferenceError};

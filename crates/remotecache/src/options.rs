@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::{Digest, Fault};
-use image::{Compression, CompressionOptions, Flavor, Reference};
+use image::{BadAttribute, Compression, CompressionOptions, Flavor, Reference};
 
 use crate::document::Form;
 
@@ -195,25 +195,14 @@ impl Attributes<'_> {
     }
 
     fn compression(&mut self) -> Result<CompressionOptions, Fault> {
-        let kind = match self.take("compression").as_deref() {
-            None | Some("" | "gzip") => Compression::Gzip,
-            Some("zstd") => Compression::Zstd,
-            Some("uncompressed") => Compression::Uncompressed,
-            Some("estargz") => {
-                return Err(Fault::user(format!("{} attribute `compression=estargz` is not supported yet", self.what)));
-            }
-            Some(other) => return Err(self.bad("compression", other, "expected gzip, zstd or uncompressed")),
-        };
+        let (kind, level) = (self.take("compression"), self.take("compression-level"));
         let force = self.boolean("force-compression")?.unwrap_or(false);
-        let level = match self.take("compression-level") {
-            None => None,
-            Some(text) => {
-                let most = if kind == Compression::Zstd { 22 } else { 9 };
-                let level = text.parse().ok().filter(|level| (0..=most).contains(level));
-                Some(level.ok_or_else(|| self.bad("compression-level", &text, &format!("expected 0 to {most}")))?)
+        CompressionOptions::read(kind.as_deref(), level.as_deref(), force).map_err(|bad| match bad {
+            BadAttribute::Unsupported(what) => {
+                Fault::user(format!("{} attribute `{what}` is not supported yet", self.what))
             }
-        };
-        Ok(CompressionOptions { kind, level, force, threads: 1 })
+            BadAttribute::Value { key, value, why } => self.bad(key, &value, &why),
+        })
     }
 }
 

@@ -13,7 +13,7 @@ mod entry;
 pub mod tar;
 mod whiteout;
 
-pub use compression::{Compression, CompressionOptions};
+pub use compression::{BadAttribute, Compression, CompressionOptions};
 pub use entry::{Entry, EntryKind};
 pub use tar::Time;
 pub use whiteout::{OPAQUE, WHITEOUT_PREFIX, Whiteout, whiteout_path};

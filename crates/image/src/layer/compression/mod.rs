@@ -86,6 +86,22 @@ impl FromStr for Compression {
     }
 }
 
+/// An attribute that says nothing that can be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BadAttribute {
+    /// `key=value`, which BuildKit knows.
+    Unsupported(&'static str),
+    /// A value that nobody knows.
+    Value {
+        /// The attribute.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What was expected.
+        why: String,
+    },
+}
+
 /// What to make of a layer, and with how many threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompressionOptions {
@@ -103,6 +119,24 @@ impl CompressionOptions {
     /// The default level of a kind.
     pub fn new(kind: Compression, threads: usize) -> CompressionOptions {
         CompressionOptions { kind, level: None, force: false, threads }
+    }
+
+    /// Reads what people write: the attributes `compression`, `compression-level` and `force-compression` of outputs and caches.
+    pub fn read(kind: Option<&str>, level: Option<&str>, force: bool) -> Result<CompressionOptions, BadAttribute> {
+        let bad = |key, value: &str, why: String| BadAttribute::Value { key, value: value.to_owned(), why };
+        let kind = match kind {
+            None | Some("" | "gzip") => Compression::Gzip,
+            Some("zstd") => Compression::Zstd,
+            Some("uncompressed") => Compression::Uncompressed,
+            Some("estargz") => return Err(BadAttribute::Unsupported("compression=estargz")),
+            Some(other) => return Err(bad("compression", other, "expected gzip, zstd or uncompressed".to_owned())),
+        };
+        let level = level.map(|text| {
+            let most = if kind == Compression::Zstd { 22 } else { 9 };
+            let level = text.parse().ok().filter(|level| (0..=most).contains(level));
+            level.ok_or_else(|| bad("compression-level", text, format!("expected 0 to {most}")))
+        });
+        Ok(CompressionOptions { kind, level: level.transpose()?, force, threads: 1 })
     }
 
     /// Fails where the level is out of range.
