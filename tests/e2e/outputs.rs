@@ -270,8 +270,9 @@ fn answers_are_known_to_go_somewhere_before_the_build() {
         // Nobody reads the pipe; the other answer comes before it.
         kitchen.world.run("mkfifo").args(["--mode=666", "pipe"]).succeeds();
         let running = kitchen.build("--metadata-file meta.json --iidfile pipe").starts();
+        // It is there for a moment before the build, too, empty: that it can be written is tried.
         let meta = kitchen.world.path("meta.json");
-        eventually(|| meta.exists());
+        eventually(|| fs::metadata(&meta).is_ok_and(|meta| meta.len() > 0));
         running.signal("TERM");
         let ended = running.ends_soon();
         assert_eq!(ended.code, Some(1), "{ended:?}");
