@@ -35,7 +35,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         if edge.wants_exec && matches!(self.nodes[edge.vertex].exec, Exec::Queued | Exec::Running { .. }) {
             return;
         }
-        if demand == Level::Complete && self.can_exec(id) && !self.try_merge(id) {
+        if demand == Level::Complete && self.can_exec(id) && !self.try_merge(id) && !self.look_again(id) {
             self.want_exec(id);
         }
     }
@@ -65,7 +65,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         let node = &self.nodes[edge.vertex];
         let mapped = edge.maps_seen > 0 && edge.maps_seen == node.maps.len();
         let inputs = edge.deps().len();
-        let searched = edge.pending == 0 || (edge.no_match && !node.is_root());
+        let searched = edge.pending == 0 || (edge.no_match && !node.is_root() && !edge.looking_again);
         mapped && searched && (node.maps_done || !node.is_root()) && edge.tally.all_ready(inputs)
     }
 

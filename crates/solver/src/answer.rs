@@ -35,14 +35,19 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             }
             (Kind::Load(edge), Event::Load(_, answer)) => self.loaded(id, edge, answer, cancelled),
             (Kind::Lookup(asked), Event::Lookup(_, answers)) => self.looked_up(asked, answers),
-            (Kind::Save(vertices), Event::Saved(_)) => vertices.into_iter().for_each(|vertex| self.landed(vertex, id)),
+            (Kind::Save(saved), Event::Saved(_)) => {
+                for (vertex, made) in saved {
+                    self.news.saved(&made);
+                    self.landed(vertex, id);
+                }
+            }
             (kind, _) => {
                 self.pending.insert(id, Pending { kind, cancelled, closing });
                 return;
             }
         }
-        if let Some(job) = closing {
-            self.answered(job);
+        if !closing.is_empty() {
+            self.answered(closing);
         }
     }
 
@@ -208,6 +213,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             let Some(state) = self.edges.get_mut(edge) else { continue };
             state.pending -= 1;
             state.meetings -= usize::from(meeting);
+            state.looking_again &= state.pending > 0;
             for input in &new {
                 // A question about all inputs has an answer for each, one about one input has one.
                 let matched = answer.matched.get(if meeting { *input as usize } else { 0 });

@@ -17,6 +17,7 @@ use crate::cache_key::{CacheKey, KeyId, ResultId, SourceId};
 use crate::cache_manager::Record;
 use crate::graph::VertexId;
 use crate::index::Atom;
+use crate::news::Made;
 use crate::op::{SolveError, Solved};
 
 /// Up to this many inputs an edge is compared with others whenever one input changes; wider ones only
@@ -79,6 +80,15 @@ pub(crate) struct Edge<R, E> {
     pub loading: Option<(ActionId, Candidate)>,
     /// No key can match any more: run it.
     pub no_match: bool,
+    /// What it watches the news of, and how much of that it had heard when it last asked for a key that all inputs
+    /// lead to, or began.
+    pub watched: Vec<Made>,
+    pub heard: u64,
+    /// It reads another edge than when it was told that no key can match.
+    pub doubts: bool,
+    /// It asked once more before it runs, and whether that is under way.
+    pub looked_again: bool,
+    pub looking_again: bool,
     /// Waits for the vertex to run.
     pub wants_exec: bool,
 
@@ -208,6 +218,11 @@ impl<R, E> Edge<R, E> {
             tried: HashSet::new(),
             loading: None,
             no_match: false,
+            watched: Vec::new(),
+            heard: 0,
+            doubts: false,
+            looked_again: false,
+            looking_again: false,
             wants_exec: false,
             deps: None,
             touched: Vec::new(),

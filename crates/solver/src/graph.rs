@@ -240,9 +240,9 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             }
             for action in &node.in_flight {
                 if let Some(pending) = self.pending.get_mut(action)
-                    && pending.closing.is_none()
+                    && !pending.closing.contains(&job)
                 {
-                    pending.closing = Some(job);
+                    pending.closing.push(job);
                     open += 1;
                 }
             }
@@ -253,20 +253,19 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         }
     }
 
-    /// Counts an answer that an ended job waited for.
-    pub(crate) fn answered(&mut self, job: JobId) {
-        // The answer may have brought a result to save.
-        if let Some(id) = self.flush_saves()
-            && let Some(pending) = self.pending.get_mut(&id)
-            && let Some(open) = self.jobs.get_mut(&job).and_then(|job| job.closing.as_mut())
-        {
-            pending.closing = Some(job);
-            *open += 1;
-        }
-        let Some(open) = self.jobs.get_mut(&job).and_then(|job| job.closing.as_mut()) else { return };
-        *open -= 1;
-        if *open == 0 {
-            self.release(job);
+    /// Counts an answer that ended jobs waited for.
+    pub(crate) fn answered(&mut self, jobs: Vec<JobId>) {
+        // The answer may have brought a result to save: until it can be found in the cache, it is found here.
+        let saving = self.flush_saves();
+        for job in jobs {
+            let Some(open) = self.jobs.get_mut(&job).and_then(|job| job.closing.as_mut()) else { continue };
+            match saving.and_then(|id| self.pending.get_mut(&id)) {
+                Some(pending) => pending.closing.push(job),
+                None => *open -= 1,
+            }
+            if *open == 0 {
+                self.release(job);
+            }
         }
     }
 
@@ -296,6 +295,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         for edge in node.edges.into_values() {
             let Some(edge_state) = self.edges.remove(edge) else { continue };
             edge_state.atoms.iter().for_each(|atom| self.index.remove(atom, edge));
+            edge_state.watched.iter().for_each(|made| self.news.forget(made));
             for (input, dep) in edge_state.deps().iter().enumerate() {
                 if let Some(child) = self.edges.get_mut(dep.child) {
                     child.dependents.remove(&(edge, input as u32));

@@ -14,6 +14,7 @@ mod edge;
 mod graph;
 mod index;
 mod merge;
+mod news;
 mod op;
 mod process;
 mod report;

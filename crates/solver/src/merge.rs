@@ -171,6 +171,8 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         let Some(dep) = state.deps.as_mut().and_then(|deps| deps.get_mut(input as usize)) else { return };
         dep.child = to;
         dep.seen = 0;
+        state.doubts |= state.no_match;
+        state.looked_again = false;
         let (want, selector) = (dep.want, dep.selector);
         let old = By::Edge(from, selector);
         let at = state.atoms.iter().position(|atom| atom.input == input && atom.by == old);

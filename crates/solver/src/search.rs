@@ -8,6 +8,7 @@ use crate::cache_key::{CacheKey, Dep as KeyDep};
 use crate::cache_manager::{InputKeys, Lookup, Question};
 use crate::edge::{Content, Dep, EdgeId, Level};
 use crate::graph::{ContentState, Exec, VertexId};
+use crate::op::CacheMap;
 use crate::solver::{Asked, Kind};
 
 impl<V, R: Clone, E: Clone> Solver<V, R, E> {
@@ -21,6 +22,12 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         }
         edge.maps_seen = node.maps.len();
         edge.recheck = true;
+        for map in &node.maps[seen..] {
+            let made = (map.digest, edge.output as i32);
+            self.news.watch(made);
+            edge.watched.push(made);
+            edge.heard += self.news.count(&[made]);
+        }
         if node.is_root() {
             let new: Vec<Lookup> = node.maps[seen..]
                 .iter()
@@ -175,6 +182,9 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         let lookup = Lookup { sources, digest, output: edge.output, question };
         edge.pending += 1;
         edge.meetings += usize::from(meeting);
+        if meeting {
+            edge.heard = self.news.count(&edge.watched);
+        }
         for input in &new {
             let dep = self.dep_mut(id, *input);
             dep.unasked = false;
@@ -182,6 +192,43 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             self.take_view(id, *input);
         }
         self.lookups.push((Asked { edge: id, new, meeting }, lookup));
+    }
+
+    /// Asks once more what is cached before an edge runs, if that may be more than it was told: equal work may have
+    /// begun, ended, been saved and forgotten here while this edge waited for an input. Returns whether it asks.
+    ///
+    /// Once is enough: whatever is equal and still in flight now, or comes later, is merged.
+    pub(crate) fn look_again(&mut self, id: EdgeId) -> bool {
+        let edge = &self.edges[id];
+        let node = &self.nodes[edge.vertex];
+        if edge.ignore_cache || edge.looked_again || !matches!(node.exec, Exec::Idle) {
+            return edge.looking_again;
+        }
+        let unseen = |dep: &Dep| self.edges[dep.child].keys.iter().skip(dep.seen).any(|known| known.id.is_some());
+        let is_new = edge.doubts || edge.heard != self.news.count(&edge.watched);
+        let may_know_more = is_new || edge.no_match && edge.deps().iter().any(unseen);
+        if !may_know_more {
+            return false;
+        }
+        let inputs = edge.deps().len() as u32;
+        if inputs == 0 {
+            let root = |map: &CacheMap| Lookup {
+                sources: node.sources.clone(),
+                digest: map.digest,
+                output: edge.output,
+                question: Question::Root,
+            };
+            let lookups: Vec<Lookup> = node.maps.iter().map(root).collect();
+            self.edges[id].pending += lookups.len();
+            let asked = || Asked { edge: id, new: Vec::new(), meeting: false };
+            self.lookups.extend(lookups.into_iter().map(|lookup| (asked(), lookup)));
+        } else {
+            let all = (0..inputs).map(|input| self.known_of(id, input)).collect();
+            self.look_up(id, Vec::new(), Question::Inputs(all));
+        }
+        let edge = &mut self.edges[id];
+        (edge.looked_again, edge.looking_again, edge.doubts) = (true, true, false);
+        true
     }
 
     fn dep_mut(&mut self, id: EdgeId, input: u32) -> &mut Dep {

@@ -10,6 +10,7 @@ use crate::cache_manager::{Lookup, Save};
 use crate::edge::{Edge, EdgeId, EdgeKind, Level};
 use crate::graph::{Error, Exec, Job, Node, VertexId, VertexKind};
 use crate::index::Index;
+use crate::news::{Made, News};
 use crate::op::Vertex;
 
 /// Decides what of a build is cached, what runs, and when. See the crate's page for how to drive it.
@@ -22,6 +23,7 @@ pub struct Solver<V, R, E> {
     /// Vertices by digest and [`Node::fresh`].
     pub(crate) active: HashMap<(Digest, bool), VertexId>,
     pub(crate) index: Index,
+    pub(crate) news: News,
     pub(crate) jobs: BTreeMap<JobId, Job>,
     pub(crate) requests: BTreeMap<RequestId, (JobId, EdgeId)>,
     pub(crate) pending: HashMap<ActionId, Pending>,
@@ -43,8 +45,8 @@ pub struct Solver<V, R, E> {
 pub(crate) struct Pending {
     pub kind: Kind,
     pub cancelled: bool,
-    /// The ended job that waits for it.
-    pub closing: Option<JobId>,
+    /// The ended jobs that wait for it: one action may save the results of several.
+    pub closing: Vec<JobId>,
 }
 
 /// What an answer is for.
@@ -54,7 +56,7 @@ pub(crate) enum Kind {
     Exec(VertexId),
     Load(EdgeId),
     Lookup(Vec<Asked>),
-    Save(Vec<VertexId>),
+    Save(Vec<(VertexId, Made)>),
 }
 
 /// Who asked a lookup.
@@ -80,6 +82,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
             edges: Arena::new(),
             active: HashMap::new(),
             index: Index::default(),
+            news: News::default(),
             jobs: BTreeMap::new(),
             requests: BTreeMap::new(),
             pending: HashMap::new(),
@@ -204,7 +207,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
 
     pub(crate) fn expect(&mut self, kind: Kind) -> ActionId {
         let id = ActionId(self.next_id());
-        self.pending.insert(id, Pending { kind, cancelled: false, closing: None });
+        self.pending.insert(id, Pending { kind, cancelled: false, closing: Vec::new() });
         id
     }
 
@@ -250,8 +253,9 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         if self.saves.is_empty() {
             return None;
         }
-        let (vertices, saves): (Vec<_>, _) = std::mem::take(&mut self.saves).into_iter().unzip();
-        let id = self.expect(Kind::Save(vertices.clone()));
+        let (vertices, saves): (Vec<_>, Vec<_>) = std::mem::take(&mut self.saves).into_iter().unzip();
+        let made = |save: &Save| (save.key.digest(), save.key.output());
+        let id = self.expect(Kind::Save(vertices.iter().copied().zip(saves.iter().map(made)).collect()));
         for vertex in vertices {
             self.nodes[vertex].in_flight.insert(id);
         }

@@ -174,6 +174,101 @@ fn an_ended_build_is_known_until_its_results_are_saved() {
     assert!(w.solver.is_idle());
 }
 
+/// One action saves what was made for both.
+#[test]
+fn builds_that_end_together_are_known_until_the_results_of_each_are_saved() {
+    let mut w = World::new();
+    let (a, b) = (w.solver.begin(), w.solver.begin());
+    w.ask(a, &[step("va", "seed-a", "a")]);
+    w.ask(b, &[step("vb", "seed-b", "b")]);
+    w.run_except(|action| action.starts_with("exec"));
+    w.answer_unseen("exec va");
+    w.answer_unseen("exec vb");
+    w.poll();
+    assert_eq!(w.waiting(), ["save"]);
+    w.solver.end(a);
+    w.solver.end(b);
+    let job = w.solver.begin();
+    let requests = ["a", "b"].map(|n| w.ask(job, &[step(&format!("{n}-other"), &format!("seed-{n}"), "no")]));
+    w.run_except(|action| action == "save");
+    assert_eq!(requests.map(|request| text(&w.answer(request)).to_owned()), ["a", "b"]);
+    w.run();
+    w.end(job);
+    assert!(w.solver.is_idle());
+}
+
+/// A client whose files come late asked the cache long ago. What others made meanwhile, saved and went away with is
+/// loaded, whether the lower step is still at hand or not.
+#[test]
+fn what_was_saved_while_an_input_was_awaited_is_not_made_again() {
+    let graph = |n: &str, top: &str| {
+        let [source, copy] = ["source", "copy"].map(|name| format!("{name}{n}"));
+        [
+            step("base", "base", "base"),
+            step(&source, &source, "same"),
+            step(&copy, "copy", "copied").reads(&["base", &source]).content(&[1]),
+            step(&format!("{top}{n}"), top, top).reads(&[&copy]),
+        ]
+    };
+    for holds in [false, true] {
+        let mut w = World::new();
+        let late = w.solver.begin();
+        let request = w.ask(late, &graph("-late", "run"));
+        w.run_except(|action| action == "exec source-late");
+        let other = w.solver.begin();
+        if holds {
+            w.ask(other, &graph("-other", "other"));
+            w.run_except(|action| action == "exec source-late");
+        }
+        let early = w.solver.begin();
+        let first = w.ask(early, &graph("-early", "run"));
+        w.run_except(|action| action == "exec source-late");
+        assert_eq!(text(&w.answer(first)), "run");
+        w.solver.end(early);
+        w.run();
+        assert_eq!(text(&w.answer(request)), "run");
+        assert_eq!((w.count("exec copy"), w.count("exec run")), (1, 1), "{holds}: {:?}", w.calls);
+        w.end(late);
+        w.end(other);
+        assert!(w.solver.is_idle());
+        assert!(w.solver.index.is_empty() && w.solver.news.is_empty());
+    }
+}
+
+/// The reader was told that nothing can be cached above a step whose place another took, or that was found after all.
+#[test]
+fn a_reader_that_came_late_learns_of_the_keys_of_what_it_reads() {
+    let graph = |n: &str| {
+        let [source, copy] = ["source", "copy"].map(|name| format!("{name}{n}"));
+        [
+            step("base", "base", "base"),
+            step(&source, &source, "same"),
+            step(&copy, "copy", "copied").reads(&["base", &source]).content(&[1]),
+            step(&format!("run{n}"), "run", "run").reads(&[&copy]),
+        ]
+    };
+    for holds in [false, true] {
+        let mut w = World::new();
+        let late = w.solver.begin();
+        w.ask(late, &graph("-late")[..3]);
+        w.run_except(|action| action == "exec source-late");
+        let other = w.solver.begin();
+        if holds {
+            w.ask(other, &graph("-other")[..3]);
+            w.run_except(|action| action == "exec source-late");
+        }
+        let early = w.solver.begin();
+        w.ask(early, &graph("-early"));
+        w.run_except(|action| action == "exec source-late");
+        w.solver.end(early);
+        w.run_except(|action| action == "exec source-late");
+        let request = w.ask(late, &graph("-late"));
+        w.run();
+        assert_eq!(text(&w.answer(request)), "run");
+        assert_eq!((w.count("exec copy"), w.count("exec run")), (1, 1), "{holds}: {:?}", w.calls);
+    }
+}
+
 /// Upstream: TestErrorReturns.
 #[test]
 fn a_failure_names_its_vertex_and_stops_the_rest_of_the_build() {
