@@ -160,6 +160,8 @@ impl JobHandle {
             self.job.check_rights(vertex)?;
             ops::check_caps(vertex).map_err(|fault| self.locate(graph, fault, vertex.digest))?;
         }
+        let retired = graph.vertices().iter().flat_map(|vertex| self.job.mounts_to_retire(vertex)).collect();
+        self.driver.core.retire_cache_mounts(retired).await?;
         let caches = self.caches(&self.driver.core).await;
         loop {
             let reading = self.job.reading();

@@ -1,6 +1,6 @@
 //! One build: its client, its progress, what it was allowed, where its vertices come from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -43,6 +43,8 @@ pub(crate) struct Job {
     /// Caches that the build may read.
     imports: Mutex<Vec<Arc<Import>>>,
     given_up: Mutex<GivenUp>,
+    /// Cache mounts that were retired for steps of this build, and whether they stand on something.
+    retired_mounts: Mutex<HashSet<(String, bool)>>,
     /// How often the client's directories were found to be others than those that were read first.
     reading: AtomicU32,
     /// What vertices of later readings are called in definitions.
@@ -72,6 +74,7 @@ impl Job {
             stores: Mutex::default(),
             imports: Mutex::default(),
             given_up: Mutex::default(),
+            retired_mounts: Mutex::default(),
             reading: AtomicU32::new(0),
             originals: Mutex::default(),
         }
@@ -102,6 +105,20 @@ impl Job {
     /// Caches that turned out to be of no use.
     pub(crate) fn given_up(&self) -> MutexGuard<'_, GivenUp> {
         self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The cache mounts of a step that must run anew: it begins with empty ones. Once in a build, so that its steps still
+    /// share them.
+    pub(crate) fn mounts_to_retire(&self, vertex: &llb::Vertex) -> Vec<(String, bool)> {
+        use llb::pb;
+        let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else { return Vec::new() };
+        if !vertex.ignore_cache() {
+            return Vec::new();
+        }
+        let caches = exec.mounts.iter().filter(|mount| mount.mount_type() == pb::MountType::Cache);
+        let name = |mount: &pb::Mount| Some((mount.cache_opt.as_ref()?.id.clone(), mount.input != -1));
+        let mut retired = self.retired_mounts.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.filter_map(name).filter(|name| retired.insert(name.clone())).collect()
     }
 
     /// The name of a vertex of `reading`, and of a generation; `original` is what the definition calls it.

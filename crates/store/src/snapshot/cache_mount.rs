@@ -20,7 +20,7 @@ use base::Cancel;
 use sys::mount::FsView;
 
 use super::table::Record;
-use super::{Hold, RecordKind, SnapshotId, Snapshots, active, layers, tree};
+use super::{Hold, RecordKind, SnapshotId, Snapshots, active, layers, retired_mount, tree};
 use crate::{Error, Inner, Result, Store, locked, maintenance, now};
 
 /// Who else may use a cache mount at the same time.
@@ -59,13 +59,13 @@ impl CacheMountRequest {
     }
 }
 
-type Wake = Box<dyn FnOnce() + Send>;
+pub(super) type Wake = Box<dyn FnOnce() + Send>;
 
 /// The instances in use, and those who wait for one.
 #[derive(Default)]
 pub(super) struct Instances {
     in_use: HashMap<SnapshotId, Use>,
-    waiting: HashMap<String, Vec<Wake>>,
+    pub(super) waiting: HashMap<String, Vec<Wake>>,
 }
 
 #[derive(Clone, Copy)]
@@ -78,14 +78,15 @@ enum Use {
 #[derive(Debug)]
 pub struct CacheMount {
     store: Store,
-    hold: Hold,
+    /// None once it is given back.
+    hold: Option<Hold>,
     key: String,
 }
 
 impl CacheMount {
     /// The snapshot behind it.
     pub fn id(&self) -> SnapshotId {
-        self.hold.id()
+        self.hold.as_ref().expect("held until it is dropped").id()
     }
 
     /// How to see and write it: a plain directory, unless it starts from a snapshot of several layers. Then it is an
@@ -133,6 +134,8 @@ impl Drop for CacheMount {
             }
             if instances.in_use.contains_key(&id) { None } else { instances.waiting.remove(&self.key) }
         };
+        self.hold = None;
+        retired_mount::remove_if_retired(inner, id);
         woken.into_iter().flatten().for_each(|wake| wake());
     }
 }
@@ -177,7 +180,7 @@ impl Snapshots {
                 .or_insert(Use::Shared(1)),
             Sharing::Private | Sharing::Locked => entry.or_insert(Use::Alone),
         };
-        Ok(Some(CacheMount { store: self.0.clone(), hold, key }))
+        Ok(Some(CacheMount { store: self.0.clone(), hold: Some(hold), key }))
     }
 
     /// Takes a cache mount, waiting while it is locked.

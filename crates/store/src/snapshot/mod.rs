@@ -20,6 +20,7 @@ mod layers;
 mod lazy;
 mod load;
 mod remove;
+mod retired_mount;
 mod table;
 pub(crate) mod tree;
 

@@ -448,6 +448,45 @@ fn cache_mounts_are_shared_by_the_rules() {
     ));
 }
 
+/// Whoever has it mounted keeps it; whoever comes then, or waited, gets an empty one.
+#[test]
+fn a_retired_cache_mount_goes_with_its_last_user() {
+    let (_dir, store) = copy_store();
+    let snapshots = store.snapshots();
+    let take = |id: &str, sharing| snapshots.cache_mount(&request(id, sharing), || ()).expect("asked");
+    let path = |mount: &CacheMount| match mount.view() {
+        Ok(FsView::Dir { path, .. }) => path,
+        other => panic!("a plain directory: {other:?}"),
+    };
+    let other = take("m:x", Sharing::Shared).expect("free").id();
+    for sharing in [Sharing::Shared, Sharing::Private, Sharing::Locked] {
+        let used = take("m", sharing).expect("free");
+        std::fs::write(path(&used).join("kept"), "x").expect("written");
+        let woken = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&woken);
+        let wake = move || _ = count.fetch_add(1, Ordering::SeqCst);
+        if sharing == Sharing::Locked {
+            assert!(snapshots.cache_mount(&request("m", sharing), wake).expect("asked").is_none());
+        }
+        snapshots.retire_cache_mounts("m", true).expect("retired");
+        assert!(sharing != Sharing::Locked || woken.load(Ordering::SeqCst) == 0, "that is another cache");
+        snapshots.retire_cache_mounts("m", false).expect("retired");
+        assert!(sharing != Sharing::Locked || woken.load(Ordering::SeqCst) == 1, "nobody waits for what is retired");
+        let new = take("m", sharing).expect("a new one");
+        assert!(new.id() != used.id() && !path(&new).join("kept").exists());
+        assert!(path(&used).join("kept").exists(), "{sharing:?}: it is in use");
+        let (id, dir) = (used.id(), path(&used));
+        drop(used);
+        assert!(snapshots.info(&id).is_none() && !dir.exists(), "{sharing:?}");
+        // What nobody uses goes at once.
+        let (id, dir) = (new.id(), path(&new));
+        drop(new);
+        snapshots.retire_cache_mounts("m", false).expect("retired");
+        assert!(snapshots.info(&id).is_none() && !dir.exists(), "{sharing:?}");
+    }
+    assert!(snapshots.info(&other).is_some());
+}
+
 #[test]
 fn privileged_cache_mounts_start_from_snapshots() {
     each_driver(|scratch, store| {
