@@ -235,6 +235,30 @@ fn docker_debugs_in_a_container_and_leaves_nothing() {
     served.ends();
 }
 
+/// Where a step failed, the container stands on what the step left; and that goes with the client.
+#[test]
+fn docker_debugs_what_a_failed_step_left() {
+    needs!(tool "docker-buildx");
+    needs!(tool "script");
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let kitchen = &served.kitchen;
+    kitchen.dockerfile(
+        "FROM busybox\nRUN printf '#!/bin/sh\\ncat /left; exit 7\\n' > /s && chmod +x /s\n\
+         RUN echo seen-$((40 + 2)) > /left; exit 3\n",
+    );
+    buildx(&served, "inspect b").succeeds();
+    let kept = |what: &str| served.buildctl("du --verbose").succeeds().text().matches(what).count();
+    let line = "exec script -qec 'docker-buildx debug --builder b --on=error --invoke /s build --progress=plain context' \
+                /dev/null >&2";
+    let run = kitchen.who.run(&kitchen.world, "sh").args(["-c", line]);
+    let client = run.env("DOCKER_CONFIG", kitchen.world.path("docker")).env("BUILDX_EXPERIMENTAL", "1").starts();
+    client.waits_until("the exit code", |said| said.contains("seen-42") && said.contains("exit code: 7"));
+    assert_eq!(kept("seen-$"), 1);
+    vanish(client, &kitchen.world.path("docker"));
+    eventually(|| kept("seen-$") == 0);
+    served.ends();
+}
+
 /// Kills docker's client, which outlives the `script` that gave it a terminal.
 fn vanish(client: Running, config: &Path) {
     let mark = format!("DOCKER_CONFIG={}", config.display());

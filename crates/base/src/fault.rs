@@ -1,7 +1,9 @@
 //! [`Fault`]: the error that a user sees. Place, cause, way out.
 
+use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
+use std::panic::Location;
 use std::sync::Arc;
 
 use crate::Digest;
@@ -24,6 +26,8 @@ struct Inner {
     vertex: Option<(Digest, String)>,
     exit_code: Option<i32>,
     log_tail: Vec<u8>,
+    left: Option<Arc<dyn Any + Send + Sync>>,
+    origin: &'static Location<'static>,
 }
 
 /// Whose move it is. Decides the gRPC code and whether a retry makes sense.
@@ -72,6 +76,7 @@ impl SourceSpan {
 
 impl Fault {
     /// A fault with a message of its own: lower case, no full stop.
+    #[track_caller]
     pub fn new(kind: Kind, message: impl Into<String>) -> Fault {
         Fault(Box::new(Inner {
             kind,
@@ -82,20 +87,25 @@ impl Fault {
             vertex: None,
             exit_code: None,
             log_tail: Vec::new(),
+            left: None,
+            origin: Location::caller(),
         }))
     }
 
     /// The input is wrong.
+    #[track_caller]
     pub fn user(message: impl Into<String>) -> Fault {
         Fault::new(Kind::User, message)
     }
 
     /// The build was cancelled.
+    #[track_caller]
     pub fn cancelled() -> Fault {
         Fault::new(Kind::Cancelled, "build cancelled")
     }
 
     /// `doing` failed because of `source`. The message must not repeat the source.
+    #[track_caller]
     pub fn because(kind: Kind, doing: impl Into<String>, source: impl StdError + Send + Sync + 'static) -> Fault {
         let mut fault = Fault::new(kind, doing);
         fault.0.source = Some(Arc::new(source));
@@ -141,6 +151,13 @@ impl Fault {
     #[must_use]
     pub fn log_tail(mut self, tail: impl Into<Vec<u8>>) -> Fault {
         self.0.log_tail = tail.into();
+        self
+    }
+
+    /// Hands on what the failure left behind, to whoever knows its type. It lives as long as the fault and its clones.
+    #[must_use]
+    pub fn leaves<T: Any + Send + Sync>(mut self, left: T) -> Fault {
+        self.0.left = Some(Arc::new(left));
         self
     }
 
@@ -194,6 +211,16 @@ impl Fault {
     /// The exit code of the step that failed.
     pub fn get_exit_code(&self) -> Option<i32> {
         self.0.exit_code
+    }
+
+    /// What the failure left behind, if it is of this type.
+    pub fn get_left<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        self.0.left.clone()?.downcast().ok()
+    }
+
+    /// Where in our own sources it was made: for who looks for the reason there.
+    pub fn origin(&self) -> &'static Location<'static> {
+        self.0.origin
     }
 
     /// The last output of the step that failed.

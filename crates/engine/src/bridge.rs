@@ -74,6 +74,11 @@ impl Bridge {
         Ok(())
     }
 
+    /// Has ops that fail from now on leave behind what there is to see ([`wreck`](crate::wreck)), until the build ends.
+    pub fn keep_wrecks(&self) {
+        self.job.job.want_wrecks();
+    }
+
     /// Makes a result now.
     pub async fn evaluate(&self, reference: &Ref) -> Result<(), Fault> {
         self.job_until_cancelled(async { reference.tree(&self.job).await.map(drop) }).await

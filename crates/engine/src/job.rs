@@ -1,7 +1,7 @@
 //! One build: its client, its progress, what it was allowed, where its vertices come from.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -45,6 +45,8 @@ pub(crate) struct Job {
     given_up: Mutex<GivenUp>,
     /// Cache mounts that were retired for steps of this build, and whether they stand on something.
     retired_mounts: Mutex<HashSet<(String, bool)>>,
+    /// Its client looks into what failed.
+    wants_wrecks: AtomicBool,
     /// How often the client's directories were found to be others than those that were read first.
     reading: AtomicU32,
     /// What vertices of later readings are called in definitions.
@@ -75,9 +77,19 @@ impl Job {
             imports: Mutex::default(),
             given_up: Mutex::default(),
             retired_mounts: Mutex::default(),
+            wants_wrecks: AtomicBool::new(false),
             reading: AtomicU32::new(0),
             originals: Mutex::default(),
         }
+    }
+
+    /// From now on ops leave behind what there is to see when they fail.
+    pub(crate) fn want_wrecks(&self) {
+        self.wants_wrecks.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn wants_wrecks(&self) -> bool {
+        self.wants_wrecks.load(Ordering::Relaxed)
     }
 
     /// Which reading of the client's directories new work is based on.

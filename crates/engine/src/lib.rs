@@ -30,6 +30,7 @@ mod step_log;
 mod tree;
 pub mod usage;
 mod verify;
+mod wreck;
 
 pub use ::dockerfile::Unsupported;
 pub use api::{
@@ -44,3 +45,4 @@ pub use ops::CAPS as LLB_CAPS;
 pub use result::{FrontendResult, Ref, Refs};
 pub use step_log::LogLimits;
 pub use store::Reserve;
+pub use wreck::{Subject, Wreck, wreck};

@@ -13,6 +13,7 @@ use crate::driver::{JobHandle, Made};
 use crate::frontend::dockerfile::read;
 use crate::job::{Built, BuiltPlatform};
 use crate::tree::Tree;
+use crate::wreck::Wreck;
 
 const PLATFORMS: &str = "refs.platforms";
 const CONFIG: &str = "containerimage.config";
@@ -53,8 +54,11 @@ pub struct Ref(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     definition: pb::Definition,
-    graph: Graph,
+    /// None for what was not made by a definition.
+    graph: Option<Graph>,
     made: OnceCell<Made>,
+    /// What it is a part of. Given back after the tree: fields drop in this order.
+    _wreck: Option<Arc<Wreck>>,
 }
 
 impl Ref {
@@ -64,7 +68,13 @@ impl Ref {
             return Ok(None);
         }
         let graph = read(definition.clone())?;
-        Ok(Some(Ref(Arc::new(Inner { definition, graph, made: OnceCell::new() }))))
+        Ok(Some(Ref(Arc::new(Inner { definition, graph: Some(graph), made: OnceCell::new(), _wreck: None }))))
+    }
+
+    /// A tree that an op left when it failed.
+    pub(crate) fn left(tree: Tree, wreck: Arc<Wreck>) -> Ref {
+        let made = OnceCell::new_with(Some(Made { tree, keys: Vec::new() }));
+        Ref(Arc::new(Inner { definition: pb::Definition::default(), graph: None, made, _wreck: Some(wreck) }))
     }
 
     /// What it is made by.
@@ -79,7 +89,11 @@ impl Ref {
 
     /// The same, with what it is remembered by.
     pub(crate) async fn made(&self, job: &JobHandle) -> Result<Made, Fault> {
-        self.0.made.get_or_try_init(|| job.solve(&self.0.graph)).await.cloned()
+        let Some(graph) = &self.0.graph else {
+            let gone = || Fault::new(Kind::Internal, "a tree that was left is not there");
+            return self.0.made.get().cloned().ok_or_else(gone);
+        };
+        self.0.made.get_or_try_init(|| job.solve(graph)).await.cloned()
     }
 }
 

@@ -125,7 +125,9 @@ async fn records_outlive_the_process() {
     assert_eq!((error.message.as_str(), error.details.len()), ("no such thing", 0));
     let full = two.external_error.expect("all of it").digest.parse().expect("a digest");
     let full = store.content().read(&full).expect("read").expect("is there");
-    assert_eq!(proto::rpc::Status::decode(full.as_slice()).expect("decodes").details.len(), 1);
+    let details = proto::rpc::Status::decode(full.as_slice()).expect("decodes").details;
+    let kinds: Vec<&str> = details.iter().filter_map(|detail| detail.type_url.rsplit('/').next()).collect();
+    assert_eq!(kinds, ["stack.Stack+json", "gatewayapi.ExitMessage+json"]);
 
     // Nothing of them is cache as long as they are there; nothing is left when they and the cache are gone.
     let all = PruneOptions { all: true, ..PruneOptions::default() };

@@ -17,6 +17,11 @@ const HINT: &str = "\nhint: ";
 
 /// The status that a client gets.
 pub fn status(fault: &Fault) -> Status {
+    status_with(fault, None)
+}
+
+/// The same with one more detail.
+pub(super) fn status_with(fault: &Fault, more: Option<Any>) -> Status {
     let code = match fault.kind() {
         Kind::Cancelled => Code::Cancelled,
         Kind::Internal => Code::Internal,
@@ -28,7 +33,8 @@ pub fn status(fault: &Fault) -> Status {
         Some(hint) => format!("{}{HINT}{hint}", fault.cause()),
         None => fault.cause(),
     };
-    let details = details(fault);
+    let mut details = details(fault);
+    details.extend(more);
     let encoded = proto::rpc::Status { code: code as i32, message: message.clone(), details }.encode_to_vec();
     Status::with_details(code, message, encoded.into())
 }
@@ -161,11 +167,24 @@ fn definition(file: &SourceFile) -> Option<Value> {
     Some(json!({ "def": def, "metadata": metadata }))
 }
 
+/// A typed detail.
+pub(super) fn detail(kind: &str, value: &Value) -> Any {
+    let type_url = format!("github.com/moby/buildkit/{kind}+json");
+    Any { type_url, value: value.to_string().into_bytes() }
+}
+
+/// Where in our sources the fault was made: clients show it with `--debug`.
+fn stack(fault: &Fault) -> Value {
+    let origin = fault.origin();
+    let frame = json!({ "Name": "hullworks", "File": origin.file(), "Line": origin.line() });
+    let version = env!("CARGO_PKG_VERSION");
+    json!({ "frames": [frame], "cmdline": ["buildkitd"], "pid": std::process::id(), "version": version })
+}
+
 fn details(fault: &Fault) -> Vec<Any> {
     let mut details = Vec::new();
     let mut add = |kind: &str, value: Value| {
-        let type_url = format!("github.com/moby/buildkit/{kind}+json");
-        details.push(Any { type_url, value: value.to_string().into_bytes() });
+        details.push(detail(kind, &value));
     };
     // The first one is wrapped first: what clients show last is the most specific.
     for (file, spans) in fault.places().iter().rev() {
@@ -190,6 +209,7 @@ fn details(fault: &Fault) -> Vec<Any> {
     if let Some((digest, _)) = fault.get_vertex() {
         add("errdefs.Vertex", json!({ "digest": digest }));
     }
+    add("stack.Stack", stack(fault));
     if let Some(code) = fault.get_exit_code() {
         add("gatewayapi.ExitMessage", json!({ "Code": code }));
     }

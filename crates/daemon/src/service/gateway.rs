@@ -69,6 +69,7 @@ impl ClientBuild {
         inputs: HashMap<String, proto::pb::Definition>,
     ) -> (ClientBuild, oneshot::Receiver<Result<FrontendResult, Fault>>) {
         let (sender, returned) = oneshot::channel();
+        bridge.keep_wrecks();
         (
             ClientBuild {
                 bridge,
@@ -92,6 +93,11 @@ impl ClientBuild {
         let id = session::random_id();
         self.refs.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Some(reference));
         id
+    }
+
+    /// How the client is told of a fault: with names for what was left, by which it may look into that.
+    fn failed(&self, fault: &Fault) -> Status {
+        super::solve_error::status(fault, |reference| self.name(reference))
     }
 
     fn find(&self, id: &str) -> Result<Option<Ref>, Fault> {
@@ -141,10 +147,10 @@ impl llb_bridge_server::LlbBridge for Gateway {
         let request = request.into_inner();
         let (array, result_return) = (request.allow_result_array_ref, request.allow_result_return);
         let evaluate = request.evaluate;
-        let result = solve(&build, request).await.map_err(failed)?;
+        let result = solve(&build, request).await.map_err(|fault| build.failed(&fault))?;
         if evaluate {
             for reference in result.all() {
-                build.bridge.evaluate(reference).await.map_err(failed)?;
+                build.bridge.evaluate(reference).await.map_err(|fault| build.failed(&fault))?;
             }
         }
         let mut only = String::new();
@@ -204,7 +210,7 @@ impl llb_bridge_server::LlbBridge for Gateway {
     ) -> Result<Response<wire::EvaluateResponse>, Status> {
         let build = self.build(request.metadata()).await?;
         if let Some(reference) = build.find(&request.get_ref().r#ref).map_err(failed)? {
-            build.bridge.evaluate(&reference).await.map_err(failed)?;
+            build.bridge.evaluate(&reference).await.map_err(|fault| build.failed(&fault))?;
         }
         Ok(Response::new(wire::EvaluateResponse {}))
     }
@@ -217,7 +223,8 @@ impl llb_bridge_server::LlbBridge for Gateway {
         let request = request.into_inner();
         let reference = build.made(&request.r#ref).map_err(failed)?;
         let range = request.range.map(|range| (range.offset.max(0) as u64, range.length.max(0) as u64));
-        let data = build.bridge.read_file(&reference, &request.file_path, range).await.map_err(failed)?;
+        let data = build.bridge.read_file(&reference, &request.file_path, range).await;
+        let data = data.map_err(|fault| build.failed(&fault))?;
         Ok(Response::new(wire::ReadFileResponse { data }))
     }
 
@@ -229,7 +236,7 @@ impl llb_bridge_server::LlbBridge for Gateway {
         let request = request.into_inner();
         let reference = build.made(&request.r#ref).map_err(failed)?;
         let entries = build.bridge.read_dir(&reference, &request.dir_path, &request.include_pattern).await;
-        let entries = entries.map_err(failed)?.iter().map(stat).collect();
+        let entries = entries.map_err(|fault| build.failed(&fault))?.iter().map(stat).collect();
         Ok(Response::new(wire::ReadDirResponse { entries }))
     }
 
@@ -240,7 +247,7 @@ impl llb_bridge_server::LlbBridge for Gateway {
         let build = self.build(request.metadata()).await?;
         let request = request.into_inner();
         let reference = build.made(&request.r#ref).map_err(failed)?;
-        let entry = build.bridge.stat_file(&reference, &request.path).await.map_err(failed)?;
+        let entry = build.bridge.stat_file(&reference, &request.path).await.map_err(|fault| build.failed(&fault))?;
         Ok(Response::new(wire::StatFileResponse { stat: Some(stat(&entry)) }))
     }
 

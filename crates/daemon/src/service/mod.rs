@@ -7,4 +7,5 @@ pub mod error;
 pub(crate) mod gateway;
 pub(crate) mod health;
 mod history;
+mod solve_error;
 pub mod status;

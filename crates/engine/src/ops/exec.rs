@@ -16,6 +16,7 @@ use crate::core::active_view;
 use crate::ssh::AgentSocket;
 use crate::step_log::StepLog;
 use crate::tree::Tree;
+use crate::wreck::{Subject, Wreck};
 
 /// How much of a failed step's output its error carries.
 const LOG_TAIL_BYTES: usize = 16 << 10;
@@ -42,18 +43,24 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
         });
         io.held_back_by(move || room.room())
     };
-    let exit = ctx.core.executor.run(step, io, ctx.cancel.clone()).await.map_err(|e| run_fault(ctx, meta, e))?;
+    let exit = match ctx.core.executor.run(step, io, ctx.cancel.clone()).await {
+        Ok(exit) => exit,
+        Err(error) => return Err(prepared.leave(ctx, op, inputs, run_fault(ctx, meta, error)).await),
+    };
     let allowed = if meta.valid_exit_codes.is_empty() { &[0][..] } else { &meta.valid_exit_codes[..] };
     if !allowed.contains(&exit.code) {
-        let (log, tail) = &mut *output.lock().unwrap_or_else(PoisonError::into_inner);
-        log.held().for_each(|(stream, bytes)| ctx.tasks.log(stream, &bytes));
-        let tail = tail.bytes();
+        let tail = {
+            let (log, tail) = &mut *output.lock().unwrap_or_else(PoisonError::into_inner);
+            log.held().for_each(|(stream, bytes)| ctx.tasks.log(stream, &bytes));
+            tail.bytes()
+        };
         let fault = exit_fault(meta, &exit);
         let fault = match space_hint(&ctx.core.store, &tail) {
             Some(hint) => fault.hint(hint),
             None => fault,
         };
-        return Err(fault.log_tail(tail));
+        let fault = fault.log_tail(tail);
+        return Err(prepared.leave(ctx, op, inputs, fault).await);
     }
     prepared.commit(ctx).await
 }
@@ -187,9 +194,12 @@ impl Tail {
 pub(crate) struct Prepared {
     pub(crate) root: Option<(FsView, bool)>,
     pub(crate) mounts: Vec<StepMount>,
+    /// How many mounts were added.
+    count: usize,
     outputs: Vec<(i64, Output)>,
-    /// Writable mounts that nobody reads afterwards, and cache mounts: kept until the step has ended.
-    scratch: Vec<store::Active>,
+    /// Writable mounts that nobody reads afterwards, and cache mounts: kept until the step has ended. Those that the step
+    /// may write to say which mount they are.
+    scratch: Vec<(store::Active, Option<usize>)>,
     caches: Vec<((pb::CacheOpt, i64), CacheDir)>,
     /// Kept until the step has ended.
     agents: Vec<AgentSocket>,
@@ -197,8 +207,8 @@ pub(crate) struct Prepared {
 }
 
 enum Output {
-    /// A writable mount: committed when the step succeeds.
-    Written(store::Active),
+    /// A writable mount: committed when the step succeeds. And which one it is.
+    Written(store::Active, usize),
     /// A read-only mount is its own input.
     Same(Tree),
 }
@@ -211,6 +221,7 @@ impl Prepared {
         mount: &pb::Mount,
         inputs: &[Tree],
     ) -> Result<(), Fault> {
+        self.count += 1;
         let input = match usize::try_from(mount.input) {
             Ok(index) => inputs.get(index).cloned().ok_or_else(|| no_input(mount))?,
             Err(_) if mount.input == -1 => Tree::Empty,
@@ -283,7 +294,7 @@ impl Prepared {
                 Some(base) if mount.dest == "/" => {
                     let above = ctx.core.prepare(Some(base), "read-only root").await?;
                     let view = active_view(&above)?;
-                    self.scratch.push(above);
+                    self.scratch.push((above, None));
                     Ok(view)
                 }
                 Some(base) => ctx.core.view(base),
@@ -291,7 +302,7 @@ impl Prepared {
                 None => {
                     let empty = ctx.core.prepare(None, "empty mount").await?;
                     let view = active_view(&empty)?;
-                    self.scratch.push(empty);
+                    self.scratch.push((empty, None));
                     Ok(view)
                 }
             };
@@ -300,11 +311,35 @@ impl Prepared {
         let active = ctx.core.prepare(base.as_ref(), &description).await?;
         let view = active_view(&active)?;
         if mount.output == -1 {
-            self.scratch.push(active);
+            self.scratch.push((active, Some(self.count - 1)));
         } else {
-            self.outputs.push((mount.output, Output::Written(active)));
+            self.outputs.push((mount.output, Output::Written(active, self.count - 1)));
         }
         Ok(view)
+    }
+
+    /// Has the fault of a step that failed carry what the step's mounts look like, if a client wants to see that.
+    async fn leave(self, ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree], fault: Fault) -> Fault {
+        if !ctx.wants_wrecks() || fault.kind() == Kind::Cancelled {
+            return fault;
+        }
+        let input = |mount: &pb::Mount| usize::try_from(mount.input).ok().and_then(|index| inputs.get(index)).cloned();
+        let read: Vec<Option<Tree>> = op.mounts.iter().map(input).collect();
+        let mut wreck = Wreck::new(ctx, Subject::Op, read.clone());
+        read.into_iter().enumerate().for_each(|(mount, tree)| wreck.set_mount(mount, tree));
+        let outputs = self.outputs.into_iter().filter_map(|(_, output)| match output {
+            Output::Written(active, mount) => Some((active, mount)),
+            Output::Same(_) => None,
+        });
+        let scratch = self.scratch.into_iter().filter_map(|(active, mount)| Some((active, mount?)));
+        for (active, mount) in outputs.chain(scratch) {
+            match ctx.core.commit(active).await {
+                Ok(tree) => wreck.set_own_mount(&ctx.core, mount, tree),
+                // What failed first is what people want to know.
+                Err(error) => tracing::warn!(%error, "what a failed step left is not kept"),
+            }
+        }
+        fault.leaves(wreck)
     }
 
     async fn commit(mut self, ctx: &OpContext) -> Result<Vec<Tree>, Fault> {
@@ -316,7 +351,7 @@ impl Prepared {
             }
             trees.push(match output {
                 Output::Same(tree) => tree,
-                Output::Written(active) => ctx.core.commit(active).await?,
+                Output::Written(active, _) => ctx.core.commit(active).await?,
             });
         }
         Ok(trees)

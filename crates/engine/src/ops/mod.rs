@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::core::Core;
 use crate::job::Job;
 use crate::tree::Tree;
+use crate::wreck::{Subject, Wreck};
 use base::report::{Label, Tasks};
 
 /// What definitions may ask of ops: BuildKit's capability ids.
@@ -214,7 +215,12 @@ pub(crate) async fn content(ctx: &OpContext, input: u32, tree: &Tree) -> Result<
     let selectors = ctx.op.content.get().and_then(|inputs| inputs.get(input as usize)).cloned().flatten();
     match selectors {
         None => Ok(None),
-        Some(selectors) => ctx.core.content_digest(ctx, tree, selectors).await.map(Some),
+        Some(selectors) => match ctx.core.content_digest(ctx, tree, selectors).await {
+            Err(fault) if ctx.wants_wrecks() && fault.kind() != Kind::Cancelled => {
+                Err(fault.leaves(Wreck::new(ctx, Subject::Content(input as usize), vec![Some(tree.clone())])))
+            }
+            digest => digest.map(Some),
+        },
     }
 }
 

@@ -21,6 +21,7 @@ use crate::core::{Core, active_view, blocking, store_fault};
 use crate::local::LocalTree;
 use crate::shadow::Recalling;
 use crate::tree::Tree;
+use crate::wreck::{Subject, Wreck};
 use plan::{Plan, Slot, Step};
 
 pub(crate) use action::copy_everything;
@@ -58,15 +59,56 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::FileOp, inputs: &[Tree]) -> Re
             }
         })
     });
+    let trees = inputs;
     let inputs = try_join_all(ready).await?;
     let (core, op, cancel) = (ctx.core.clone(), op.clone(), ctx.blocking_cancel());
     let description = ctx.op.label.name.clone();
     let warn = ctx.tasks.clone();
-    blocking(move || {
-        let plan = plan::plan(&op, inputs.len()).map_err(malformed)?;
-        Run { core: &core, inputs: &inputs, cancel: &cancel, description: &description, tasks: &warn }.all(&plan)
+    let keep = ctx.wants_wrecks();
+    let (result, left) = blocking(move || {
+        let plan = match plan::plan(&op, inputs.len()) {
+            Ok(plan) => plan,
+            Err(error) => return (Err(malformed(error)), None),
+        };
+        let run = Run { core: &core, inputs: &inputs, cancel: &cancel, description: &description, tasks: &warn };
+        let mut left = None;
+        let result = run.all(&plan, |action, work, states| {
+            left = keep.then(|| run.left(&plan, action, work, states));
+        });
+        (result, left)
     })
-    .await
+    .await;
+    result.map_err(|fault| match left {
+        Some(left) if fault.kind() != Kind::Cancelled => {
+            let inputs = trees.iter().map(|tree| Some(tree.clone())).collect();
+            let mut wreck = Wreck::new(ctx, Subject::FileAction(left.action), inputs);
+            wreck.set_mount(op_actions(ctx).saturating_sub(1), None);
+            if let Some((action, tree)) = left.source {
+                wreck.set_mount(action, Some(tree));
+            }
+            if let Some(tree) = left.target {
+                wreck.set_own_mount(&ctx.core, left.action, tree);
+            }
+            fault.leaves(wreck)
+        }
+        _ => fault,
+    })
+}
+
+/// What there is to see of an action that failed.
+struct Left {
+    action: usize,
+    /// What it changed.
+    target: Option<Tree>,
+    /// The action whose result it read, and that.
+    source: Option<(usize, Tree)>,
+}
+
+fn op_actions(ctx: &OpContext) -> usize {
+    match &ctx.op.vertex.op.op {
+        Some(pb::op::Op::File(op)) => op.actions.len(),
+        _ => 0,
+    }
 }
 
 fn malformed(error: plan::Error) -> Fault {
@@ -101,12 +143,16 @@ struct Work {
 }
 
 impl Run<'_> {
-    fn all(&self, plan: &Plan<'_>) -> Result<Vec<Tree>, Fault> {
+    /// Runs all actions. `failed` is told which one failed, on what, and of the results until then.
+    fn all(&self, plan: &Plan<'_>, failed: impl FnOnce(usize, Work, &[State])) -> Result<Vec<Tree>, Fault> {
         let mut states: Vec<State> = Vec::with_capacity(plan.steps.len());
         for step in &plan.steps {
             self.cancel.check().map_err(|_| Fault::cancelled())?;
             let mut work = self.target(step, &mut states)?;
-            self.act(step, &mut work, &states)?;
+            if let Err(fault) = self.act(step, &mut work, &states) {
+                failed(states.len(), work, &states);
+                return Err(fault);
+            }
             states.push(if step.commit { State::Done(self.commit(work)?) } else { State::Open(work) });
         }
         let output = |action: &usize| match &states[*action] {
@@ -114,6 +160,24 @@ impl Run<'_> {
             _ => Err(Fault::new(Kind::Internal, "an output of a file op was not committed")),
         };
         plan.outputs.iter().map(output).collect()
+    }
+
+    fn left(&self, plan: &Plan<'_>, action: usize, work: Work, states: &[State]) -> Left {
+        let tree = |input: &Input| match input {
+            Input::Snapshot(hold) => Some(Tree::Snapshot(hold.clone())),
+            Input::Local(local) => Some(Tree::Local(local.clone())),
+            Input::Empty => None,
+        };
+        // What failed first is what people want to know.
+        let target = self.commit(work).inspect_err(|error| tracing::warn!(%error, "what failed is not kept"));
+        let source = match plan.steps.get(action).map(|step| step.source) {
+            Some(Slot::Action(source)) => match states.get(source) {
+                Some(State::Done(input)) => tree(input).map(|tree| (source, tree)),
+                _ => None,
+            },
+            _ => None,
+        };
+        Left { action, target: target.ok().as_ref().and_then(tree), source }
     }
 
     fn target(&self, step: &Step<'_>, states: &mut [State]) -> Result<Work, Fault> {
