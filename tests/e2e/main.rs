@@ -21,6 +21,7 @@ mod crash;
 mod daemon;
 mod daemon_sockets;
 mod daemon_trouble;
+mod definitions;
 mod ends;
 mod frontends;
 mod full_disk;

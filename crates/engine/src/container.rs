@@ -130,7 +130,7 @@ impl Bridge {
         let name = format!("container {id}");
         let digest = Digest::of(&name);
         let (op, inputs, metadata) = Default::default();
-        let vertex = llb::Vertex { digest, op, inputs, metadata };
+        let vertex = llb::Vertex { digest, op, passthrough: None, inputs, metadata };
         let label = Label { digest, name, inputs: Vec::new(), group: None };
         OpContext {
             core: self.core.clone(),

@@ -123,6 +123,13 @@ impl Error {
         let shown = base::redact_url(url.as_str());
         let cause = root_cause(error);
         let failure = connect_failure(error, &cause);
+        let cause = match failure {
+            // The words that people and scripts know from BuildKit.
+            ConnectFailure::UnknownHost if !is_temporary_lookup_failure(&cause) => {
+                format!("dial tcp: lookup {}: no such host", url.host_str().unwrap_or_default())
+            }
+            _ => cause,
+        };
         // With TLS 1.3 a server refuses our certificate when the handshake is over for us.
         if error.is_connect() || failure == ConnectFailure::Certificate {
             return Error::Connect { host: authority(url), failure, cause };

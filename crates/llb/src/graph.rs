@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use base::{Digest, DigestParseError};
 use proto::Message as _;
 
+use crate::passthrough::Passthrough;
 use crate::pb;
 
 /// A definition that was read: vertices in an order in which inputs come first.
@@ -38,6 +39,8 @@ pub struct Vertex {
     pub digest: Digest,
     /// The decoded op. Its `inputs` are the same as `inputs` here.
     pub op: pb::Op,
+    /// What it is if `op` holds none: it hands on inputs.
+    pub passthrough: Option<Passthrough>,
     /// What it reads.
     pub inputs: Vec<Edge>,
     /// Hints and texts that are not part of the digest.
@@ -50,7 +53,10 @@ impl Vertex {
         if let Some(name) = self.metadata.description.get("llb.customname") {
             return name.clone();
         }
-        crate::text::op_name(&self.op)
+        match &self.passthrough {
+            Some(passthrough) => format!("passthrough {}", passthrough.id),
+            None => crate::text::op_name(&self.op),
+        }
     }
 
     /// Whether the client asked to ignore the cache here.
@@ -115,6 +121,12 @@ pub enum Error {
         /// The index.
         index: i64,
     },
+    /// It hands on nothing, or what it does not read.
+    #[error("op {index} of the definition passes on inputs that it does not have")]
+    BadPassthrough {
+        /// Its place in the definition.
+        index: usize,
+    },
     /// The last op must name the output by exactly one input and hold no op.
     #[error("the definition does not end in one output")]
     NoOutput,
@@ -157,7 +169,11 @@ impl Graph {
             edges += op.inputs.len();
             let digest = Digest::of(bytes);
             by_digest.insert(digest, index);
-            raw.push((digest, op));
+            let passthrough = match op.op {
+                Some(_) => None,
+                None => Passthrough::read(bytes, op.inputs.len(), index)?,
+            };
+            raw.push((digest, op, passthrough));
         }
         if edges > limits.edges {
             return too_large(format!("{edges} inputs"), limits.edges);
@@ -188,7 +204,7 @@ impl Graph {
 }
 
 struct Reader {
-    raw: Vec<(Digest, pb::Op)>,
+    raw: Vec<(Digest, pb::Op, Option<Passthrough>)>,
     by_digest: HashMap<Digest, usize>,
     metadata: std::collections::BTreeMap<String, pb::OpMetadata>,
     order: Vec<Vertex>,
@@ -198,8 +214,8 @@ struct Reader {
 
 impl Reader {
     fn read(mut self, source: Option<pb::Source>) -> Result<Graph, Error> {
-        let (digest, last) = self.raw.last().cloned().ok_or(Error::NoOutput)?;
-        if last.op.is_some() || last.inputs.len() != 1 {
+        let (digest, last, passthrough) = self.raw.last().cloned().ok_or(Error::NoOutput)?;
+        if last.op.is_some() || passthrough.is_some() || last.inputs.len() != 1 {
             return Err(Error::NoOutput);
         }
         let (raw, index) = self.resolve(digest, &last.inputs[0])?;
@@ -220,7 +236,7 @@ impl Reader {
         let mut stack = vec![(root, 0)];
         self.place.insert(root, None);
         while let Some((raw, next)) = stack.pop() {
-            let (digest, op) = &self.raw[raw];
+            let (digest, op, _) = &self.raw[raw];
             if let Some(input) = op.inputs.get(next) {
                 let (child, _) = self.resolve(*digest, input)?;
                 stack.push((raw, next + 1));
@@ -243,8 +259,8 @@ impl Reader {
     }
 
     fn finish(&mut self, raw: usize) -> Result<Vertex, Error> {
-        let (digest, op) = self.raw[raw].clone();
-        if op.op.is_none() {
+        let (digest, op, passthrough) = self.raw[raw].clone();
+        if op.op.is_none() && passthrough.is_none() {
             return Err(Error::NoOutput);
         }
         let mut inputs = Vec::with_capacity(op.inputs.len());
@@ -254,7 +270,7 @@ impl Reader {
             inputs.push(Edge { vertex, index });
         }
         let metadata = self.metadata.remove(&digest.to_string()).unwrap_or_default();
-        Ok(Vertex { digest, op, inputs, metadata })
+        Ok(Vertex { digest, op, passthrough, inputs, metadata })
     }
 }
 
@@ -308,6 +324,32 @@ mod tests {
         let limits = Limits { vertices: 1, ..Limits::default() };
         let def = pb::Definition { def: vec![a.clone(), a], ..Default::default() };
         assert!(matches!(Graph::new(def, limits), Err(Error::TooLarge { .. })));
+    }
+
+    #[test]
+    fn passed_on_inputs_are_checked() {
+        let (a, b) = (source("a"), source("b"));
+        let pass = |outputs: &[i64]| {
+            let mut op = reads(&[(&a, 0), (&b, 0)], None);
+            let passthrough = Passthrough { id: "x".into(), outputs: outputs.to_vec() }.encode_to_vec();
+            op.extend([8 << 3 | 2, passthrough.len() as u8]);
+            op.extend(passthrough);
+            op
+        };
+        let good = pass(&[1, 0, 1]);
+        let g = graph(vec![a.clone(), b.clone(), good.clone(), reads(&[(&good, 2)], None)]).expect("a good graph");
+        let vertex = &g.vertices()[2];
+        assert_eq!(vertex.passthrough.as_ref().map(|p| &p.outputs[..]), Some(&[1, 0, 1][..]));
+        assert_eq!(vertex.name(), "passthrough x");
+        let key = crate::key::passthrough(vertex.passthrough.as_ref().expect("seen"), 2);
+        let said = r#"{"Type":"buildkit.passthrough.v0","Passthrough":{"id":"x","outputs":[1,0,1]}}"#;
+        assert_eq!((key.digest, key.inputs.len()), (Digest::of(said), 2));
+        for outputs in [&[2][..], &[-1], &[]] {
+            let bad = pass(outputs);
+            let out = reads(&[(&bad, 0)], None);
+            assert!(matches!(graph(vec![a.clone(), b.clone(), bad, out]), Err(Error::BadPassthrough { index: 2 })));
+        }
+        assert!(matches!(graph(vec![a.clone(), b.clone(), pass(&[0])]), Err(Error::NoOutput)));
     }
 
     #[test]

@@ -463,6 +463,13 @@ pub fn merge(op: &pb::MergeOp) -> OpKey {
     OpKey { digest: Digest::of(json.end()), inputs: vec![InputKey::default(); op.inputs.len()] }
 }
 
+/// The key of an op that hands on inputs.
+pub fn passthrough(op: &crate::Passthrough, inputs: usize) -> OpKey {
+    let passed = Object::new().str("id", &op.id).array("outputs", &op.outputs, |output| output.to_string()).end();
+    let json = Object::new().required("Type", "buildkit.passthrough.v0").raw("Passthrough", &passed);
+    OpKey { digest: Digest::of(json.end()), inputs: vec![InputKey::default(); inputs] }
+}
+
 /// The key of a diff op.
 pub fn diff(op: &pb::DiffOp) -> OpKey {
     let side = |input: i64| Object::new().int("input", input).end();

@@ -9,10 +9,12 @@ pub mod build;
 mod go_json;
 mod graph;
 pub mod key;
+mod passthrough;
 pub mod path;
 pub mod text;
 
 pub use graph::{Edge, Error, Graph, Limits, Vertex, VertexId};
+pub use passthrough::Passthrough;
 pub use proto::pb;
 
 /// The bytes of a definition, for those who only carry it.

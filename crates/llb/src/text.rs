@@ -38,6 +38,7 @@ pub fn describe(graph: &Graph) -> String {
     let mut out = Lines(String::new());
     for (number, vertex) in graph.vertices().iter().enumerate() {
         let kind = match &vertex.op.op {
+            None if vertex.passthrough.is_some() => "passthrough",
             None => "output",
             Some(pb::op::Op::Source(_)) => "source",
             Some(pb::op::Op::Exec(_)) => "exec",

@@ -75,6 +75,7 @@ pub const CAPS: &[&str] = &[
     "meta.description",
     "meta.exportcache",
     "mergeop",
+    "passthroughop",
 ];
 
 /// Refuses ops that rely on something which this version does not know.
@@ -190,6 +191,9 @@ impl Op {
 
     fn op_key(&self) -> Result<OpKey, Fault> {
         let inputs = self.vertex.inputs.len();
+        if let Some(passthrough) = &self.vertex.passthrough {
+            return Ok(llb::key::passthrough(passthrough, inputs));
+        }
         let key = match self.kind()? {
             pb::op::Op::Exec(op) => llb::key::exec(op, &self.platform, inputs),
             pb::op::Op::File(op) => llb::key::file(op, inputs),
@@ -204,8 +208,8 @@ impl Op {
 
 /// How the op's result is remembered.
 pub(crate) async fn key(ctx: &OpContext, index: u32) -> Result<StatedKey, Fault> {
-    match ctx.op.kind()? {
-        pb::op::Op::Source(op) => source::key(ctx, op, index).await,
+    match &ctx.op.vertex.op.op {
+        Some(pb::op::Op::Source(op)) => source::key(ctx, op, index).await,
         _ => ctx.op.stated_key(),
     }
 }
@@ -226,6 +230,10 @@ pub(crate) async fn content(ctx: &OpContext, input: u32, tree: &Tree) -> Result<
 
 /// Makes the op's outputs.
 pub(crate) async fn run(ctx: &OpContext, inputs: &[Tree]) -> Result<Vec<Tree>, Fault> {
+    if let Some(passthrough) = &ctx.op.vertex.passthrough {
+        let passed = passthrough.outputs.iter().filter_map(|input| inputs.get(usize::try_from(*input).ok()?));
+        return Ok(passed.cloned().collect());
+    }
     match ctx.op.kind()? {
         pb::op::Op::Source(op) => source::run(ctx, op).await.map(|tree| vec![tree]),
         pb::op::Op::Exec(op) => exec::run(ctx, op, inputs).await,

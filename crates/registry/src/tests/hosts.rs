@@ -148,7 +148,7 @@ async fn registries_that_nobody_runs_are_named() {
     let host = "registry.invalid";
     let error = open_with(client(Registries::default()), host, REPO).resolve(&tag("v1")).await.expect_err("no name");
     assert!(
-        chain(&error).contains("cannot connect to `registry.invalid`: failed to lookup address"),
+        chain(&error).contains("cannot connect to `registry.invalid`: ") && chain(&error).contains("lookup"),
         "{}",
         chain(&error)
     );
@@ -176,7 +176,7 @@ async fn proxies_carry_requests_and_exceptions_go_round_them() {
     assert_eq!(request.header("host"), "images.invalid");
     assert_eq!(request.header("proxy-authorization"), "Basic dXNlcjpzZWNyZXQ=");
     let error = proxied(Some("example.com,.invalid")).resolve(&tag("v1")).await.expect_err("directly");
-    assert!(chain(&error).contains("failed to lookup address"), "{}", chain(&error));
+    assert!(chain(&error).contains("lookup"), "{}", chain(&error));
     assert_eq!(proxy.requests().len(), 1);
 }
 
