@@ -45,9 +45,17 @@ struct Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
-        // Who has it mounted keeps it; the garbage collection finds it then.
-        if let Err(error) = self.store.snapshots().remove(&self.id) {
-            tracing::warn!(%error, snapshot = %self.id, "what a failed step left was not removed");
+        let (store, id) = (self.store.clone(), self.id);
+        let remove = move || {
+            // Who has it mounted keeps it; the garbage collection finds it then.
+            if let Err(error) = store.snapshots().remove(&id) {
+                tracing::warn!(%error, snapshot = %id, "what a failed step left was not removed");
+            }
+        };
+        // The last who knows of it may be the solver's owner, who never waits for a disk.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
         }
     }
 }
