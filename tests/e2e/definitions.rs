@@ -65,11 +65,29 @@ impl Definition {
         self.change(on, file)
     }
 
+    fn rm(&mut self, on: usize, path: &str) -> usize {
+        self.change(Some(on), field(7, field(1, path)))
+    }
+
     fn change(&mut self, on: Option<usize>, action: Vec<u8>) -> usize {
         let target = number(1, if on.is_some() { 0 } else { -1 });
         let action = [target, number(2, -1), number(3, 0), action].concat();
         let inputs: Vec<Output> = on.iter().map(|on| (*on, 0)).collect();
         self.add(&inputs, field(4, field(2, action)))
+    }
+
+    fn merge(&mut self, trees: &[usize]) -> usize {
+        let inputs: Vec<Output> = trees.iter().map(|tree| (*tree, 0)).collect();
+        let merged: Vec<u8> = (0..trees.len() as i64).flat_map(|tree| field(1, number(1, tree))).collect();
+        self.add(&inputs, field(6, merged))
+    }
+
+    /// What leads from one tree to another; none is an empty one.
+    fn diff(&mut self, lower: Option<usize>, upper: Option<usize>) -> usize {
+        let inputs: Vec<Output> = lower.iter().chain(&upper).map(|tree| (*tree, 0)).collect();
+        let lower_input = if lower.is_some() { 0 } else { -1 };
+        let upper_input = if upper.is_some() { inputs.len() as i64 - 1 } else { -1 };
+        self.add(&inputs, field(7, [field(1, number(1, lower_input)), field(2, number(1, upper_input))].concat()))
     }
 
     /// `pb.Definition` whose result is this output.
@@ -114,5 +132,54 @@ fn what_is_passed_on_needs_all_that_it_reads() {
             ended.says("exit code: 42");
         }
     }
+    served.ends();
+}
+
+#[test]
+fn a_difference_is_made_of_two_trees_and_laid_over_a_third() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let mut llb = Definition::default();
+    let base = {
+        let first = llb.mkfile(None, "/both", "1");
+        llb.mkfile(Some(first), "/gone", "2")
+    };
+    let changed = {
+        let added = llb.mkfile(Some(base), "/new", "3");
+        llb.rm(added, "/gone")
+    };
+    // By its layers, and by comparison with a tree that shares none.
+    let apart = {
+        let first = llb.mkfile(None, "/both", "1");
+        llb.mkfile(Some(first), "/new", "3")
+    };
+    let other = {
+        let first = llb.mkfile(None, "/gone", "4");
+        llb.mkfile(Some(first), "/other", "5")
+    };
+    for upper in [changed, apart] {
+        let diff = llb.diff(Some(base), Some(upper));
+        assert_eq!(export(&served, &llb, (diff, 0)).code, Some(0));
+        assert_eq!(exported(&served), ["new"]);
+        let merge = llb.merge(&[other, diff]);
+        let ended = export(&served, &llb, (merge, 0));
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert_eq!(exported(&served), ["new", "other"]);
+        // Its layers say the same where somebody else puts them together.
+        let line = "build --progress=plain --output type=oci,dest=x.tar";
+        served.buildctl(line).stdin(llb.bytes((merge, 0))).succeeds();
+        let unpack =
+            "rm -rf x l; mkdir x; tar xf x.tar -C x; cd x/blobs/sha256; for b in *; do tar tzf $b 2>/dev/null; done";
+        let layers = served.kitchen.world.run("sh").args(["-c", unpack]).ends().text();
+        let mut paths: Vec<&str> = layers.lines().filter(|path| *path != "./").collect();
+        paths.sort();
+        assert_eq!(paths, [".wh.gone", "gone", "new", "other"], "{layers}");
+    }
+    let nothing = llb.diff(Some(base), Some(base));
+    assert_eq!(export(&served, &llb, (nothing, 0)).code, Some(0));
+    assert!(exported(&served).is_empty());
+    let all = llb.diff(Some(other), None);
+    let emptied = llb.merge(&[other, all]);
+    assert_eq!(export(&served, &llb, (emptied, 0)).code, Some(0));
+    assert!(exported(&served).is_empty());
     served.ends();
 }

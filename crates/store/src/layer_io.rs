@@ -8,10 +8,7 @@ use image::Descriptor;
 use image::layer::compression::{Compression, CompressionOptions, Compressor, Unpacker};
 use image::layer::{Entry, EntryKind, Time, tar};
 
-use crate::{
-    Change, ChangeKind, CommitOptions, Error, FileKind, FillTarget, Hold, LayerRecord, PrepareOptions, Result,
-    SnapshotId, Snapshots,
-};
+use crate::{Change, ChangeKind, Error, FileKind, LayerRecord, Result, SnapshotId, Snapshots};
 
 #[cfg(test)]
 mod tests;
@@ -96,6 +93,9 @@ impl Snapshots {
         cancel: &Cancel,
         map: impl Fn(&mut Entry),
     ) -> Result<W> {
+        if let Some(kept) = self.deletions(id)? {
+            return self.write_deletions(&kept, to, cancel, map);
+        }
         let mut writer = tar::Writer::new(to);
         self.changes(id, |change| {
             cancel.check()?;
@@ -160,51 +160,6 @@ impl Snapshots {
     }
 }
 
-impl Snapshots {
-    /// Puts what one snapshot changes on its parent onto another parent: a new snapshot whose layer blobs are those
-    /// of `layer`. `layer` must be filled, with all below it, and so must `parent`.
-    ///
-    /// The changes go through a tar, which costs a copy of the data and needs to know nothing of the driver.
-    pub fn restack(&self, parent: &SnapshotId, layer: &SnapshotId, cancel: &Cancel) -> Result<Hold> {
-        let info = self.info(layer).ok_or(Error::Missing(*layer))?;
-        let options = PrepareOptions { kind: info.kind, description: info.description, created_at: None };
-        let mut active = self.prepare(Some(parent), options)?;
-        let dir = active.dir();
-        let target = FillTarget { dir: dir.clone(), options: self.layer_options() };
-        let (reader, writer) = io::pipe().map_err(|e| Error::io("open a pipe for", &dir, e))?;
-        let filled = std::thread::scope(|scope| {
-            let writing = scope.spawn(|| self.write_tar(layer, writer, cancel).map(drop));
-            let mut source = TarSource(tar::Reader::new(reader));
-            let filled = target.unpack(&mut source).and_then(|filled| {
-                source.0.drain()?;
-                Ok(filled)
-            });
-            let written =
-                writing.join().unwrap_or_else(|_| Err(Error::io("read", &dir, io::Error::other("it stopped"))));
-            // Where unpacking fails, the writer only sees a broken pipe.
-            filled.and_then(|filled| written.map(|()| filled))
-        })?;
-        active.record_links(&filled.links);
-        let created_at = Some(info.created_at);
-        let hold = self.commit(active, CommitOptions { created_at, ..CommitOptions::default() })?;
-        if let Some(lazy) = self.lazy(layer) {
-            let record = LayerRecord {
-                digest: lazy.digest,
-                size: lazy.size,
-                diff_id: lazy.diff_id,
-                media_type: lazy.media_type.clone(),
-                annotations: lazy.annotations.clone(),
-            };
-            self.set_layer(&hold.id(), "pulled", record)?;
-        }
-        for (variant, record) in self.layers(layer)? {
-            self.0.content().attach(&record.digest, &hold.id())?;
-            self.set_layer(&hold.id(), &variant, record)?;
-        }
-        Ok(hold)
-    }
-}
-
 /// OCI's media types of layers.
 fn media_type(kind: Compression) -> &'static str {
     match kind {
@@ -215,7 +170,7 @@ fn media_type(kind: Compression) -> &'static str {
 }
 
 /// Adds one change to a layer's tar.
-fn append<W: Write>(
+pub(crate) fn append<W: Write>(
     writer: &mut tar::Writer<W>,
     change: &Change,
     cancel: &Cancel,

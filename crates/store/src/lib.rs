@@ -30,6 +30,7 @@
 
 mod content;
 mod diff;
+mod difference;
 mod error;
 mod keys;
 mod kv;

@@ -1,5 +1,6 @@
 //! Ops: for each, first how its result is remembered, then how it is made. One file per op.
 
+mod diff;
 pub(crate) mod exec;
 pub(crate) mod file;
 mod merge;
@@ -75,6 +76,7 @@ pub const CAPS: &[&str] = &[
     "meta.description",
     "meta.exportcache",
     "mergeop",
+    "diffop",
     "passthroughop",
 ];
 
@@ -239,7 +241,7 @@ pub(crate) async fn run(ctx: &OpContext, inputs: &[Tree]) -> Result<Vec<Tree>, F
         pb::op::Op::Exec(op) => exec::run(ctx, op, inputs).await,
         pb::op::Op::File(op) => file::run(ctx, op, inputs).await,
         pb::op::Op::Merge(op) => crate::ops::merge::run(ctx, op, inputs).await,
-        pb::op::Op::Diff(_) => Err(Fault::user("diff ops are not supported yet")),
+        pb::op::Op::Diff(op) => diff::run(ctx, op, inputs).await,
         pb::op::Op::Build(_) => Err(Fault::user("build ops are not supported yet")),
     }
 }

@@ -161,7 +161,12 @@ impl Snapshots {
             let below = tree::layer_dirs(inner, parent)?;
             active::copy_tree(&below[0], &dir)?;
         }
-        Ok(FillTarget { dir, options: self.layer_options() })
+        let mut options = self.layer_options();
+        if parent.is_none() {
+            // Nothing is below: a mark that hides it would be seen.
+            options.whiteouts = Whiteouts::Delete;
+        }
+        Ok(FillTarget { dir, options })
     }
 
     /// How the driver writes what a layer's tar says.

@@ -1,0 +1,89 @@
+//! Differences, stacked elsewhere and stacked again.
+
+use std::fs;
+use std::path::Path;
+
+use base::Cancel;
+
+use crate::tests::{each_driver, inside, step};
+use crate::*;
+
+/// Files that are equal wherever they are written.
+fn write(root: &Path, names: &[&str]) {
+    for name in names {
+        fs::write(root.join(name), name).expect("written");
+        let file = fs::File::options().write(true).open(root.join(name)).expect("it is there");
+        file.set_modified(std::time::UNIX_EPOCH).expect("a time is set");
+    }
+}
+
+fn remove(root: &Path, names: &[&str]) {
+    names.iter().for_each(|name| fs::remove_file(root.join(name)).expect("removed"));
+}
+
+fn names(store: &Store, scratch: &Path, tree: &Hold) -> Vec<String> {
+    let view = store.snapshots().view(&tree.id()).expect("a view");
+    inside(&view, scratch, |root| {
+        let entries = fs::read_dir(root).expect("a directory");
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name")).collect();
+        names.sort();
+        names
+    })
+}
+
+/// All layers of a tree on another.
+fn stack(store: &Store, lower: &Hold, upper: &Hold) -> Hold {
+    let snapshots = store.snapshots();
+    let mut layers = snapshots.chain(&upper.id()).expect("its layers");
+    layers.reverse();
+    let mut top = lower.clone();
+    for layer in layers {
+        top = snapshots.restack(&top.id(), &layer, &Cancel::new()).expect("stacked");
+    }
+    top
+}
+
+#[test]
+fn privileged_what_a_difference_deletes_is_deleted_wherever_it_is_stacked() {
+    each_driver(|scratch, store| {
+        let snapshots = store.snapshots();
+        let difference = |lower: &Hold, upper: Option<&Hold>| {
+            let upper = upper.map(Hold::id);
+            snapshots.difference(&lower.id(), upper.as_ref(), "x", &Cancel::new()).expect("compared")
+        };
+        let base = step(&store, scratch, None, |root| write(root, &["a", "b", "c"]));
+        let first = step(&store, scratch, Some(&base), |root| write(root, &["d"]));
+        let top = step(&store, scratch, Some(&first), |root| {
+            remove(root, &["a", "d"]);
+            write(root, &["e"]);
+        });
+        // The same, not by layers.
+        let apart = step(&store, scratch, None, |root| write(root, &["b", "c", "e"]));
+        assert!(difference(&base, Some(&base)).is_none());
+        for (upper, layers, shown) in [(&top, 2, &["e"][..]), (&apart, 1, &["e"])] {
+            let difference = difference(&base, Some(upper)).expect("something changed");
+            assert_eq!(snapshots.chain(&difference.id()).expect("its layers").len(), layers);
+            assert_eq!(names(&store, scratch, &difference), shown, "no mark of what is deleted");
+            let other = step(&store, scratch, None, |root| write(root, &["a", "d", "x"]));
+            // Stacked on what has nothing to delete, and that on what has.
+            let lone = step(&store, scratch, None, |root| write(root, &["y"]));
+            let between = stack(&store, &lone, &difference);
+            assert_eq!(names(&store, scratch, &between), ["e", "y"]);
+            let deleted: &[&str] = if layers == 2 { &["e", "x", "y"] } else { &["d", "e", "x", "y"] };
+            assert_eq!(names(&store, scratch, &stack(&store, &other, &between)), deleted);
+        }
+        // To nothing: all is deleted, and only what was there.
+        let nothing = difference(&base, None).expect("something changed");
+        assert!(names(&store, scratch, &nothing).is_empty());
+        let more = step(&store, scratch, None, |root| write(root, &["a", "z"]));
+        assert_eq!(names(&store, scratch, &stack(&store, &more, &nothing)), ["z"]);
+        let layer = snapshots.write_tar(&nothing.id(), Vec::new(), &Cancel::new()).expect("a layer");
+        let mut tar = image::layer::tar::Reader::new(&*layer);
+        let mut paths = Vec::new();
+        while let Some(entry) = tar.next_entry().expect("a tar") {
+            paths.push(String::from_utf8(entry.path).expect("text"));
+        }
+        assert_eq!(paths, [".wh.a", ".wh.b", ".wh.c"]);
+    });
+}
