@@ -73,6 +73,37 @@ fn a_step_reaches_neither_the_daemon_nor_another_build() {
     served.ends();
 }
 
+/// Also who comes when the step runs already, and who has another vertex for the same work: each client reads the context
+/// for itself, so that what stands on a COPY is another vertex for each.
+#[test]
+fn all_builds_that_share_a_step_see_what_it_says() {
+    let Some(served) = Served::new(anybody(), "") else { return };
+    let kitchen = &served.kitchen;
+    kitchen.file("a", "one");
+    for (n, (copy, code)) in [("", 7), ("COPY a /\n", 7), ("", 0), ("COPY a /\n", 0)].into_iter().enumerate() {
+        let mount = format!("--mount=type=cache,target=/c,id=c{n}");
+        let wait = "until test -e /c/go; do sleep 0.05; done";
+        kitchen.dockerfile(&format!("FROM busybox\n{copy}RUN {mount} echo begun; {wait}; echo reason; exit {code}\n"));
+        let clients = [(); 2].map(|()| {
+            let client = served.build("").starts();
+            client.waits_for("begun");
+            client
+        });
+        kitchen.dockerfile(&format!("FROM busybox\nRUN {mount} touch /c/go\n"));
+        served.build("").succeeds();
+        for client in clients {
+            let ended = client.ends();
+            assert_eq!(ended.code, Some(i32::from(code != 0)), "{ended:?}");
+            assert!(ended.stderr.lines().any(|line| line.ends_with(" reason")), "{ended:?}");
+            assert!(!ended.stderr.contains("CANCELED"), "{ended:?}");
+            if code != 0 {
+                ended.says(&format!(" | >>> RUN {mount} echo begun"));
+            }
+        }
+    }
+    served.ends();
+}
+
 #[test]
 fn a_hundred_builds_at_once_are_served() {
     const CLIENTS: usize = 100;

@@ -2,45 +2,122 @@
 //!
 //! The one module of this crate that looks at the clock.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Digest;
 use crate::progress::{Event, Log, ProgressGroup, Room, Sink, Status, Stream, Vertex};
 use jiff::Timestamp;
 
-/// Several readers of one stream: a vertex that builds share reports to each of them.
-#[derive(Clone, Default)]
-pub struct Fanout(Vec<Arc<dyn Sink>>);
+/// What is kept of a vertex's output for builds that come late; more than people scroll back.
+const PAST_BYTES: usize = 512 << 10;
+/// What late builds see of output that was not kept.
+const LEFT_OUT: &[u8] = b"[earlier output is left out]\n";
 
-impl Fanout {
-    /// Hands every event to each of `sinks`.
-    pub fn new(sinks: Vec<Arc<dyn Sink>>) -> Fanout {
-        Fanout(sinks)
+/// A vertex that builds share: all of them hear of it, each by the name that the vertex has there. Who comes late hears
+/// from the beginning.
+#[derive(Default)]
+pub struct Relay(Mutex<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    listeners: Vec<(Arc<dyn Sink>, Digest)>,
+    past: VecDeque<Event>,
+    /// Bytes of output in `past`.
+    held: usize,
+    left_out: bool,
+}
+
+impl Relay {
+    /// Has a build hear of the vertex, by this name. It is told what happened so far, unless it hears of it already.
+    pub fn join(&self, sink: &Arc<dyn Sink>, name: Digest) {
+        let mut shared = self.lock();
+        if shared.listeners.iter().any(|(known, _)| is_same(known, sink)) {
+            return;
+        }
+        if shared.left_out {
+            Tasks::new(sink.clone(), name).log(Stream::Stdout, LEFT_OUT);
+        }
+        shared.past.iter().for_each(|event| sink.emit(named(event.clone(), name)));
+        shared.listeners.push((sink.clone(), name));
+    }
+
+    /// Whether a build hears of it.
+    pub fn has(&self, sink: &Arc<dyn Sink>) -> bool {
+        self.lock().listeners.iter().any(|(known, _)| is_same(known, sink))
+    }
+
+    /// A build need hear no more. Returns whether anybody still listens.
+    pub fn leave(&self, sink: &Arc<dyn Sink>) -> bool {
+        let mut shared = self.lock();
+        shared.listeners.retain(|(known, _)| !is_same(known, sink));
+        !shared.listeners.is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Sink for Fanout {
+impl Sink for Relay {
     fn emit(&self, event: Event) {
-        if let Some((last, rest)) = self.0.split_last() {
-            rest.iter().for_each(|sink| sink.emit(event.clone()));
-            last.emit(event);
-        }
+        // Under the lock, so that who joins meanwhile gets each event once and in order.
+        let mut shared = self.lock();
+        shared.listeners.iter().for_each(|(sink, name)| sink.emit(named(event.clone(), *name)));
+        shared.remember(event);
     }
 
     fn room(&self) -> Room {
-        match &self.0[..] {
-            [one] => one.room(),
-            all => {
-                let all: Vec<Room> = all.iter().map(|sink| sink.room()).collect();
-                Box::pin(async move {
-                    for room in all {
-                        room.await;
-                    }
-                })
+        let rooms: Vec<Room> = self.lock().listeners.iter().map(|(sink, _)| sink.room()).collect();
+        Box::pin(async move {
+            for room in rooms {
+                room.await;
+            }
+        })
+    }
+}
+
+impl Shared {
+    /// Of a sub-task the last state is enough, of output the end.
+    fn remember(&mut self, event: Event) {
+        if let Event::Status(new) = &event {
+            let known = self.past.iter_mut().rev().find(|past| matches!(past, Event::Status(old) if old.id == new.id));
+            if let Some(known) = known {
+                return *known = event;
             }
         }
+        self.held += output_len(&event);
+        self.past.push_back(event);
+        while self.held > PAST_BYTES {
+            let Some(at) = self.past.iter().position(|event| output_len(event) > 0) else { break };
+            self.held -= self.past.remove(at).as_ref().map_or(0, output_len);
+            self.left_out = true;
+        }
     }
+}
+
+fn output_len(event: &Event) -> usize {
+    match event {
+        Event::Log(log) => log.bytes.len(),
+        _ => 0,
+    }
+}
+
+/// Whether these are one build's.
+fn is_same(one: &Arc<dyn Sink>, two: &Arc<dyn Sink>) -> bool {
+    std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(two))
+}
+
+/// An event of the vertex by another name.
+fn named(mut event: Event, name: Digest) -> Event {
+    match &mut event {
+        Event::Vertex(vertex) => vertex.digest = name,
+        Event::Status(status) => status.vertex = name,
+        Event::Log(log) => log.vertex = name,
+        Event::Warning(warning) => warning.vertex = name,
+    }
+    event
 }
 
 /// A vertex that has begun. Ends when told so; dropped without a word it ends as cancelled.
@@ -205,9 +282,63 @@ impl Drop for Task {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
+
+    fn collector() -> (Arc<dyn Sink>, Arc<Mutex<Vec<Event>>>) {
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let seen = events.clone();
+        (Arc::new(move |e: Event| seen.lock().expect("not poisoned").push(e)), events)
+    }
+
+    fn outputs(events: &Mutex<Vec<Event>>) -> Vec<(Digest, String)> {
+        let events = events.lock().expect("not poisoned");
+        let text = |event: &Event| match event {
+            Event::Log(log) => Some((log.vertex, String::from_utf8_lossy(&log.bytes).into_owned())),
+            _ => None,
+        };
+        events.iter().filter_map(text).collect()
+    }
+
+    #[test]
+    fn who_joins_late_hears_from_the_beginning_and_by_its_own_name() {
+        let [vertex, other] = ["vertex", "other"].map(Digest::of);
+        let (early, late) = (collector(), collector());
+        let relay = Arc::new(Relay::default());
+        relay.join(&early.0, vertex);
+        let tasks = Tasks::new(relay.clone(), vertex);
+        tasks.log(Stream::Stdout, b"one");
+        drop(tasks.start("part", 1));
+        relay.join(&late.0, other);
+        relay.join(&late.0, other);
+        tasks.log(Stream::Stdout, b"two");
+        let both = |name| ["one", "two"].map(|text| (name, text.to_owned()));
+        assert_eq!(outputs(&early.1), both(vertex));
+        assert_eq!(outputs(&late.1), both(other));
+        // The sub-task had ended: its last state is all that there is to say.
+        let states = |events: &Mutex<Vec<Event>>| {
+            events.lock().expect("not poisoned").iter().filter(|event| matches!(event, Event::Status(_))).count()
+        };
+        assert_eq!((states(&early.1), states(&late.1)), (2, 1));
+        assert!(relay.leave(&early.0));
+        tasks.log(Stream::Stdout, b"three");
+        assert_eq!((outputs(&early.1).len(), outputs(&late.1).len()), (2, 3));
+        assert!(!relay.leave(&late.0));
+    }
+
+    #[test]
+    fn of_endless_output_the_end_is_kept() {
+        let name = Digest::of("vertex");
+        let relay = Arc::new(Relay::default());
+        let tasks = Tasks::new(relay.clone(), name);
+        let lines = PAST_BYTES / 1000 + 10;
+        (0..lines).for_each(|line| tasks.log(Stream::Stdout, format!("{line:0>1000}").as_bytes()));
+        let (late, events) = collector();
+        relay.join(&late, name);
+        let outputs = outputs(&events);
+        assert_eq!(outputs[0].1.as_bytes(), LEFT_OUT);
+        assert_eq!(outputs.last().map(|(_, text)| text.trim_start_matches('0').parse()), Some(Ok(lines - 1)));
+        assert!(outputs.iter().map(|(_, text)| text.len()).sum::<usize>() <= PAST_BYTES + LEFT_OUT.len());
+    }
 
     #[test]
     fn a_dropped_vertex_ends_as_cancelled_and_an_ended_one_once() {

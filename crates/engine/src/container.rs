@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use base::report::{Fanout, Label, Tasks};
+use base::report::{Label, Relay, Tasks};
 use base::{ByteSize, Digest, Fault, Kind};
 use executor::{Attached, Exit, ExtraHost, Inside, MountSource, Network, Security, Step, StepMount};
 use files::walk::Entry;
@@ -136,7 +136,7 @@ impl Bridge {
             core: self.core.clone(),
             jobs: vec![self.job.job.clone()],
             op: Arc::new(Op::new(vertex, label, 0, &self.core.platforms[0])),
-            tasks: Tasks::new(Arc::new(Fanout::default()), digest),
+            tasks: Tasks::new(Arc::new(Relay::default()), digest),
             cancel,
             flag: base::Cancel::new(),
         }

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use base::progress::{Event as Progress, Stream, Vertex as Shown};
+use base::progress::Event as Progress;
 use base::{Digest, Fault, Kind};
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use solver::cache_manager;
 use solver::{
     Action, ActionId, CacheKey, CacheMap, CacheResult, CacheStore, Cause, Change, Event, Input, JobId, Notice, Output,
-    RequestId, ResultId, SolveError, Solved, Solver, SourceId, Status, Stopped, Vertex,
+    RequestId, ResultId, SolveError, Solved, Solver, SourceId, Stopped, Vertex,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -27,8 +27,9 @@ use crate::cache::import::ReadCache;
 use crate::core::{Core, blocking};
 use crate::job::Job;
 use crate::ops::{self, Op, OpContext};
+use crate::show::Shows;
 use crate::tree::Tree;
-use base::report::{Fanout, Label, Tasks};
+use base::report::{Label, Tasks};
 
 /// What is done while results are saved.
 const REMEMBERING: &str = "remembering results";
@@ -103,7 +104,7 @@ impl Driver {
             replies: HashMap::new(),
             tickets: HashMap::new(),
             running: HashMap::new(),
-            started: HashMap::new(),
+            shown: Shows::default(),
             caches: HashMap::new(),
             remembering: Vec::new(),
             idle: Vec::new(),
@@ -312,8 +313,7 @@ struct Owner {
     replies: HashMap<RequestId, (JobId, u64, Reply)>,
     tickets: HashMap<u64, RequestId>,
     running: HashMap<ActionId, Work>,
-    /// When work on a vertex began, while it goes on.
-    started: HashMap<Digest, Timestamp>,
+    shown: Shows,
     /// Caches beside the local one, and the builds that read them.
     caches: HashMap<SourceId, (JobId, Arc<ReadCache>)>,
     /// What is being remembered, and who waits for that.
@@ -430,7 +430,9 @@ impl Owner {
 
     fn end(&mut self, job: JobId) {
         self.solver.end(job);
-        self.jobs.remove(&job);
+        if let Some(job) = self.jobs.remove(&job) {
+            self.shown.leave(&job);
+        }
         self.caches.retain(|_, (of, _)| *of != job);
     }
 
@@ -552,8 +554,11 @@ impl Owner {
         let (cancel, flag) = (CancellationToken::new(), base::Cancel::new());
         let work = Work::Op { op: vertex.op.clone(), cancel: cancel.clone(), flag: flag.clone() };
         self.running.insert(id, work);
-        let sink = Fanout::new(jobs.iter().map(|job| job.sink.clone()).collect());
-        let tasks = Tasks::new(Arc::new(sink), vertex.digest);
+        let relay = self.shown.relay(self.solver.node_of(id)?);
+        for job in &jobs {
+            relay.join(&job.sink, job.name_of(vertex.digest).unwrap_or(vertex.digest));
+        }
+        let tasks = Tasks::new(relay, vertex.digest);
         Some(OpContext { core: self.core.clone(), jobs, op: vertex.op.clone(), tasks, cancel, flag })
     }
 
@@ -616,43 +621,14 @@ impl Owner {
     }
 
     fn notify(&mut self, notice: Notice<Fault>) {
-        let now = Timestamp::now();
-        let vertex = notice.vertex;
-        let (completed, cached, error) = match &notice.status {
-            Status::Started => {
-                self.started.insert(vertex, now);
-                (None, false, None)
-            }
-            Status::Loading => return,
-            Status::Resolved | Status::Completed => (Some(now), false, None),
-            Status::Cached => (Some(now), true, None),
-            Status::Failed(fault) => (Some(now), false, Some(fault.to_string())),
-            // Nothing to say about what never began.
-            Status::Cancelled if !self.started.contains_key(&vertex) => return,
-            Status::Cancelled => (Some(now), false, Some("cancelled".to_owned())),
-        };
-        let started = match completed {
-            Some(_) => self.started.remove(&vertex).unwrap_or(now),
-            None => now,
-        };
-        for job in notice.jobs.iter().filter_map(|id| self.jobs.get(id)) {
-            let Some(label) = job.label(vertex) else { continue };
-            let mut error = error.clone();
-            if let Status::Failed(fault) = &notice.status
-                && (is_stale(fault) && job.has_readings_left() || job.would_give_up(fault))
-            {
-                let said = format!("{}: trying again\n", fault.cause());
-                Tasks::new(job.sink.clone(), vertex).log(Stream::Stderr, said.as_bytes());
-                error = Some("cancelled".to_owned());
-            }
-            let shown = Shown { started: Some(started), completed, cached, error, ..label.vertex() };
-            job.sink.emit(Progress::Vertex(shown));
-        }
+        let jobs: Vec<(JobId, Arc<Job>)> =
+            notice.jobs.iter().filter_map(|id| Some((*id, self.jobs.get(id)?.clone()))).collect();
+        self.shown.notify(&notice, &jobs);
     }
 }
 
 /// Whether a file of the client changed between its checksum and its copy.
-fn is_stale(fault: &Fault) -> bool {
+pub(crate) fn is_stale(fault: &Fault) -> bool {
     fault.find::<files::Error>().is_some_and(files::Error::is_changed)
 }
 
@@ -688,6 +664,7 @@ fn fault(error: SolveError<Fault>, job: Option<&Arc<Job>>) -> Fault {
         cause => Fault::because(Kind::User, "the build cannot be solved", cause),
     };
     let Some(job) = job else { return fault };
+    let vertex = job.name_of(vertex).unwrap_or(vertex);
     let fault = job.locate(fault, vertex);
     match job.label(vertex) {
         Some(label) => fault.vertex(job.original(vertex), &label.name),

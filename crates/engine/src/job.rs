@@ -32,6 +32,8 @@ pub(crate) struct Job {
     entitlements: Vec<Entitlement>,
     places: Mutex<Places>,
     labels: Mutex<HashMap<Digest, Arc<Label>>>,
+    /// Vertices of other builds that are worked on for vertices of this one.
+    followed: Mutex<HashMap<Digest, Digest>>,
     /// The vertices that layers came with: where people look for the progress of a download.
     pulls: Mutex<HashMap<store::SnapshotId, Digest>>,
     /// A name means one image for the whole build, however often it is asked for.
@@ -70,6 +72,7 @@ impl Job {
             entitlements,
             places: Mutex::default(),
             labels: Mutex::default(),
+            followed: Mutex::default(),
             pulls: Mutex::default(),
             images: Mutex::default(),
             downloads: Mutex::default(),
@@ -141,6 +144,24 @@ impl Job {
         let renamed = Digest::of(format!("reading {reading} generation {generation} {original}"));
         self.originals.lock().unwrap_or_else(PoisonError::into_inner).insert(renamed, original);
         renamed
+    }
+
+    /// Notes that another build's vertex is worked on for one of this build, which is the same work.
+    pub(crate) fn follow(&self, theirs: Digest, ours: Digest) {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner).insert(theirs, ours);
+    }
+
+    /// What this build calls a vertex that is worked on for it; none if it never heard of it.
+    pub(crate) fn name_of(&self, vertex: Digest) -> Option<Digest> {
+        if self.label(vertex).is_some() {
+            return Some(vertex);
+        }
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner).get(&vertex).copied()
+    }
+
+    /// Whether another build's vertex was worked on for this one.
+    pub(crate) fn follows_for(&self, vertex: Digest) -> bool {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner).values().any(|ours| *ours == vertex)
     }
 
     /// What the definition calls a vertex.

@@ -25,6 +25,7 @@ mod ops;
 mod places;
 mod result;
 mod shadow;
+mod show;
 mod ssh;
 mod step_log;
 mod tree;

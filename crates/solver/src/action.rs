@@ -11,6 +11,7 @@ use base::Digest;
 
 use crate::cache_key::CacheKey;
 use crate::cache_manager::{Answer, Lookup, Record, Save};
+use crate::graph::VertexId;
 use crate::op::{CacheMap, Output, SolveError, Solved, Stopped, Vertex};
 
 /// Ties an event to the action that it answers.
@@ -106,11 +107,19 @@ pub enum Action<V, R, E> {
 pub struct Notice<E> {
     /// The jobs that should hear of it. Nested jobs are replaced by those that they work for.
     pub jobs: Vec<JobId>,
+    /// Jobs that have a vertex of another digest, which turned out to be the same work, and that digest.
+    pub merged: Vec<(JobId, Digest)>,
     /// The vertex.
     pub vertex: Digest,
+    /// Its place in the graph.
+    pub node: NodeId,
     /// What happened to it.
     pub status: Status<E>,
 }
+
+/// The place of a vertex in the graph. Two vertices of one digest have two, if only one of them must run anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NodeId(pub(crate) VertexId);
 
 /// What happened to a vertex. Later ones replace earlier ones.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ mod report;
 mod search;
 mod solver;
 
-pub use action::{Action, ActionId, Event, JobId, Last, Notice, RequestId, Status};
+pub use action::{Action, ActionId, Event, JobId, Last, NodeId, Notice, RequestId, Status};
 pub use cache_key::{
     CONTENT_OUTPUT, CacheKey, Dep, KeyDigest, KeyId, Link, ResultId, SourceId, random_id, root_key, walk_inputs_first,
 };

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use base::Digest;
+
 use crate::Solver;
-use crate::action::{Action, JobId, Notice, Status};
+use crate::action::{Action, JobId, NodeId, Notice, Status};
 use crate::edge::EdgeId;
 use crate::graph::VertexId;
 
@@ -86,8 +88,17 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
 
     fn notify_jobs(&mut self, jobs: Vec<JobId>, id: VertexId, status: Status<E>) {
         if !jobs.is_empty() {
+            let merged = self.merged_into(id).filter(|(job, _)| jobs.contains(job)).collect();
             let vertex = self.nodes[id].vertex.digest;
-            self.actions.push(Action::Notify(Notice { jobs, vertex, status }));
+            self.actions.push(Action::Notify(Notice { jobs, merged, vertex, node: NodeId(id), status }));
         }
+    }
+
+    /// The jobs of the vertices whose edges a vertex's edges took the place of, and what those are called.
+    fn merged_into(&self, id: VertexId) -> impl Iterator<Item = (JobId, Digest)> {
+        let edges = self.nodes[id].edges.values().filter_map(|edge| self.edges.get(*edge));
+        let merged = edges.flat_map(|edge| &edge.merged_from).filter_map(|edge| self.edges.get(*edge));
+        let nodes = merged.filter_map(|edge| self.nodes.get(edge.vertex));
+        nodes.flat_map(|node| node.jobs.iter().map(|job| (*job, node.vertex.digest)))
     }
 }

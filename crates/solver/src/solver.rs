@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use base::Digest;
 
-use crate::action::{Action, ActionId, Event, JobId, RequestId};
+use crate::action::{Action, ActionId, Event, JobId, NodeId, RequestId};
 use crate::arena::Arena;
 use crate::cache_manager::{Lookup, Save};
 use crate::edge::{Edge, EdgeId, EdgeKind, Level};
@@ -169,12 +169,17 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
     /// The jobs of people that a vertex is worked on for: whose sessions an op may use. The vertex is named by
     /// the action that works on it.
     pub fn jobs_of(&self, action: ActionId) -> Vec<JobId> {
-        let vertex = match self.pending.get(&action).map(|pending| &pending.kind) {
-            Some(Kind::CacheMap(vertex) | Kind::Content(vertex, _) | Kind::Exec(vertex)) => Some(*vertex),
-            Some(Kind::Load(edge)) => self.edges.get(*edge).map(|edge| edge.vertex),
-            _ => None,
+        self.audience(self.node_of(action).map(|node| node.0)).into_iter().collect()
+    }
+
+    /// The place of the vertex that an action works on; none if it works on several, or is answered.
+    pub fn node_of(&self, action: ActionId) -> Option<NodeId> {
+        let vertex = match &self.pending.get(&action)?.kind {
+            Kind::CacheMap(vertex) | Kind::Content(vertex, _) | Kind::Exec(vertex) => *vertex,
+            Kind::Load(edge) => self.edges.get(*edge)?.vertex,
+            _ => return None,
         };
-        self.audience(vertex).into_iter().collect()
+        Some(NodeId(vertex))
     }
 
     /// Takes an answer. An event that does not fit its action, or answers it again, is ignored.

@@ -328,7 +328,7 @@ impl World {
                     self.solver.handle(Event::Exec(exec, outputs));
                 }
             },
-            Action::Notify(Notice { jobs, vertex, status }) => {
+            Action::Notify(Notice { jobs, vertex, status, .. }) => {
                 let name = self.names.get(&vertex).cloned().unwrap_or_default();
                 self.notices.push((jobs, name, status));
             }
