@@ -155,16 +155,19 @@ async fn mirrored(
         let kept = |error| store_fault("cannot keep what the client sent", error);
         let known = records.get(id.to_string()).ok().flatten();
         let known = known.and_then(|bytes| Mirror::from_bytes(bytes.strip_prefix(boot.as_bytes())?));
-        let unchanged = known.clone();
-        // From here on what is there is not what the record says.
-        records.delete(id.to_string()).map_err(kept)?;
+        let mut changed = false;
+        // From then on what is there is not what the record says.
+        let mut forget = || {
+            changed = true;
+            records.delete(id.to_string()).map_err(std::io::Error::other)
+        };
         let receiving = |error| Fault::because(Kind::Environment, "cannot receive the client's directory", error);
-        let mut receiver = Receiver::new(&root, known, differ, &memo).map_err(receiving)?;
+        let mut receiver = Receiver::new(&root, known, differ, &memo, &mut forget).map_err(receiving)?;
         transfer.into_dir(&mut receiver, &cancel, &mut |bytes| task.at(bytes))?;
         let received = receiver.finish().map_err(receiving)?;
-        let record = [boot.as_bytes(), &received.to_bytes()].concat();
-        records.put_with(id.to_string(), record, &id).map_err(kept)?;
-        if unchanged.as_ref() != Some(&received) {
+        if changed {
+            let record = [boot.as_bytes(), &received.to_bytes()].concat();
+            records.put_with(id.to_string(), record, &id).map_err(kept)?;
             memo.save();
         }
         Ok((Arc::new(root), checksum::Tree::of_entries(received.entries()), memo))

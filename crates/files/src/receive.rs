@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use base::Hasher;
 use rustix::fs::{AtFlags, Mode, OFlags, XattrFlags};
@@ -92,6 +93,8 @@ pub struct Receiver<'a> {
     root: &'a Root,
     memo: &'a dyn Memo,
     differ: Differ,
+    /// Told before the first change, until then.
+    before_changes: Option<BeforeChanges<'a>>,
     /// What is there and unknown is somebody's, and makes way only for what has its name.
     keeps_others: bool,
     before: std::iter::Peekable<std::vec::IntoIter<Mirrored>>,
@@ -108,6 +111,9 @@ pub struct Receiver<'a> {
     unlinked: BTreeSet<u64>,
     dir: Option<(Vec<u8>, OwnedFd)>,
 }
+
+/// What is done before anything changes in a directory. If it fails, nothing changes.
+pub type BeforeChanges<'a> = &'a mut dyn FnMut() -> std::io::Result<()>;
 
 /// A file whose bytes come in.
 struct Incoming {
@@ -216,16 +222,21 @@ impl Mirror {
 
 impl<'a> Receiver<'a> {
     /// Begins a transfer into `root`. Without a mirror of what is there, it is emptied first. Digests of what comes go
-    /// into `memo`.
-    pub fn new(root: &'a Root, mirror: Option<Mirror>, differ: Differ, memo: &'a dyn Memo) -> Result<Self, Error> {
-        if mirror.is_none() {
-            empty(root)?;
-        }
+    /// into `memo`. Nothing changes before `before_changes` was called: where the client has nothing new, nothing does.
+    pub fn new(
+        root: &'a Root,
+        mirror: Option<Mirror>,
+        differ: Differ,
+        memo: &'a dyn Memo,
+        before_changes: BeforeChanges<'a>,
+    ) -> Result<Self, Error> {
+        let is_known = mirror.is_some();
         let before = mirror.unwrap_or_default().0;
-        Ok(Receiver {
+        let mut receiver = Receiver {
             root,
             memo,
             differ,
+            before_changes: Some(before_changes),
             keeps_others: false,
             now: Vec::with_capacity(before.len()),
             before: before.into_iter().peekable(),
@@ -235,7 +246,12 @@ impl<'a> Receiver<'a> {
             touched: BTreeSet::new(),
             unlinked: BTreeSet::new(),
             dir: None,
-        })
+        };
+        if !is_known {
+            receiver.changes()?;
+            empty(root)?;
+        }
+        Ok(receiver)
     }
 
     /// Begins to take a tree into a directory that has files of its own: those stay, unless one of the same name comes.
@@ -244,6 +260,7 @@ impl<'a> Receiver<'a> {
             root,
             memo: &Forgets,
             differ: Differ::None,
+            before_changes: None,
             keeps_others: true,
             now: Vec::new(),
             before: Vec::new().into_iter().peekable(),
@@ -277,6 +294,7 @@ impl<'a> Receiver<'a> {
                 self.remove(&old)?;
             }
         }
+        self.changes()?;
         self.touched.insert(parent_of(&sent.path).to_vec());
         if self.keeps_others {
             self.make_way(&sent)?;
@@ -416,8 +434,15 @@ impl<'a> Receiver<'a> {
         Ok(())
     }
 
+    /// Something is about to change.
+    fn changes(&mut self) -> Result<(), Error> {
+        let Some(tell) = self.before_changes.take() else { return Ok(()) };
+        tell().map_err(|source| Error::io("change", self.root.path(), source))
+    }
+
     /// Removes what is there from earlier, with all below it.
     fn remove(&mut self, old: &Mirrored) -> Result<(), Error> {
+        self.changes()?;
         let path = &old.sent.path;
         self.note_unlinked(&old.stat);
         while let Some(below) = self.before.next_if(|below| is_below(&below.sent.path, path)) {
@@ -544,6 +569,8 @@ impl<'a> Receiver<'a> {
             if !self.touched.contains(&sent.path) && stat.mode == sent.mode && stat.mtime == sent.mtime {
                 continue;
             }
+            self.changes()?;
+            let sent = &self.now[index].sent;
             let failed = |call, source: std::io::Error| Error::io(call, shown(&sent.path), source);
             let dir = self.root.parent(lexical::to_path(&sent.path), Links::Refuse);
             let (dir, name) = dir.map_err(|source| failed("open", source))?;
@@ -572,12 +599,36 @@ impl<'a> Receiver<'a> {
     }
 }
 
-/// All attributes of a file, but for those of Apple's systems, which nobody wants elsewhere.
-pub fn xattrs(root: &Root, path: &std::path::Path) -> Result<Xattrs, Error> {
-    let found = root.parent(path, Links::Refuse).and_then(|(dir, name)| crate::xattr::of_entry(&dir, &name));
-    let mut found = found.map_err(|source| Error::io("read attributes of", path, source))?;
-    found.retain(|name, _| !name.starts_with(b"com.apple."));
-    Ok(found)
+/// Reads the attributes of files that come directory by directory.
+#[derive(Debug)]
+pub struct Attributes<'a> {
+    root: &'a Root,
+    dir: Option<(PathBuf, OwnedFd)>,
+}
+
+impl<'a> Attributes<'a> {
+    /// Of files in `root`.
+    pub fn new(root: &'a Root) -> Self {
+        Attributes { root, dir: None }
+    }
+
+    /// All attributes of a file, but for those of Apple's systems, which nobody wants elsewhere.
+    pub fn of(&mut self, path: &Path) -> Result<Xattrs, Error> {
+        let mut found = self.read(path).map_err(|source| Error::io("read attributes of", path, source))?;
+        found.retain(|name, _| !name.starts_with(b"com.apple."));
+        Ok(found)
+    }
+
+    fn read(&mut self, path: &Path) -> std::io::Result<Xattrs> {
+        let name = path.file_name().ok_or(Errno::INVAL)?;
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let dir = match self.dir.take() {
+            Some((known, dir)) if known == parent => dir,
+            _ => self.root.parent(path, Links::Refuse)?.0,
+        };
+        let (_, dir) = self.dir.insert((parent.to_owned(), dir));
+        crate::xattr::of_entry(dir, name)
+    }
 }
 
 /// Nobody asks for what is taken beside other files.

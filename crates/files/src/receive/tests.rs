@@ -48,17 +48,25 @@ struct Place {
     dir: tempfile::TempDir,
     memo: Known,
     mirror: Option<Mirror>,
+    /// Of the last transfer, whether it told that something was about to change.
+    changed: bool,
 }
 
 impl Place {
     fn new() -> Place {
-        Place { dir: tempfile::tempdir().expect("a directory"), memo: Known::default(), mirror: None }
+        Place { dir: tempfile::tempdir().expect("a directory"), memo: Known::default(), mirror: None, changed: false }
     }
 
     /// Sends files with their texts; answers those whose bytes were wanted.
     fn receive(&mut self, files: &[(Sent, &str)]) -> Result<Vec<String>, Error> {
         let root = Root::open(self.dir.path()).expect("opens");
-        let mut receiver = Receiver::new(&root, self.mirror.take(), Differ::Metadata, &self.memo)?;
+        self.changed = false;
+        let mut told = || {
+            self.changed = true;
+            Ok(())
+        };
+        let before = self.mirror.take();
+        let mut receiver = Receiver::new(&root, before.clone(), Differ::Metadata, &self.memo, &mut told)?;
         let mut wanted = Vec::new();
         for (sent, text) in files {
             let index = receiver.count();
@@ -76,6 +84,7 @@ impl Place {
             names.insert(0, String::from_utf8_lossy(&files[index].0.path).into_owned());
         }
         let mirror = receiver.finish()?;
+        assert_eq!(self.changed, before.as_ref() != Some(&mirror));
         self.mirror = Some(Mirror::from_bytes(&mirror.to_bytes()).expect("reads"));
         assert_eq!(self.mirror.as_ref().map(Mirror::entries), Some(mirror.entries()));
         self.is_whole();

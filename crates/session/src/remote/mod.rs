@@ -4,6 +4,7 @@
 //! it answers. What it does not list is not asked for: BuildKit's services `FileSync`, `FileSend`, `Auth`, `Secrets`, `SSH`,
 //! and containerd's `Content`.
 
+mod batch;
 mod content;
 mod output;
 mod send;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::Fault;
+use futures_util::StreamExt as _;
 use proto::fsutil::Packet;
 use proto::moby::filesync::v1::BytesMessage;
 use tokio::sync::mpsc;
@@ -14,7 +15,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status, Streaming};
 
-use super::{MAX_MESSAGE, RemoteSession, Said, describe};
+use super::{MAX_MESSAGE, RemoteSession, Said, batch, describe};
 use crate::{RemoteOutput, RemoteStream};
 
 pub(super) const METHOD: &str = "/moby.filesync.v1.FileSend/DiffCopy";
@@ -39,7 +40,7 @@ impl std::fmt::Debug for Remote {
 /// A tree of files that is offered to a client, who asks for the bytes that it wants. See [`Offer::send`].
 pub struct Offer {
     pub(super) requests: mpsc::Receiver<Result<Packet, Fault>>,
-    pub(super) packets: mpsc::Sender<Packet>,
+    pub(super) packets: batch::Sender,
     /// Ends the call: nobody waits for the other end any more.
     pub(super) call: tokio::task::AbortHandle,
 }
@@ -78,8 +79,9 @@ impl RemoteOutput for Remote {
     }
 
     async fn tree(&self) -> Result<Offer, Fault> {
-        let (packets, queue) = mpsc::channel(QUEUE);
-        let mut request = Request::new(ReceiverStream::new(queue));
+        let (packets, batches) = batch::channel();
+        let packets_only = batch::packets(batches).filter_map(|packet| std::future::ready(packet.ok()));
+        let mut request = Request::new(packets_only);
         // All platforms come at once: a client that removes what is not among them may do so.
         request.metadata_mut().insert("buildkit-exporter-multi-platform", MetadataValue::from_static("1"));
         let remote = Remote { session: self.session.clone(), index: self.index };

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use files::receive::Sent;
 use proto::fsutil::{Packet, PacketType, Stat, mode};
 
-use super::Offer;
+use super::{Offer, batch};
 
 /// What is read at once.
 const CHUNK: usize = 128 << 10;
@@ -31,6 +31,7 @@ impl Offer {
         let packets = self.packets.clone();
         std::thread::scope(|scope| {
             let listing = scope.spawn(|| {
+                let mut outbox = batch::Outbox::new(packets.clone());
                 let told = files.list(&mut |file| {
                     cancel.check().map_err(|_| Fault::cancelled())?;
                     let stat = wire(file);
@@ -39,10 +40,11 @@ impl Offer {
                     listed.push(is_file.then(|| stat.path.clone()));
                     drop(listed);
                     let packet = Packet { r#type: PacketType::Stat.into(), stat: Some(stat), ..Packet::default() };
-                    packets.blocking_send(packet).map_err(|_| gone())
+                    outbox.push(packet).map_err(|_| gone())
                 });
                 let last = Packet { r#type: PacketType::Stat.into(), ..Packet::default() };
-                told.and_then(|()| packets.blocking_send(last).map_err(|_| gone())).inspect_err(|fault| {
+                let ended = told.and_then(|()| outbox.push(last).map_err(|_| gone()));
+                ended.and_then(|()| outbox.flush().map_err(|_| gone())).inspect_err(|fault| {
                     give_up(&packets, fault);
                 })
             });
@@ -89,7 +91,7 @@ impl Offer {
                 }
                 PacketType::Fin => {
                     let fin = Packet { r#type: PacketType::Fin.into(), ..Packet::default() };
-                    return self.packets.blocking_send(fin).map_err(|_| gone());
+                    return batch::send(&self.packets, fin).map_err(|_| gone());
                 }
                 PacketType::Err => {
                     let text = String::from_utf8_lossy(&packet.data).into_owned();
@@ -130,12 +132,12 @@ impl Offer {
                     break;
                 }
                 buffer.truncate(count);
-                self.packets.blocking_send(data(Bytes::from(buffer))).map_err(|_| gone())?;
+                batch::send(&self.packets, data(Bytes::from(buffer))).map_err(|_| gone())?;
                 total += count as u64;
                 sent(total);
             }
         }
-        self.packets.blocking_send(data(Bytes::new())).map_err(|_| gone())?;
+        batch::send(&self.packets, data(Bytes::new())).map_err(|_| gone())?;
         Ok(total)
     }
 }
@@ -151,9 +153,9 @@ fn is_gone(fault: &Fault) -> bool {
 }
 
 /// Tells the other side why nothing more comes.
-fn give_up(packets: &tokio::sync::mpsc::Sender<Packet>, why: &Fault) {
+fn give_up(packets: &batch::Sender, why: &Fault) {
     let (kind, data) = (PacketType::Err.into(), why.to_string().into());
-    let _ = packets.blocking_send(Packet { r#type: kind, data, ..Packet::default() });
+    let _ = batch::send(packets, Packet { r#type: kind, data, ..Packet::default() });
 }
 
 /// A file as it goes over the wire.

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use base::{Cancel, Fault, Kind};
-use files::receive::{Receiver, Sent};
+use files::receive::{Attributes, Receiver, Sent};
 use files::walk::{Filter, reset_owner, walk_each};
 use futures_util::Stream;
 use proto::fsutil::Packet;
@@ -22,14 +22,14 @@ use proto::moby::filesync::v1::auth_server::{Auth, AuthServer};
 use rustix::fs::{Mode, OFlags};
 use sys::path::{Links, Root};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::send::Files;
-use super::{MAX_MESSAGE, Offer, Transfer, output, ssh, sync, tunnel};
+use super::{MAX_MESSAGE, Offer, Transfer, batch, output, ssh, sync, tunnel};
 use crate::{Credentials, LocalDir, Output, SharedSession};
 
 /// What a client of this kind answers, for its `Session` call.
@@ -328,8 +328,8 @@ impl StreamingService<Packet> for SyncCall {
                 Some(LocalDir::InPlace(path)) => path,
                 _ => return Err(Status::not_found(format!("no access allowed to dir \"{name}\""))),
             };
-            let (queue, replies) = mpsc::channel(QUEUE);
-            let (offer, cancel) = (offer(packets, queue.clone()), Cancel::new());
+            let (batches, replies) = batch::channel();
+            let (offer, cancel) = (offer(packets, batches.clone()), Cancel::new());
             tokio::task::spawn_blocking(move || {
                 let root = Root::open(&path);
                 let root = root.map_err(|e| Fault::because(Kind::User, format!("cannot open `{}`", path.display()), e));
@@ -339,25 +339,17 @@ impl StreamingService<Packet> for SyncCall {
                 });
                 if let Err(fault) = sent {
                     // The call ends with it; whoever hung up does not hear it.
-                    let _ = queue.blocking_send(Err(refused(fault)));
+                    let _ = batches.blocking_send(Err(refused(fault)));
                 }
             });
-            Ok(Response::new(Box::pin(ReceiverStream::new(replies)) as Replies<Packet>))
+            Ok(Response::new(Box::pin(batch::packets(replies)) as Replies<Packet>))
         })
     }
 }
 
 /// The daemon's requests and our packets, as [`Offer`] wants them.
-fn offer(mut incoming: Streaming<Packet>, replies: mpsc::Sender<Result<Packet, Status>>) -> Offer {
+fn offer(mut incoming: Streaming<Packet>, packets: batch::Sender) -> Offer {
     let (asked, requests) = mpsc::channel(QUEUE);
-    let (packets, mut queue) = mpsc::channel::<Packet>(QUEUE);
-    tokio::spawn(async move {
-        while let Some(packet) = queue.recv().await {
-            if replies.send(Ok(packet)).await.is_err() {
-                return;
-            }
-        }
-    });
     let call = tokio::spawn(async move {
         while let Some(packet) = incoming.message().await.transpose() {
             let packet = packet.map_err(|status| Fault::new(Kind::Remote, status.message()));
@@ -380,6 +372,7 @@ struct Directory {
 impl Files for Directory {
     fn list(&self, visit: &mut dyn FnMut(Sent) -> Result<(), Fault>) -> Result<(), Fault> {
         let mut inodes: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
+        let mut attributes = Attributes::new(&self.root);
         let mut refusal = None;
         let listed = walk_each(&self.root, &self.filter, &mut reset_owner, &self.cancel, &mut |entry| {
             let path = entry.path.as_os_str().as_bytes();
@@ -390,7 +383,7 @@ impl Files for Directory {
             if has_names && first.is_none() {
                 inodes.insert(inode, path.to_vec());
             }
-            file.xattrs = files::receive::xattrs(&self.root, &entry.path)?;
+            file.xattrs = attributes.of(&entry.path)?;
             visit(file).map_err(|fault| {
                 refusal = Some(fault);
                 files::Error::Cancelled(base::Cancelled)
@@ -421,16 +414,8 @@ impl StreamingService<Packet> for TreeCall {
     fn call(&mut self, request: Request<Streaming<Packet>>) -> Reply<Packet> {
         let dir = self.0.clone();
         Box::pin(async move {
-            let mut packets = request.into_inner();
-            let (queue, incoming) = mpsc::channel(QUEUE);
-            tokio::spawn(async move {
-                while let Some(packet) = packets.message().await.transpose() {
-                    let ends = packet.is_err();
-                    if queue.send(packet).await.is_err() || ends {
-                        return;
-                    }
-                }
-            });
+            let (batches, incoming) = batch::channel();
+            tokio::spawn(batch::receive(request.into_inner(), batches));
             let (outgoing, replies) = mpsc::unbounded_channel();
             let (ended, end) = tokio::sync::oneshot::channel();
             tokio::task::spawn_blocking(move || {

@@ -15,12 +15,10 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Request, Status};
 
-use super::{MAX_MESSAGE, RemoteSession, client_fault, encode};
+use super::{MAX_MESSAGE, RemoteSession, batch, client_fault, encode};
 use crate::RemoteDir;
 
 pub(super) const METHOD: &str = "/moby.filesync.v1.FileSync/DiffCopy";
-/// Packets that were received and not looked at yet.
-const QUEUE: usize = 64;
 /// How many links are followed.
 const MAX_LINKS: usize = 40;
 /// What a file that is kept in memory may hold.
@@ -41,7 +39,9 @@ impl std::fmt::Debug for Dir {
 /// A directory on its way to us. Its methods block: they are for threads.
 pub struct Transfer {
     name: String,
-    incoming: mpsc::Receiver<Result<Packet, Status>>,
+    incoming: batch::Receiver,
+    /// Of the last batch, what was not looked at yet.
+    batch: std::vec::IntoIter<Packet>,
     outgoing: mpsc::UnboundedSender<Packet>,
 }
 
@@ -96,38 +96,25 @@ impl RemoteDir for Dir {
             let codec = tonic_prost::ProstCodec::<Packet, Packet>::default();
             grpc.streaming(request, PathAndQuery::from_static(METHOD), codec).await
         };
-        let mut answers = self.session.ask(&doing, call).await?.into_inner();
-        let (queue, incoming) = mpsc::channel(QUEUE);
+        let answers = self.session.ask(&doing, call).await?.into_inner();
+        let (batches, incoming) = batch::channel();
         let closed = self.session.closed.clone();
         tokio::spawn(async move {
-            loop {
-                let packet = tokio::select! {
-                    packet = answers.message() => packet,
-                    () = closed.cancelled() => Err(Status::cancelled("the client is gone")),
-                };
-                let ends = packet.is_err();
-                match packet.transpose() {
-                    None => return,
-                    Some(packet) => {
-                        if queue.send(packet).await.is_err() || ends {
-                            return;
-                        }
-                    }
+            tokio::select! {
+                () = batch::receive(answers, batches.clone()) => {}
+                () = closed.cancelled() => {
+                    let _ = batches.send(Err(Status::cancelled("the client is gone"))).await;
                 }
             }
         });
-        Ok(Transfer { name: self.name.clone(), incoming, outgoing })
+        Ok(Transfer::new(self.name.clone(), incoming, outgoing))
     }
 }
 
 impl Transfer {
     /// A transfer over whatever carries its packets. `name` is what people know the directory by.
-    pub(super) fn new(
-        name: String,
-        incoming: mpsc::Receiver<Result<Packet, Status>>,
-        outgoing: mpsc::UnboundedSender<Packet>,
-    ) -> Transfer {
-        Transfer { name, incoming, outgoing }
+    pub(super) fn new(name: String, incoming: batch::Receiver, outgoing: mpsc::UnboundedSender<Packet>) -> Transfer {
+        Transfer { name, incoming, batch: Vec::new().into_iter(), outgoing }
     }
 
     /// Brings a directory up to date; tells after each packet how many bytes came.
@@ -192,7 +179,7 @@ impl Transfer {
             Ok(()) => {
                 self.ask(PacketType::Fin, 0);
                 // The client is done when it has said so, or is silent.
-                while let Some(Ok(packet)) = self.incoming.blocking_recv() {
+                while let Ok(packet) = self.next(&Cancel::new()) {
                     if packet.r#type() == PacketType::Err {
                         break;
                     }
@@ -215,10 +202,15 @@ impl Transfer {
 
     fn next(&mut self, cancel: &Cancel) -> Result<Packet, Fault> {
         cancel.check().map_err(|_| Fault::cancelled())?;
-        match self.incoming.blocking_recv() {
-            Some(Ok(packet)) => Ok(packet),
-            Some(Err(status)) => Err(client_fault(&format!("cannot read local `{}`", self.name), &status)),
-            None => Err(self.confused("an end before the last file")),
+        loop {
+            if let Some(packet) = self.batch.next() {
+                return Ok(packet);
+            }
+            match self.incoming.blocking_recv() {
+                Some(Ok(batch)) => self.batch = batch.into_iter(),
+                Some(Err(status)) => return Err(client_fault(&format!("cannot read local `{}`", self.name), &status)),
+                None => return Err(self.confused("an end before the last file")),
+            }
         }
     }
 
