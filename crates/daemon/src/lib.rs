@@ -172,8 +172,8 @@ fn router(shared: &Arc<Shared>) -> tonic::transport::server::Router {
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     tonic::transport::Server::builder()
-        .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(16 << 20)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
         .http2_max_header_list_size(16 << 20)
         .add_service(control)
         .add_service(gateway)

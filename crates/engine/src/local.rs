@@ -154,7 +154,9 @@ async fn mirrored(
         let memo = FileDigests::load(digests, path.to_string_lossy().into_owned(), &boot);
         let kept = |error| store_fault("cannot keep what the client sent", error);
         let known = records.get(id.to_string()).ok().flatten();
-        let known = known.and_then(|bytes| Mirror::from_bytes(bytes.strip_prefix(boot.as_bytes())?));
+        // Of another start of the machine nothing is known.
+        let known = known.filter(|bytes| bytes.starts_with(boot.as_bytes()));
+        let known = known.and_then(|mut bytes| Mirror::from_bytes(bytes.split_off(boot.len())));
         let mut changed = false;
         // From then on what is there is not what the record says.
         let mut forget = || {
@@ -166,13 +168,16 @@ async fn mirrored(
         transfer.into_dir(&mut receiver, &cancel, &mut |bytes| task.at(bytes))?;
         let received = receiver.finish().map_err(receiving)?;
         if changed {
-            let record = [boot.as_bytes(), &received.to_bytes()].concat();
+            let mut record = boot.into_bytes();
+            received.write_to(&mut record);
             records.put_with(id.to_string(), record, &id).map_err(kept)?;
             memo.save();
+        } else {
+            mirror.is_as_it_was();
         }
-        Ok((Arc::new(root), checksum::Tree::of_entries(received.entries()), memo))
+        Ok((Arc::new(root), checksum::Tree::of_entries(received.into_entries()), memo, mirror))
     });
-    let (root, tree, memo) = tree.await?;
+    let (root, tree, memo, mirror) = tree.await?;
     let exclude = filter.exclude.clone();
     let tree = LocalTree { root, tree, memo, exclude, copy: OnceCell::new(), _mirror: Some(mirror) };
     Ok(Tree::Local(Arc::new(tree)))

@@ -30,7 +30,7 @@ use crate::stat::{Kind, Stat, Time};
 use crate::target::{Target, shown, timestamps};
 use crate::walk::{Entry, MAX_DEPTH, list};
 
-/// What holds the version of [`Mirror::to_bytes`].
+/// What a [`Mirror`] begins with: its version.
 const MAGIC: &[u8; 8] = b"mirror01";
 
 /// A file as the client describes it.
@@ -58,9 +58,19 @@ pub struct Sent {
     pub xattrs: Xattrs,
 }
 
+/// What a transfer left in a directory, as it is stored: with many files much smaller than in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror(Vec<u8>);
+
 /// What a transfer left in a directory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Mirror(Vec<Mirrored>);
+#[derive(Debug)]
+pub struct Received(Vec<Mirrored>);
+
+/// The files of a mirror, read one by one.
+struct Records {
+    bytes: Vec<u8>,
+    at: usize,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mirrored {
@@ -97,7 +107,7 @@ pub struct Receiver<'a> {
     before_changes: Option<BeforeChanges<'a>>,
     /// What is there and unknown is somebody's, and makes way only for what has its name.
     keeps_others: bool,
-    before: std::iter::Peekable<std::vec::IntoIter<Mirrored>>,
+    before: std::iter::Peekable<Records>,
     now: Vec<Mirrored>,
     /// From the root down, the directories that the next entry may lie in: their indices in `now`.
     open: Vec<(Vec<u8>, Option<usize>)>,
@@ -149,74 +159,94 @@ impl Sent {
 }
 
 impl Mirror {
-    /// The files, as a walk of the client's directory would list them.
-    pub fn entries(&self) -> Vec<Entry> {
-        let entry = |file: &Mirrored| Entry {
-            path: lexical::to_path(&file.sent.path).to_owned(),
-            // Nobody sends access times.
-            stat: Stat {
-                uid: file.sent.uid,
-                gid: file.sent.gid,
-                mode: file.sent.mode,
-                atime: file.stat.mtime,
-                ..file.stat
-            },
-            link: (file.sent.kind == Kind::Symlink).then(|| OsString::from_vec(file.sent.link.clone())),
-        };
-        self.0.iter().map(entry).collect()
-    }
-
-    /// For [`from_bytes`](Self::from_bytes).
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
-        for Mirrored { sent, stat } in &self.0 {
-            put_text(&mut bytes, &sent.path);
-            put_text(&mut bytes, &sent.link);
-            bytes.push(kind_to_byte(sent.kind));
-            [sent.mode, sent.uid, sent.gid, sent.mtime.nanos, stat.mtime.nanos, stat.ctime.nanos]
-                .iter()
-                .for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
-            [sent.size, sent.rdev, stat.size, stat.dev, stat.ino, stat.nlink]
-                .iter()
-                .for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
-            [sent.mtime.secs, stat.mtime.secs, stat.ctime.secs]
-                .iter()
-                .for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
-            bytes.extend_from_slice(&(sent.xattrs.len() as u32).to_le_bytes());
-            for (name, value) in &sent.xattrs {
-                put_text(&mut bytes, name);
-                put_text(&mut bytes, value);
-            }
-        }
-        bytes
-    }
-
-    /// What [`to_bytes`](Self::to_bytes) wrote; none if that is damaged or of another version.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Mirror> {
+    /// What [`Received::write_to`] wrote; none if that is damaged or of another version.
+    pub fn from_bytes(bytes: Vec<u8>) -> Option<Mirror> {
         let mut rest = bytes.strip_prefix(MAGIC)?;
-        let mut files = Vec::new();
         while !rest.is_empty() {
-            let (path, link) = (take_text(&mut rest)?, take_text(&mut rest)?);
-            let kind = kind_of_byte(take::<1>(&mut rest)?[0])?;
-            let mut four = || take::<4>(&mut rest).map(u32::from_le_bytes);
-            let [mode, uid, gid, sent_nanos, mtime_nanos, ctime_nanos] =
-                [four()?, four()?, four()?, four()?, four()?, four()?];
-            let mut eight = || take::<8>(&mut rest).map(u64::from_le_bytes);
-            let [sent_size, rdev, size, dev, ino, nlink] = [eight()?, eight()?, eight()?, eight()?, eight()?, eight()?];
-            let [sent_secs, mtime_secs, ctime_secs] = [eight()? as i64, eight()? as i64, eight()? as i64];
-            let count = u32::from_le_bytes(take(&mut rest)?);
-            let mut xattrs = Xattrs::new();
-            for _ in 0..count {
-                xattrs.insert(take_text(&mut rest)?, take_text(&mut rest)?);
-            }
-            let time = |secs, nanos| Time { secs, nanos };
-            let mtime = time(sent_secs, sent_nanos);
-            let sent = Sent { path, kind, mode, uid, gid, size: sent_size, mtime, link, rdev, xattrs };
-            let (mtime, ctime) = (time(mtime_secs, mtime_nanos), time(ctime_secs, ctime_nanos));
-            let stat = Stat { kind, mode, uid, gid, size, atime: mtime, mtime, ctime, dev, ino, nlink, rdev };
-            files.push(Mirrored { sent, stat });
+            Mirrored::read(&mut rest)?;
         }
-        Some(Mirror(files))
+        Some(Mirror(bytes))
+    }
+}
+
+impl Iterator for Records {
+    type Item = Mirrored;
+
+    fn next(&mut self) -> Option<Mirrored> {
+        let mut rest = self.bytes.get(self.at..)?;
+        let next = Mirrored::read(&mut rest);
+        self.at = self.bytes.len() - rest.len();
+        next
+    }
+}
+
+impl Records {
+    fn of(mirror: Option<Mirror>) -> std::iter::Peekable<Records> {
+        let bytes = mirror.map(|mirror| mirror.0).unwrap_or_default();
+        Records { bytes, at: MAGIC.len() }.peekable()
+    }
+}
+
+impl Received {
+    /// The files, as a walk of the client's directory would list them.
+    pub fn into_entries(self) -> impl Iterator<Item = Entry> {
+        self.0.into_iter().map(|Mirrored { sent, stat }| Entry {
+            path: lexical::to_path(&sent.path).to_owned(),
+            // Nobody sends access times.
+            stat: Stat { uid: sent.uid, gid: sent.gid, mode: sent.mode, atime: stat.mtime, ..stat },
+            link: (sent.kind == Kind::Symlink).then(|| OsString::from_vec(sent.link)),
+        })
+    }
+
+    /// Appends what [`Mirror::from_bytes`] reads.
+    pub fn write_to(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(MAGIC);
+        self.0.iter().for_each(|file| file.write_to(bytes));
+    }
+}
+
+impl Mirrored {
+    fn write_to(&self, bytes: &mut Vec<u8>) {
+        let Mirrored { sent, stat } = self;
+        put_text(bytes, &sent.path);
+        put_text(bytes, &sent.link);
+        bytes.push(kind_to_byte(sent.kind));
+        [sent.mode, sent.uid, sent.gid, sent.mtime.nanos, stat.mtime.nanos, stat.ctime.nanos]
+            .iter()
+            .for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
+        [sent.size, sent.rdev, stat.size, stat.dev, stat.ino, stat.nlink]
+            .iter()
+            .for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
+        [sent.mtime.secs, stat.mtime.secs, stat.ctime.secs]
+            .iter()
+            .for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
+        bytes.extend_from_slice(&(sent.xattrs.len() as u32).to_le_bytes());
+        for (name, value) in &sent.xattrs {
+            put_text(bytes, name);
+            put_text(bytes, value);
+        }
+    }
+
+    fn read(rest: &mut &[u8]) -> Option<Mirrored> {
+        let (path, link) = (take_text(rest)?, take_text(rest)?);
+        let kind = kind_of_byte(take::<1>(rest)?[0])?;
+        let mut four = || take::<4>(rest).map(u32::from_le_bytes);
+        let [mode, uid, gid, sent_nanos, mtime_nanos, ctime_nanos] =
+            [four()?, four()?, four()?, four()?, four()?, four()?];
+        let mut eight = || take::<8>(rest).map(u64::from_le_bytes);
+        let [sent_size, rdev, size, dev, ino, nlink] = [eight()?, eight()?, eight()?, eight()?, eight()?, eight()?];
+        let [sent_secs, mtime_secs, ctime_secs] = [eight()? as i64, eight()? as i64, eight()? as i64];
+        let count = u32::from_le_bytes(take(rest)?);
+        let mut xattrs = Xattrs::new();
+        for _ in 0..count {
+            xattrs.insert(take_text(rest)?, take_text(rest)?);
+        }
+        let time = |secs, nanos| Time { secs, nanos };
+        let mtime = time(sent_secs, sent_nanos);
+        let sent = Sent { path, kind, mode, uid, gid, size: sent_size, mtime, link, rdev, xattrs };
+        let (mtime, ctime) = (time(mtime_secs, mtime_nanos), time(ctime_secs, ctime_nanos));
+        let stat = Stat { kind, mode, uid, gid, size, atime: mtime, mtime, ctime, dev, ino, nlink, rdev };
+        Some(Mirrored { sent, stat })
     }
 }
 
@@ -231,15 +261,14 @@ impl<'a> Receiver<'a> {
         before_changes: BeforeChanges<'a>,
     ) -> Result<Self, Error> {
         let is_known = mirror.is_some();
-        let before = mirror.unwrap_or_default().0;
         let mut receiver = Receiver {
             root,
             memo,
             differ,
             before_changes: Some(before_changes),
             keeps_others: false,
-            now: Vec::with_capacity(before.len()),
-            before: before.into_iter().peekable(),
+            now: Vec::new(),
+            before: Records::of(mirror),
             open: vec![(Vec::new(), None)],
             links: Vec::new(),
             awaited: HashMap::new(),
@@ -263,7 +292,7 @@ impl<'a> Receiver<'a> {
             before_changes: None,
             keeps_others: true,
             now: Vec::new(),
-            before: Vec::new().into_iter().peekable(),
+            before: Records::of(None),
             open: vec![(Vec::new(), None)],
             links: Vec::new(),
             awaited: HashMap::new(),
@@ -377,7 +406,7 @@ impl<'a> Receiver<'a> {
     }
 
     /// All files are taken and whole: what is left of earlier transfers goes, and the rest is settled.
-    pub fn finish(mut self) -> Result<Mirror, Error> {
+    pub fn finish(mut self) -> Result<Received, Error> {
         while self.before.peek().is_some() {
             self.remove_next()?;
         }
@@ -389,7 +418,7 @@ impl<'a> Receiver<'a> {
         }
         self.look_again()?;
         self.settle_dirs()?;
-        Ok(Mirror(self.now))
+        Ok(Received(self.now))
     }
 
     /// Paths must be clean, in order, and lie in directories that were sent.

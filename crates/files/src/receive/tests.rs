@@ -48,13 +48,20 @@ struct Place {
     dir: tempfile::TempDir,
     memo: Known,
     mirror: Option<Mirror>,
+    entries: Vec<Entry>,
     /// Of the last transfer, whether it told that something was about to change.
     changed: bool,
 }
 
 impl Place {
     fn new() -> Place {
-        Place { dir: tempfile::tempdir().expect("a directory"), memo: Known::default(), mirror: None, changed: false }
+        Place {
+            dir: tempfile::tempdir().expect("a directory"),
+            memo: Known::default(),
+            mirror: None,
+            entries: Vec::new(),
+            changed: false,
+        }
     }
 
     /// Sends files with their texts; answers those whose bytes were wanted.
@@ -83,10 +90,14 @@ impl Place {
             receiver.close(index)?;
             names.insert(0, String::from_utf8_lossy(&files[index].0.path).into_owned());
         }
-        let mirror = receiver.finish()?;
+        let received = receiver.finish()?;
+        let mut bytes = Vec::new();
+        received.write_to(&mut bytes);
+        let mirror = Mirror::from_bytes(bytes).expect("reads");
+        assert_eq!(Records::of(Some(mirror.clone())).collect::<Vec<_>>(), received.0);
         assert_eq!(self.changed, before.as_ref() != Some(&mirror));
-        self.mirror = Some(Mirror::from_bytes(&mirror.to_bytes()).expect("reads"));
-        assert_eq!(self.mirror.as_ref().map(Mirror::entries), Some(mirror.entries()));
+        self.entries = received.into_entries().collect();
+        self.mirror = Some(mirror);
         self.is_whole();
         Ok(names)
     }
@@ -94,21 +105,20 @@ impl Place {
     /// What is remembered is what a walk and a checksum of the directory see.
     fn is_whole(&self) {
         let root = std::sync::Arc::new(Root::open(self.dir.path()).expect("opens"));
-        let mirror = self.mirror.as_ref().expect("a mirror");
         let walked = crate::walk::walk(&root, &Filter::default(), &mut crate::walk::reset_owner, &Cancel::new());
         let walked = walked.expect("walks");
         let short = |entries: &[Entry]| -> Vec<_> {
             let line = |e: &Entry| (e.path.clone(), e.stat.kind, e.stat.mode, e.stat.mtime, e.stat.ino, e.link.clone());
             entries.iter().map(line).collect()
         };
-        assert_eq!(short(&mirror.entries()), short(&walked));
+        assert_eq!(short(&self.entries), short(&walked));
         let sum = |entries: Vec<Entry>, memo: Option<&dyn Memo>| {
             let tree = checksum::Tree::of_entries(entries);
             let env = checksum::Env { memo, ..checksum::Env::default() };
             let place = checksum::Place::at(root.clone());
             tree.checksum(&place, "/", &checksum::Options::default(), &env).expect("a checksum")
         };
-        assert_eq!(sum(mirror.entries(), Some(&self.memo)), sum(walked, None));
+        assert_eq!(sum(self.entries.clone(), Some(&self.memo)), sum(walked, None));
     }
 
     fn text(&self, path: &str) -> String {
@@ -203,10 +213,10 @@ fn what_was_interrupted_is_emptied() {
 fn damaged_records_are_none() {
     let mut place = Place::new();
     place.receive(&[(file("a", "1"), "1"), (dir("d"), "")]).expect("files");
-    let bytes = place.mirror.as_ref().expect("a mirror").to_bytes();
+    let bytes = place.mirror.take().expect("a mirror").0;
     for len in 0..bytes.len() {
-        let cut = Mirror::from_bytes(&bytes[..len]);
-        assert!(cut.is_none_or(|mirror| mirror.0.len() < 2), "{len}");
+        let cut = Mirror::from_bytes(bytes[..len].to_vec());
+        assert!(cut.is_none_or(|mirror| Records::of(Some(mirror)).count() < 2), "{len}");
     }
-    assert_eq!(Mirror::from_bytes(b"mirror99"), None);
+    assert_eq!(Mirror::from_bytes(b"mirror99".to_vec()), None);
 }

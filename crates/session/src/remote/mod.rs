@@ -158,8 +158,8 @@ where
         async move { tunnel.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected)) }
     });
     let endpoint = Endpoint::from_static("http://localhost")
-        .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(16 << 20)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
         .http2_max_header_list_size(16 << 20)
         .connect_with_connector_lazy(connector);
     (endpoint, outgoing)

@@ -56,8 +56,8 @@ where
 {
     let (tunnel, outgoing) = tunnel::tunnel(incoming);
     let router = tonic::transport::Server::builder()
-        .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(16 << 20)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
         .add_service(Transfers { session: session.clone(), kind: Service::Sync })
         .add_service(SendService(Transfers { session: session.clone(), kind: Service::Send }))
         .add_service(super::serve_content::Content(session.clone()))

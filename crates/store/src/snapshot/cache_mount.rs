@@ -13,6 +13,7 @@
 //! and use the answer twice: asking again while locked would wait for itself.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -81,12 +82,22 @@ pub struct CacheMount {
     /// None once it is given back.
     hold: Option<Hold>,
     key: String,
+    /// What it took up when it was taken, if that was known.
+    size: Option<u64>,
+    /// Nothing in it was changed.
+    untouched: AtomicBool,
 }
 
 impl CacheMount {
     /// The snapshot behind it.
     pub fn id(&self) -> SnapshotId {
         self.hold.as_ref().expect("held until it is dropped").id()
+    }
+
+    /// Says that nothing in it was changed since it was taken, so that nobody need look how large it is now. Only who has it
+    /// alone can know that.
+    pub fn is_as_it_was(&self) {
+        self.untouched.store(true, Ordering::Relaxed);
     }
 
     /// How to see and write it: a plain directory, unless it starts from a snapshot of several layers. Then it is an
@@ -120,10 +131,24 @@ fn note_change(inner: &Inner, id: SnapshotId) {
     maintenance::note_change(inner);
 }
 
+/// Notes that a cache mount is as large as it was.
+fn note_size(inner: &Inner, id: SnapshotId, size: u64) {
+    inner.snapshots.with_mut(id, |record| record.size = Some(size));
+    let noted = inner.db.write("write to", |db| {
+        db.prepare_cached("UPDATE snapshot SET size = ?2 WHERE id = ?1")?.execute((id.0, size as i64)).map(drop)
+    });
+    if let Err(error) = noted {
+        tracing::debug!(%error, snapshot = %id, "cache mount's size was not noted");
+    }
+}
+
 impl Drop for CacheMount {
     fn drop(&mut self) {
         let (inner, id) = (&self.store.inner, self.id());
-        note_change(inner, id);
+        match self.size.filter(|_| *self.untouched.get_mut()) {
+            Some(size) => note_size(inner, id, size),
+            None => note_change(inner, id),
+        }
         let woken = {
             let mut instances = locked(&inner.snapshots.instances);
             match instances.in_use.get_mut(&id) {
@@ -167,6 +192,7 @@ impl Snapshots {
             Some(hold) => hold,
             None => self.new_instance(request, &key)?,
         };
+        let size = inner.snapshots.with(hold.id(), |record| record.size).flatten();
         // From now on it changes: should the machine crash, it may be left half written.
         note_change(inner, hold.id());
         let entry = instances.in_use.entry(hold.id());
@@ -180,7 +206,7 @@ impl Snapshots {
                 .or_insert(Use::Shared(1)),
             Sharing::Private | Sharing::Locked => entry.or_insert(Use::Alone),
         };
-        Ok(Some(CacheMount { store: self.0.clone(), hold: Some(hold), key }))
+        Ok(Some(CacheMount { store: self.0.clone(), hold: Some(hold), key, size, untouched: AtomicBool::new(false) }))
     }
 
     /// Takes a cache mount, waiting while it is locked.

@@ -448,6 +448,25 @@ fn cache_mounts_are_shared_by_the_rules() {
     ));
 }
 
+#[test]
+fn the_size_of_a_cache_mount_is_known_again_where_nothing_changed() {
+    let (_dir, store) = copy_store();
+    let take = || store.snapshots().cache_mount(&request("m", Sharing::Private), || ()).expect("asked").expect("free");
+    let id = take().id();
+    let size = || store.snapshots().info(&id).expect("known").size;
+    assert_eq!(size(), None);
+    store.disk_usage().expect("measured");
+    let measured = size();
+    assert!(measured.is_some());
+    let mount = take();
+    assert_eq!(size(), None, "it may change");
+    mount.is_as_it_was();
+    drop(mount);
+    assert_eq!(size(), measured);
+    drop(take());
+    assert_eq!(size(), None, "it may have changed");
+}
+
 /// Whoever has it mounted keeps it; whoever comes then, or waited, gets an empty one.
 #[test]
 fn a_retired_cache_mount_goes_with_its_last_user() {
