@@ -107,6 +107,7 @@ impl Built {
 /// Reads the Dockerfile that the options name and lowers it.
 pub fn build(request: &Request<'_>, ask: &dyn Ask) -> std::result::Result<Outcome, Fault> {
     let options = Options::parse(request.options).map_err(|e| e.into_fault(None))?;
+    options.unknown.iter().for_each(|name| ask.tell_unknown_option(name));
     let context = Context::find(&options, request.session, ask).map_err(|e| e.into_fault(None))?;
     let found = find_dockerfile(request, &options, &context, ask).map_err(|e| e.into_fault(None))?;
     if let Some(gateway) = other_frontend(&options, &found) {

@@ -17,6 +17,8 @@ use crate::lint::{SETTINGS_HINT, Settings};
 /// Options, understood.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    /// Names that mean nothing here; a client may be newer than we are.
+    pub unknown: Vec<String>,
     /// `filename`.
     pub filename: String,
     /// `dockerfilekey`: where the Dockerfile is, even if the context is remote.
@@ -218,8 +220,11 @@ impl Options {
                 return Err(Error::option(name, "is not supported yet"));
             }
             name => {
-                let error = Error::option(name, "is not an option of the Dockerfile frontend");
-                return Err(error.suggest(name, KNOWN));
+                let error = Error::option(name, "is not an option of the Dockerfile frontend").suggest(name, KNOWN);
+                if error.get_hint().is_some() {
+                    return Err(error);
+                }
+                self.unknown.push(name.to_owned());
             }
         }
         Ok(())

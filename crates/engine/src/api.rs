@@ -221,8 +221,8 @@ pub struct PruneOptions {
     pub all: bool,
     /// Keep what was used within this time.
     pub keep_duration: Option<Duration>,
-    /// Keep up to this much.
-    pub keep_storage: Option<ByteSize>,
+    /// Keep this much in any case.
+    pub reserved_space: Option<ByteSize>,
     /// Remove until at most so much is used.
     pub max_used_space: Option<ByteSize>,
     /// Remove until so much of the disk is free.
@@ -502,7 +502,7 @@ impl Engine {
         let options = store::PruneOptions {
             all: options.all,
             keep_duration: options.keep_duration.unwrap_or_default(),
-            reserved_space: options.keep_storage.map_or(0, |size| size.0),
+            reserved_space: options.reserved_space.map_or(0, |size| size.0),
             max_used_space: options.max_used_space.map_or(0, |size| size.0),
             min_free_space: options.min_free_space.map_or(0, |size| size.0),
             filters: options.filters,

@@ -9,6 +9,7 @@ use clap::Args;
 use engine::{Entitlement, ExportRequest, Frontend};
 use session::Output;
 
+use super::build_no_effect::{NoEffect, boolean};
 use super::hullworks::EngineArgs;
 use super::{Action, not_yet};
 use crate::daemonless::{BuildPlan, Call, Scratch, run};
@@ -63,13 +64,13 @@ pub struct Build {
     #[arg(long, short, value_name = "OUTPUT", allow_hyphen_values = true, help_heading = "Output")]
     pub output: Vec<String>,
     /// Push to the registry that each --tag names
-    #[arg(long, help_heading = "Output")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_parser = boolean, hide_default_value = true, hide_possible_values = true, value_name = "BOOL", help_heading = "Output")]
     pub push: bool,
     /// Not offered: there is no docker daemon to load into
-    #[arg(long, help_heading = "Output")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_parser = boolean, hide_default_value = true, hide_possible_values = true, value_name = "BOOL", help_heading = "Output")]
     pub load: bool,
     /// Show nothing but the image's id
-    #[arg(long, short, help_heading = "Output")]
+    #[arg(long, short, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_parser = boolean, hide_default_value = true, hide_possible_values = true, value_name = "BOOL", help_heading = "Output")]
     pub quiet: bool,
     /// What is shown: auto, plain, tty, quiet or rawjson [default: auto]
     #[arg(long, value_name = "MODE", help_heading = "Output")]
@@ -107,13 +108,13 @@ pub struct Build {
     pub cgroup_parent: Option<String>,
 
     /// Use nothing from the cache
-    #[arg(long, help_heading = "Cache")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_parser = boolean, hide_default_value = true, hide_possible_values = true, value_name = "BOOL", help_heading = "Cache")]
     pub no_cache: bool,
     /// Use nothing from the cache in these stages
     #[arg(long, value_name = "STAGE", help_heading = "Cache")]
     pub no_cache_filter: Vec<String>,
     /// Ask registries for newer versions of base images
-    #[arg(long, help_heading = "Cache")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_parser = boolean, hide_default_value = true, hide_possible_values = true, value_name = "BOOL", help_heading = "Cache")]
     pub pull: bool,
     /// Cache to read: an image reference or type=..
     #[arg(long, value_name = "CACHE", help_heading = "Cache")]
@@ -123,10 +124,10 @@ pub struct Build {
     pub cache_to: Vec<String>,
 
     /// Attestation about the result; only `false` is supported yet
-    #[arg(long, value_name = "VALUE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Output")]
+    #[arg(long, value_name = "VALUE", help_heading = "Output")]
     pub provenance: Option<String>,
     /// Attestation about the result; only `false` is supported yet
-    #[arg(long, value_name = "VALUE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Output")]
+    #[arg(long, value_name = "VALUE", help_heading = "Output")]
     pub sbom: Option<String>,
     #[arg(long, hide = true)]
     attest: Vec<String>,
@@ -136,9 +137,11 @@ pub struct Build {
     #[arg(long, value_name = "NAME", help_heading = "Output")]
     call: Option<String>,
     /// Only look for what may not be meant, as --call=check
-    #[arg(long, help_heading = "Output")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_parser = boolean, hide_default_value = true, hide_possible_values = true, value_name = "BOOL", help_heading = "Output")]
     check: bool,
 
+    #[command(flatten)]
+    no_effect: NoEffect,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -169,6 +172,7 @@ impl Build {
                     .to_owned(),
             );
         }
+        settings.warnings.extend(self.no_effect.warnings());
         self.expect_dockerfile()?;
         let has_context = self.path != Path::new("-");
         Ok(Action::engine(move |environment| async move {
@@ -195,8 +199,9 @@ impl Build {
             return Err(Fault::user("--load is not offered: there is no docker daemon to load into")
                 .hint("write an archive with --output type=docker,dest=image.tar, then `docker load -i image.tar`"));
         }
-        if !self.attest.is_empty() {
-            return Err(not_yet("--attest"));
+        let is_off = |value: &String| value.split(',').any(|field| field == "disabled=true");
+        if !self.attest.iter().all(is_off) {
+            return Err(not_yet("--attest").hint("with disabled=true it is accepted"));
         }
         for (flag, value) in [("--provenance", &self.provenance), ("--sbom", &self.sbom)] {
             if value.as_deref().is_some_and(|value| config::parse_bool(value) != Some(false)) {

@@ -208,7 +208,7 @@ async fn clean(channel: Channel, prune: &prune::Prune) -> Result<(), Fault> {
         filter: options.filters.clone(),
         all: options.all,
         keep_duration: options.keep_duration.map_or(0, |keep| i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)),
-        reserved_space: size(options.keep_storage),
+        reserved_space: size(options.reserved_space),
         max_used_space: size(options.max_used_space),
         min_free_space: size(options.min_free_space),
     };

@@ -83,12 +83,16 @@ async fn serve(flags: BuildkitdFlags, in_vain: Vec<String>, environment: Environ
         addresses.push(environment.default_address());
     }
     let mut listeners = Vec::new();
+    let mut open_to_all = Vec::new();
     for address in &addresses {
         if address.starts_with("tcp://") && tls.is_none() {
-            tracing::warn!(%address, "anybody who reaches this address can build: no TLS client certificates are asked for");
+            open_to_all.push(format!(
+                "anybody who reaches {address} can build: --tlscert, --tlskey and --tlscacert ask for client certificates"
+            ));
         }
         listeners.extend(Listener::open(address, owner, tls.as_ref()).await?);
     }
+    settings.warnings.extend(open_to_all);
     let debug = debug(&flags, &settings, &environment).await?;
     let [stop, kill] = cancelled_one_by_one()?;
     let engine = open(&settings, &environment, Mode::Plain, &stop).await?;

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! DIR/usr/bin/hullworks                   this program
+//! DIR/usr/bin/buildctl                ->  hullworks
 //! DIR/usr/bin/buildctl-daemonless.sh  ->  hullworks
+//! DIR/usr/bin/buildkitd               ->  hullworks
 //! DIR/bin                             ->  usr/bin
 //! DIR/etc/{passwd,group,nsswitch.conf}
 //! DIR/tmp, DIR/run, DIR/var/lib/buildkit, DIR/home/user/...
@@ -29,7 +31,7 @@ pub struct Install {
 }
 
 /// The names that the program has beside its own.
-const NAMES: [&str; 1] = ["buildctl-daemonless.sh"];
+const NAMES: [&str; 3] = ["buildctl", "buildctl-daemonless.sh", "buildkitd"];
 
 /// Directory -> mode.
 const DIRECTORIES: [(&str, u32); 9] = [

@@ -6,10 +6,10 @@ use base::{ByteSize, Fault};
 use clap::Args;
 use engine::{PruneOptions, UsageRecord};
 
+use super::Action;
 use super::du::{Format, record_json, table, verbose_list};
 use super::hullworks::EngineArgs;
 use super::table::tabbed;
-use super::{Action, not_yet};
 use crate::daemonless::{Settings, run};
 use crate::environment::Environment;
 use crate::spec::invalid;
@@ -23,12 +23,12 @@ pub struct Prune {
     /// Keep up to this many MB
     #[arg(long, value_name = "MB")]
     keep_storage: Option<String>,
-    /// Not supported yet: always keep this many MB
+    /// Always keep this many MB
     #[arg(long, value_name = "MB")]
-    keep_storage_min: Option<f64>,
-    /// Not supported yet: remove until this many MB of the disk are free
+    keep_storage_min: Option<String>,
+    /// Remove until this many MB of the disk are free
     #[arg(long, value_name = "MB")]
-    free_storage: Option<f64>,
+    free_storage: Option<String>,
     /// Only records that match: type==regular, id==.., inuse, shared, description~=..; commas mean and, a second flag
     /// means or; until=24h is the same as --keep-duration 24h
     #[arg(long, short, value_name = "FILTER")]
@@ -75,15 +75,12 @@ impl Prune {
 
     /// What is asked for.
     pub(super) fn options(&self) -> Result<(PruneOptions, Format), Fault> {
-        for (flag, value) in [("--keep-storage-min", self.keep_storage_min), ("--free-storage", self.free_storage)] {
-            if value.is_some_and(|value| value != 0.0) {
-                return Err(not_yet(flag));
-            }
-        }
         let mut options = PruneOptions {
             all: self.all,
             keep_duration: self.keep_duration.as_deref().map(|text| duration("--keep-duration", text)).transpose()?,
-            keep_storage: self.keep_storage.as_deref().map(megabytes).transpose()?,
+            reserved_space: megabytes("--keep-storage-min", self.keep_storage_min.as_deref())?,
+            max_used_space: megabytes("--keep-storage", self.keep_storage.as_deref())?,
+            min_free_space: megabytes("--free-storage", self.free_storage.as_deref())?,
             ..PruneOptions::default()
         };
         for filter in &self.filter {
@@ -103,10 +100,11 @@ fn duration(flag: &str, text: &str) -> Result<Duration, Fault> {
     config::parse_duration(text).map_err(|error| invalid(flag, text, format!("not {}", error.expected())))
 }
 
-fn megabytes(text: &str) -> Result<ByteSize, Fault> {
+fn megabytes(flag: &str, text: Option<&str>) -> Result<Option<ByteSize>, Fault> {
+    let Some(text) = text else { return Ok(None) };
     match text.parse::<f64>() {
-        Ok(value) if (0.0..1e12).contains(&value) => Ok(ByteSize((value * 1e6) as u64)),
-        _ => Err(invalid("--keep-storage", text, "expected a number of MB from 0 up")),
+        Ok(value) if (0.0..1e12).contains(&value) => Ok(Some(ByteSize((value * 1e6) as u64))),
+        _ => Err(invalid(flag, text, "expected a number of MB from 0 up")),
     }
 }
 
@@ -151,9 +149,9 @@ mod tests {
 
     #[test]
     fn limits_are_typed_in_megabytes_and_go_durations() {
-        assert_eq!(megabytes("1.5").ok(), Some(ByteSize(1_500_000)));
+        assert_eq!(megabytes("--x", Some("1.5")).ok(), Some(Some(ByteSize(1_500_000))));
         for wrong in ["-1", "NaN", "x", ""] {
-            assert!(megabytes(wrong).is_err(), "{wrong}");
+            assert!(megabytes("--x", Some(wrong)).is_err(), "{wrong}");
         }
         assert_eq!(duration("--x", "1h").ok(), Some(Duration::from_secs(3600)));
         assert!(duration("--x", "1 hour").is_err());
@@ -162,7 +160,10 @@ mod tests {
         assert_eq!(options.keep_duration, Some(Duration::from_secs(3600)));
         assert_eq!(options.filters, ["type==regular,shared", "id~=^a"]);
         assert!(Prune { filter: vec!["colour=red".to_owned()], ..Prune::default() }.options().is_err());
-        let refused = Prune { free_storage: Some(1.0), ..Prune::default() };
-        assert_eq!(refused.options().expect_err("refused").to_string(), "--free-storage is not supported yet");
+        let [min, max, free] = ["1", "2", "3"].map(|text| Some(text.to_owned()));
+        let limits = Prune { keep_storage_min: min, keep_storage: max, free_storage: free, ..Prune::default() };
+        let (options, _) = limits.options().expect("good");
+        let megabytes = [options.reserved_space, options.max_used_space, options.min_free_space];
+        assert_eq!(megabytes, [1, 2, 3].map(|size| Some(ByteSize(size * 1_000_000))));
     }
 }

@@ -181,7 +181,6 @@ fn complaints_of_buildctl() {
         "--log-format xml du",
         "--timeout 3 --wait du -v --filter type==regular",
         "prune --all --keep-storage 100 --keep-duration=1h -v",
-        "prune --free-storage 5",
         "prune-histories",
         "debug workers",
         "dial-stdio",

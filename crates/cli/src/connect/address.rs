@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use base::{Fault, Kind};
 use hyper_util::rt::TokioIo;
+use proto::health::{HealthCheckRequest, HealthCheckResponse};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -17,7 +18,9 @@ use session::remote::MAX_MESSAGE;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 /// Which daemon, and who it must be.
 #[derive(Clone, Debug, Default)]
@@ -48,14 +51,53 @@ pub async fn connect(remote: &Remote) -> Result<Channel, Fault> {
     let way = Arc::new(Way::parse(remote)?);
     let endpoint = Endpoint::from_static("http://localhost")
         .connect_timeout(remote.timeout)
-        .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(16 << 20)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
         .http2_max_header_list_size(16 << 20);
+    let dialed = way.clone();
     let connector = tower::service_fn(move |_: http::Uri| {
-        let way = way.clone();
+        let way = dialed.clone();
         async move { way.open().await.map(TokioIo::new) }
     });
-    endpoint.connect_with_connector(connector).await.map_err(failed)
+    let channel = endpoint.connect_with_connector(connector).await.map_err(failed)?;
+    if matches!(*way, Way::Tcp { .. }) {
+        knock(&channel, remote).await?;
+    }
+    Ok(channel)
+}
+
+/// Asks the daemon whether it is there. Over a socket of the net the first question is where it shows that one side speaks
+/// TLS and the other does not, or that a certificate is missing; what then fails says nothing of the kind.
+async fn knock(channel: &Channel, remote: &Remote) -> Result<(), Fault> {
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    let asked = async {
+        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
+        let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+        grpc.unary(tonic::Request::new(HealthCheckRequest::default()), path, codec).await
+    };
+    let cause = match tokio::time::timeout(remote.timeout, asked).await {
+        Ok(Ok(_)) => return Ok(()),
+        // Whatever a daemon says, it is one; a connection that broke has a cause.
+        Ok(Err(status)) if std::error::Error::source(&status).is_none() && status.code() != Code::Unavailable => {
+            return Ok(());
+        }
+        Ok(Err(status)) => innermost(&status),
+        Err(_) => "nothing is said".to_owned(),
+    };
+    let hint = match (&remote.ca, &remote.cert) {
+        (None, None) => {
+            "if it speaks TLS, give --tlscacert, and --tlscert and --tlskey where it asks for a certificate"
+        }
+        (_, None) => "it may ask for a client certificate: give --tlscert and --tlskey",
+        _ => "it may not accept this client certificate: its log says so",
+    };
+    Err(Fault::new(Kind::Remote, format!("no buildkitd answers at `{}`: {cause}", remote.address)).hint(hint))
+}
+
+/// What an error goes back to.
+fn innermost(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), innermost)
 }
 
 /// A plain connection to a daemon, for those who speak for themselves.

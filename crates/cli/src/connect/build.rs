@@ -35,8 +35,9 @@ pub(crate) fn fault(status: &Status) -> Fault {
 pub async fn solve(channel: Channel, request: SolveRequest) -> Result<SolveResponse, Fault> {
     let control =
         ControlClient::new(channel.clone()).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
-    let reference = session::random_id();
+    // One name for both: `--ref-file` has it.
     let session = request.session.id().to_owned();
+    let reference = session.clone();
     let answering = tokio::spawn(answer(control.clone(), request.session.clone()));
     let showing = tokio::spawn(show(control.clone(), reference.clone(), request.progress.clone()));
     let cancel = request.cancel.clone();

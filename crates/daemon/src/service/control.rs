@@ -115,7 +115,7 @@ impl wire::control_server::Control for Control {
         let options = PruneOptions {
             all: request.all,
             keep_duration: u64::try_from(request.keep_duration).ok().filter(|n| *n > 0).map(Duration::from_nanos),
-            keep_storage: size(request.reserved_space),
+            reserved_space: size(request.reserved_space),
             max_used_space: size(request.max_used_space),
             min_free_space: size(request.min_free_space),
             filters: filters(request.filter),

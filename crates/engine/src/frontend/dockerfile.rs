@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ::dockerfile::{Ask, ImageRequest, Outcome, ReadRequest, Request, ResolvedImage};
-use base::progress::{Event, Warning};
+use base::progress::{Event, Stream, Warning};
 use base::report::{Label, Running};
 use base::{Fault, Kind};
 use files::pattern::Matcher;
@@ -112,6 +112,14 @@ impl Ask for Asker {
             *known = Matcher::new(patterns).ok().map(|matcher| (patterns.to_vec(), matcher));
         }
         known.as_ref().is_some_and(|(_, matcher)| matcher.matches(path).unwrap_or(false))
+    }
+
+    fn tell_unknown_option(&self, name: &str) {
+        let label = Label::phase("[internal] options of the frontend");
+        let running = Running::start(self.job.job.sink.clone(), &label);
+        let said = format!("warning: option `{name}` has no effect: it is not known here\n");
+        running.tasks().log(Stream::Stderr, said.as_bytes());
+        let _ = running.end(Ok::<_, Fault>(()));
     }
 
     fn warn(&self, warning: &dockerfile::Warning) {
