@@ -14,7 +14,7 @@ use base::{ByteSize, Cancel, Fault};
 use export::{BuildResult, Exporter, PlatformResult};
 use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
-use session::SharedSession;
+use session::{Output, SharedSession};
 use solver::CacheKey;
 use tokio_util::sync::CancellationToken;
 
@@ -441,7 +441,12 @@ impl Engine {
     ) -> Result<SolveResponse, Fault> {
         let mut response = SolveResponse { exporter_response: made.told_clients(), ..SolveResponse::default() };
         for (index, exporter) in exporters.into_iter().enumerate() {
-            let output = job.job.session.output(index).await?;
+            let output = match job.job.session.output(index).await? {
+                output if exporter.makes_layout() && !matches!(output, Output::Directory(_)) => {
+                    job.job.session.export_store().await?.map_or(output, Output::Store)
+                }
+                output => output,
+            };
             let running = Running::start(job.job.sink.clone(), &Label::phase(exporter.title()));
             let exporter = exporter.with_default_epoch(epoch).with_chosen_name(made.image_name());
             let cancel = Cancel::new();

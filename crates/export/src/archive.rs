@@ -1,6 +1,6 @@
 //! `type=oci` and `type=docker`: an image as a tar or as an OCI layout in a directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -8,8 +8,8 @@ use std::path::Path;
 use base::{Cancel, CancelReader, Fault, Kind};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use image::archive::{ArchiveKind, name_manifests, write_archive};
-use image::{Descriptor, Reference};
-use session::Output;
+use image::{Descriptor, Reference, annotation};
+use session::{CacheDir, Output};
 use store::Store;
 
 use crate::assemble::Assembled;
@@ -31,13 +31,16 @@ pub(crate) async fn write(
     }
     stream::iter(fetches).buffer_unordered(4).try_collect::<Vec<()>>().await?;
 
+    let seconds = image.epoch.unwrap_or_else(|| jiff::Timestamp::now().as_second());
+    let created = jiff::Timestamp::from_second(seconds).unwrap_or_default().to_string();
+    let mut assembled = assembled;
+    // Clients that name an image in a layout themselves take over what we say of it.
+    assembled.root.annotations.entry(annotation::CREATED.to_owned()).or_insert_with(|| created.clone());
     let mut response = assembled.response();
     if !names.is_empty() {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         response.insert("image.name".to_owned(), names.join(","));
     }
-    let seconds = image.epoch.unwrap_or_else(|| jiff::Timestamp::now().as_second());
-    let created = jiff::Timestamp::from_second(seconds).unwrap_or_default().to_string();
     let kind = if docker { ArchiveKind::Docker } else { ArchiveKind::Oci };
     let roots = name_manifests(&assembled.root, &names, &created);
     let store = context.store.clone();
@@ -58,9 +61,25 @@ pub(crate) async fn write(
             let what = format!("writing to `{}`", dir.display());
             context.blocking(what, move || write_layout(&dir, kind, &roots, &store, &cancel)).await?;
         }
+        (false, Output::Store(to)) => send_blobs(context, &*to, &assembled).await?,
         (false, _) => return Err(no_directory("tar=false")),
     }
     Ok(response)
+}
+
+/// Gives a client the blobs that it does not have yet; what refers to others comes after them.
+async fn send_blobs(context: &Context, to: &dyn CacheDir, assembled: &Assembled) -> Result<(), Fault> {
+    let documents = assembled.configs.iter().chain(&assembled.manifests).chain([&assembled.root]);
+    let mut sent = BTreeSet::new();
+    for blob in assembled.layers.iter().map(|layer| &layer.descriptor).chain(documents) {
+        if !sent.insert(blob.digest) {
+            continue;
+        }
+        let _task = context.tasks.start(format!("sending {}", blob.digest), blob.size);
+        let file = open(&context.store, &context.cancel, blob).map_err(|e| image_fault("cannot read the image", e))?;
+        to.put(&blob.digest, blob.size, Box::new(file)).await?;
+    }
+    Ok(())
 }
 
 fn names(image: &ImageOptions) -> Result<Vec<Reference>, Fault> {

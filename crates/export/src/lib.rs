@@ -148,6 +148,11 @@ impl Exporter {
         Ok((exporter, attributes.finish()?))
     }
 
+    /// Whether it makes blobs for a directory.
+    pub fn makes_layout(&self) -> bool {
+        matches!(self, Exporter::Archive { tar: false, .. })
+    }
+
     /// What people see while it works.
     pub fn title(&self) -> &'static str {
         match self {

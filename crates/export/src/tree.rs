@@ -241,7 +241,7 @@ impl Target {
             Output::Directory(dir) => {
                 Err(Fault::user(format!("`{}` is a directory, but {what} is written", dir.display())))
             }
-            Output::None => {
+            Output::Store(_) | Output::None => {
                 Err(Fault::user(format!("nothing says where {what} goes"))
                     .hint("name a file with `dest=<file>`, or `-`"))
             }

@@ -56,6 +56,11 @@ pub trait Session: Send + Sync {
         None
     }
 
+    /// The store that takes images which are to lie in the client's directory, blob by blob. None where it has none.
+    async fn export_store(&self) -> Result<Option<Arc<dyn CacheDir>>, Fault> {
+        Ok(None)
+    }
+
     /// Where the result number `index` of the request goes, when an exporter writes to the client.
     async fn output(&self, index: usize) -> Result<Output, Fault>;
 }
@@ -80,10 +85,11 @@ pub trait Blobs: Send + Sync {
     async fn open(&self, digest: &Digest) -> Result<Option<Blob>, Fault>;
 }
 
-/// A directory of a client where caches are kept. What the client calls them, it notes itself when the build has ended.
+/// A directory of a client where caches or images are kept. What the client calls them, it notes itself when the build has
+/// ended.
 #[async_trait]
-pub trait CacheDir: Blobs {
-    /// Keeps a blob, unless it is there. Of a cache, the manifest comes last.
+pub trait CacheDir: Blobs + std::fmt::Debug {
+    /// Keeps a blob, unless it is there. Of a cache and of an image, the manifest comes last.
     async fn put(&self, digest: &Digest, size: u64, from: Box<dyn Read + Send>) -> Result<(), Fault>;
 }
 
@@ -159,6 +165,8 @@ pub enum Output {
     Stdout,
     /// A directory that receives a tree.
     Directory(PathBuf),
+    /// Blob by blob, each unless it is there.
+    Store(Arc<dyn CacheDir>),
     /// Whatever the client makes of it.
     Remote(Arc<dyn RemoteOutput>),
     /// Nothing goes to the client.

@@ -9,7 +9,7 @@ use engine::Frontend;
 use proto::Message as _;
 
 use super::{Action, not_yet};
-use crate::daemonless::{BuildPlan, Settings, run};
+use crate::daemonless::{BuildPlan, ImageLayout, Settings, run};
 use crate::display::Mode;
 use crate::environment::Environment;
 use crate::metadata;
@@ -108,6 +108,7 @@ impl BuildctlBuild {
         self.prepare_answers()?;
         self.refuse_what_is_not_there()?;
         let plan = self.plan(&environment)?;
+        ImageLayout::check(&plan.exports)?;
         let cancel = run::cancelled_by_signals()?;
         let out = Box::new(std::io::stderr());
         run::drive(plan, &environment, out, cancel, |request| crate::connect::solve(channel, request)).await

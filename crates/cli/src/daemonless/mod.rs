@@ -5,10 +5,12 @@
 
 mod answer;
 mod caches;
+mod layout;
 mod plan;
 pub mod run;
 pub mod settings;
 
 pub use answer::Call;
+pub use layout::ImageLayout;
 pub use plan::{BuildPlan, Scratch};
 pub use settings::Settings;

@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::caches::LocalCaches;
+use super::layout::ImageLayout;
 use super::{BuildPlan, Settings};
 use crate::display::{self, Display, Mode, Notice};
 use crate::environment::Environment;
@@ -206,13 +207,15 @@ where
         display::tell(plan.mode, &mut out, &Notice::Warning(warning));
     }
     let display = Display::start(plan.mode, out, trace, plan.sum_up_warnings, environment);
-    let result = solve(request(&plan, &caches, reference, environment, &display, cancel.clone())).await;
+    let layout = ImageLayout::of(&plan.exports);
+    let result = solve(request(&plan, &caches, &layout, reference, environment, &display, cancel.clone())).await;
     let steps = display.finish();
     match result {
         Ok(response) => {
             if response.exporter_response.contains_key(CACHE_MANIFEST) {
                 caches.tag()?;
             }
+            layout.name(&response)?;
             Ok(write_answers(&plan, &response, &cancel).await?)
         }
         Err(fault) if cancel.is_cancelled() && fault.kind() == Kind::Cancelled => {
@@ -233,12 +236,14 @@ fn in_frame(fault: Fault) -> Fault {
 fn request(
     plan: &BuildPlan,
     caches: &LocalCaches,
+    layout: &ImageLayout,
     reference: String,
     environment: &Environment,
     display: &Display,
     cancel: CancellationToken,
 ) -> SolveRequest {
-    let mut session = caches.add_to(crate::credentials::add(LocalSession::new(reference), environment));
+    let session = crate::credentials::add(LocalSession::new(reference), environment);
+    let mut session = layout.add_to(caches.add_to(session));
     for (name, dir) in &plan.dirs {
         session = session.with_dir(name, dir);
     }

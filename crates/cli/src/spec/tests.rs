@@ -53,6 +53,7 @@ fn shown(export: Result<Export, Fault>) -> String {
                 Output::File(path) => format!("file {}", path.display()),
                 Output::Directory(path) => format!("directory {}", path.display()),
                 Output::Stdout => "stdout".to_owned(),
+                Output::Store(store) => format!("{store:?}"),
                 Output::Remote(remote) => format!("{remote:?}"),
                 Output::None => "nowhere".to_owned(),
             };

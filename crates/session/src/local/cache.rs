@@ -1,8 +1,8 @@
-//! A cache in a directory of the user: an OCI layout, read and written in place.
+//! A cache or image in a directory of the user: an OCI layout, read and written in place.
 //!
 //! ```text
 //! oci-layout
-//! index.json             tags -> manifests of caches
+//! index.json             tags and names -> manifests
 //! blobs/sha256/<hex>     each appears when it is whole
 //! ```
 
@@ -19,7 +19,9 @@ use crate::{Blob, Blobs, CacheDir};
 
 const TAG: &str = "org.opencontainers.image.ref.name";
 
-/// A directory with caches.
+const NAME: &str = "io.containerd.image.name";
+
+/// A directory with caches or images.
 #[derive(Debug)]
 pub struct LocalCache {
     dir: PathBuf,
@@ -59,8 +61,26 @@ impl LocalCache {
             "mediaType": manifest["mediaType"],
             "digest": digest.to_string(),
             "size": bytes.len(),
-            "annotations": { TAG: tag },
         });
+        self.insert(entry, &[(tag.to_owned(), None)])
+    }
+
+    /// Names an image whose blobs were put, as a build does that has written it. `names` are full references with a tag.
+    /// What else is there under other names stays.
+    pub fn name(&self, image: Value, names: &[String]) -> Result<(), Fault> {
+        if self.last.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Ok(());
+        }
+        let named = |name: &String| (reference_name(name).to_owned(), Some(name.clone()));
+        let names: Vec<_> = match names {
+            [] => vec![("latest".to_owned(), None)],
+            names => names.iter().map(named).collect(),
+        };
+        self.insert(image, &names)
+    }
+
+    /// An entry for each tag and name, in the place of what these stood for.
+    fn insert(&self, manifest: Value, names: &[(String, Option<String>)]) -> Result<(), Fault> {
         let path = self.dir.join("index.json");
         let known =
             std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Map<String, Value>>(&bytes).ok());
@@ -69,8 +89,16 @@ impl LocalCache {
         index.entry("mediaType").or_insert(json!("application/vnd.oci.image.index.v1+json"));
         let manifests = index.entry("manifests").or_insert(json!([]));
         if let Some(manifests) = manifests.as_array_mut() {
-            manifests.retain(|manifest| manifest["annotations"][TAG].as_str() != Some(tag));
-            manifests.push(entry);
+            for (tag, name) in names {
+                let same = |known: &Value, key: &str, value: Option<&str>| known["annotations"][key].as_str() == value;
+                manifests.retain(|known| !(same(known, TAG, Some(tag)) && same(known, NAME, name.as_deref())));
+                let mut entry = manifest.clone();
+                entry["annotations"][TAG] = json!(tag);
+                if let Some(name) = name {
+                    entry["annotations"][NAME] = json!(name);
+                }
+                manifests.push(entry);
+            }
         }
         replace(&self.dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         replace(&path, &serde_json::to_vec(&index).unwrap_or_default())
@@ -115,6 +143,13 @@ impl CacheDir for LocalCache {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(*digest);
         Ok(())
     }
+}
+
+/// What comes after the repository: a tag, a digest or both.
+fn reference_name(name: &str) -> &str {
+    let repository = name.rfind('/').map_or(0, |slash| slash + 1);
+    let end = name[repository..].find([':', '@']).map_or(name.len(), |at| repository + at + 1);
+    if end == name.len() { name } else { &name[end..] }
 }
 
 fn keep(part: &Path, from: &mut dyn Read, expected: &Digest, size: u64) -> io::Result<()> {
@@ -182,6 +217,17 @@ mod tests {
             std::fs::read_to_string(dir.join("oci-layout")).expect("written"),
             r#"{"imageLayoutVersion":"1.0.0"}"#
         );
+        let before = cache.find("latest").expect("readable");
+        let image = json!({"digest": Digest::of(two).to_string(), "annotations": {"a": "b"}});
+        let names = ["example.com:1/x/y:v1".to_owned(), "docker.io/library/z:v1".to_owned()];
+        cache.name(image.clone(), &names).expect("named");
+        cache.name(image, &names[..1]).expect("named again");
+        let index: Value =
+            serde_json::from_slice(&std::fs::read(dir.join("index.json")).expect("an index")).expect("JSON");
+        let named: Vec<_> = index["manifests"].as_array().into_iter().flatten().map(|m| m["annotations"].clone()).collect();
+        let entry = |name: &str| json!({"a": "b", TAG: "v1", NAME: name});
+        assert_eq!(named[2..], [entry(&names[1]), entry(&names[0])], "{index}");
+        assert_eq!(cache.find("latest").expect("readable"), before);
         // What is not what it should be leaves nothing.
         let wrong = cache.put(&Digest::of("x"), 1, Box::new(&b"y"[..])).await;
         assert!(wrong.expect_err("wrong bytes").to_string().contains("1 bytes came"));

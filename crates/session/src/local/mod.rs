@@ -40,6 +40,7 @@ pub struct LocalSession {
     secrets: BTreeMap<String, SecretSource>,
     agents: BTreeMap<String, SshSource>,
     outputs: Vec<Output>,
+    export_store: Option<Arc<LocalCache>>,
     credentials: Box<dyn CredentialStore>,
 }
 
@@ -72,6 +73,7 @@ impl LocalSession {
             secrets: BTreeMap::new(),
             agents: BTreeMap::new(),
             outputs: Vec::new(),
+            export_store: None,
             credentials: Box::new(Anonymous),
         }
     }
@@ -118,6 +120,13 @@ impl LocalSession {
         self
     }
 
+    /// Takes images blob by blob.
+    #[must_use]
+    pub fn with_export_store(mut self, store: Arc<LocalCache>) -> Self {
+        self.export_store = Some(store);
+        self
+    }
+
     /// Where credentials come from.
     #[must_use]
     pub fn with_credentials(mut self, store: impl CredentialStore + 'static) -> Self {
@@ -158,6 +167,10 @@ impl Session for LocalSession {
 
     async fn cache(&self, dir: &str) -> Result<Option<Arc<dyn CacheDir>>, Fault> {
         Ok(self.caches.get(dir).map(|cache| cache.clone() as Arc<dyn CacheDir>))
+    }
+
+    async fn export_store(&self) -> Result<Option<Arc<dyn CacheDir>>, Fault> {
+        Ok(self.export_store.clone().map(|store| store as Arc<dyn CacheDir>))
     }
 
     async fn output(&self, index: usize) -> Result<Output, Fault> {

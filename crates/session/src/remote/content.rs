@@ -1,5 +1,5 @@
 //! containerd's content service in a client's session: its OCI layouts (`oci:NAME`) are read, and its cache directories
-//! (`local:DIR`) read and written. The daemon's end; [`serve_content`](super::serve_content) is the client's.
+//! (`local:DIR`) and the directory of an exported image (`export`) read and written. The daemon's end; [`serve_content`](super::serve_content) is the client's.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -28,8 +28,17 @@ const QUEUE: usize = 2;
 /// A store of a client.
 pub(super) struct Store {
     pub(super) session: Arc<RemoteSession>,
-    /// `oci:NAME` or `local:DIR`.
+    /// `oci:NAME`, `local:DIR` or [`EXPORT`].
     pub(super) id: String,
+}
+
+/// Where an image goes that lies in a directory. A session has one.
+pub(super) const EXPORT: &str = "export";
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "store {} of session {}", self.id, self.session.id)
+    }
 }
 
 impl Store {

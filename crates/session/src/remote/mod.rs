@@ -315,6 +315,13 @@ impl Session for Client {
         Ok(Some(Arc::new(content::Store { session: self.0.clone(), id: format!("local:{dir}") })))
     }
 
+    async fn export_store(&self) -> Result<Option<Arc<dyn crate::CacheDir>>, Fault> {
+        if !self.0.supports(proto::content::WRITE) {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(content::Store { session: self.0.clone(), id: content::EXPORT.to_owned() })))
+    }
+
     async fn upload(&self, host: &str, path: &str) -> Result<Option<Upload>, Fault> {
         match self.0.supports(upload::METHOD) {
             true => upload::pull(&self.0, host, path).await.map(Some),

@@ -1,5 +1,5 @@
-//! The client's end of [`content`](super::content): OCI layouts that are given away, cache directories that are also
-//! written to.
+//! The client's end of [`content`](super::content): OCI layouts that are given away, directories of caches and images that
+//! are also written to.
 
 use std::io::{self, Read as _};
 use std::pin::Pin;
@@ -22,7 +22,7 @@ use tonic::server::{Grpc, NamedService, ServerStreamingService, StreamingService
 use tonic::{Request, Response, Status, Streaming};
 
 use super::MAX_MESSAGE;
-use super::content::Pieces;
+use super::content::{EXPORT, Pieces};
 use super::serve::refused;
 use crate::{Blob, Blobs, CacheDir, SharedSession};
 
@@ -77,8 +77,7 @@ impl Content {
         let id = store_id(metadata)?;
         let found: Option<Arc<dyn Blobs>> = match id.split_once(':') {
             Some(("oci", name)) => self.0.content(name).await.map_err(refused)?,
-            Some(("local", dir)) => self.0.cache(dir).await.map_err(refused)?.map(|cache| cache as Arc<dyn Blobs>),
-            _ => None,
+            _ => writable(&self.0, id).await?.map(|store| store as Arc<dyn Blobs>),
         };
         found.ok_or_else(|| unknown(id))
     }
@@ -88,6 +87,16 @@ impl Content {
         let blob = self.store(metadata).await?.open(&digest).await.map_err(refused)?;
         blob.ok_or_else(|| Status::not_found(format!("content {digest}: not found")))
     }
+}
+
+/// The store of that name, where it may be written to.
+async fn writable(session: &SharedSession, id: &str) -> Result<Option<Arc<dyn CacheDir>>, Status> {
+    let found = match id.split_once(':') {
+        Some(("local", dir)) => session.cache(dir).await,
+        None if id == EXPORT => session.export_store().await,
+        _ => Ok(None),
+    };
+    found.map_err(refused)
 }
 
 fn store_id(metadata: &MetadataMap) -> Result<&str, Status> {
@@ -176,11 +185,7 @@ impl StreamingService<WriteContentRequest> for WriteCall {
         Box::pin(async move {
             let (metadata, _, messages) = request.into_parts();
             let id = store_id(&metadata)?;
-            let cache = match id.strip_prefix("local:") {
-                Some(dir) => session.cache(dir).await.map_err(refused)?,
-                None => None,
-            };
-            let cache = cache.ok_or_else(|| unknown(id))?;
+            let cache = writable(&session, id).await?.ok_or_else(|| unknown(id))?;
             let (queue, replies) = mpsc::channel(QUEUE);
             tokio::spawn(async move {
                 if let Err(status) = write(cache, messages, &queue).await {
