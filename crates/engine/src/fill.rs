@@ -353,6 +353,7 @@ type Stream = (Box<dyn Read + Send>, Option<Stopper>);
 async fn fetch(core: &Core, job: &Arc<Job>, layer: &LazyLayer) -> Result<Stream, Fault> {
     let mut descriptor = Descriptor::new(layer.media_type.clone(), layer.digest, layer.size);
     descriptor.annotations.clone_from(&layer.annotations);
+    descriptor.urls.clone_from(&layer.urls);
     let mut last = None;
     // What the client has on its disk comes first, unless this build names none of it.
     let (clients, registries): (Vec<_>, Vec<_>) = layer.sources.iter().partition(|source| *source == layout::SOURCE);

@@ -49,6 +49,7 @@ impl ResolvedImage {
                 diff_id: *diff_id,
                 chain_id,
                 sources: vec![self.source.clone()],
+                urls: descriptor.urls.clone(),
                 annotations: descriptor.annotations.clone(),
                 from_cache: false,
             }

@@ -131,14 +131,7 @@ fn manifest(
     let config = image::patch_config(&config, patch).map_err(|e| image_fault(doing, e))?;
     let config_descriptor = Descriptor::of(flavor.config(), &config);
 
-    let descriptors = layers.iter().map(|layer| {
-        let mut descriptor = layer.descriptor.clone();
-        if !options.prefer_nondist_layers {
-            descriptor.urls.clear();
-            descriptor.media_type = image::media_type::distributable(&descriptor.media_type);
-        }
-        descriptor
-    });
+    let descriptors = layers.iter().map(|layer| layer.descriptor.clone());
     let mut manifest = Manifest::new(flavor, config_descriptor.clone(), descriptors.collect());
     manifest.annotations = annotations(options, AnnotationPlace::Manifest, Some(&platform.id));
     let bytes = manifest.to_json();

@@ -31,10 +31,26 @@ pub struct Layer {
     pub present: bool,
 }
 
+/// What becomes of layers whose image says that they are not to be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Foreign {
+    /// They stay so, and whoever pulls the image has them from the addresses that it names.
+    Stays,
+    /// They are layers as any other.
+    PassedOn,
+}
+
+impl Layer {
+    /// Whether its bytes are had elsewhere, and not pushed.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        media_type::is_foreign(&self.descriptor.media_type) && !self.descriptor.urls.is_empty()
+    }
+}
+
 /// The topmost layer of a snapshot, whatever is below. A lazy one stays where it is.
 pub async fn layer_of(context: &Context, id: SnapshotId, wanted: CompressionOptions) -> Result<Layer, Fault> {
     let wanted = CompressionOptions { threads: context.threads, ..wanted };
-    layer(context, id, context.store.snapshots().lazy(&id), &wanted, None).await
+    layer(context, id, context.store.snapshots().lazy(&id), &wanted, None, Foreign::PassedOn).await
 }
 
 /// The layers of a snapshot, base first. Lazy ones stay where they are.
@@ -49,13 +65,14 @@ pub(crate) async fn layers(
     chain.reverse();
     let mut layers = Vec::with_capacity(chain.len());
     let mut on_base = true;
+    let foreign = if options.prefer_nondist_layers { Foreign::Stays } else { Foreign::PassedOn };
     let wanted = CompressionOptions { threads: context.threads, ..options.compression };
     for (index, id) in chain.into_iter().enumerate() {
         context.cancel.check().map_err(|_| Fault::cancelled())?;
         let lazy = snapshots.lazy(&id);
         on_base &= lazy.as_ref().map(|lazy| lazy.diff_id) == base_diff_ids.get(index).copied() && lazy.is_some();
         let epoch = options.epoch.filter(|_| options.rewrite_timestamp && !on_base);
-        layers.push(layer(context, id, lazy, &wanted, epoch).await?);
+        layers.push(layer(context, id, lazy, &wanted, epoch, foreign).await?);
     }
     Ok(layers)
 }
@@ -66,6 +83,7 @@ async fn layer(
     lazy: Option<Arc<LazyLayer>>,
     wanted: &CompressionOptions,
     epoch: Option<i64>,
+    foreign: Foreign,
 ) -> Result<Layer, Fault> {
     let snapshots = context.store.snapshots();
     let info = snapshots.info(&id).ok_or_else(|| Fault::new(Kind::Internal, format!("snapshot {id} is gone")))?;
@@ -81,6 +99,10 @@ async fn layer(
     if let Some(lazy) = lazy.filter(|lazy| epoch.is_none() && fits(lazy, wanted)) {
         let mut descriptor = Descriptor::new(lazy.media_type.clone(), lazy.digest, lazy.size);
         descriptor.annotations.clone_from(&lazy.annotations);
+        match foreign {
+            Foreign::Stays => descriptor.urls.clone_from(&lazy.urls),
+            Foreign::PassedOn => descriptor.media_type = media_type::distributable(&descriptor.media_type),
+        }
         let present = context.store.content().has(&lazy.digest);
         return Ok(shown(descriptor, lazy.diff_id, lazy.sources.clone(), present));
     }

@@ -104,7 +104,7 @@ pub fn repository(context: &Context, name: &Reference, insecure: bool) -> Result
 pub async fn push_layers(context: &Context, repository: &Repository, layers: &[Layer]) -> Result<(), Fault> {
     // Lists, not closures: those would keep the whole export from being moved between threads.
     let mut pushed = Vec::new();
-    for layer in layers {
+    for layer in layers.iter().filter(|layer| !layer.is_elsewhere()) {
         pushed.push(push_layer(context, repository, layer));
     }
     stream::iter(pushed).buffer_unordered(PARALLEL_BLOBS).try_collect::<Vec<()>>().await.map(drop)

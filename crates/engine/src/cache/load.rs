@@ -70,6 +70,7 @@ pub(crate) fn register(core: &Core, cache: &ReadCache, layers: &[Descriptor]) ->
             diff_id,
             chain_id: this,
             sources: vec![cache.place.clone()],
+            urls: Vec::new(),
             annotations,
             from_cache: true,
         };

@@ -186,6 +186,7 @@ fn round_trip(seed: u64) {
                 diff_id: digest,
                 chain_id,
                 sources: Vec::new(),
+                urls: Vec::new(),
                 annotations: Default::default(),
                 from_cache: false,
             };

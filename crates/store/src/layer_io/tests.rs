@@ -56,6 +56,7 @@ fn round_trip(dir: &Path, options: OpenOptions) -> Result<()> {
         diff_id: digest,
         chain_id: digest,
         sources: Vec::new(),
+        urls: Vec::new(),
         annotations: Default::default(),
         from_cache: false,
     };
@@ -164,6 +165,7 @@ fn what_lies_behind_the_end_is_limited_and_can_be_cancelled() {
             diff_id: digest,
             chain_id: digest,
             sources: Vec::new(),
+            urls: Vec::new(),
             annotations: Default::default(),
             from_cache: false,
         };

@@ -30,6 +30,9 @@ pub struct LazyLayer {
     pub chain_id: Digest,
     /// Where it can be had: repositories, in the order of preference.
     pub sources: Vec<String>,
+    /// Addresses that its image names for it (layers that are not to be passed on).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
     /// Annotations of the descriptor.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub annotations: std::collections::BTreeMap<String, String>,
@@ -191,6 +194,9 @@ impl Snapshots {
             false => (&have.sources, &layer.sources),
         };
         more.from_cache &= layer.from_cache;
+        if more.urls.is_empty() && have.media_type == layer.media_type {
+            more.urls.clone_from(&layer.urls);
+        }
         more.sources.clone_from(first);
         more.sources.extend(then.iter().filter(|source| !first.contains(source)).cloned());
         // A filled snapshot keeps the blob that it was unpacked from; an unfilled one may as well be had as this one.

@@ -44,6 +44,7 @@ fn lazy_layer(tar: &[u8], below: Option<Digest>) -> LazyLayer {
         diff_id: digest,
         chain_id: below.map_or(digest, |below| Digest::of(format!("{below} {digest}"))),
         sources: vec!["registry.example/a".into()],
+        urls: Vec::new(),
         annotations: Default::default(),
         from_cache: false,
     }
