@@ -62,7 +62,7 @@ impl Images {
 }
 
 /// The store, from the session that has it.
-async fn find(jobs: &[Arc<Job>], name: &StoreName) -> Result<Arc<dyn Blobs>, Fault> {
+pub(crate) async fn find(jobs: &[Arc<Job>], name: &StoreName) -> Result<Arc<dyn Blobs>, Fault> {
     for session in crate::job::sessions(jobs, name.session.as_deref()).await {
         let found = match name.cache {
             true => session.cache(&name.store).await?.map(|cache| cache as Arc<dyn Blobs>),
@@ -97,7 +97,7 @@ pub(crate) async fn document(blobs: &dyn Blobs, digest: &Digest, size: Option<u6
         .map_err(|e| Fault::because(Kind::User, format!("cannot read {digest} of OCI layout `{}`", blobs.place()), e))
 }
 
-fn missing(blobs: &dyn Blobs, digest: &Digest) -> Fault {
+pub(crate) fn missing(blobs: &dyn Blobs, digest: &Digest) -> Fault {
     Fault::user(format!("OCI layout `{}` has no blob {digest}", blobs.place()))
 }
 

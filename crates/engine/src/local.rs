@@ -13,6 +13,7 @@ use base::{Fault, Kind};
 use files::checksum;
 use files::receive::{Mirror, Receiver};
 use files::walk::Filter;
+use session::remote::Nearby;
 use session::{LocalDir, RemoteDir};
 use store::Hold;
 use sys::path::Root;
@@ -66,6 +67,10 @@ impl LocalTree {
             follow: source.follow_paths.clone().unwrap_or_default(),
         };
         let root = match find(&ctx.jobs, source.session.as_deref(), &source.name).await? {
+            // What is made of it is not what is there.
+            Found::InPlace(root) if source.chosen.is_some() => {
+                return mirrored(ctx, source, &filter, &Nearby::new(&source.name, root)).await;
+            }
             Found::InPlace(root) => root,
             Found::Remote(remote) => return mirrored(ctx, source, &filter, &*remote).await,
         };
@@ -124,8 +129,11 @@ async fn mirrored(
     filter: &Filter,
     remote: &dyn RemoteDir,
 ) -> Result<Tree, Fault> {
+    let described = if source.chosen.is_some() { ":metadata" } else { "" };
+    let chosen = source.chosen.as_deref().map(files::pattern::Matcher::new).transpose();
+    let chosen = chosen.map_err(|e| Fault::because(Kind::User, "cannot choose files to transfer", e))?;
     let request = store::CacheMountRequest {
-        id: format!("local:{}:{}:{}", source.name, source.shared_key_hint, remote.shared_key()),
+        id: format!("local:{}:{}:{}{described}", source.name, source.shared_key_hint, remote.shared_key()),
         from: None,
         sharing: store::Sharing::Private,
         kind: store::RecordKind::LocalSource,
@@ -165,7 +173,10 @@ async fn mirrored(
         };
         let receiving = |error| Fault::because(Kind::Environment, "cannot receive the client's directory", error);
         let mut receiver = Receiver::new(&root, known, differ, &memo, &mut forget).map_err(receiving)?;
-        transfer.into_dir(&mut receiver, &cancel, &mut |bytes| task.at(bytes))?;
+        match &chosen {
+            Some(chosen) => transfer.into_dir_chosen(&mut receiver, chosen, &cancel, &mut |bytes| task.at(bytes))?,
+            None => transfer.into_dir(&mut receiver, &cancel, &mut |bytes| task.at(bytes))?,
+        }
         let received = receiver.finish().map_err(receiving)?;
         if changed {
             let mut record = boot.into_bytes();

@@ -697,7 +697,7 @@ fn no_stat(sent: &Sent) -> Stat {
 }
 
 /// Names compare one by one, so that a slash is less than any other byte.
-fn by_walk(one: &[u8], two: &[u8]) -> Ordering {
+pub fn by_walk(one: &[u8], two: &[u8]) -> Ordering {
     one.split(|byte| *byte == b'/').cmp(two.split(|byte| *byte == b'/'))
 }
 

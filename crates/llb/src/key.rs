@@ -3,8 +3,10 @@
 //! `cacheconfig.v0` caches carry these digests between BuildKit and us, so they are a promise: the
 //! tests hold digests that upstream computed. The solver combines them with the keys of the inputs.
 
+mod blob;
 mod http;
 
+pub use blob::blob;
 pub use http::{Http, http};
 
 use base::{Digest, Platform};
@@ -81,19 +83,23 @@ pub fn image_manifest(manifest: Digest, platform: &Platform) -> Digest {
     Digest::of(json.end())
 }
 
-/// What a local directory states: who shares it, and through which filters.
+/// What a local directory states: who shares it, and through which filters. `chosen` are the files that come with their
+/// bytes, where not all do.
 pub fn local(
     session: &str,
     include: Option<&[String]>,
     exclude: Option<&[String]>,
     follow: Option<&[String]>,
+    chosen: Option<&[String]>,
 ) -> Digest {
     let list = |v: Option<&[String]>| v.map_or("null".to_owned(), |v| array(v, |s| string(s)));
     let json = Object::new()
         .required("SessionID", session)
         .raw("IncludePatterns", &list(include))
         .raw("ExcludePatterns", &list(exclude))
-        .raw("FollowPaths", &list(follow));
+        .raw("FollowPaths", &list(follow))
+        .bool("MetadataTransfer", chosen.is_some())
+        .strs("MetadataExceptions", chosen.unwrap_or_default());
     Digest::of(json.end())
 }
 

@@ -97,6 +97,39 @@ impl Repository {
         Err(hosts.into_error())
     }
 
+    /// How large a blob is of which only the digest is known.
+    pub async fn blob_size(&self, digest: &Digest) -> Result<u64, Error> {
+        let subject = self.subject_of(digest);
+        let mut hosts = Hosts::of(self);
+        while let Some((endpoint, patience)) = hosts.next() {
+            match self.blob_size_at(&endpoint, digest, &subject, patience).await {
+                Ok(size) => return Ok(size),
+                Err(error) => hosts.failed(&endpoint, error),
+            }
+        }
+        Err(hosts.into_error())
+    }
+
+    async fn blob_size_at(
+        &self,
+        endpoint: &Endpoint,
+        digest: &Digest,
+        subject: &str,
+        patience: Retry,
+    ) -> Result<u64, Error> {
+        let url = self.url(endpoint, &format!("blobs/{digest}"), subject).await?;
+        let request = Request::new(Method::HEAD, url).retry(patience);
+        let response = self.call(endpoint, request, self.pull_scopes(endpoint), subject).await?;
+        if !response.status().is_success() {
+            return Err(self.refusal(endpoint, subject, response).await);
+        }
+        response.content_length().ok_or_else(|| Error::Malformed {
+            subject: subject.to_owned(),
+            host: endpoint.host.clone(),
+            cause: "it does not say how large the blob is".to_owned(),
+        })
+    }
+
     async fn resolve_at(
         &self,
         endpoint: &Endpoint,

@@ -5,7 +5,9 @@
 //! and containerd's `Content`.
 
 mod batch;
+mod chosen;
 mod content;
+mod nearby;
 mod output;
 mod send;
 pub mod serve;
@@ -36,6 +38,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+pub use nearby::Nearby;
 pub use output::Offer;
 pub use send::{Files, wire};
 pub use sync::{MemoryFiles, Transfer, sent};
@@ -44,6 +47,8 @@ use crate::{Credentials, LocalDir, Output, Session, SharedSession, Upload};
 
 /// Messages of BuildKit are at most this large.
 pub const MAX_MESSAGE: usize = 16 << 20;
+/// Packets of a transfer on their way inside of us.
+const QUEUE: usize = 16;
 /// How long a build waits for its client's session to appear.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a client is asked whether it is there.

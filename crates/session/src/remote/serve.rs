@@ -363,10 +363,10 @@ fn offer(mut incoming: Streaming<Packet>, packets: batch::Sender) -> Offer {
 }
 
 /// A directory of the user.
-struct Directory {
-    root: Root,
-    filter: Filter,
-    cancel: Cancel,
+pub(super) struct Directory {
+    pub(super) root: Root,
+    pub(super) filter: Filter,
+    pub(super) cancel: Cancel,
 }
 
 impl Files for Directory {

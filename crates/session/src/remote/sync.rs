@@ -43,6 +43,8 @@ pub struct Transfer {
     /// Of the last batch, what was not looked at yet.
     batch: std::vec::IntoIter<Packet>,
     outgoing: mpsc::UnboundedSender<Packet>,
+    /// How many bytes came.
+    total: u64,
 }
 
 /// A few small files that were taken as they are.
@@ -114,7 +116,7 @@ impl RemoteDir for Dir {
 impl Transfer {
     /// A transfer over whatever carries its packets. `name` is what people know the directory by.
     pub(super) fn new(name: String, incoming: batch::Receiver, outgoing: mpsc::UnboundedSender<Packet>) -> Transfer {
-        Transfer { name, incoming, batch: Vec::new().into_iter(), outgoing }
+        Transfer { name, incoming, batch: Vec::new().into_iter(), outgoing, total: 0 }
     }
 
     /// Brings a directory up to date; tells after each packet how many bytes came.
@@ -136,15 +138,40 @@ impl Transfer {
         Ok(memory.files)
     }
 
-    fn receive(&mut self, cancel: &Cancel, came: &mut dyn FnMut(u64), take: &mut dyn Take) -> Result<(), Fault> {
-        let mut wanted: HashSet<u32> = HashSet::new();
+    pub(super) fn receive(
+        &mut self,
+        cancel: &Cancel,
+        came: &mut dyn FnMut(u64),
+        take: &mut dyn Take,
+    ) -> Result<(), Fault> {
+        self.receive_more(HashSet::new(), false, cancel, came, take)
+    }
+
+    /// Asks for files of which the list is known, and takes them.
+    pub(super) fn receive_wanted(
+        &mut self,
+        wanted: HashSet<u32>,
+        cancel: &Cancel,
+        came: &mut dyn FnMut(u64),
+        take: &mut dyn Take,
+    ) -> Result<(), Fault> {
+        wanted.iter().for_each(|id| self.ask(PacketType::Req, *id));
+        self.receive_more(wanted, true, cancel, came, take)
+    }
+
+    fn receive_more(
+        &mut self,
+        mut wanted: HashSet<u32>,
+        mut all_listed: bool,
+        cancel: &Cancel,
+        came: &mut dyn FnMut(u64),
+        take: &mut dyn Take,
+    ) -> Result<(), Fault> {
         let mut listed = 0u32;
-        let mut all_listed = false;
-        let mut total = 0;
         while !(all_listed && wanted.is_empty()) {
             let packet = self.next(cancel)?;
-            total += prost_len(&packet);
-            came(total);
+            self.total += prost_len(&packet);
+            came(self.total);
             match (packet.r#type(), packet.stat) {
                 (PacketType::Stat, None) => all_listed = true,
                 (PacketType::Stat, Some(_)) if all_listed => return Err(self.confused("a file after the last one")),
@@ -174,7 +201,7 @@ impl Transfer {
     }
 
     /// Says good-bye, or why not.
-    fn end(mut self, received: Result<(), Fault>) -> Result<(), Fault> {
+    pub(super) fn end(mut self, received: Result<(), Fault>) -> Result<(), Fault> {
         match received {
             Ok(()) => {
                 self.ask(PacketType::Fin, 0);
@@ -218,13 +245,13 @@ impl Transfer {
         Fault::new(Kind::Remote, format!("cannot read local `{}`: the client sent {what}", self.name))
     }
 
-    fn failed(&self, error: files::Error) -> Fault {
+    pub(super) fn failed(&self, error: files::Error) -> Fault {
         Fault::because(Kind::Environment, format!("cannot receive local `{}`", self.name), error)
     }
 }
 
 /// What files become.
-trait Take {
+pub(super) trait Take {
     /// The next file of the list; whether its bytes are wanted.
     fn list(&mut self, file: Sent) -> Result<bool, files::Error>;
     fn data(&mut self, id: u32, bytes: &[u8]) -> Result<(), files::Error>;

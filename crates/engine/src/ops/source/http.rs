@@ -3,8 +3,7 @@
 //! What was downloaded is kept with its ETag; the server is asked whether that is still what it has. A host named
 //! `buildkit-session` is the client itself, which uploads the file.
 
-use std::io::{self, Read, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, fchown};
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use base::{Digest, Fault, Kind};
@@ -19,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::super::OpContext;
 use super::identifier::{bad, unknown};
+use super::one_file::{OneFile, Trouble, number, safe_name};
 use crate::core::{blocking, store_fault};
 use crate::tree::Tree;
 
@@ -316,14 +316,13 @@ async fn save(
     let About { filename, etag, modified, packed } = about;
     let shown = base::redact_url(&source.text);
     let active = ctx.core.prepare(None, &format!("http url {shown}")).await?;
-    let path = active.dir().join(&filename);
+    let dir = active.dir().to_owned();
     let mut task = ctx.tasks.start(format!("downloading {shown}"), 0);
-    let (mode, owner, cancel) = (source.mode, (source.uid, source.gid), ctx.blocking_cancel());
+    let (mode, uid, gid) = (source.mode, source.uid, source.gid);
+    let modified_at = modified.map_or(0, |time| time.as_second());
+    let file = OneFile { name: filename.clone(), mode, uid, gid, modified: modified_at };
+    let cancel = ctx.blocking_cancel();
     let digest = blocking(move || {
-        let failed = |e| Fault::because(Kind::Environment, "cannot keep a download", e);
-        let options = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        let mut file = options.map_err(failed)?;
-        let (mut hasher, mut written) = (Digest::hasher(), 0);
         let mut pieces = Pieces { body, piece: Bytes::new(), broken: None };
         let mut unpacked;
         let reader: &mut dyn Read = match packed {
@@ -334,34 +333,11 @@ async fn save(
             }
             false => &mut pieces,
         };
-        let mut buffer = vec![0; 64 << 10];
-        let read = loop {
-            cancel.check().map_err(|_| Fault::cancelled())?;
-            match reader.read(&mut buffer) {
-                Ok(0) => break Ok(()),
-                Ok(count) => {
-                    hasher.update(&buffer[..count]);
-                    file.write_all(&buffer[..count]).map_err(failed)?;
-                    written += count as u64;
-                    task.at(written);
-                }
-                Err(error) => break Err(error),
-            }
-        };
-        if let Some(fault) = pieces.broken.take() {
-            return Err(fault);
+        match (file.write(&dir, reader, &mut task, &cancel), pieces.broken.take()) {
+            (Ok(digest), None) => Ok(digest),
+            (_, Some(fault)) | (Err(Trouble::Other(fault)), None) => Err(fault),
+            (Err(Trouble::Read(e)), None) => Err(Fault::because(Kind::Remote, "cannot read a download", e)),
         }
-        read.map_err(|e| Fault::because(Kind::Remote, "cannot read a download", e))?;
-        if owner != (0, 0) {
-            fchown(&file, Some(owner.0), Some(owner.1)).map_err(failed)?;
-        }
-        let mode = rustix::fs::Mode::from_raw_mode(if mode == 0 { 0o600 } else { mode });
-        rustix::fs::fchmod(&file, mode).map_err(|errno| failed(errno.into()))?;
-        let seconds = modified.map_or(0, |time| time.as_second());
-        let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 0 };
-        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
-        rustix::fs::futimens(&file, &times).map_err(|errno| failed(errno.into()))?;
-        Ok::<_, Fault>(hasher.finish())
     });
     let digest = digest.await?;
     let tree = ctx.core.commit(active).await?;
@@ -409,12 +385,12 @@ impl Read for Pieces {
 /// What the file is called: what the build says, or the server, or the address.
 fn file_name(source: &HttpSource, disposition: Option<&str>) -> String {
     if !source.filename.is_empty() {
-        return safe(&source.filename);
+        return safe_name(&source.filename);
     }
     if let Some(name) = disposition.and_then(disposed) {
-        return safe(&name);
+        return safe_name(&name);
     }
-    safe(&decoded(source.url.path_segments().and_then(|mut parts| parts.rfind(|part| !part.is_empty())).unwrap_or("")))
+    safe_name(&decoded(source.url.path_segments().and_then(|mut parts| parts.rfind(|part| !part.is_empty())).unwrap_or("")))
 }
 
 /// The name in `Content-Disposition`.
@@ -438,7 +414,7 @@ fn disposed(text: &str) -> Option<String> {
 }
 
 /// Bytes that stand as `%xx`.
-fn decoded(text: &str) -> String {
+pub(super) fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
@@ -457,17 +433,6 @@ fn decoded(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The last part of a path, as something that can be the name of a file.
-fn safe(text: &str) -> String {
-    const OTHERWISE: &str = "download";
-    let name = text.trim().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-    match name {
-        "" | "." | ".." => OTHERWISE.to_owned(),
-        name if name.chars().any(char::is_control) || name.len() > 255 => OTHERWISE.to_owned(),
-        name => name.to_owned(),
-    }
-}
-
 /// A time in any of the three forms that HTTP knows (RFC 9110, 5.6.7).
 fn http_time(text: &str) -> Option<Timestamp> {
     if let Ok(time) = rfc2822::parse(text) {
@@ -482,18 +447,6 @@ fn http_time(text: &str) -> Option<Timestamp> {
 /// A time as HTTP writes it.
 fn rfc9110(time: Timestamp) -> String {
     rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&time).unwrap_or_default()
-}
-
-/// A number as Go reads one: with a base in front, or decimal.
-fn number(key: &str, value: &str) -> Result<u32, Fault> {
-    let parsed = match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
-        Some(hex) => u32::from_str_radix(hex, 16),
-        None => match value.strip_prefix("0o").or_else(|| value.strip_prefix('0').filter(|rest| !rest.is_empty())) {
-            Some(octal) => u32::from_str_radix(octal, 8),
-            None => value.parse(),
-        },
-    };
-    parsed.map_err(|_| bad(key, value, "not a number"))
 }
 
 #[cfg(test)]

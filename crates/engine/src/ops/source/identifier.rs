@@ -8,6 +8,7 @@ use base::{Digest, Fault, Kind};
 use image::reference::Reference;
 use llb::pb;
 
+use super::blob::BlobSource;
 use super::http::HttpSource;
 use crate::layout::StoreName;
 
@@ -17,6 +18,7 @@ pub(crate) enum Source {
     Image(ImageSource),
     Layout(LayoutSource),
     Http(HttpSource),
+    Blob(BlobSource),
     Local(LocalSource),
 }
 
@@ -74,6 +76,8 @@ pub(crate) struct LocalSource {
     pub(crate) shared_key_hint: String,
     /// When a file counts as the one that was sent before.
     pub(crate) differ: files::receive::Differ,
+    /// Only these files come with their bytes; a file of the tree describes all of them.
+    pub(crate) chosen: Option<Vec<String>>,
 }
 
 impl Source {
@@ -87,15 +91,15 @@ impl Source {
             "oci-layout" => layout_source(rest, &op.attrs).map(Source::Layout),
             "local" => local_source(rest, &op.attrs).map(Source::Local),
             "http" | "https" => HttpSource::read(op).map(Source::Http),
-            "git" | "docker-image+blob" | "oci-layout+blob" => {
-                Err(Fault::user(format!("source `{}` is not supported yet", base::redact_url(id))))
-            }
+            "docker-image+blob" => BlobSource::read(rest, op, false).map(Source::Blob),
+            "oci-layout+blob" => BlobSource::read(rest, op, true).map(Source::Blob),
+            "git" => Err(Fault::user(format!("source `{}` is not supported yet", base::redact_url(id)))),
             _ => Err(Fault::user(format!("source `{id}` has an unknown scheme"))),
         }
     }
 }
 
-fn reference(name: &str) -> Result<Reference, Fault> {
+pub(super) fn reference(name: &str) -> Result<Reference, Fault> {
     name.parse().map_err(|e| Fault::because(Kind::User, format!("bad image reference `{name}`"), e))
 }
 
@@ -147,6 +151,7 @@ fn image_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<ImageSou
 
 fn local_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<LocalSource, Fault> {
     let mut source = LocalSource { name: name.to_owned(), ..LocalSource::default() };
+    let (mut described, mut chosen) = (false, None);
     for (key, value) in attrs {
         let list = || -> Result<_, Fault> {
             serde_json::from_str::<Option<Vec<String>>>(value).map_err(|_| bad(key, value, "not a list of patterns"))
@@ -164,11 +169,20 @@ fn local_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<LocalSou
                     _ => return Err(bad(key, value, "not a way to compare files")),
                 }
             }
+            "local.metadatatransfer" => {
+                described = match value.as_str() {
+                    "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
+                    "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
+                    _ => return Err(bad(key, value, "neither true nor false")),
+                }
+            }
+            "local.metadatatransferexclude" => chosen = list()?,
             // Only keeps equal sources apart.
             "local.unique" => {}
             _ => return Err(unknown(key)),
         }
     }
+    source.chosen = described.then(|| chosen.unwrap_or_default());
     if let Some((prefix, session)) = source.session.as_deref().and_then(|s| s.split_once(':')) {
         source.name = format!("{prefix}-{}", source.name);
         source.session = Some(session.to_owned());
@@ -199,6 +213,14 @@ mod tests {
         let Ok(Source::Local(local)) = read("local://context", &attrs) else { panic!("a local source") };
         assert_eq!((local.name.as_str(), local.session.as_deref()), ("context", Some("s")));
         assert_eq!((local.follow_paths, local.exclude), (Some(vec!["a".to_owned()]), None));
+        for (attrs, chosen) in [
+            (&[("local.metadatatransfer", "true")][..], Some(vec![])),
+            (&[("local.metadatatransfer", "1"), ("local.metadatatransferexclude", "[\"a\"]")], Some(vec!["a".into()])),
+            (&[("local.metadatatransferexclude", "[\"a\"]")], None),
+        ] {
+            let Ok(Source::Local(local)) = read("local://context", attrs) else { panic!("a local source") };
+            assert_eq!(local.chosen, chosen);
+        }
         let attrs = [("image.resolvemode", "pull"), ("image.layerlimit", "2")];
         let Ok(Source::Image(image)) = read("docker-image://docker.io/library/x:1", &attrs) else { panic!("an image") };
         assert_eq!((image.mode, image.layer_limit), (ResolveMode::ForcePull, Some(2)));
@@ -209,13 +231,22 @@ mod tests {
         assert_eq!(layout.store, StoreName { session: None, store: "s".to_owned(), cache: false });
         assert_eq!((layout.reference.digest(), layout.layer_limit), (Some(Digest::of("x")), Some(2)));
 
+        let blob = |kind: &str| format!("{kind}+blob://docker.io/x/y@{}", Digest::of("x"));
+        let attrs = [("http.filename", "a/b"), ("http.uid", "7"), ("http.perm", "0644"), ("oci.store", "s")];
+        let Ok(Source::Blob(source)) = read(&blob("oci-layout"), &attrs) else { panic!("a blob") };
+        assert_eq!(source.key(), llb::key::blob(Digest::of("x"), "b", 0o644, 7, 0));
         for (id, attrs, wanted) in [
             ("x", &[][..], "no scheme"),
             ("ftp://x", &[], "unknown scheme"),
             ("git://u:p@h/x", &[], "git://xxxxx@h/x` is not supported yet"),
+            ("docker-image+blob://docker.io/x/y:1", &[], "blob `docker.io/x/y:1` has no digest"),
+            (&blob("oci-layout"), &[("oci.session", "s")], "needs the attribute `oci.store`"),
+            (&blob("docker-image"), &[("oci.store", "s")], "`oci.store` is not supported yet"),
+            (&blob("docker-image"), &[("http.uid", "x")], "source attribute `http.uid`"),
             ("docker-image://UPPER", &[], "bad image reference"),
             ("docker-image://x", &[("image.layerlimit", "0")], "`0` is not a number of layers"),
             ("docker-image://x", &[("image.new", "")], "`image.new` is not supported yet"),
+            ("local://x", &[("local.metadatatransfer", "yes")], "neither true nor false"),
             ("local://x", &[("local.followpaths", "{")], "not a list of patterns"),
         ] {
             let error = read(id, attrs).expect_err(id);

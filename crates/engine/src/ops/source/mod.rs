@@ -1,7 +1,9 @@
-//! FROM, files of the web, and the client's directories.
+//! FROM, files of the web, blobs, and the client's directories.
 
+mod blob;
 mod http;
 mod identifier;
+mod one_file;
 
 use std::sync::Arc;
 
@@ -39,10 +41,13 @@ pub(super) async fn key(ctx: &OpContext, op: &pb::SourceOp, index: u32) -> Resul
             let key = http::key(ctx, &source).await?;
             stated(KeyDigest::Stable(llb::key::source(&key.to_string())), Last::Yes)
         }
+        Source::Blob(source) => {
+            stated(KeyDigest::Stable(llb::key::source(&source.key().to_string())), Last::Yes)
+        }
         Source::Local(source) => {
             let session = source.session.clone().unwrap_or_else(|| ctx.job().session.id().to_owned());
             let lists = [&source.include, &source.exclude, &source.follow_paths].map(Option::as_deref);
-            let key = llb::key::local(&session, lists[0], lists[1], lists[2]);
+            let key = llb::key::local(&session, lists[0], lists[1], lists[2], source.chosen.as_deref());
             let mut text = format!("session:{}:{key}", source.name);
             if ctx.op.reading > 0 {
                 // It stands for what was read, which is not the same the next time.
@@ -77,6 +82,7 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::SourceOp) -> Result<Tree, Faul
             image_tree(ctx, &image, source.layer_limit, &format!("read from an OCI layout as {}", image.reference))
         }
         Source::Http(source) => http::run(ctx, &source).await,
+        Source::Blob(source) => blob::run(ctx, &source).await,
         Source::Local(source) => LocalTree::open(ctx, &source).await,
     }
 }
