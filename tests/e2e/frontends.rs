@@ -10,12 +10,12 @@ use crate::kitchen::Kitchen;
 use crate::needs;
 use crate::who::Who;
 
-fn anyone() -> Who {
+pub fn anyone() -> Who {
     if is_root() { Who::Root } else { Who::Single }
 }
 
 /// `docker buildx`, with a builder `b` that is the daemon.
-fn buildx(served: &Served, args: &str) -> Invocation {
+pub fn buildx(served: &Served, args: &str) -> Invocation {
     let kitchen = &served.kitchen;
     let docker = kitchen.world.path("docker");
     let socket = kitchen.world.path("b.sock");
@@ -43,7 +43,7 @@ fn pack(kitchen: &Kitchen, program: &str) {
 }
 
 /// Whether any file below a directory holds this text.
-fn anywhere(dir: &Path, text: &str) -> Option<std::path::PathBuf> {
+pub fn anywhere(dir: &Path, text: &str) -> Option<std::path::PathBuf> {
     let found = Command::new("grep").args(["-rlaF", "--", text]).arg(dir).output().unwrap();
     String::from_utf8_lossy(&found.stdout).lines().next().map(Into::into)
 }

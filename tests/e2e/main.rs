@@ -38,6 +38,7 @@ mod proxies;
 mod registries;
 mod registry_faults;
 mod remote_caches;
+mod repositories;
 mod smoke;
 mod steps;
 mod trees;

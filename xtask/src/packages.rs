@@ -20,6 +20,7 @@ pub const TESTS: &[&str] = &[
     "ca-certificates",
     "docker-registry",
     "e2fsprogs",
+    "git",
     "libcap2-bin",
     "mmdebstrap",
     "openssh-client",

@@ -55,6 +55,8 @@ pub struct EngineOptions {
     pub reserve: store::Reserve,
     /// Environment for outgoing connections: proxy variables, from the program's environment.
     pub proxy: BTreeMap<String, String>,
+    /// Where programs are looked for that the builder needs: git.
+    pub path: Option<std::ffi::OsString>,
     /// How much of a step's output is shown.
     pub step_log: LogLimits,
     /// What `sys::userns::enter` got at the start of the program.

@@ -35,6 +35,8 @@ pub(crate) struct Core {
     pub(crate) resolver: executor::Resolver,
     /// The cgroup below which steps get theirs, where their op names none.
     pub(crate) cgroup_parent: Option<String>,
+    /// What git is run with.
+    pub(crate) surroundings: crate::ops::source::Surroundings,
     /// How much of a step's output is shown.
     pub(crate) step_log: crate::step_log::LogLimits,
     /// What this machine runs, the preferred one first; never empty.

@@ -17,7 +17,7 @@ use crate::cache::import::Import;
 use crate::cache::lost::GivenUp;
 use crate::images::ResolvedImage;
 use crate::layout::StoreName;
-use crate::ops::source::{Download, ResolveMode};
+use crate::ops::source::{Commit, Download, ResolveMode};
 use crate::places::Places;
 use base::report::Label;
 
@@ -40,6 +40,8 @@ pub(crate) struct Job {
     images: Mutex<HashMap<ImageKey, ResolvedCell>>,
     /// Files of the web, by what is asked for.
     downloads: Mutex<HashMap<Digest, Arc<OnceCell<Arc<Download>>>>>,
+    /// What references of git repositories stand for.
+    commits: Mutex<HashMap<String, Arc<OnceCell<Arc<Commit>>>>>,
     /// Content stores of clients that the build names.
     stores: Mutex<Vec<StoreName>>,
     /// Caches that the build may read.
@@ -76,6 +78,7 @@ impl Job {
             pulls: Mutex::default(),
             images: Mutex::default(),
             downloads: Mutex::default(),
+            commits: Mutex::default(),
             stores: Mutex::default(),
             imports: Mutex::default(),
             given_up: Mutex::default(),
@@ -209,6 +212,11 @@ impl Job {
     /// The slot of a file of the web in this build.
     pub(crate) fn download(&self, id: Digest) -> Arc<OnceCell<Arc<Download>>> {
         self.downloads.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().clone()
+    }
+
+    /// The slot of what a reference stands for in this build.
+    pub(crate) fn commit(&self, reference: &str) -> Arc<OnceCell<Arc<Commit>>> {
+        self.commits.lock().unwrap_or_else(PoisonError::into_inner).entry(reference.to_owned()).or_default().clone()
     }
 
     /// Notes a content store that the build names.

@@ -15,6 +15,7 @@ use crate::core::{Core, blocking, store_fault};
 use crate::driver::Driver;
 use crate::fill::Fills;
 use crate::images::Images;
+use crate::ops::source::Surroundings;
 
 /// Our own folder in BuildKit's root directory: a BuildKit's state beside it is never touched.
 const FOLDER: &str = "hullworks";
@@ -71,6 +72,7 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         resolver: resolver(options.config.dns.as_ref()),
         cgroup_parent: Some(options.config.worker.oci.default_cgroup_parent.clone()).filter(|name| !name.is_empty()),
         scratch,
+        surroundings: Surroundings { path: options.path, proxies: options.proxy.into_iter().collect() },
         step_log: options.step_log,
         platforms,
     });
@@ -89,6 +91,11 @@ fn sweep(scratch: &std::path::Path) {
     for entry in std::fs::read_dir(scratch).into_iter().flatten().flatten() {
         if entry.file_name().as_encoded_bytes().starts_with(crate::ssh::PREFIX.as_bytes()) {
             crate::ssh::remove(&entry.path());
+            continue;
+        }
+        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            // Hosts that a build knew.
+            let _ = std::fs::remove_file(entry.path());
             continue;
         }
         // Only an empty one, which nobody has mounted anything on, can be removed so.

@@ -71,6 +71,7 @@ async fn engine(state: &Path, isolation: &Isolation) -> Engine {
         lock_wait: Duration::ZERO,
         reserve: engine::Reserve::Keep,
         proxy: BTreeMap::new(),
+        path: None,
         step_log: engine::LogLimits::default(),
         isolation: isolation.clone(),
     };

@@ -5,6 +5,7 @@
 
 pub mod certificates;
 mod debian;
+mod git;
 pub mod image;
 pub mod need;
 pub mod registry;
@@ -14,5 +15,6 @@ pub mod tar;
 mod tests;
 
 pub use debian::{DockerRegistry, LOGIN};
+pub use git::{GitServer, Repository};
 pub use registry::{Auth, Fault, Registry};
 pub use scratch::{free_port, scratch};

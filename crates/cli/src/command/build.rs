@@ -313,8 +313,17 @@ impl Build {
             return Ok(());
         }
         if is_remote(&path) {
-            return Err(not_yet(&format!("a context from a URL or git (`{path}`)"))
-                .hint("fetch it first, then build the directory"));
+            if self.file.as_deref() == Some(stdin) {
+                return Err(not_yet(&format!(
+                    "a Dockerfile on standard input for a context from elsewhere (`{path}`)"
+                )));
+            }
+            options.insert("context".to_owned(), path.into_owned());
+            if let Some(file) = &self.file {
+                let name = file.to_str().ok_or_else(|| Fault::user("the name of --file is not UTF-8"))?;
+                options.insert("filename".to_owned(), name.to_owned());
+            }
+            return Ok(());
         }
         require_dir("PATH", &path, &self.path)?;
         plan.dirs.insert("context".to_owned(), self.path.clone());

@@ -128,7 +128,7 @@ fn complaints_of_hullworks() {
         "build -f /no/such/Dockerfile /proc",
         "build -f /proc /proc",
         "build -f x -",
-        "build https://example.com/repo.git",
+        "build -f - https://example.com/repo.git",
         "build --load /proc",
         "build --ssh default /proc",
         "build --push /proc",

@@ -214,6 +214,7 @@ impl Settings {
             reserve: self.reserve,
             step_log: self.step_log,
             proxy: environment.proxies(),
+            path: environment.path("PATH").map(Into::into),
             isolation: environment
                 .isolation
                 .clone()

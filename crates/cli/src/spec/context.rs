@@ -29,11 +29,11 @@ pub enum NamedContext {
         /// The manifest or index.
         digest: Digest,
     },
-    /// What the frontend resolves itself: `docker-image://..`.
+    /// What the frontend resolves itself: `docker-image://..`, a git repository, a file of the web.
     Reference(String),
 }
 
-/// `--build-context name=path|docker-image://ref|oci-layout://path[:tag|@digest]`. A name that is an image's is found however it is written.
+/// `--build-context name=path|docker-image://ref|oci-layout://path[:tag|@digest]|url`. A name that is an image's is found however it is written.
 pub fn build_context(value: &str) -> Result<(String, NamedContext), Fault> {
     const FLAG: &str = "--build-context";
     let (name, target) = value.split_once('=').ok_or_else(|| invalid(FLAG, value, "expected name=path"))?;
@@ -57,7 +57,7 @@ pub fn build_context(value: &str) -> Result<(String, NamedContext), Fault> {
         return layout_image(FLAG, value, layout).map(|context| (name, context));
     }
     if is_remote(target) {
-        return Err(invalid(FLAG, value, "contexts from URLs and git are not supported yet"));
+        return Ok((name, NamedContext::Reference(target.to_owned())));
     }
     require_dir(FLAG, value, Path::new(target))?;
     // These two names are taken by the main context and the Dockerfile.
@@ -119,7 +119,7 @@ pub fn layouts(values: &[String]) -> Result<BTreeMap<String, PathBuf>, Fault> {
     Ok(dirs.into_iter().map(|(name, dir)| (name, PathBuf::from(dir))).collect())
 }
 
-/// Whether docker would fetch this context from somewhere. An existing directory never is.
+/// Whether the builder fetches this context from somewhere. An existing directory never is.
 pub fn is_remote(target: &str) -> bool {
     const SCHEMES: [&str; 5] = ["http://", "https://", "git://", "ssh://", "git@"];
     let looks_remote = SCHEMES.iter().any(|scheme| target.starts_with(scheme)) || target.starts_with("github.com/");

@@ -313,6 +313,10 @@ fn named_contexts() {
         build_context("base=docker-image://alpine").expect("one"),
         ("base".to_owned(), NamedContext::Reference("docker-image://alpine".to_owned()))
     );
+    for address in ["https://x/y.git#v1:d", "git@h:a.git", "http://x/y.tar.gz"] {
+        let (_, context) = build_context(&format!("src={address}")).expect("one");
+        assert_eq!(context, NamedContext::Reference(address.to_owned()));
+    }
     for name in ["docker.io/library/Alpine", "alpine:latest", "alpine"] {
         let (name, _) = build_context(&format!("{name}=docker-image://b")).expect("one");
         assert_eq!(name, "alpine");
@@ -322,7 +326,6 @@ fn named_contexts() {
         ("src", "expected name=path"),
         ("src=", "expected name=path"),
         ("src=/no/such", "`/no/such`: no such file or directory"),
-        ("src=https://x/y.git", "contexts from URLs and git are not supported yet"),
         ("src=oci-layout:///no/such:tag", "`/no/such`: no such file or directory"),
         (
             "src=oci-layout:///proc@sha256:12",

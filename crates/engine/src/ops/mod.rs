@@ -28,6 +28,17 @@ pub const CAPS: &[&str] = &[
     "source.local",
     "source.ocilayout",
     "source.imageblob",
+    "source.git",
+    "source.git.checksum",
+    "source.git.fetchbycommit",
+    "source.git.fullurl",
+    "source.git.httpauth",
+    "source.git.keepgitdir",
+    "source.git.knownsshhosts",
+    "source.git.mountsshsock",
+    "source.git.mtime",
+    "source.git.skipsubmodules",
+    "source.git.subdir",
     "source.local.unique",
     "source.local.sessionid",
     "source.local.includepatterns",
@@ -94,15 +105,10 @@ pub(crate) fn check_caps(vertex: &llb::Vertex) -> Result<(), Fault> {
 /// Names the instruction as it was written; for definitions that came from elsewhere, what they need.
 fn not_there_yet(cap: &str, name: &str) -> Fault {
     let is = |family: &str| cap.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    let (what, hint) = if is("source.git") {
-        ("a git repository as a source", "clone it in a RUN step, or into the build context")
-    } else if is("exec.meta.cdi") {
-        ("RUN --device", "")
-    } else {
-        return Fault::user(format!("`{name}` needs `{cap}`, which is not supported yet"));
-    };
-    let fault = Fault::user(format!("{what} is not supported yet: `{name}`"));
-    if hint.is_empty() { fault } else { fault.hint(hint) }
+    match is("exec.meta.cdi") {
+        true => Fault::user(format!("RUN --device is not supported yet: `{name}`")),
+        false => Fault::user(format!("`{name}` needs `{cap}`, which is not supported yet")),
+    }
 }
 
 /// An op of a graph with what was read out of it.
@@ -264,7 +270,8 @@ mod tests {
     fn what_is_not_there_is_named_as_it_was_written() {
         for (cap, said) in [
             ("source.http.signatureverify", "`NAME` needs `source.http.signatureverify`, which is not supported yet"),
-            ("source.git", "a git repository as a source is not supported yet: `NAME`"),
+            ("source.git.bundle", "`NAME` needs `source.git.bundle`, which is not supported yet"),
+            ("exec.meta.cdi", "RUN --device is not supported yet: `NAME`"),
             ("source.httpx", "`NAME` needs `source.httpx`, which is not supported yet"),
         ] {
             assert_eq!(not_there_yet(cap, "NAME").to_string(), said);

@@ -224,7 +224,8 @@ mod tests {
         cache.name(image, &names[..1]).expect("named again");
         let index: Value =
             serde_json::from_slice(&std::fs::read(dir.join("index.json")).expect("an index")).expect("JSON");
-        let named: Vec<_> = index["manifests"].as_array().into_iter().flatten().map(|m| m["annotations"].clone()).collect();
+        let named: Vec<_> =
+            index["manifests"].as_array().into_iter().flatten().map(|m| m["annotations"].clone()).collect();
         let entry = |name: &str| json!({"a": "b", TAG: "v1", NAME: name});
         assert_eq!(named[2..], [entry(&names[1]), entry(&names[0])], "{index}");
         assert_eq!(cache.find("latest").expect("readable"), before);

@@ -3,7 +3,6 @@
 //! Its digest says which one, so that a cached one is never asked for again.
 
 use std::io::Read;
-use std::sync::Arc;
 
 use base::{Digest, Fault, Kind};
 use image::Descriptor;
@@ -100,10 +99,7 @@ async fn open(ctx: &OpContext, source: &BlobSource) -> Result<Opened, Fault> {
     if let Some(store) = &source.store {
         let blobs = layout::find(&ctx.jobs, store).await?;
         let blob = blobs.open(&digest).await?.ok_or_else(|| layout::missing(&*blobs, &digest))?;
-        return Ok(Opened {
-            size: blob.size,
-            content: Box::new(VerifyingReader::new(blob.reader, digest, blob.size)),
-        });
+        return Ok(Opened { size: blob.size, content: Box::new(VerifyingReader::new(blob.reader, digest, blob.size)) });
     }
     let repository = ctx.core.images.repository(ctx.job(), &source.reference)?;
     let size = repository.blob_size(&digest).await.map_err(layer_fault)?;

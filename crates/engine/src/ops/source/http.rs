@@ -390,7 +390,9 @@ fn file_name(source: &HttpSource, disposition: Option<&str>) -> String {
     if let Some(name) = disposition.and_then(disposed) {
         return safe_name(&name);
     }
-    safe_name(&decoded(source.url.path_segments().and_then(|mut parts| parts.rfind(|part| !part.is_empty())).unwrap_or("")))
+    safe_name(&decoded(
+        source.url.path_segments().and_then(|mut parts| parts.rfind(|part| !part.is_empty())).unwrap_or(""),
+    ))
 }
 
 /// The name in `Content-Disposition`.

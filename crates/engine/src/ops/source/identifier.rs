@@ -9,6 +9,7 @@ use image::reference::Reference;
 use llb::pb;
 
 use super::blob::BlobSource;
+use super::git::GitSource;
 use super::http::HttpSource;
 use crate::layout::StoreName;
 
@@ -19,6 +20,7 @@ pub(crate) enum Source {
     Layout(LayoutSource),
     Http(HttpSource),
     Blob(BlobSource),
+    Git(GitSource),
     Local(LocalSource),
 }
 
@@ -93,7 +95,7 @@ impl Source {
             "http" | "https" => HttpSource::read(op).map(Source::Http),
             "docker-image+blob" => BlobSource::read(rest, op, false).map(Source::Blob),
             "oci-layout+blob" => BlobSource::read(rest, op, true).map(Source::Blob),
-            "git" => Err(Fault::user(format!("source `{}` is not supported yet", base::redact_url(id)))),
+            "git" => GitSource::read(rest, op).map(Source::Git),
             _ => Err(Fault::user(format!("source `{id}` has an unknown scheme"))),
         }
     }
@@ -238,7 +240,11 @@ mod tests {
         for (id, attrs, wanted) in [
             ("x", &[][..], "no scheme"),
             ("ftp://x", &[], "unknown scheme"),
-            ("git://u:p@h/x", &[], "git://xxxxx@h/x` is not supported yet"),
+            ("git://h/x#-x", &[], "invalid git ref \"-x\""),
+            ("git://h/x", &[("git.checksum", "x y")], "invalid checksum x y for Git URL, expected hex commit hash"),
+            ("git://h/x", &[("git.mtime", "now")], "neither `checkout` nor `commit`"),
+            ("git://h/x", &[("git.bundle", "x")], "`git.bundle` is not supported yet"),
+            ("git://h/x", &[("git.sig.pubkey", "x")], "`git.sig.pubkey` is not supported yet"),
             ("docker-image+blob://docker.io/x/y:1", &[], "blob `docker.io/x/y:1` has no digest"),
             (&blob("oci-layout"), &[("oci.session", "s")], "needs the attribute `oci.store`"),
             (&blob("docker-image"), &[("oci.store", "s")], "`oci.store` is not supported yet"),

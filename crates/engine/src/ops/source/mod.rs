@@ -1,6 +1,7 @@
-//! FROM, files of the web, blobs, and the client's directories.
+//! FROM, files of the web, blobs, git repositories, and the client's directories.
 
 mod blob;
+mod git;
 mod http;
 mod identifier;
 mod one_file;
@@ -16,6 +17,7 @@ use crate::images::{ResolvedImage, chain_id};
 use crate::local::LocalTree;
 use crate::tree::Tree;
 
+pub(crate) use git::{Commit, Surroundings};
 pub(crate) use http::Download;
 pub(crate) use identifier::{ImageSource, LayoutSource, LocalSource, ResolveMode, Source};
 
@@ -41,9 +43,11 @@ pub(super) async fn key(ctx: &OpContext, op: &pb::SourceOp, index: u32) -> Resul
             let key = http::key(ctx, &source).await?;
             stated(KeyDigest::Stable(llb::key::source(&key.to_string())), Last::Yes)
         }
-        Source::Blob(source) => {
-            stated(KeyDigest::Stable(llb::key::source(&source.key().to_string())), Last::Yes)
+        Source::Git(source) => {
+            let key = git::key(ctx, &source).await?;
+            stated(KeyDigest::Stable(llb::key::source(&key)), Last::Yes)
         }
+        Source::Blob(source) => stated(KeyDigest::Stable(llb::key::source(&source.key().to_string())), Last::Yes),
         Source::Local(source) => {
             let session = source.session.clone().unwrap_or_else(|| ctx.job().session.id().to_owned());
             let lists = [&source.include, &source.exclude, &source.follow_paths].map(Option::as_deref);
@@ -82,6 +86,7 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::SourceOp) -> Result<Tree, Faul
             image_tree(ctx, &image, source.layer_limit, &format!("read from an OCI layout as {}", image.reference))
         }
         Source::Http(source) => http::run(ctx, &source).await,
+        Source::Git(source) => git::run(ctx, &source).await,
         Source::Blob(source) => blob::run(ctx, &source).await,
         Source::Local(source) => LocalTree::open(ctx, &source).await,
     }

@@ -1,0 +1,230 @@
+//! `git://`: the files of a commit, by the program `git`.
+//!
+//! What a branch or tag stands for is asked once in a build; the commit is the key of the result, so that a commit is
+//! checked out once. Objects of a remote are kept in one bare repository for all builds, which take turns.
+
+mod address;
+mod checkout;
+mod program;
+mod remote;
+
+use std::sync::Arc;
+
+use base::{Fault, Kind, Secret};
+use base64::Engine as _;
+use llb::pb;
+
+use super::super::OpContext;
+use super::identifier::{bad, unknown};
+use crate::core::store_fault;
+use crate::ssh::AgentSocket;
+use crate::tree::Tree;
+
+use program::{Git, KnownHosts, Login, ssh_command};
+
+pub(crate) use program::Surroundings;
+pub(crate) use remote::Commit;
+
+/// The snapshots of commits.
+const CHECKOUTS: &str = "git-checkouts";
+
+/// A commit of a repository, or some of its files.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GitSource {
+    /// Where it is fetched from, without user or password where that is a web server.
+    remote: String,
+    /// `user:password` of the address.
+    user: Option<Secret>,
+    /// Branch, tag or commit; empty: the default branch.
+    reference: String,
+    /// Relative, without `..`; empty: all.
+    subdir: String,
+    /// What its commit begins with.
+    checksum: String,
+    keep_git_dir: bool,
+    skip_submodules: bool,
+    /// Files are as old as the commit.
+    commit_times: bool,
+    /// Nobody is asked what the reference stands for: it is the checksum.
+    fetch_by_commit: bool,
+    /// Names of secrets.
+    auth_token_secret: String,
+    auth_header_secret: String,
+    known_hosts: String,
+    /// The id of an SSH agent of the client.
+    agent: String,
+}
+
+impl GitSource {
+    pub(super) fn read(rest: &str, op: &pb::SourceOp) -> Result<GitSource, Fault> {
+        let (mut remote, reference, subdir) = address::split(&address::with_transport(rest));
+        let mut source = GitSource { reference, subdir, ..GitSource::default() };
+        for (key, value) in &op.attrs {
+            let flag = value == "true";
+            match key.as_str() {
+                "git.fullurl" => remote = address::with_transport(value),
+                "git.keepgitdir" => source.keep_git_dir = flag,
+                "git.skipsubmodules" => source.skip_submodules = flag,
+                "git.fetchbycommit" => source.fetch_by_commit = flag,
+                "git.checksum" => source.checksum.clone_from(value),
+                "git.mtime" => {
+                    source.commit_times = match value.as_str() {
+                        "" | "checkout" => false,
+                        "commit" => true,
+                        _ => return Err(bad(key, value, "neither `checkout` nor `commit`")),
+                    }
+                }
+                "git.authtokensecret" => source.auth_token_secret.clone_from(value),
+                "git.authheadersecret" => source.auth_header_secret.clone_from(value),
+                "git.knownsshhosts" => source.known_hosts.clone_from(value),
+                "git.mountsshsock" => source.agent.clone_from(value),
+                _ => return Err(unknown(key)),
+            }
+        }
+        if source.reference.starts_with('-') {
+            return Err(Fault::user(format!("invalid git ref \"{}\"", source.reference)));
+        }
+        if !source.checksum.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            let text = format!("invalid checksum {} for Git URL, expected hex commit hash", source.checksum);
+            return Err(Fault::user(text));
+        }
+        let (remote, user) = address::without_user(&remote);
+        (source.remote, source.user) = (remote, user.map(Secret::new));
+        Ok(source)
+    }
+
+    /// How it is shown.
+    fn shown(&self) -> String {
+        base::redact_url(&self.remote)
+    }
+
+    /// What tells the snapshot of a commit from others.
+    fn key_of(&self, commit: &Commit) -> String {
+        let sha = if self.keep_git_dir { &commit.object } else { &commit.commit };
+        let mut key = sha.clone();
+        if self.keep_git_dir {
+            key.push_str(".git");
+            if !commit.reference.is_empty() {
+                key.push_str(&format!("#{}", commit.reference));
+            }
+        }
+        if !self.subdir.is_empty() {
+            key.push_str(&format!(":{}", self.subdir));
+        }
+        if self.skip_submodules {
+            key.push_str("(skip-submodules)");
+        }
+        if self.commit_times {
+            key.push_str("(mtime=commit)");
+        }
+        key
+    }
+}
+
+/// How git is run for this source. Sockets and files last as long as this does.
+struct Access {
+    git: Git,
+    _agent: Option<AgentSocket>,
+    _known_hosts: Option<KnownHosts>,
+}
+
+async fn access(ctx: &OpContext, source: &GitSource) -> Result<Access, Fault> {
+    let core = &ctx.core;
+    let known_hosts = match source.known_hosts.as_str() {
+        "" => None,
+        text => Some(KnownHosts::write(&core.scratch, text)?),
+    };
+    let agent = match source.agent.as_str() {
+        "" => None,
+        id => {
+            let agent = ctx.agent(id).await?;
+            let agent = agent.ok_or_else(|| {
+                Fault::user(format!("no SSH key \"{id}\" forwarded from the client"))
+                    .hint(format!("forward an agent or a key with `--ssh {id}`"))
+            })?;
+            let opt = pb::SshOpt { mode: 0o700, ..pb::SshOpt::default() };
+            Some(AgentSocket::open(&core.scratch, agent, &opt)?)
+        }
+    };
+    let git = Git {
+        surroundings: core.surroundings.clone(),
+        login: login(ctx, source).await?,
+        ssh_command: ssh_command(known_hosts.as_ref().map(KnownHosts::path)),
+        agent: agent.as_ref().map(AgentSocket::path),
+        git_dir: None,
+        work_tree: None,
+        tasks: ctx.tasks.clone(),
+        is_quiet: false,
+        cancel: ctx.cancel.clone(),
+    };
+    Ok(Access { git, _agent: agent, _known_hosts: known_hosts })
+}
+
+/// What logs in: secrets of the client, one for the host first; else what the address says.
+async fn login(ctx: &OpContext, source: &GitSource) -> Result<Option<Login>, Fault> {
+    let Some(host) = address::web_host(&source.remote) else { return Ok(None) };
+    let basic = |user: &[u8]| format!("basic {}", base64::engine::general_purpose::STANDARD.encode(user));
+    let (header, token) = (&source.auth_header_secret, &source.auth_token_secret);
+    let names = [(header, format!("{header}.{host}")), (token, format!("{token}.{host}"))];
+    let names = names.into_iter().chain([(header, header.clone()), (token, token.clone())]);
+    let scope = address::login_scope(&source.remote);
+    for (kind, name) in names.filter(|(kind, _)| !kind.is_empty()) {
+        let Some(secret) = ctx.secret(&name).await? else { continue };
+        let value = secret.expose().trim_ascii();
+        if value.iter().any(|byte| matches!(byte, b'\n' | b'\r' | 0)) {
+            return Err(Fault::user(format!("secret `{name}` has several lines, which no header can have")));
+        }
+        let header = match std::ptr::eq(kind, token) {
+            true => basic(&[b"x-access-token:", value].concat()).into_bytes(),
+            false => value.to_vec(),
+        };
+        let hidden = vec![Secret::new(header.clone()), Secret::new(value)];
+        return Ok(Some(Login { scope, header: Secret::new(header), hidden }));
+    }
+    Ok(source.user.as_ref().map(|user| {
+        let header = Secret::new(basic(user.expose()));
+        Login { scope, hidden: vec![header.clone(), user.clone()], header }
+    }))
+}
+
+/// The commit; one build asks for it once.
+async fn commit(ctx: &OpContext, source: &GitSource) -> Result<Arc<Commit>, Fault> {
+    if let Some(known) = remote::known(source)? {
+        return Ok(Arc::new(known));
+    }
+    let cell = ctx.job().commit(&format!("{}#{}", source.remote, source.reference));
+    let asked = cell.get_or_try_init(|| async {
+        let access = access(ctx, source).await?;
+        remote::ask(&access.git, source).await.map(Arc::new)
+    });
+    let commit = asked.await?.clone();
+    remote::check(source, &commit)?;
+    Ok(commit)
+}
+
+/// What stands for the files.
+pub(super) async fn key(ctx: &OpContext, source: &GitSource) -> Result<String, Fault> {
+    Ok(source.key_of(&*commit(ctx, source).await?))
+}
+
+pub(super) async fn run(ctx: &OpContext, source: &GitSource) -> Result<Tree, Fault> {
+    let commit = commit(ctx, source).await?;
+    let key = source.key_of(&commit);
+    let checkouts = ctx.core.store.kv(CHECKOUTS);
+    let known = checkouts.get(&key).ok().flatten().and_then(|id| String::from_utf8(id).ok()?.parse().ok());
+    if let Some(hold) = known.and_then(|id| ctx.core.store.snapshots().hold(&id)) {
+        return Ok(Tree::snapshot(hold));
+    }
+    let access = access(ctx, source).await?;
+    let repository = remote::fetch(ctx, &access.git, source, &commit).await?;
+    let tree = checkout::checkout(ctx, &access.git, source, &commit, repository.dir()).await?;
+    if let Tree::Snapshot(hold) = &tree {
+        let kept = checkouts.put_with(&key, hold.id().to_string(), &hold.id());
+        kept.map_err(|e| store_fault("cannot keep a checkout", e))?;
+    }
+    Ok(tree)
+}
+
+fn gone(what: &str, error: std::io::Error) -> Fault {
+    Fault::because(Kind::Environment, format!("cannot {what} a git checkout"), error)
+}

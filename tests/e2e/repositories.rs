@@ -1,0 +1,217 @@
+//! Git repositories as contexts, by name, and of `ADD`: without a daemon, with it, and by docker's client.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use testkit::GitServer;
+
+use crate::daemon::Served;
+use crate::frontends::{anyone, anywhere, buildx};
+use crate::harness::{Invocation, each, or_skip};
+use crate::kitchen::{Kitchen, ran};
+use crate::who::Who;
+
+/// `hullworks build` of what a repository has. Of the machine's programs it finds git.
+fn build(kitchen: &Kitchen, context: &str, args: &str) -> Invocation {
+    let (world, bin) = (&kitchen.world, kitchen.world.path("bin"));
+    if !bin.exists() {
+        fs::create_dir(&bin).unwrap();
+        symlink(testkit::need::program("git").unwrap(), bin.join("git")).unwrap();
+    }
+    let line = ["build", "--progress=plain", "--config=buildkitd.toml", "--root=state", context];
+    let path = format!("PATH={}", bin.display());
+    let program = world.path("hullworks");
+    kitchen.who.run(world, "/usr/bin/env").arg(path).arg(program).args(line).args(args.split_whitespace())
+}
+
+fn read(kitchen: &Kitchen, name: &str) -> String {
+    fs::read_to_string(kitchen.world.path(name)).unwrap()
+}
+
+const DOCKERFILE: &str = "FROM scratch\nCOPY f /\n";
+
+#[test]
+fn a_commit_is_a_context() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        let Some(server) = or_skip(GitServer::start()) else { return };
+        let repository = server.repository("r");
+        let url = &repository.url;
+        let first = repository.commit(&[
+            ("Dockerfile", DOCKERFILE),
+            ("f", "one"),
+            ("d/Dockerfile", DOCKERFILE),
+            ("d/f", "below"),
+            ("Other", "FROM scratch\nCOPY f /other\n"),
+        ]);
+        repository.git(&["tag", "--annotate", "--message", "m", "v1"]);
+        build(&kitchen, url, "--output out").succeeds();
+        assert_eq!(read(&kitchen, "out/f"), "one");
+        // The same commit under other names is the same, and is not fetched again.
+        for name in ["main", "refs/heads/main", "v1", &first] {
+            let again = build(&kitchen, &format!("{url}#{name}"), "").succeeds();
+            assert!(!again.stderr.contains("checking out"), "{who:?} {name}: {again:?}");
+            assert_eq!(ran(&again), [""; 0], "{who:?} {name}");
+        }
+        build(&kitchen, &format!("{url}#v1:d"), "--output below").succeeds();
+        assert_eq!(read(&kitchen, "below/f"), "below");
+        build(&kitchen, url, "--file Other --output other").succeeds();
+        assert_eq!(read(&kitchen, "other/other"), "one");
+        // A branch moves on; the tag and the commit do not.
+        repository.commit(&[("f", "two")]);
+        for (name, wanted) in [("main", "two"), ("v1", "one"), (&first, "one"), ("", "two")] {
+            let context = if name.is_empty() { url.clone() } else { format!("{url}#{name}") };
+            build(&kitchen, &context, "--output out").succeeds();
+            assert_eq!(read(&kitchen, "out/f"), wanted, "{who:?} {name}");
+        }
+        // A tag that is another commit now, and a branch below the name of one that is gone.
+        repository.git(&["tag", "--force", "v1"]);
+        repository.git(&["branch", "a"]);
+        build(&kitchen, &format!("{url}#a"), "").succeeds();
+        repository.git(&["branch", "--move", "a", "a/b"]);
+        repository.commit(&[("f", "three")]);
+        repository.git(&["branch", "--force", "a/b"]);
+        for (name, wanted) in [("v1", "two"), ("a/b", "three")] {
+            build(&kitchen, &format!("{url}#{name}"), "--output out").succeeds();
+            assert_eq!(read(&kitchen, "out/f"), wanted, "{who:?} {name}");
+        }
+
+        build(&kitchen, &format!("{url}#nothing"), "").fails().says("repository does not contain ref nothing");
+        build(&kitchen, &format!("{url}#v1:nowhere"), "").fails().says("invalid subdir nowhere");
+        let none = url.replace("r.git", "none.git");
+        build(&kitchen, &none, "").fails().says(&format!("failed to fetch remote {none}"));
+    }
+}
+
+#[test]
+fn a_repository_is_a_context_by_name_and_can_be_added() {
+    let Some(kitchen) = Kitchen::new(anyone()) else { return };
+    let Some(server) = or_skip(GitServer::start()) else { return };
+    let (library, repository) = (server.repository("library"), server.repository("r"));
+    library.commit(&[("l", "library")]);
+    repository.commit(&[("f", "one"), ("d/f", "below"), ("run", "#!/bin/sh\n")]);
+    repository.git(&["-c", "protocol.http.allow=always", "submodule", "--quiet", "add", &library.url, "m"]);
+    repository.git(&["update-index", "--chmod=+x", "run"]);
+    let commit = repository.commit(&[]);
+    let url = &repository.url;
+    kitchen.dockerfile(&format!(
+        "FROM busybox AS look\n\
+         ADD --keep-git-dir {url}#main /kept/\n\
+         RUN test -d /kept/.git && cut -c1-40 /kept/.git/HEAD > /head && stat -c %a-%u /kept/f /kept/run > /modes\n\
+         FROM scratch\n\
+         COPY --from=repo . /all/\n\
+         COPY --from=repo /d /d\n\
+         ADD {url}#main:d /added/\n\
+         ADD --checksum={commit} {url} /checked/\n\
+         COPY --from=look /head /modes /kept/f /\n"
+    ));
+    let line = format!("--build-context repo={url}#main --output out");
+    kitchen.build(&line).succeeds();
+    for (file, content) in [
+        ("all/f", "one"),
+        ("all/m/l", "library"),
+        ("d/f", "below"),
+        ("added/f", "below"),
+        ("checked/f", "one"),
+        ("f", "one"),
+    ] {
+        assert_eq!(read(&kitchen, &format!("out/{file}")), content, "{file}");
+    }
+    assert_eq!(read(&kitchen, "out/head").trim(), commit);
+    assert_eq!(read(&kitchen, "out/modes"), "644-0\n755-0\n");
+    for absent in ["all/.git", "all/m/.git", "checked/.git"] {
+        assert!(!kitchen.world.path(format!("out/{absent}")).exists(), "{absent}");
+    }
+    kitchen.dockerfile(&format!("FROM scratch\nADD --checksum=0123abc {url} /\n"));
+    kitchen.build("").fails().says(&format!("expected checksum to match 0123abc, got {commit}"));
+}
+
+#[test]
+fn the_clients_of_a_daemon_build_repositories() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let Some(server) = or_skip(GitServer::start()) else { return };
+    let kitchen = &served.kitchen;
+    let repository = server.repository("r");
+    repository.commit(&[("Dockerfile", DOCKERFILE), ("f", "one"), ("d/Dockerfile", DOCKERFILE), ("d/f", "below")]);
+    let url = &repository.url;
+    let buildctl = |context: &str, args: &str| {
+        let line = "build --progress=plain --frontend=dockerfile.v0";
+        served.buildctl(&format!("{line} --opt context={context} {args}"))
+    };
+    // They take turns at the one repository.
+    each((0..4).collect(), |n: usize| {
+        buildctl(&format!("{url}#main:d"), &format!("--output type=local,dest=out{n}")).succeeds();
+        assert_eq!(read(kitchen, &format!("out{n}/f")), "below");
+    });
+    let listed = served.buildctl("du --verbose").succeeds().text();
+    let shared = format!("shared git repo for {url}");
+    assert_eq!(listed.matches(&shared).count(), 1, "{listed}");
+    assert_eq!(listed.matches(&format!("git snapshot for {url}#main")).count(), 1, "{listed}");
+    if or_skip(crate::harness::tools(&["docker-buildx"])).is_some() {
+        let by_git =
+            buildx(&served, &format!("build --builder b --progress=plain --output type=local,dest=x {url}#:d"));
+        by_git.succeeds();
+        assert_eq!(read(kitchen, "x/f"), "below");
+        kitchen.dockerfile("FROM scratch\nCOPY --from=repo f /\n");
+        let named = format!("--build-context repo={url} --output type=local,dest=y context");
+        buildx(&served, &format!("build --builder b --progress=plain {named}")).succeeds();
+        assert_eq!(read(kitchen, "y/f"), "one");
+    }
+    served.buildctl("prune --all").succeeds();
+    assert!(served.buildctl("du").succeeds().text().contains("Total:\t\t0B"));
+    buildctl(url, "--output type=local,dest=again").succeeds();
+    assert_eq!(read(kitchen, "again/f"), "one");
+    served.ends();
+}
+
+#[test]
+fn what_logs_in_is_nowhere_to_be_seen() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let Some(server) = or_skip(GitServer::start()) else { return };
+    let kitchen = &served.kitchen;
+    let repository = server.repository("r");
+    repository.commit(&[("Dockerfile", DOCKERFILE), ("f", "one")]);
+    // "x-access-token:t0ps3cret" and "user:t0ps3cret".
+    let (token, user) = ("eC1hY2Nlc3MtdG9rZW46dDBwczNjcmV0", "dXNlcjp0MHBzM2NyZXQ=");
+    let build = |url: &str, args: &str| {
+        let line = format!("build --progress=plain --frontend=dockerfile.v0 --opt context={url} {args}");
+        served.buildctl(&line).env("TOKEN", "t0ps3cret").env("WRONG", "wr0ngs3cret")
+    };
+    let url = &repository.url;
+    server.wants(&format!("basic {token}"));
+    build(url, "").fails().says("failed to fetch remote").says("Authentication failed");
+    let wrong = build(url, "--secret id=GIT_AUTH_TOKEN,env=WRONG").fails();
+    let keep_git = "--opt build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR=1 --output type=local,dest=out";
+    let right = build(url, &format!("--secret id=GIT_AUTH_TOKEN,env=TOKEN {keep_git}")).succeeds();
+    assert_eq!(read(kitchen, "out/f"), "one");
+    // For one host only.
+    let for_host = format!("--no-cache --secret id=GIT_AUTH_TOKEN.{},env=TOKEN", server.host());
+    build(url, &for_host).succeeds();
+    let other_host = "--no-cache --secret id=GIT_AUTH_TOKEN.example.com,env=TOKEN";
+    build(url, other_host).fails().says("Authentication failed");
+    server.wants(&format!("basic {user}"));
+    let in_url = url.replace("http://", "http://user:t0ps3cret@");
+    repository.commit(&[("f", "two")]);
+    let by_url = build(&in_url, keep_git).succeeds();
+    assert_eq!(read(kitchen, "out/f"), "two");
+    for ended in [&wrong, &right, &by_url] {
+        for hidden in ["wr0ngs3cret", token, user] {
+            assert!(!ended.stderr.contains(hidden), "{ended:?}");
+        }
+    }
+    let state = kitchen.world.path("daemon");
+    for hidden in [token, user, "wr0ngs3cret"] {
+        assert_eq!(anywhere(&state, hidden), None, "{hidden}");
+    }
+    served.ends();
+}
+
+#[test]
+fn a_machine_without_git_says_so() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    let line = ["build", "--progress=plain", "--root=state", "http://127.0.0.1:1/r.git"];
+    let failed = kitchen.who.hullworks(&kitchen.world).args(line).env("PATH", "/nowhere").fails();
+    failed
+        .says("git repositories need the program `git`, which is not installed here")
+        .hints("install git where the builder runs");
+}
