@@ -40,5 +40,6 @@ mod registry_faults;
 mod remote_caches;
 mod repositories;
 mod smoke;
+mod sources;
 mod steps;
 mod trees;

@@ -122,13 +122,13 @@ impl Repository {
                 value => parse_bool(value).ok_or_else(|| format!("`{key}` is `{value}`, not true or false")),
             };
             match key.as_str() {
-                "ref" => agree(&mut self.reference, value)?,
-                "tag" => agree(&mut self.reference, &prefixed(value, "refs/tags/"))?,
+                "ref" => agree("ref", &mut self.reference, value)?,
+                "tag" => agree("ref", &mut self.reference, &prefixed(value, "refs/tags/"))?,
                 "branch" if pairs.contains_key("tag") => {
                     return Err("a git repository has both `tag` and `branch`".to_owned());
                 }
-                "branch" => agree(&mut self.reference, &prefixed(value, "refs/heads/"))?,
-                "subdir" => agree(&mut self.subdir, value)?,
+                "branch" => agree("ref", &mut self.reference, &prefixed(value, "refs/heads/"))?,
+                "subdir" => agree("subdir", &mut self.subdir, value)?,
                 "checksum" | "commit" => value.clone_into(&mut self.checksum),
                 "keep-git-dir" => self.keep_git_dir = Some(switch()?),
                 "submodules" => self.submodules = Some(switch()?),
@@ -158,9 +158,9 @@ impl Repository {
     }
 }
 
-fn agree(have: &mut String, value: &str) -> Result<(), String> {
+fn agree(what: &str, have: &mut String, value: &str) -> Result<(), String> {
     if !have.is_empty() && have != value {
-        return Err(format!("the address of a git repository says both `{have}` and `{value}`"));
+        return Err(format!("{what} conflicts in the address of a git repository: `{have}` and `{value}`"));
     }
     value.clone_into(have);
     Ok(())

@@ -17,7 +17,7 @@ use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
 use crate::frontend;
 use crate::look;
-use crate::ops::source::ResolveMode;
+use crate::ops::source::{Asking, GitDescription, ResolveMode};
 use crate::result::{FrontendResult, Ref, Refs};
 use crate::tree::Tree;
 
@@ -108,6 +108,23 @@ impl Bridge {
         let image = running.end(self.job_until_cancelled(resolving).await)?;
         let reference = image.reference.to_string();
         Ok(ImageConfig { reference, digest: image.root.digest, config: image.config.clone() })
+    }
+
+    /// Finds what a git source stands for, and the objects behind it where they are wanted.
+    pub async fn resolve_git(
+        &self,
+        source: &llb::pb::SourceOp,
+        wants_objects: bool,
+        log_name: &str,
+    ) -> Result<GitDescription, Fault> {
+        let job = &self.job.job;
+        let shown = base::redact_url(&source.identifier);
+        let label = if log_name.is_empty() { format!("resolve git source {shown}") } else { log_name.to_owned() };
+        let running = Running::start(job.sink.clone(), &Label::phase(&label));
+        let jobs = std::slice::from_ref(job);
+        let asking = Asking { core: &self.core, jobs, tasks: running.tasks(), cancel: job.cancel.clone() };
+        let described = asking.describe(source, wants_objects).await;
+        running.end(described)
     }
 
     /// Reads a file of a result, or a part of it: an offset and a length, 0 for all that follows.

@@ -271,6 +271,26 @@ impl Job {
     }
 }
 
+/// The secret of the first client that has it.
+pub(crate) async fn secret(jobs: &[Arc<Job>], id: &str) -> Result<Option<Secret>, Fault> {
+    for job in jobs {
+        if let Some(secret) = job.secret(id).await? {
+            return Ok(Some(secret));
+        }
+    }
+    Ok(None)
+}
+
+/// The SSH agent of the first client that lends one.
+pub(crate) async fn agent(jobs: &[Arc<Job>], id: &str) -> Result<Option<Arc<dyn session::Agent>>, Fault> {
+    for job in jobs {
+        if let Some(agent) = job.agent(id).await? {
+            return Ok(Some(agent));
+        }
+    }
+    Ok(None)
+}
+
 /// The sessions to ask for what `named` should have: that one, then those of the builds.
 pub(crate) async fn sessions(jobs: &[Arc<Job>], named: Option<&str>) -> Vec<SharedSession> {
     let own = jobs.iter().map(|job| job.session.clone());

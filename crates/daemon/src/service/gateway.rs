@@ -285,6 +285,23 @@ impl llb_bridge_server::LlbBridge for Gateway {
                     ..wire::ResolveSourceMetaResponse::default()
                 }));
             }
+            if source.identifier.starts_with("git://") {
+                let wants_objects = request.git.is_some_and(|git| git.return_object);
+                let found = build.bridge.resolve_git(&source, wants_objects, &request.log_name).await;
+                let found = found.map_err(failed)?;
+                let git = wire::ResolveSourceGitResponse {
+                    checksum: found.object,
+                    r#ref: found.reference,
+                    commit_checksum: found.commit,
+                    commit_object: found.commit_object,
+                    tag_object: found.tag_object,
+                };
+                return Ok(Response::new(wire::ResolveSourceMetaResponse {
+                    source: Some(source),
+                    git: Some(git),
+                    ..wire::ResolveSourceMetaResponse::default()
+                }));
+            }
             let shown = base::redact_url(&source.identifier);
             return Err(Status::unknown(format!("source `{shown}` is not resolved for clients yet")));
         };

@@ -147,22 +147,12 @@ impl OpContext {
 
     /// The secret of the first client that has it.
     async fn secret(&self, id: &str) -> Result<Option<Secret>, Fault> {
-        for job in &self.jobs {
-            if let Some(secret) = job.secret(id).await? {
-                return Ok(Some(secret));
-            }
-        }
-        Ok(None)
+        crate::job::secret(&self.jobs, id).await
     }
 
     /// The SSH agent of the first client that lends one.
     async fn agent(&self, id: &str) -> Result<Option<Arc<dyn session::Agent>>, Fault> {
-        for job in &self.jobs {
-            if let Some(agent) = job.agent(id).await? {
-                return Ok(Some(agent));
-            }
-        }
-        Ok(None)
+        crate::job::agent(&self.jobs, id).await
     }
 }
 

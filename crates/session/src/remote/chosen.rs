@@ -130,7 +130,9 @@ fn plan(
     let mtime = files::Time { secs: now.as_secs() as i64, nanos: now.subsec_nanos() };
     let about = Sent { kind: files::Kind::File, mode: MODE, size: description, ..Sent::dir(METADATA, mtime) };
     let mut planned = vec![Planned { sent: about, id: None }];
-    let (mut above, mut first_names): (Vec<Sent>, HashMap<Vec<u8>, (u32, Vec<u8>, u64)>) = Default::default();
+    let mut above: Vec<Sent> = Vec::new();
+    // Of files: number, the name that brings the bytes, size.
+    let mut first_names: HashMap<Vec<u8>, (u32, Vec<u8>, u64)> = HashMap::new();
     for (id, mut sent) in (0..).zip(listed) {
         let is_below = |dir: &Sent| sent.path.strip_prefix(&*dir.path).is_some_and(|rest| rest.starts_with(b"/"));
         above.retain(is_below);

@@ -17,7 +17,8 @@ use crate::images::{ResolvedImage, chain_id};
 use crate::local::LocalTree;
 use crate::tree::Tree;
 
-pub(crate) use git::{Commit, Surroundings};
+pub use git::GitDescription;
+pub(crate) use git::{Asking, Commit, Surroundings};
 pub(crate) use http::Download;
 pub(crate) use identifier::{ImageSource, LayoutSource, LocalSource, ResolveMode, Source};
 

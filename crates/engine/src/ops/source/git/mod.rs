@@ -10,13 +10,16 @@ mod remote;
 
 use std::sync::Arc;
 
+use base::report::Tasks;
 use base::{Fault, Kind, Secret};
 use base64::Engine as _;
 use llb::pb;
+use tokio_util::sync::CancellationToken;
 
 use super::super::OpContext;
-use super::identifier::{bad, unknown};
-use crate::core::store_fault;
+use super::identifier::{Source, bad, unknown};
+use crate::core::{Core, store_fault};
+use crate::job::Job;
 use crate::ssh::AgentSocket;
 use crate::tree::Tree;
 
@@ -121,6 +124,69 @@ impl GitSource {
     }
 }
 
+/// What builds ask for repositories with.
+pub(crate) struct Asking<'a> {
+    pub(crate) core: &'a Arc<Core>,
+    /// Never empty.
+    pub(crate) jobs: &'a [Arc<Job>],
+    pub(crate) tasks: Tasks,
+    pub(crate) cancel: CancellationToken,
+}
+
+impl<'a> Asking<'a> {
+    fn of(ctx: &'a OpContext) -> Asking<'a> {
+        Asking { core: &ctx.core, jobs: &ctx.jobs, tasks: ctx.tasks.clone(), cancel: ctx.cancel.clone() }
+    }
+
+    /// What a client may know of a commit before it is read; its objects, too, where they are wanted.
+    pub(crate) async fn describe(&self, op: &pb::SourceOp, wants_objects: bool) -> Result<GitDescription, Fault> {
+        let Source::Git(source) = Source::read(op)? else {
+            return Err(Fault::new(Kind::Internal, "no git source"));
+        };
+        let Commit { reference, object, commit } = (*commit(self, &source).await?).clone();
+        let mut described = GitDescription { reference, object, ..GitDescription::default() };
+        if !source.keep_git_dir && commit != described.object {
+            described.commit = commit;
+        }
+        if wants_objects {
+            self.add_objects(&source, &mut described).await?;
+        }
+        Ok(described)
+    }
+
+    async fn add_objects(&self, source: &GitSource, described: &mut GitDescription) -> Result<(), Fault> {
+        let access = access(self, source).await?;
+        let GitDescription { reference, object, .. } = described;
+        let found = Commit { reference: reference.clone(), object: object.clone(), commit: object.clone() };
+        let repository = remote::fetch(self, &access.git, source, &found).await?;
+        let git = access.git.in_dir(repository.dir());
+        let failed = |trouble: program::Trouble| trouble.fault(format!("cannot read a commit of {}", source.shown()));
+        let mut commit = object.clone();
+        if git.line(&["cat-file", "-t", object]).await.map_err(failed)? == "tag" {
+            described.tag_object = git.run(&["cat-file", "tag", object]).await.map_err(failed)?;
+            commit = git.line(&["rev-parse", &format!("{object}^{{commit}}")]).await.map_err(failed)?;
+            described.commit.clone_from(&commit);
+        }
+        described.commit_object = git.run(&["cat-file", "commit", &commit]).await.map_err(failed)?;
+        Ok(())
+    }
+}
+
+/// What is known of a commit.
+#[derive(Clone, Debug, Default)]
+pub struct GitDescription {
+    /// The full name of the branch or tag.
+    pub reference: String,
+    /// What it names.
+    pub object: String,
+    /// Of an annotated tag: the commit behind it.
+    pub commit: String,
+    /// The commit, as git keeps it; empty where it was not asked for.
+    pub commit_object: Vec<u8>,
+    /// The tag, likewise.
+    pub tag_object: Vec<u8>,
+}
+
 /// How git is run for this source. Sockets and files last as long as this does.
 struct Access {
     git: Git,
@@ -128,8 +194,8 @@ struct Access {
     _known_hosts: Option<KnownHosts>,
 }
 
-async fn access(ctx: &OpContext, source: &GitSource) -> Result<Access, Fault> {
-    let core = &ctx.core;
+async fn access(ctx: &Asking<'_>, source: &GitSource) -> Result<Access, Fault> {
+    let core = ctx.core;
     let known_hosts = match source.known_hosts.as_str() {
         "" => None,
         text => Some(KnownHosts::write(&core.scratch, text)?),
@@ -137,7 +203,7 @@ async fn access(ctx: &OpContext, source: &GitSource) -> Result<Access, Fault> {
     let agent = match source.agent.as_str() {
         "" => None,
         id => {
-            let agent = ctx.agent(id).await?;
+            let agent = crate::job::agent(ctx.jobs, id).await?;
             let agent = agent.ok_or_else(|| {
                 Fault::user(format!("no SSH key \"{id}\" forwarded from the client"))
                     .hint(format!("forward an agent or a key with `--ssh {id}`"))
@@ -161,7 +227,7 @@ async fn access(ctx: &OpContext, source: &GitSource) -> Result<Access, Fault> {
 }
 
 /// What logs in: secrets of the client, one for the host first; else what the address says.
-async fn login(ctx: &OpContext, source: &GitSource) -> Result<Option<Login>, Fault> {
+async fn login(ctx: &Asking<'_>, source: &GitSource) -> Result<Option<Login>, Fault> {
     let Some(host) = address::web_host(&source.remote) else { return Ok(None) };
     let basic = |user: &[u8]| format!("basic {}", base64::engine::general_purpose::STANDARD.encode(user));
     let (header, token) = (&source.auth_header_secret, &source.auth_token_secret);
@@ -169,7 +235,7 @@ async fn login(ctx: &OpContext, source: &GitSource) -> Result<Option<Login>, Fau
     let names = names.into_iter().chain([(header, header.clone()), (token, token.clone())]);
     let scope = address::login_scope(&source.remote);
     for (kind, name) in names.filter(|(kind, _)| !kind.is_empty()) {
-        let Some(secret) = ctx.secret(&name).await? else { continue };
+        let Some(secret) = crate::job::secret(ctx.jobs, &name).await? else { continue };
         let value = secret.expose().trim_ascii();
         if value.iter().any(|byte| matches!(byte, b'\n' | b'\r' | 0)) {
             return Err(Fault::user(format!("secret `{name}` has several lines, which no header can have")));
@@ -188,11 +254,11 @@ async fn login(ctx: &OpContext, source: &GitSource) -> Result<Option<Login>, Fau
 }
 
 /// The commit; one build asks for it once.
-async fn commit(ctx: &OpContext, source: &GitSource) -> Result<Arc<Commit>, Fault> {
+async fn commit(ctx: &Asking<'_>, source: &GitSource) -> Result<Arc<Commit>, Fault> {
     if let Some(known) = remote::known(source)? {
         return Ok(Arc::new(known));
     }
-    let cell = ctx.job().commit(&format!("{}#{}", source.remote, source.reference));
+    let cell = ctx.jobs[0].commit(&format!("{}#{}", source.remote, source.reference));
     let asked = cell.get_or_try_init(|| async {
         let access = access(ctx, source).await?;
         remote::ask(&access.git, source).await.map(Arc::new)
@@ -204,19 +270,20 @@ async fn commit(ctx: &OpContext, source: &GitSource) -> Result<Arc<Commit>, Faul
 
 /// What stands for the files.
 pub(super) async fn key(ctx: &OpContext, source: &GitSource) -> Result<String, Fault> {
-    Ok(source.key_of(&*commit(ctx, source).await?))
+    Ok(source.key_of(&*commit(&Asking::of(ctx), source).await?))
 }
 
 pub(super) async fn run(ctx: &OpContext, source: &GitSource) -> Result<Tree, Fault> {
-    let commit = commit(ctx, source).await?;
+    let asking = Asking::of(ctx);
+    let commit = commit(&asking, source).await?;
     let key = source.key_of(&commit);
     let checkouts = ctx.core.store.kv(CHECKOUTS);
     let known = checkouts.get(&key).ok().flatten().and_then(|id| String::from_utf8(id).ok()?.parse().ok());
     if let Some(hold) = known.and_then(|id| ctx.core.store.snapshots().hold(&id)) {
         return Ok(Tree::snapshot(hold));
     }
-    let access = access(ctx, source).await?;
-    let repository = remote::fetch(ctx, &access.git, source, &commit).await?;
+    let access = access(&asking, source).await?;
+    let repository = remote::fetch(&asking, &access.git, source, &commit).await?;
     let tree = checkout::checkout(ctx, &access.git, source, &commit, repository.dir()).await?;
     if let Tree::Snapshot(hold) = &tree {
         let kept = checkouts.put_with(&key, hold.id().to_string(), &hold.id());

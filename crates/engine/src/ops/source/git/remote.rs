@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use base::{Fault, Kind};
 use store::{CacheMountRequest, RecordKind, Sharing};
 
-use super::super::super::OpContext;
-use super::GitSource;
 use super::program::{Git, Trouble};
+use super::{Asking, GitSource};
 use crate::core::store_fault;
 
 /// What a reference stands for.
@@ -128,7 +127,7 @@ impl Repository {
 
 /// Brings a commit into the shared repository.
 pub(super) async fn fetch(
-    ctx: &OpContext,
+    ctx: &Asking<'_>,
     git: &Git,
     source: &GitSource,
     commit: &Commit,
@@ -145,7 +144,7 @@ pub(super) async fn fetch(
     Ok(repository)
 }
 
-async fn open(ctx: &OpContext, source: &GitSource, commit: &Commit) -> Result<Repository, Fault> {
+async fn open(ctx: &Asking<'_>, source: &GitSource, commit: &Commit) -> Result<Repository, Fault> {
     let request = CacheMountRequest {
         id: format!("git:{}:{}", commit.object.len(), source.remote),
         from: None,
