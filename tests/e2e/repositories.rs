@@ -1,7 +1,7 @@
 //! Git repositories as contexts, by name, and of `ADD`: without a daemon, with it, and by docker's client.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use testkit::GitServer;
 
@@ -9,6 +9,7 @@ use crate::daemon::Served;
 use crate::frontends::{anyone, anywhere, buildx};
 use crate::harness::{Invocation, each, or_skip};
 use crate::kitchen::{Kitchen, ran};
+use crate::needs;
 use crate::who::Who;
 
 /// `hullworks build` of what a repository has. Of the machine's programs it finds git.
@@ -91,7 +92,7 @@ fn a_repository_is_a_context_by_name_and_can_be_added() {
     library.commit(&[("l", "library")]);
     repository.commit(&[("f", "one"), ("d/f", "below"), ("run", "#!/bin/sh\n")]);
     repository.git(&["-c", "protocol.http.allow=always", "submodule", "--quiet", "add", &library.url, "m"]);
-    repository.git(&["update-index", "--chmod=+x", "run"]);
+    fs::set_permissions(repository.files.join("run"), fs::Permissions::from_mode(0o755)).unwrap();
     let commit = repository.commit(&[]);
     let url = &repository.url;
     kitchen.dockerfile(&format!(
@@ -179,7 +180,10 @@ fn what_logs_in_is_nowhere_to_be_seen() {
     };
     let url = &repository.url;
     server.wants(&format!("basic {token}"));
-    build(url, "").fails().says("failed to fetch remote").says("Authentication failed");
+    build(url, "")
+        .fails()
+        .says("failed to fetch remote")
+        .says("hint: give a token of the server with `--secret id=GIT_AUTH_TOKEN");
     let wrong = build(url, "--secret id=GIT_AUTH_TOKEN,env=WRONG").fails();
     let keep_git = "--opt build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR=1 --output type=local,dest=out";
     let right = build(url, &format!("--secret id=GIT_AUTH_TOKEN,env=TOKEN {keep_git}")).succeeds();
@@ -188,7 +192,7 @@ fn what_logs_in_is_nowhere_to_be_seen() {
     let for_host = format!("--no-cache --secret id=GIT_AUTH_TOKEN.{},env=TOKEN", server.host());
     build(url, &for_host).succeeds();
     let other_host = "--no-cache --secret id=GIT_AUTH_TOKEN.example.com,env=TOKEN";
-    build(url, other_host).fails().says("Authentication failed");
+    build(url, other_host).fails().says("hint: give a token of the server with `--secret id=GIT_AUTH_TOKEN");
     server.wants(&format!("basic {user}"));
     let in_url = url.replace("http://", "http://user:t0ps3cret@");
     repository.commit(&[("f", "two")]);
@@ -206,6 +210,43 @@ fn what_logs_in_is_nowhere_to_be_seen() {
     served.ends();
 }
 
+/// `ssh` of this machine is a script that notes how it was called, and has the repository here.
+#[test]
+fn a_clients_key_opens_a_repository() {
+    needs!(tool "ssh-keygen");
+    let Some(kitchen) = Kitchen::new(anyone()) else { return };
+    let Some(server) = or_skip(GitServer::start()) else { return };
+    let repository = server.repository("r");
+    repository.commit(&[("Dockerfile", DOCKERFILE), ("f", "one")]);
+    // Whoever builds reads it.
+    kitchen.who.own(&kitchen.world, repository.git_dir.to_str().unwrap());
+    let made = kitchen.world.run("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", "key"]);
+    made.succeeds();
+    kitchen.who.own(&kitchen.world, "key");
+    fs::create_dir(kitchen.world.path("bin")).unwrap();
+    symlink(testkit::need::program("git").unwrap(), kitchen.world.path("bin/git")).unwrap();
+    let noted = kitchen.world.path("noted");
+    let script = format!(
+        "#!/bin/sh\n[ -S \"$SSH_AUTH_SOCK\" ] || exit 7\necho \"$@\" >> {}\nfor last; do :; done\nPATH=/usr/local/bin:/usr/bin:/bin eval \"$last\"\n",
+        noted.display()
+    );
+    let ssh = kitchen.world.write("bin/ssh", script);
+    fs::set_permissions(ssh, fs::Permissions::from_mode(0o755)).unwrap();
+    kitchen.who.own(&kitchen.world, "bin");
+    let url = format!("ssh://git@repositories.example{}", repository.git_dir.display());
+    build(&kitchen, &url, "")
+        .fails()
+        .says("no SSH key \"default\" forwarded from the client")
+        .says("hint: forward an agent or a key with `--ssh default`");
+    build(&kitchen, &url, "--ssh default=key --output out").succeeds();
+    assert_eq!(read(&kitchen, "out/f"), "one");
+    let noted = read(&kitchen, "noted");
+    for option in ["-F /dev/null", "BatchMode=yes", "IdentityFile=none", "git@repositories.example"] {
+        assert!(noted.lines().all(|line| line.contains(option)), "{option}: {noted}");
+    }
+    assert!(!noted.contains("key"), "{noted}");
+}
+
 #[test]
 fn a_machine_without_git_says_so() {
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };
@@ -213,5 +254,5 @@ fn a_machine_without_git_says_so() {
     let failed = kitchen.who.hullworks(&kitchen.world).args(line).env("PATH", "/nowhere").fails();
     failed
         .says("git repositories need the program `git`, which is not installed here")
-        .hints("install git where the builder runs");
+        .hints("install git where the builder runs, or clone the repository and build its directory");
 }

@@ -29,7 +29,8 @@ struct Shared {
 
 /// A repository of the server, and a directory with its files.
 pub struct Repository {
-    git_dir: PathBuf,
+    /// Where it is.
+    pub git_dir: PathBuf,
     /// Where its files are.
     pub files: PathBuf,
     /// Where it is had.
@@ -83,7 +84,7 @@ impl GitServer {
         let files = self.shared.dir.path().join("files").join(name);
         fs::create_dir_all(&files).expect("scratch is writable");
         let repository = Repository { git_dir, files, url: format!("http://{}/{name}.git", self.addr) };
-        repository.git(&["init", "--quiet", "--bare", "--initial-branch=main"]);
+        repository.git(&["init", "--quiet", "--initial-branch=main"]);
         repository
     }
 }

@@ -187,7 +187,8 @@ impl Build {
     fn expect_dockerfile(&self) -> Result<(), Fault> {
         // The frontend tries both names. A link that leads nowhere is its business too.
         let is_there = |name: &str| self.path.join(name).symlink_metadata().is_ok();
-        if self.file.is_some() || self.path == Path::new("-") || is_there("Dockerfile") || is_there("dockerfile") {
+        let is_elsewhere = self.path == Path::new("-") || is_remote(&self.path.to_string_lossy());
+        if self.file.is_some() || is_elsewhere || is_there("Dockerfile") || is_there("dockerfile") {
             return Ok(());
         }
         let text = format!("failed to read dockerfile: there is no `Dockerfile` in `{}`", self.path.display());

@@ -79,7 +79,11 @@ pub(super) enum Trouble {
 impl Trouble {
     /// As a fault. `doing` says what failed.
     pub(super) fn fault(self, doing: impl Into<String>) -> Fault {
+        const NO_LOGIN: [&str; 3] = ["could not read Username", "could not read Password", "Authentication failed"];
+        let wants_login = self.says(&NO_LOGIN);
         match self {
+            Trouble::Git(said) if wants_login => Fault::because(Kind::Remote, doing, Said(said))
+                .hint("give a token of the server with `--secret id=GIT_AUTH_TOKEN,env=..`, or a whole header as GIT_AUTH_HEADER"),
             Trouble::Git(said) => Fault::because(Kind::Remote, doing, Said(said)),
             Trouble::Fault(fault) => fault,
         }
@@ -268,9 +272,10 @@ fn cannot_run(error: std::io::Error) -> Fault {
 pub(super) fn ssh_command(known_hosts: Option<&Path>) -> String {
     let plain = "ssh -F /dev/null -o BatchMode=yes -o IdentityFile=none";
     match known_hosts {
-        // The path is one of ours; quotes are for the shell that git runs.
         Some(path) => {
-            format!("{plain} -o GlobalKnownHostsFile=/dev/null -o 'UserKnownHostsFile=\"{}\"'", path.display())
+            // In quotes for ssh, in which % stands for something else, and these in quotes for the shell that git runs.
+            let path = path.display().to_string().replace('%', "%%").replace('\'', "'\\''");
+            format!("{plain} -o GlobalKnownHostsFile=/dev/null -o 'UserKnownHostsFile=\"{path}\"'")
         }
         None => format!("{plain} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"),
     }
@@ -340,6 +345,14 @@ mod tests {
         let value = command.get_envs().find(|(name, _)| *name == "GIT_CONFIG_VALUE_0").and_then(|(_, value)| value);
         assert_eq!(value, Some(OsStr::new("Authorization: basic c2VjcmV0")));
         assert_eq!(git.without_secrets(b"a secret: basic c2VjcmV0\n"), "a xxxxx: basic xxxxx\n");
+    }
+
+    #[test]
+    fn hosts_that_a_build_knows_are_in_a_file() {
+        let command = ssh_command(Some(Path::new("/a b/it's/100%")));
+        let options = "-o GlobalKnownHostsFile=/dev/null -o 'UserKnownHostsFile=\"/a b/it'\\''s/100%%\"'";
+        assert!(command.ends_with(options) && !command.contains("StrictHostKeyChecking"), "{command}");
+        assert!(ssh_command(None).contains("StrictHostKeyChecking=no"));
     }
 
     #[tokio::test]
