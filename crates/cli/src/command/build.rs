@@ -28,7 +28,8 @@ use crate::spec::{allow, call, docker, invalid, output, proxies, secret, ssh};
 #[derive(Clone, Debug, Default, Args)]
 #[command(visible_alias = "b", args_override_self = true)]
 pub struct Build {
-    /// Directory that COPY and ADD read; `-` reads a Dockerfile from standard input and has no context
+    /// Directory that COPY and ADD read, or the address of a git repository (URL#REF:DIRECTORY) or archive; `-` reads a
+    /// Dockerfile from standard input and has no context
     #[arg(value_name = "PATH", default_value = ".")]
     pub path: PathBuf,
 
@@ -44,8 +45,8 @@ pub struct Build {
     /// Value for an ARG; NAME alone takes it from the environment
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub build_arg: Vec<String>,
-    /// Another directory or image that FROM and --from can name: name=PATH, name=docker-image://REF,
-    /// name=oci-layout://PATH[:TAG|@DIGEST]
+    /// Another directory, image or repository that FROM and --from can name: name=PATH, name=docker-image://REF,
+    /// name=oci-layout://PATH[:TAG|@DIGEST], name=URL
     #[arg(long, value_name = "NAME=SOURCE")]
     pub build_context: Vec<String>,
     /// Platform to build for, such as linux/arm64; repeat it or use commas for several [default:

@@ -364,7 +364,7 @@ mod tests {
         let alias = |command: &str| ["-c".to_owned(), format!("alias.x=!{command}"), "x".to_owned()];
         let printed = git.line(&alias("umask; echo said >&2")).await;
         assert_eq!(printed.ok().as_deref(), Some("0022"));
-        let trouble = git.run(&alias("echo no secret >&2; exit 3")).await.err().expect("it failed");
+        let trouble = git.run(&alias("echo no secret >&2; exit 3")).await.expect_err("it failed");
         assert_eq!(trouble.fault("cannot x").to_string(), "cannot x: git stderr:\nno xxxxx\n");
         let scratch = tempfile::tempdir().expect("scratch");
         let fifo = scratch.path().join("fifo");
