@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::serve::Directory;
 use super::sync::Transfer;
-use super::{batch, Offer, QUEUE};
+use super::{Offer, QUEUE, batch};
 use crate::RemoteDir;
 
 /// A directory here.
