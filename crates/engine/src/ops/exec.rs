@@ -384,7 +384,7 @@ async fn agent(ctx: &OpContext, mount: &pb::Mount) -> Result<Option<AgentSocket>
     match ctx.agent(id).await? {
         Some(agent) => AgentSocket::open(&ctx.core.scratch, agent, opt).map(Some),
         None if opt.optional => Ok(None),
-        None => Err(Fault::user(format!("no SSH key \"{id}\" forwarded from the client"))
+        None => Err(Fault::user(format!("no SSH key \"{id}\" forwarded from the client: unset ssh forward key {id}"))
             .hint(format!("lend an agent with `--ssh {id}`, or a key with `--ssh {id}=<file>`"))),
     }
 }

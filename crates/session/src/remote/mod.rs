@@ -7,6 +7,7 @@
 mod batch;
 mod chosen;
 mod content;
+mod health;
 mod nearby;
 mod output;
 mod send;
@@ -25,8 +26,6 @@ use async_trait::async_trait;
 use base::{Fault, Kind, Secret};
 use futures_util::Stream;
 use hyper_util::rt::TokioIo;
-use proto::health::HealthCheckRequest;
-use proto::health::health_client::HealthClient;
 use proto::moby::buildkit::secrets::v1::GetSecretRequest;
 use proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
 use proto::moby::buildkit::v1::BytesMessage;
@@ -51,12 +50,6 @@ pub const MAX_MESSAGE: usize = 16 << 20;
 const QUEUE: usize = 16;
 /// How long a build waits for its client's session to appear.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often a client is asked whether it is there.
-const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
-/// How long it may take to say so: a slow network full of our own data is no failure.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(15);
-/// So many failures in a row mean that it is not there.
-const HEALTH_FAILURES: u32 = 2;
 /// How long a client may take to find credentials: helpers ask people and clouds.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -95,6 +88,7 @@ impl Sessions {
         }
         let methods = metadata.get_all("x-docker-expose-session-grpc-method").iter();
         let methods = methods.filter_map(|value| value.to_str().ok()).map(str::to_ascii_lowercase).collect();
+        let pace = health::Pace::asked(metadata);
         let closed = CancellationToken::new();
         let (channel, outgoing) = connect(incoming, closed.clone());
         let session = Arc::new(RemoteSession {
@@ -115,7 +109,7 @@ impl Sessions {
         self.changed.send_replace(());
         let sessions = self.clone();
         tokio::spawn(async move {
-            session.watch().await;
+            health::watch(&session, pace).await;
             let mut known = sessions.known.lock().unwrap_or_else(PoisonError::into_inner);
             if known.get(&id).is_some_and(|known| Arc::ptr_eq(known, &session)) {
                 known.remove(&id);
@@ -184,35 +178,6 @@ impl RemoteSession {
     /// Cancelled when the client is gone.
     pub fn closed(&self) -> &CancellationToken {
         &self.closed
-    }
-
-    /// Waits until the client is gone, and asks it now and then whether it is.
-    async fn watch(&self) {
-        let mut failures = 0;
-        let mut health = HealthClient::new(self.channel.clone());
-        // The first question comes at once: clients want to hear from us, and only a connection that is used is seen to end.
-        for pause in std::iter::once(Duration::ZERO).chain(std::iter::repeat(HEALTH_INTERVAL)) {
-            tokio::select! {
-                () = self.closed.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
-            }
-            let check = tokio::time::timeout(HEALTH_TIMEOUT, health.check(HealthCheckRequest::default()));
-            let answer = tokio::select! {
-                () = self.closed.cancelled() => return,
-                answer = check => answer,
-            };
-            match answer {
-                // It is there, whatever it says.
-                Ok(Ok(_)) => failures = 0,
-                Ok(Err(status)) if status.code() == Code::Unimplemented => failures = 0,
-                _ => failures += 1,
-            }
-            if failures >= HEALTH_FAILURES {
-                tracing::warn!(session = self.id, "the client does not answer any more");
-                self.closed.cancel();
-                return;
-            }
-        }
     }
 
     /// An answer of the client, or that it is gone.
