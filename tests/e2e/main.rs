@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says why it fails by failing")]
 #![expect(clippy::print_stdout, reason = "a skipped test says why")]
 
+mod guest;
 mod harness;
 mod kitchen;
 mod larder;
@@ -19,6 +20,7 @@ mod checks;
 mod contexts;
 mod crash;
 mod daemon;
+mod daemon_hostile;
 mod daemon_sockets;
 mod daemon_trouble;
 mod definitions;
@@ -33,6 +35,7 @@ mod leftovers;
 mod one_state;
 mod outputs;
 mod own_image;
+mod policies;
 mod program;
 mod proxies;
 mod registries;

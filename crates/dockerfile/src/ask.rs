@@ -78,6 +78,8 @@ pub struct ResolvedImage {
     pub digest: Option<Digest>,
     /// The image configuration as it is stored.
     pub config: Vec<u8>,
+    /// The identifier of what a policy wants in the place of the image, where that is none.
+    pub instead: Option<String>,
 }
 
 /// Files to read.

@@ -32,6 +32,7 @@ impl Ask for Fake {
                 reference: request.reference.clone(),
                 digest: Some(Digest::of(&request.reference)),
                 config: config.replace("@ARCH@", &request.platform.architecture).into_bytes(),
+                instead: None,
             })
         };
         requests.iter().map(resolve).collect()

@@ -25,6 +25,7 @@ use crate::cache::inline::Records;
 use crate::core::{Core, blocking, store_fault};
 use crate::driver::{Driver, JobHandle, panicked};
 use crate::job::{Built, Job};
+use crate::policy;
 use crate::result::FrontendResult;
 use crate::step_log::LogLimits;
 use crate::tree::Tree;
@@ -87,6 +88,8 @@ pub struct SolveRequest {
     pub cache_exports: Vec<CacheOptions>,
     /// `--allow`.
     pub entitlements: Vec<Entitlement>,
+    /// Which sources may be used, and which in the place of others.
+    pub source_policies: Vec<llb::policy::Policy>,
     /// The client.
     pub session: SharedSession,
     /// Where progress goes.
@@ -105,6 +108,8 @@ pub struct Begin {
     pub cancel: CancellationToken,
     /// Rights that it asks for.
     pub entitlements: Vec<Entitlement>,
+    /// Which sources may be used, and which in the place of others.
+    pub source_policies: Vec<llb::policy::Policy>,
 }
 
 /// What makes the LLB.
@@ -305,6 +310,7 @@ impl Engine {
             progress: request.progress,
             cancel: request.cancel,
             entitlements: request.entitlements,
+            source_policies: request.source_policies,
         });
         let bridge = bridge.await?;
         bridge.import(&request.cache_imports)?;
@@ -319,7 +325,8 @@ impl Engine {
     /// [`export`](Self::export).
     pub async fn begin(&self, begin: Begin) -> Result<Bridge, Fault> {
         self.check_rights(&begin.entitlements)?;
-        let job = Job::new(begin.session, begin.progress, begin.cancel, begin.entitlements);
+        let policies = policy::read(&begin.source_policies)?;
+        let job = Job::new(begin.session, begin.progress, begin.cancel, begin.entitlements, policies);
         let job = Arc::new(self.driver.begin(Arc::new(job)).await?);
         Ok(Bridge { core: self.core.clone(), job, has_dockerfile: self.has_dockerfile })
     }
@@ -364,7 +371,7 @@ impl Engine {
             match self.export_built(job, &result, built, exporters(exports)?, caches, options).await {
                 Err(fault) if job.job.gives_up(&fault) => {
                     tracing::warn!(%fault, "going on without a cache");
-                    result = result.anew()?;
+                    result = result.anew();
                 }
                 exported => return exported,
             }

@@ -7,6 +7,7 @@ use base::progress::{Event, Warning};
 use base::report::{Label, Running};
 use base::{Digest, Fault, Kind, Platform};
 use files::walk::Entry;
+use llb::policy::Policy;
 use proto::Message as _;
 use remotecache::ImportOptions;
 use sys::path::{Links, Root};
@@ -18,6 +19,7 @@ use crate::driver::JobHandle;
 use crate::frontend;
 use crate::look;
 use crate::ops::source::{Asking, GitDescription, ResolveMode};
+use crate::policy::Rules;
 use crate::result::{FrontendResult, Ref, Refs};
 use crate::tree::Tree;
 
@@ -44,6 +46,12 @@ pub struct ImageConfig {
 impl Bridge {
     /// Asks a frontend, or takes a definition as it is. Nothing runs until somebody needs it.
     pub async fn solve(&self, frontend: Frontend) -> Result<FrontendResult, Fault> {
+        self.solve_by(frontend, &[]).await
+    }
+
+    /// The same, with more rules about sources than those of the build.
+    pub async fn solve_by(&self, frontend: Frontend, policies: &[Policy]) -> Result<FrontendResult, Fault> {
+        let rules = Rules::of(&self.job.job, policies)?;
         match frontend.built_in() {
             Frontend::Named { name, mut options, inputs } => match name.as_str() {
                 "dockerfile.v0" if !self.has_dockerfile => {
@@ -52,7 +60,7 @@ impl Bridge {
                 }
                 "dockerfile.v0" => {
                     self.import(&cache::take_imports(&mut options)?)?;
-                    frontend::dockerfile::build(&self.core, &self.job, options, inputs).await
+                    frontend::dockerfile::build(&self.core, &self.job, rules, options, inputs).await
                 }
                 "gateway.v0" => Err(Fault::user("frontend `gateway.v0` is not supported yet")
                     .hint("use `--frontend dockerfile.v0`: the built-in frontend knows the newest syntax")),
@@ -61,7 +69,7 @@ impl Bridge {
             Frontend::Llb(bytes) => {
                 let definition = llb::pb::Definition::decode(bytes.as_slice());
                 let definition = definition.map_err(|e| Fault::because(Kind::User, "malformed definition", e))?;
-                Ok(FrontendResult { refs: Refs::One(Ref::new(definition)?), ..FrontendResult::default() })
+                Ok(FrontendResult { refs: Refs::One(Ref::new(definition, &rules)?), ..FrontendResult::default() })
             }
         }
     }
@@ -77,6 +85,11 @@ impl Bridge {
     /// Has ops that fail from now on leave behind what there is to see ([`wreck`](crate::wreck)), until the build ends.
     pub fn keep_wrecks(&self) {
         self.job.job.want_wrecks();
+    }
+
+    /// Asks the build's rules and these whether a source may be used, and what in its place.
+    pub fn judge(&self, source: &mut llb::pb::SourceOp, policies: &[Policy]) -> Result<(), Fault> {
+        Rules::of(&self.job.job, policies)?.apply_to_metadata(source).map(drop)
     }
 
     /// Makes a result now.

@@ -55,6 +55,10 @@ pub(crate) struct Job {
     reading: AtomicU32,
     /// What vertices of later readings are called in definitions.
     originals: Mutex<HashMap<Digest, Digest>>,
+    /// What vertices are called in definitions whose sources policies changed.
+    converted: Mutex<HashMap<Digest, Digest>>,
+    /// What the client says about sources.
+    pub(crate) policies: llb::policy::Policies,
 }
 
 type ImageKey = (String, Platform, ResolveMode);
@@ -66,6 +70,7 @@ impl Job {
         sink: Arc<dyn Sink>,
         cancel: CancellationToken,
         entitlements: Vec<Entitlement>,
+        policies: llb::policy::Policies,
     ) -> Job {
         Job {
             session,
@@ -86,6 +91,8 @@ impl Job {
             wants_wrecks: AtomicBool::new(false),
             reading: AtomicU32::new(0),
             originals: Mutex::default(),
+            converted: Mutex::default(),
+            policies,
         }
     }
 
@@ -172,12 +179,19 @@ impl Job {
         self.originals.lock().unwrap_or_else(PoisonError::into_inner).get(&vertex).copied().unwrap_or(vertex)
     }
 
+    /// Notes what policies made of vertices: their new names with the old ones.
+    pub(crate) fn add_converted(&self, renamed: Vec<(Digest, Digest)>) {
+        self.converted.lock().unwrap_or_else(PoisonError::into_inner).extend(renamed);
+    }
+
     pub(crate) fn add_places(&self, source: &llb::pb::Source) {
         self.places.lock().unwrap_or_else(PoisonError::into_inner).add(source);
     }
 
     pub(crate) fn locate(&self, fault: Fault, vertex: Digest) -> Fault {
         let vertex = self.original(vertex);
+        let converted = self.converted.lock().unwrap_or_else(PoisonError::into_inner).get(&vertex).copied();
+        let vertex = converted.unwrap_or(vertex);
         self.places.lock().unwrap_or_else(PoisonError::into_inner).locate(fault, vertex)
     }
 

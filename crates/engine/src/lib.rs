@@ -23,6 +23,7 @@ mod memo;
 mod open;
 mod ops;
 mod places;
+mod policy;
 mod result;
 mod shadow;
 mod show;

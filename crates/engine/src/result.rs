@@ -10,8 +10,8 @@ use serde::Deserialize;
 use tokio::sync::OnceCell;
 
 use crate::driver::{JobHandle, Made};
-use crate::frontend::dockerfile::read;
 use crate::job::{Built, BuiltPlatform};
+use crate::policy::Rules;
 use crate::tree::Tree;
 use crate::wreck::Wreck;
 
@@ -63,11 +63,11 @@ struct Inner {
 
 impl Ref {
     /// The result of a definition. An empty definition makes nothing.
-    pub(crate) fn new(definition: pb::Definition) -> Result<Option<Ref>, Fault> {
+    pub(crate) fn new(definition: pb::Definition, rules: &Rules) -> Result<Option<Ref>, Fault> {
         if definition.def.is_empty() {
             return Ok(None);
         }
-        let graph = read(definition.clone())?;
+        let graph = rules.read(definition.clone())?;
         Ok(Some(Ref(Arc::new(Inner { definition, graph: Some(graph), made: OnceCell::new(), _wreck: None }))))
     }
 
@@ -75,6 +75,13 @@ impl Ref {
     pub(crate) fn left(tree: Tree, wreck: Arc<Wreck>) -> Ref {
         let made = OnceCell::new_with(Some(Made { tree, keys: Vec::new() }));
         Ref(Arc::new(Inner { definition: pb::Definition::default(), graph: None, made, _wreck: Some(wreck) }))
+    }
+
+    /// The same, not made yet.
+    fn anew(&self) -> Ref {
+        let Inner { definition, graph, .. } = &*self.0;
+        let (definition, graph, made) = (definition.clone(), graph.clone(), OnceCell::new());
+        Ref(Arc::new(Inner { definition, graph, made, _wreck: None }))
     }
 
     /// What it is made by.
@@ -107,19 +114,15 @@ impl FrontendResult {
     }
 
     /// The same answer, nothing of it made.
-    pub(crate) fn anew(&self) -> Result<FrontendResult, Fault> {
-        let anew = |reference: &Option<Ref>| match reference {
-            Some(reference) => Ref::new(reference.definition().clone()),
-            None => Ok(None),
-        };
+    pub(crate) fn anew(&self) -> FrontendResult {
+        let anew = |reference: &Option<Ref>| reference.as_ref().map(Ref::anew);
         let refs = match &self.refs {
-            Refs::One(one) => Refs::One(anew(one)?),
+            Refs::One(one) => Refs::One(anew(one)),
             Refs::Many(many) => {
-                let each = many.iter().map(|(key, reference)| Ok((key.clone(), anew(reference)?)));
-                Refs::Many(each.collect::<Result<_, Fault>>()?)
+                Refs::Many(many.iter().map(|(key, reference)| (key.clone(), anew(reference))).collect())
             }
         };
-        Ok(FrontendResult { refs, metadata: self.metadata.clone() })
+        FrontendResult { refs, metadata: self.metadata.clone() }
     }
 
     /// The name that the frontend chose for the image.

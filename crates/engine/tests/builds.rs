@@ -85,6 +85,7 @@ fn request(frontend: Frontend, session: impl Session + 'static, progress: Arc<dy
         cache_imports: Vec::new(),
         cache_exports: Vec::new(),
         entitlements: Vec::new(),
+        source_policies: Vec::new(),
         session: Arc::new(session),
         progress,
         cancel: CancellationToken::new(),
@@ -327,7 +328,9 @@ fn marshalled(builder: &Builder, state: &State) -> Frontend {
 async fn read(engine: &Engine, frontend: Frontend) -> Result<(String, i64), Fault> {
     let session = Arc::new(LocalSession::new("reader".to_owned()));
     let (progress, cancel) = (Arc::new(Discard), CancellationToken::new());
-    let bridge = engine.begin(engine::Begin { session, progress, cancel, entitlements: Vec::new() }).await?;
+    let bridge = engine
+        .begin(engine::Begin { session, progress, cancel, entitlements: Vec::new(), source_policies: Vec::new() })
+        .await?;
     let result = bridge.solve(frontend).await?;
     let file = result.all()[0];
     let bytes = bridge.read_file(file, "/f", None).await?;

@@ -182,6 +182,40 @@ impl Graph {
             .read(definition.source)
     }
 
+    /// Lets sources be changed; `change` says whether it did. What they and their readers are called then is what a client
+    /// would call them that had asked for the changed sources. Answers the new names with the old ones.
+    pub fn change_sources<E>(
+        &mut self,
+        mut change: impl FnMut(&Digest, &mut pb::SourceOp) -> Result<bool, E>,
+    ) -> Result<Vec<(Digest, Digest)>, E> {
+        let mut renamed = Vec::new();
+        for index in 0..self.vertices.len() {
+            let (before, vertex) = self.vertices.split_at_mut(index);
+            let vertex = &mut vertex[0];
+            let mut changed = match &mut vertex.op.op {
+                Some(pb::op::Op::Source(source)) => change(&vertex.digest, source)?,
+                _ => false,
+            };
+            for (input, edge) in vertex.op.inputs.iter_mut().zip(&vertex.inputs) {
+                let digest = before[edge.vertex.0 as usize].digest.to_string();
+                if input.digest != digest {
+                    input.digest = digest;
+                    changed = true;
+                }
+            }
+            if changed {
+                let mut bytes = vertex.op.encode_to_vec();
+                // The op's own message does not know this kind.
+                if let Some(passthrough) = &vertex.passthrough {
+                    bytes.extend(passthrough.encode_to_vec());
+                }
+                let digest = Digest::of(bytes);
+                renamed.push((digest, std::mem::replace(&mut vertex.digest, digest)));
+            }
+        }
+        Ok(renamed)
+    }
+
     /// The vertices, inputs first.
     pub fn vertices(&self) -> &[Vertex] {
         &self.vertices
@@ -350,6 +384,29 @@ mod tests {
             assert!(matches!(graph(vec![a.clone(), b.clone(), bad, out]), Err(Error::BadPassthrough { index: 2 })));
         }
         assert!(matches!(graph(vec![a.clone(), b.clone(), pass(&[0])]), Err(Error::NoOutput)));
+    }
+
+    #[test]
+    fn changed_sources_are_called_what_they_are_now() {
+        let (a, b) = (source("a"), source("b"));
+        let [m, n] = [&a, &b].map(|source| reads(&[(source, 0)], merge()));
+        let top = |m: &[u8]| reads(&[(m, 0), (&b, 0)], merge());
+        let build = |below: &[u8], m: &[u8]| {
+            let top = top(m);
+            let out = reads(&[(&top, 0)], None);
+            graph(vec![below.to_vec(), b.clone(), m.to_vec(), top, out]).expect("a good graph")
+        };
+        let mut changed = build(&a, &m);
+        let renamed = changed.change_sources(|_, source| {
+            let is_a = source.identifier == "a";
+            source.identifier = "b".to_owned();
+            Ok::<_, ()>(is_a)
+        });
+        let renamed = renamed.expect("nothing failed");
+        let names = |graph: &Graph| graph.vertices().iter().map(|vertex| vertex.digest).collect::<Vec<_>>();
+        let of = |bytes: &[u8]| Digest::of(bytes);
+        assert_eq!(renamed, [(of(&b), of(&a)), (of(&n), of(&m)), (of(&top(&n)), of(&top(&m)))]);
+        assert_eq!(names(&changed).last(), Some(&of(&top(&n))));
     }
 
     #[test]

@@ -211,7 +211,7 @@ fn meta_json(meta: &pb::Meta) -> String {
         .end()
 }
 
-fn mount_json(mount: &pb::Mount) -> String {
+pub(crate) fn mount_json(mount: &pb::Mount) -> String {
     Object::new()
         .int("input", mount.input)
         .str("selector", &mount.selector)
@@ -329,7 +329,7 @@ fn action_json(action: &pb::FileAction, inputs: usize, selectors: &mut [Vec<Sele
     })
 }
 
-fn copy_json(copy: &pb::FileActionCopy) -> String {
+pub(crate) fn copy_json(copy: &pb::FileActionCopy) -> String {
     Object::new()
         .str("src", &copy.src)
         .str("dest", &copy.dest)
@@ -350,7 +350,7 @@ fn copy_json(copy: &pb::FileActionCopy) -> String {
         .end()
 }
 
-fn owner_json(owner: &pb::ChownOpt) -> String {
+pub(crate) fn owner_json(owner: &pb::ChownOpt) -> String {
     let user = |user: &pb::UserOpt| {
         use pb::user_opt::User;
         let inner = match &user.user {

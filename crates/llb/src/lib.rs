@@ -8,9 +8,11 @@
 pub mod build;
 mod go_json;
 mod graph;
+pub mod json;
 pub mod key;
 mod passthrough;
 pub mod path;
+pub mod policy;
 pub mod text;
 
 pub use graph::{Edge, Error, Graph, Limits, Vertex, VertexId};

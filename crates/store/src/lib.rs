@@ -31,6 +31,7 @@
 mod content;
 mod diff;
 mod difference;
+mod dump;
 mod error;
 mod keys;
 mod kv;
@@ -48,6 +49,7 @@ use std::sync::{Arc, Mutex};
 
 pub use content::{Blob, BlobHold, BlobInfo, Claim, ClaimGuard, Content, Writer};
 pub use diff::{Change, ChangeKind, FileKind, Metadata};
+pub use dump::dump;
 pub use error::Error;
 pub use keys::CacheKeys;
 pub use kv::Kv;

@@ -20,7 +20,7 @@ use crate::spec::cache::{Direction, caches};
 use crate::spec::context::{NamedContext, build_context, is_remote};
 use crate::spec::output::Export;
 use crate::spec::pairs::{build_args, errno_text, labels, require_dir};
-use crate::spec::{allow, call, docker, invalid, output, proxies, secret, ssh};
+use crate::spec::{allow, call, docker, invalid, output, policy, proxies, secret, ssh};
 
 /// Build an image from a Dockerfile.
 ///
@@ -234,6 +234,7 @@ impl Build {
         plan.cache_imports = caches("--cache-from", Direction::Import, &self.cache_from, environment)?;
         plan.cache_exports = caches("--cache-to", Direction::Export, &self.cache_to, environment)?;
         plan.entitlements = allow::entitlements(&self.allow)?;
+        plan.source_policy = environment.path(policy::VARIABLE).as_deref().map(policy::read).transpose()?;
         for value in &self.secret {
             let (id, source) = secret::secret(value, environment)?;
             plan.secrets.insert(id, source);

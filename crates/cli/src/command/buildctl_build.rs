@@ -16,7 +16,7 @@ use crate::metadata;
 use crate::spec::cache::{Direction, caches};
 use crate::spec::context::layouts;
 use crate::spec::pairs::{frontend_options, locals};
-use crate::spec::{allow, csv, invalid, output, secret, ssh};
+use crate::spec::{allow, csv, invalid, output, policy, secret, ssh};
 
 /// Build with a frontend, or from LLB on standard input.
 ///
@@ -67,7 +67,7 @@ pub struct BuildctlBuild {
     /// Write digests and names of the result to this file as JSON
     #[arg(long, value_name = "FILE")]
     metadata_file: Option<PathBuf>,
-    /// Not supported yet: a policy about sources
+    /// Rules about sources, as JSON: which may be used, and which in the place of others
     #[arg(long, value_name = "FILE")]
     source_policy_file: Option<PathBuf>,
     /// Not supported yet: force the network through a proxy
@@ -79,7 +79,7 @@ pub struct BuildctlBuild {
     /// Certificates for the token server of a registry: host=https://HOST,ca=FILE,cert=FILE,key=FILE,insecure=BOOL
     #[arg(long, value_name = "TLS")]
     registry_auth_tlscontext: Vec<String>,
-    /// Not supported yet: counts of cache use
+    /// Write counts of what came from the cache to stdout, stderr or this file, as JSON
     #[arg(long, value_name = "FILE")]
     debug_json_cache_metrics: Option<String>,
 }
@@ -123,11 +123,7 @@ impl BuildctlBuild {
     }
 
     fn refuse_what_is_not_there(&self) -> Result<(), Fault> {
-        for (flag, used) in [
-            ("--source-policy-file", self.source_policy_file.is_some()),
-            ("--proxy-network", self.proxy_network),
-            ("--debug-json-cache-metrics", self.debug_json_cache_metrics.as_deref().is_some_and(|v| !v.is_empty())),
-        ] {
+        for (flag, used) in [("--proxy-network", self.proxy_network)] {
             if used {
                 return Err(not_yet(flag));
             }
@@ -146,9 +142,12 @@ impl BuildctlBuild {
             self.output.iter().map(|value| output::buildkit(value, environment)).collect::<Result<_, _>>()?;
         plan.cache_exports = caches("--export-cache", Direction::Export, &self.export_cache, environment)?;
         plan.cache_imports = caches("--import-cache", Direction::Import, &self.import_cache, environment)?;
+        let policy = self.source_policy_file.as_deref().filter(|path| !path.as_os_str().is_empty());
+        plan.source_policy = policy.map(policy::read).transpose()?;
         plan.dirs = locals(&self.local)?;
         plan.layouts = layouts(&self.oci_layout)?;
         plan.trace = self.trace.clone();
+        plan.cache_metrics = self.debug_json_cache_metrics.clone().filter(|to| !to.is_empty());
         plan.metadata_file = self.metadata_file.clone();
         plan.ref_file = self.ref_file.clone();
         let mut options = frontend_options(&self.opt, environment)?;

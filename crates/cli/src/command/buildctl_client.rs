@@ -13,12 +13,13 @@ use proto::moby::buildkit::v1::control_client::ControlClient;
 use serde_json::json;
 use tonic::transport::Channel;
 
-use super::buildctl_history::{Formatted, Get, Logs, Monitor};
+use super::buildctl_dump::{DumpLlb, DumpMetadata};
+use super::buildctl_history::{Ctl, Formatted, Get, Logs, Monitor};
 use super::{Action, buildctl_build, du, explain, prune};
 use crate::connect::{Remote, connect};
 use crate::daemonless::run::Failure;
 use crate::environment::Environment;
-use crate::spec::goflags;
+use crate::spec::{goflags, invalid};
 
 /// The client of a buildkitd.
 #[derive(Debug, Parser)]
@@ -72,6 +73,9 @@ struct Globals {
     /// Seconds that connecting may take
     #[arg(long, default_value = "5", value_name = "SECONDS")]
     timeout: u64,
+    /// Form of the log: text or json
+    #[arg(long, default_value = "text", value_name = "FORMAT")]
+    log_format: String,
     /// Try for as long as the daemon is not there yet
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
     wait: bool,
@@ -98,6 +102,11 @@ enum Debug {
         /// Everything known about each
         #[arg(long, short, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
         verbose: bool,
+        /// Only those that match, such as id==ID or labels."KEY"==VALUE
+        #[arg(long, short, value_name = "FILTER")]
+        filter: Vec<String>,
+        #[command(flatten)]
+        form: Formatted,
     },
     /// Show the daemon's version
     Info(Formatted),
@@ -106,6 +115,9 @@ enum Debug {
     Logs(Logs),
     Get(Get),
     Monitor(Monitor),
+    Ctl(Ctl),
+    DumpLlb(DumpLlb),
+    DumpMetadata(DumpMetadata),
 }
 
 /// Parses the arguments after the program's name.
@@ -121,7 +133,23 @@ pub fn parse(args: Vec<OsString>) -> Result<Action, Fault> {
         Err(error) => return explain(&error),
         Ok(line) => line,
     };
-    if let Command::PruneHistories(form) | Command::Debug(Debug::Info(form) | Debug::Histories(form)) = &command {
+    let command = match command {
+        // No daemon is asked for what lies in files.
+        Command::Debug(Debug::DumpLlb(dump)) => return Ok(Action::Simple(Box::new(move || dump.print()))),
+        Command::Debug(Debug::DumpMetadata(dump)) => {
+            return Ok(Action::client(|environment| async move { Ok(dump.print(&environment)?) }));
+        }
+        other => other,
+    };
+    if !matches!(globals.log_format.as_str(), "" | "text" | "json") {
+        return Err(invalid("--log-format", &globals.log_format, "known are text and json"));
+    }
+    if let Command::Debug(Debug::Ctl(ctl)) = &command {
+        ctl.check()?;
+    }
+    if let Command::PruneHistories(form)
+    | Command::Debug(Debug::Info(form) | Debug::Histories(form) | Debug::Workers { form, .. }) = &command
+    {
         // Mistakes show before the daemon is asked.
         form.parse()?;
     }
@@ -132,7 +160,10 @@ async fn run(globals: Globals, command: Command, environment: Environment) -> Re
     if globals.debug {
         let log = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr);
         // There is one log at most.
-        let _ = log.with_ansi(false).try_init();
+        let _ = match globals.log_format.as_str() {
+            "json" => log.json().try_init(),
+            _ => log.with_ansi(false).try_init(),
+        };
     }
     let remote = globals.remote(&environment)?;
     let channel = globals.connect(&remote).await?;
@@ -140,12 +171,18 @@ async fn run(globals: Globals, command: Command, environment: Environment) -> Re
         Command::Build(build) => build.by_daemon(channel, environment).await,
         Command::Du(du) => Ok(disk_usage(channel, &du).await?),
         Command::Prune(prune) => Ok(clean(channel, &prune).await?),
-        Command::Debug(Debug::Workers { verbose }) => Ok(workers(channel, verbose).await?),
+        Command::Debug(Debug::Workers { verbose, filter, form }) => {
+            Ok(workers(channel, verbose, filter, form.parse()?).await?)
+        }
         Command::Debug(Debug::Info(form)) => Ok(info(channel, form.parse()?).await?),
         Command::Debug(Debug::Histories(form)) => Ok(form.list(channel).await?),
         Command::Debug(Debug::Logs(logs)) => Ok(logs.show(channel, &environment).await?),
         Command::Debug(Debug::Get(get)) => Ok(get.print(channel).await?),
         Command::Debug(Debug::Monitor(monitor)) => Ok(monitor.show(channel).await?),
+        Command::Debug(Debug::Ctl(ctl)) => Ok(ctl.change(channel).await?),
+        Command::Debug(Debug::DumpLlb(_) | Debug::DumpMetadata(_)) => {
+            Err(Fault::new(base::Kind::Internal, "no daemon is asked for that").into())
+        }
         Command::DialStdio => Ok(dial_stdio(&remote).await?),
         Command::PruneHistories(form) => Ok(form.prune(channel).await?),
     }
@@ -220,8 +257,8 @@ async fn clean(channel: Channel, prune: &prune::Prune) -> Result<(), Fault> {
     crate::print(&prune.text(format, &gone))
 }
 
-async fn workers(channel: Channel, verbose: bool) -> Result<(), Fault> {
-    let request = wire::ListWorkersRequest::default();
+async fn workers(channel: Channel, verbose: bool, filter: Vec<String>, format: du::Format) -> Result<(), Fault> {
+    let request = wire::ListWorkersRequest { filter };
     let workers = ControlClient::new(channel).list_workers(request).await.map_err(failed)?.into_inner().record;
     let platform = |platform: &proto::pb::Platform| {
         base::Platform::new(&platform.os, &platform.architecture, &platform.variant).to_string()
@@ -229,6 +266,10 @@ async fn workers(channel: Channel, verbose: bool) -> Result<(), Fault> {
     let platforms =
         |worker: &wire::types::WorkerRecord| worker.platforms.iter().map(platform).collect::<Vec<_>>().join(",");
     let mut text = String::new();
+    if format == du::Format::Json {
+        workers.iter().for_each(|worker| text.push_str(&format!("{}\n", worker_json(worker))));
+        return crate::print(&text);
+    }
     if !verbose {
         let mut rows = vec![vec!["ID".to_owned(), "PLATFORMS".to_owned()]];
         rows.extend(workers.iter().map(|worker| vec![worker.id.clone(), platforms(worker)]));
@@ -265,6 +306,33 @@ async fn workers(channel: Channel, verbose: bool) -> Result<(), Fault> {
         text.push('\n');
     }
     crate::print(&text)
+}
+
+/// As Go's client prints a worker.
+fn worker_json(worker: &wire::types::WorkerRecord) -> serde_json::Value {
+    let labels: std::collections::BTreeMap<_, _> = worker.labels.iter().collect();
+    let platform = |platform: &proto::pb::Platform| {
+        let mut shown = json!({ "architecture": platform.architecture, "os": platform.os });
+        if !platform.variant.is_empty() {
+            shown["variant"] = platform.variant.clone().into();
+        }
+        shown
+    };
+    let rule = |rule: &wire::types::GcPolicy| {
+        json!({
+            "all": rule.all, "keepDuration": rule.keep_duration, "filter": rule.filters,
+            "reservedSpace": rule.reserved_space, "maxUsedSpace": rule.max_used_space,
+            "minFreeSpace": rule.min_free_space,
+        })
+    };
+    let version = worker.buildkit_version.clone().unwrap_or_default();
+    json!({
+        "id": worker.id, "labels": labels,
+        "platforms": worker.platforms.iter().map(platform).collect::<Vec<_>>(),
+        "gcPolicy": worker.gc_policy.iter().map(rule).collect::<Vec<_>>(),
+        "buildkitVersion":
+            { "package": version.package, "version": version.version, "revision": version.revision },
+    })
 }
 
 async fn info(channel: Channel, format: du::Format) -> Result<(), Fault> {

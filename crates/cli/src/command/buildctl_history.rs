@@ -60,6 +60,47 @@ pub(super) struct Monitor {
     r#ref: Option<String>,
 }
 
+/// Keep the record of a build, give it free, or remove it.
+#[derive(Debug, Args)]
+pub(super) struct Ctl {
+    /// The build's reference
+    #[arg(value_name = "REF")]
+    reference: Option<String>,
+    /// Keep it
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
+    pin: bool,
+    /// Do not keep it any longer
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
+    unpin: bool,
+    /// Remove it
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
+    delete: bool,
+}
+
+impl Ctl {
+    /// Mistakes show before the daemon is asked.
+    pub(super) fn check(&self) -> Result<&str, Fault> {
+        let reference = self.reference.as_deref().filter(|reference| !reference.is_empty());
+        let reference = reference.ok_or_else(|| Fault::user("build ref must be specified"))?;
+        match (self.pin, self.unpin, self.delete) {
+            (false, false, false) => Err(Fault::user("must specify one of --pin, --unpin, --delete")),
+            (true, true, _) => Err(Fault::user("cannot specify both --pin and --unpin")),
+            (true, _, true) | (_, true, true) => Err(Fault::user("cannot specify --delete with --pin or --unpin")),
+            _ => Ok(reference),
+        }
+    }
+
+    pub(super) async fn change(&self, channel: Channel) -> Result<(), Fault> {
+        let request = wire::UpdateBuildHistoryRequest {
+            r#ref: self.check()?.to_owned(),
+            pinned: self.pin,
+            delete: self.delete,
+            ..wire::UpdateBuildHistoryRequest::default()
+        };
+        control(channel).update_build_history(request).await.map(drop).map_err(failed)
+    }
+}
+
 fn failed(status: tonic::Status) -> Fault {
     fault(&status)
 }

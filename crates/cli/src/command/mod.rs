@@ -7,6 +7,7 @@ mod build_no_effect;
 pub mod buildctl;
 pub mod buildctl_build;
 pub mod buildctl_client;
+mod buildctl_dump;
 mod buildctl_history;
 pub mod buildkitd;
 pub mod buildkitd_flags;

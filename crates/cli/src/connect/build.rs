@@ -150,6 +150,7 @@ fn wire_request(request: SolveRequest, reference: String, session: String) -> Re
             imports: request.cache_imports.into_iter().map(cache).collect(),
             ..wire::CacheOptions::default()
         }),
+        source_policy: request.source_policies.into_iter().next(),
         entitlements: request.entitlements.iter().map(ToString::to_string).collect(),
         exporters: request
             .exports

@@ -4,6 +4,7 @@
 //! started with); [`run`] opens the engine and builds.
 
 mod answer;
+mod cache_metrics;
 mod caches;
 mod layout;
 mod plan;

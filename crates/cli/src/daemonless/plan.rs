@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use base::{Fault, Kind};
 use engine::{CacheOptions, Entitlement, Frontend};
+use proto::moby::buildkit::v1::sourcepolicy::Policy;
 use session::local::{SecretSource, SshSource};
 
 use super::answer::Call;
@@ -23,6 +24,8 @@ pub struct BuildPlan {
     pub cache_exports: Vec<CacheOptions>,
     /// Rights that the build asks for.
     pub entitlements: Vec<Entitlement>,
+    /// Which sources may be used, and which in the place of others.
+    pub source_policy: Option<Policy>,
     /// Shared directories by name.
     pub dirs: BTreeMap<String, PathBuf>,
     /// OCI layouts by name.
@@ -37,6 +40,8 @@ pub struct BuildPlan {
     pub sum_up_warnings: bool,
     /// Where progress is written as JSON.
     pub trace: Option<PathBuf>,
+    /// Where counts of what came from the cache are written.
+    pub cache_metrics: Option<String>,
     /// Where the exporters' answers are written.
     pub metadata_file: Option<PathBuf>,
     /// Where the image's id is written.
@@ -60,6 +65,7 @@ impl BuildPlan {
             cache_imports: Vec::new(),
             cache_exports: Vec::new(),
             entitlements: Vec::new(),
+            source_policy: None,
             dirs: BTreeMap::new(),
             layouts: BTreeMap::new(),
             secrets: BTreeMap::new(),
@@ -67,6 +73,7 @@ impl BuildPlan {
             mode,
             sum_up_warnings: false,
             trace: None,
+            cache_metrics: None,
             metadata_file: None,
             iid_file: None,
             ref_file: None,

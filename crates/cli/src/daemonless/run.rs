@@ -13,6 +13,7 @@ use session::local::{Layout, LocalSession};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::cache_metrics::CacheMetrics;
 use super::caches::LocalCaches;
 use super::layout::ImageLayout;
 use super::{BuildPlan, Settings};
@@ -206,10 +207,18 @@ where
     for warning in missing {
         display::tell(plan.mode, &mut out, &Notice::Warning(warning));
     }
+    let metrics = plan.cache_metrics.as_deref().map(CacheMetrics::new).transpose()?;
     let display = Display::start(plan.mode, out, trace, plan.sum_up_warnings, environment);
     let layout = ImageLayout::of(&plan.exports);
-    let result = solve(request(&plan, &caches, &layout, reference, environment, &display, cancel.clone())).await;
+    let mut request = request(&plan, &caches, &layout, reference, environment, &display, cancel.clone());
+    if let Some(metrics) = &metrics {
+        request.progress = metrics.counting(request.progress);
+    }
+    let result = solve(request).await;
     let steps = display.finish();
+    if let Some(metrics) = metrics {
+        metrics.write()?;
+    }
     match result {
         Ok(response) => {
             if response.exporter_response.contains_key(CACHE_MANIFEST) {
@@ -265,6 +274,7 @@ fn request(
         cache_imports: plan.cache_imports.clone(),
         cache_exports: plan.cache_exports.clone(),
         entitlements: plan.entitlements.clone(),
+        source_policies: plan.source_policy.clone().into_iter().collect(),
         session: Arc::new(session),
         progress: display.sink(),
         cancel,

@@ -12,6 +12,7 @@ pub mod docker;
 pub mod goflags;
 pub mod output;
 pub mod pairs;
+pub mod policy;
 pub mod proxies;
 pub mod secret;
 pub mod ssh;

@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::gateway::ClientBuild;
 use super::status::{responses, time};
+use crate::filter::Filter;
 use crate::history::Recording;
 use crate::{BUILDKIT_VERSION, Identity, Shared};
 
@@ -131,10 +132,16 @@ impl wire::control_server::Control for Control {
     ) -> Result<Response<wire::ListWorkersResponse>, Status> {
         let identity = &self.0.identity;
         let filters = request.into_inner().filter;
+        let filters = filters.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>();
+        let filters = filters.map_err(Status::invalid_argument)?;
         let record = worker(identity);
-        let wanted =
-            |filter: &String| filter.is_empty() || *filter == format!("id=={}", record.id) || *filter == record.id;
-        let record = if filters.is_empty() || filters.iter().any(wanted) { vec![record] } else { Vec::new() };
+        let field = |path: &[String]| match path {
+            [id] if id == "id" => Some(record.id.clone()),
+            [labels, key] if labels == "labels" => record.labels.get(key).cloned(),
+            _ => None,
+        };
+        let is_wanted = filters.is_empty() || filters.iter().any(|filter| filter.matches(field));
+        let record = if is_wanted { vec![record] } else { Vec::new() };
         Ok(Response::new(wire::ListWorkersResponse { record }))
     }
 
@@ -206,6 +213,7 @@ async fn solve_by_client(
         progress: request.progress,
         cancel: request.cancel,
         entitlements: request.entitlements,
+        source_policies: request.source_policies,
     };
     let bridge = shared.engine.begin(begin).await?;
     bridge.import(&request.cache_imports)?;
@@ -247,8 +255,11 @@ async fn solve_request(
     };
     let inputs: Inputs =
         request.frontend_inputs.iter().map(|(name, input)| (name.clone(), input.encode_to_vec())).collect();
-    if request.source_policy.is_some() || !request.source_policy_session.is_empty() {
-        return Err(Fault::user("source policies are not supported yet"));
+    if !request.source_policy_session.is_empty() {
+        return Err(Fault::user(
+            "source policies that the client decides on itself (SourcePolicySession) are not supported yet",
+        )
+        .hint("give the rules as a source policy file"));
     }
     let mut by_client = None;
     let inputs_of_client = request.frontend_inputs;
@@ -289,6 +300,7 @@ async fn solve_request(
         cache_imports,
         cache_exports,
         entitlements,
+        source_policies: request.source_policy.into_iter().collect(),
         session,
         progress: build.clone(),
         cancel: build.cancel.clone(),

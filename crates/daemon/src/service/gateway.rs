@@ -260,8 +260,18 @@ impl llb_bridge_server::LlbBridge for Gateway {
         if request.resolver_type != 0 {
             return Err(Status::unknown("images of OCI layouts are not resolved for clients yet"));
         }
+        let identifier = format!("docker-image://{}", request.r#ref);
+        let mut source = proto::pb::SourceOp { identifier, ..proto::pb::SourceOp::default() };
+        build.bridge.judge(&mut source, &request.source_policies).map_err(failed)?;
+        let Some(name) = source.identifier.strip_prefix("docker-image://") else {
+            let shown = base::redact_url(&source.identifier);
+            return Err(Status::unknown(format!(
+                "a policy puts `{shown}`, which is no image, in the place of {}",
+                request.r#ref
+            )));
+        };
         let platform = request.platform.as_ref().map(platform);
-        let found = build.bridge.resolve_image(&request.r#ref, platform, &request.resolve_mode, &request.log_name);
+        let found = build.bridge.resolve_image(name, platform, &request.resolve_mode, &request.log_name);
         let found = found.await.map_err(failed)?;
         Ok(Response::new(wire::ResolveImageConfigResponse {
             digest: found.digest.to_string(),
@@ -276,7 +286,8 @@ impl llb_bridge_server::LlbBridge for Gateway {
     ) -> Result<Response<wire::ResolveSourceMetaResponse>, Status> {
         let build = self.build(request.metadata()).await?;
         let request = request.into_inner();
-        let source = request.source.ok_or_else(|| Status::invalid_argument("source is required"))?;
+        let mut source = request.source.ok_or_else(|| Status::invalid_argument("source is required"))?;
+        build.bridge.judge(&mut source, &request.source_policies).map_err(failed)?;
         let Some(name) = source.identifier.strip_prefix("docker-image://") else {
             // Nothing is to be found out about others before they are read.
             if source.identifier.starts_with("local://") {
@@ -425,9 +436,6 @@ async fn solve(build: &ClientBuild, request: wire::SolveRequest) -> Result<Front
     let import =
         |entry: wire::CacheOptionsEntry| CacheOptions { kind: entry.r#type, attrs: entry.attrs.into_iter().collect() };
     build.bridge.import(&request.cache_imports.into_iter().map(import).collect::<Vec<_>>())?;
-    if !request.source_policies.is_empty() {
-        return Err(Fault::user("source policies are not supported yet"));
-    }
     if request.r#final {
         return Err(Fault::user("clients that do not return their result are too old"));
     }
@@ -440,7 +448,7 @@ async fn solve(build: &ClientBuild, request: wire::SolveRequest) -> Result<Front
             Frontend::Named { name: name.to_owned(), options: request.frontend_opt.into_iter().collect(), inputs }
         }
     };
-    build.bridge.solve(frontend).await
+    build.bridge.solve_by(frontend, &request.source_policies).await
 }
 
 /// A client's result, its references by their names.

@@ -218,6 +218,12 @@ impl Lowering<'_> {
         resolved: &ResolvedImage,
     ) -> Result<()> {
         let wrong = |what: String| Error::new(format!("`{typed}`: {what}"));
+        if let Some(instead) = &resolved.instead {
+            return Err(wrong(format!(
+                "a source policy puts `{}` in its place, which is no image",
+                base::redact_url(instead)
+            )));
+        }
         let mut reference = Reference::parse(&resolved.reference).map_err(|error| wrong(cause(&error)))?;
         if let Some(digest) = resolved.digest {
             reference = reference.with_digest(digest);

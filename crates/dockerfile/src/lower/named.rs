@@ -87,6 +87,14 @@ impl Lowering<'_> {
             let doing = format!("context `{}`", named.name);
             Error::Ask { doing, spans: Vec::new(), hint: None, fault: Box::new(fault) }
         })?;
+        if let Some(instead) = resolved.as_ref().and_then(|resolved| resolved.instead.as_deref()) {
+            let (scheme, rest) = instead.split_once("://").unwrap_or(("", instead));
+            let value = match scheme {
+                "http" | "https" => instead.to_owned(),
+                _ => format!("{scheme}:{rest}"),
+            };
+            return self.load_named(&Named { value, ..named.clone() }, None);
+        }
         let label = |what: &str| format!("[context {}] {what}", named.name);
         match (named.scheme(), resolved) {
             (("docker-image", "scratch"), _) => Ok((State::scratch(), None)),

@@ -16,7 +16,12 @@ impl Ask for Toy<'_> {
             }
             let config = br#"{"architecture":"amd64","os":"linux","config":{"OnBuild":["USER x"]},
                 "history":[{"created_by":"x"}]}"#;
-            Ok(ResolvedImage { reference: request.reference.clone(), digest: None, config: config.to_vec() })
+            Ok(ResolvedImage {
+                reference: request.reference.clone(),
+                digest: None,
+                config: config.to_vec(),
+                instead: None,
+            })
         };
         requests.iter().map(resolve).collect()
     }

@@ -11,8 +11,7 @@ use base::{Fault, Kind};
 use files::pattern::Matcher;
 use files::walk::Filter;
 use futures_util::future::join_all;
-use image::Reference;
-use llb::{Graph, Limits, pb};
+use llb::pb;
 use proto::Message as _;
 use rustix::fs::{Mode, OFlags};
 use sys::path::{Links, Root};
@@ -20,9 +19,9 @@ use sys::path::{Links, Root};
 use crate::api::Inputs;
 use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
-use crate::layout::StoreName;
 use crate::local::{Found, find};
-use crate::ops::source::ResolveMode;
+use crate::ops::source::{ResolveMode, Source};
+use crate::policy::Rules;
 use crate::result::{FrontendResult, Ref, Refs};
 use crate::tree::Tree;
 
@@ -33,11 +32,19 @@ const FILE_LIMIT: u64 = 16 << 20;
 pub(crate) async fn build(
     core: &Arc<Core>,
     job: &Arc<JobHandle>,
+    rules: Rules,
     options: BTreeMap<String, String>,
     inputs: Inputs,
 ) -> Result<FrontendResult, Fault> {
     let runtime = tokio::runtime::Handle::current();
-    let asker = Asker { core: core.clone(), job: job.clone(), runtime, inputs, matcher: Mutex::default() };
+    let asker = Asker {
+        core: core.clone(),
+        job: job.clone(),
+        rules: rules.clone(),
+        runtime,
+        inputs,
+        matcher: Mutex::default(),
+    };
     let platforms = core.platforms.clone();
     let session = job.job.session.id().to_owned();
     // The frontend asks and waits; the answers come from this runtime, so it needs a thread of its own.
@@ -62,7 +69,7 @@ pub(crate) async fn build(
         }
     };
     let metadata = built.metadata();
-    let reference = |definition| Ref::new(definition);
+    let reference = |definition| Ref::new(definition, &rules);
     let refs = match built.multi_platform {
         true => {
             let each = built.platforms.into_iter().map(|platform| Ok((platform.id, reference(platform.definition)?)));
@@ -76,14 +83,10 @@ pub(crate) async fn build(
     Ok(FrontendResult { refs, metadata })
 }
 
-/// Reads a definition that a client or a frontend made.
-pub(crate) fn read(definition: pb::Definition) -> Result<Graph, Fault> {
-    Graph::new(definition, Limits::default()).map_err(|e| Fault::because(Kind::User, "malformed definition", e))
-}
-
 struct Asker {
     core: Arc<Core>,
     job: Arc<JobHandle>,
+    rules: Rules,
     runtime: tokio::runtime::Handle,
     inputs: Inputs,
     /// The ignore file that was asked about last, ready to match.
@@ -138,20 +141,35 @@ impl Ask for Asker {
 impl Asker {
     async fn resolve(&self, request: &ImageRequest) -> Result<ResolvedImage, Fault> {
         let job = &self.job.job;
+        let mut source = asked(request);
+        let changed = self.rules.apply_to_metadata(&mut source)?;
+        let scheme = source.identifier.split_once("://").map_or("", |(scheme, _)| scheme);
+        if changed && !matches!(scheme, "docker-image" | "oci-layout") {
+            return Ok(ResolvedImage {
+                reference: request.reference.clone(),
+                digest: None,
+                config: Vec::new(),
+                instead: Some(source.identifier),
+            });
+        }
         let running = Running::start(job.sink.clone(), &Label::phase(&request.log_name));
+        let mut name = request.reference.clone();
         let resolved = async {
-            let reference: Reference = request
-                .reference
-                .parse()
-                .map_err(|e| Fault::because(Kind::User, format!("bad image reference `{}`", request.reference), e))?;
             let (images, platform) = (&self.core.images, &request.platform);
             let resolving = async {
-                let Some(layout) = &request.layout else {
-                    return images.resolve(job, &reference, platform, ResolveMode::from(request.mode)).await;
-                };
-                let session = Some(layout.session.clone()).filter(|session| !session.is_empty());
-                let store = StoreName { session, store: layout.store.clone(), cache: false };
-                images.resolve_layout(std::slice::from_ref(job), &store, &reference, platform).await
+                match Source::read(&source)? {
+                    Source::Image(image) => {
+                        if changed {
+                            name = image.reference.clone().or_latest().to_string();
+                        }
+                        images.resolve(job, &image.reference, platform, ResolveMode::from(request.mode)).await
+                    }
+                    Source::Layout(layout) => {
+                        let jobs = std::slice::from_ref(job);
+                        images.resolve_layout(jobs, &layout.store, &layout.reference, platform).await
+                    }
+                    _ => Err(Fault::new(Kind::Internal, "no image is asked for")),
+                }
             };
             tokio::select! {
                 resolved = resolving => resolved,
@@ -160,16 +178,19 @@ impl Asker {
         };
         let image = running.end(resolved.await)?;
         Ok(ResolvedImage {
-            reference: request.reference.clone(),
+            reference: name,
             digest: Some(image.root.digest),
             config: image.config.clone(),
+            instead: None,
         })
     }
 
     async fn read(&self, request: &ReadRequest) -> Result<Vec<Option<Vec<u8>>>, Fault> {
         let paths = request.paths.clone();
         let limit = request.limit.map_or(Limit::Whole, Limit::Head);
-        if let Some(local) = &request.local {
+        let graph = self.rules.read(request.definition.clone())?;
+        let is_policed = graph.vertices().first().is_some_and(|vertex| vertex.digest != request.vertex());
+        if let Some(local) = request.local.as_ref().filter(|_| !is_policed) {
             let job = &self.job.job;
             // Warnings are tied to the vertex of the definition.
             let label = Label { digest: request.vertex(), ..Label::phase(&request.log_name) };
@@ -200,7 +221,6 @@ impl Asker {
             }
             return running.end(files);
         }
-        let graph = read(request.definition.clone())?;
         match self.job.solve(&graph).await?.tree {
             Tree::Empty => Ok(vec![None; paths.len()]),
             Tree::Local(local) => {
@@ -221,6 +241,20 @@ impl Asker {
                 running.end(files.await)
             }
         }
+    }
+}
+
+/// The source op that a question for an image is about.
+fn asked(request: &ImageRequest) -> pb::SourceOp {
+    let op = |scheme, attrs| pb::SourceOp { identifier: format!("{scheme}://{}", request.reference), attrs };
+    match &request.layout {
+        None => op("docker-image", Default::default()),
+        Some(layout) => op(
+            "oci-layout",
+            [("oci.session", &layout.session), ("oci.store", &layout.store)]
+                .map(|(key, value)| (key.to_owned(), value.clone()))
+                .into(),
+        ),
     }
 }
 

@@ -25,6 +25,7 @@ pub const CAPS: &[&str] = &[
     "source.image.resolvemode",
     "source.image.layerlimit",
     "source.image.checksum",
+    "source.policy",
     "source.local",
     "source.ocilayout",
     "source.imageblob",

@@ -1,0 +1,407 @@
+//! Source policies: rules that allow sources, deny them, or put others in their place.
+//!
+//! A rule's selector names sources by their identifier, and by what their attributes are. Within a policy the last rule
+//! that allows or denies counts. Whatever a rule changed is looked at from the start again, by all policies.
+
+use std::collections::BTreeMap;
+
+use proto::moby::buildkit::v1::sourcepolicy as wire;
+use regex::Regex;
+
+use crate::path;
+use crate::pb;
+
+pub use wire::Policy;
+use wire::{AttrMatch, MatchType, PolicyAction};
+
+/// A source is changed at most so often: rules that undo each other would never end.
+const MOST_CHANGES: usize = 20;
+
+/// Why a policy does not hold, or a source does not pass it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A rule that selects nothing.
+    #[error("invalid nil selector in policy")]
+    NoSelector,
+    /// A pattern that cannot be read.
+    #[error("source policy: invalid pattern `{pattern}`: {why}")]
+    BadPattern {
+        /// As it was given.
+        pattern: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A number that is no way to compare.
+    #[error("source policy: rule for `{selector}`: unknown {what}: {number}")]
+    Unknown {
+        /// What the rule is for.
+        selector: String,
+        /// What is not known.
+        what: &'static str,
+        /// Its number.
+        number: i32,
+    },
+    /// A rule for this source has an action that is not known.
+    #[error("source policy: rule {action} {selector}: unknown type {source_name:?}")]
+    UnknownAction {
+        /// Its number.
+        action: i32,
+        /// What the rule is for.
+        selector: String,
+        /// The source.
+        source_name: String,
+    },
+    /// A rule that changes a source into nothing.
+    #[error("error mutating source policy: missing destination for convert rule")]
+    NoDestination,
+    /// The source is not allowed.
+    #[error("source {0:?} denied by policy: source denied by policy")]
+    Denied(String),
+    /// Rules that undo each other.
+    #[error("too many mutations on a single source: too many operations")]
+    TooManyChanges,
+}
+
+/// Policies, ready to be asked.
+#[derive(Clone, Debug, Default)]
+pub struct Policies(Vec<Vec<Rule>>);
+
+#[derive(Clone, Debug)]
+struct Rule {
+    action: i32,
+    selector: String,
+    pattern: Pattern,
+    constraints: Vec<Constraint>,
+    updates: Option<(String, BTreeMap<String, String>)>,
+}
+
+#[derive(Clone, Debug)]
+enum Pattern {
+    Exact,
+    Wildcard(Regex),
+    Regex(Regex),
+}
+
+#[derive(Clone, Debug)]
+struct Constraint {
+    key: String,
+    condition: Condition,
+}
+
+#[derive(Clone, Debug)]
+enum Condition {
+    Is(String),
+    IsNot(String),
+    Matches(Regex),
+}
+
+impl Policies {
+    /// Reads policies, and checks them.
+    pub fn read(policies: &[Policy]) -> Result<Policies, Error> {
+        let each = policies.iter().map(|policy| policy.rules.iter().map(Rule::read).collect());
+        each.collect::<Result<_, _>>().map(Policies)
+    }
+
+    /// These, and others after them.
+    pub fn and(&self, others: &[Policy]) -> Result<Policies, Error> {
+        let mut all = self.clone();
+        all.0.extend(Policies::read(others)?.0);
+        Ok(all)
+    }
+
+    /// Whether there is nothing to ask.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(Vec::is_empty)
+    }
+
+    /// Asks whether a source may be used, and what in its place. Whether it was changed.
+    pub fn apply(&self, source: &mut pb::SourceOp) -> Result<bool, Error> {
+        if self.is_empty() {
+            return Ok(false);
+        }
+        // A source is known by one name, however it is written; only what a rule says changes it.
+        let mut asked = pb::SourceOp { identifier: canonical(&source.identifier), attrs: source.attrs.clone() };
+        let mut changes = 0;
+        while self.change(&mut asked)? {
+            changes += 1;
+            if changes > MOST_CHANGES {
+                return Err(Error::TooManyChanges);
+            }
+        }
+        if changes > 0 {
+            *source = asked;
+        }
+        Ok(changes > 0)
+    }
+
+    /// The first change that a rule makes.
+    fn change(&self, source: &mut pb::SourceOp) -> Result<bool, Error> {
+        for policy in &self.0 {
+            let mut denied = false;
+            for rule in policy.iter().filter(|rule| rule.selects(source)).collect::<Vec<_>>() {
+                match PolicyAction::try_from(rule.action) {
+                    Ok(PolicyAction::Allow) => denied = false,
+                    Ok(PolicyAction::Deny) => denied = true,
+                    Ok(PolicyAction::Convert) => {
+                        if rule.convert(source)? {
+                            return Ok(true);
+                        }
+                    }
+                    Err(_) => {
+                        return Err(Error::UnknownAction {
+                            action: rule.action,
+                            selector: rule.selector.clone(),
+                            source_name: source.identifier.clone(),
+                        });
+                    }
+                }
+            }
+            if denied {
+                return Err(Error::Denied(source.identifier.clone()));
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Rule {
+    fn read(rule: &wire::Rule) -> Result<Rule, Error> {
+        let selector = rule.selector.as_ref().ok_or(Error::NoSelector)?;
+        let name = &selector.identifier;
+        let unknown = |what, number| Error::Unknown { selector: name.clone(), what, number };
+        let pattern = match MatchType::try_from(selector.match_type) {
+            Ok(MatchType::Exact) => Pattern::Exact,
+            Ok(MatchType::Regex) => Pattern::Regex(regex(name, name)?),
+            Ok(MatchType::Wildcard) if name.contains("**") => {
+                return Err(Error::BadPattern { pattern: name.clone(), why: "`**` is no wildcard".to_owned() });
+            }
+            Ok(MatchType::Wildcard) => {
+                let parts: Vec<String> = name.split('*').map(regex::escape).collect();
+                Pattern::Wildcard(regex(name, &format!("^{}$", parts.join("(.*)")))?)
+            }
+            Err(_) => return Err(unknown("match type", selector.match_type)),
+        };
+        let constraint = |constraint: &wire::AttrConstraint| {
+            let value = constraint.value.clone();
+            let condition = match AttrMatch::try_from(constraint.condition) {
+                Ok(AttrMatch::Equal) => Condition::Is(value),
+                Ok(AttrMatch::Notequal) => Condition::IsNot(value),
+                Ok(AttrMatch::Matches) => Condition::Matches(regex(&value, &value)?),
+                Err(_) => return Err(unknown("attr condition", constraint.condition)),
+            };
+            Ok(Constraint { key: constraint.key.clone(), condition })
+        };
+        Ok(Rule {
+            action: rule.action,
+            selector: name.clone(),
+            pattern,
+            constraints: selector.constraints.iter().map(constraint).collect::<Result<_, _>>()?,
+            updates: rule.updates.as_ref().map(|updates| {
+                (updates.identifier.clone(), updates.attrs.iter().map(|(k, v)| (k.clone(), v.clone())).collect())
+            }),
+        })
+    }
+
+    fn selects(&self, source: &pb::SourceOp) -> bool {
+        let holds = |constraint: &Constraint| {
+            let value = source.attrs.get(&constraint.key).map_or("", String::as_str);
+            match &constraint.condition {
+                Condition::Is(wanted) => value == wanted,
+                Condition::IsNot(unwanted) => value != unwanted,
+                Condition::Matches(regex) => regex.is_match(value),
+            }
+        };
+        let name = &source.identifier;
+        self.constraints.iter().all(holds)
+            && (*name == self.selector
+                || match &self.pattern {
+                    Pattern::Exact => false,
+                    Pattern::Wildcard(regex) | Pattern::Regex(regex) => regex.is_match(name),
+                })
+    }
+
+    /// Whether that changed anything.
+    fn convert(&self, source: &mut pb::SourceOp) -> Result<bool, Error> {
+        let (identifier, attrs) = self.updates.as_ref().ok_or(Error::NoDestination)?;
+        let template = if identifier.is_empty() { &self.selector } else { identifier };
+        // `$1` and `${1}` stand for what wildcards and groups of the selector found.
+        let destination = match &self.pattern {
+            Pattern::Exact => template.clone(),
+            Pattern::Regex(regex) => regex.replace_all(&source.identifier, template).into_owned(),
+            Pattern::Wildcard(regex) => match regex.captures(&source.identifier) {
+                Some(found) => {
+                    let mut expanded = String::new();
+                    found.expand(template, &mut expanded);
+                    expanded
+                }
+                None => source.identifier.clone(),
+            },
+        };
+        let mut changed = false;
+        if !destination.is_empty() && destination != source.identifier {
+            source.identifier = destination;
+            changed = true;
+        }
+        for (key, value) in attrs {
+            if source.attrs.get(key).map_or("", String::as_str) != value {
+                source.attrs.insert(key.clone(), value.clone());
+                changed = true;
+            }
+        }
+        Ok(changed)
+    }
+}
+
+fn regex(shown: &str, pattern: &str) -> Result<Regex, Error> {
+    Regex::new(pattern).map_err(|error| Error::BadPattern { pattern: shown.to_owned(), why: error.to_string() })
+}
+
+/// The name that policies know a source by: ways through the directories of a repository lead straight to their end, or a
+/// rule could be walked around.
+fn canonical(identifier: &str) -> String {
+    let Some(rest) = identifier.strip_prefix("git://") else { return identifier.to_owned() };
+    let (remote, fragment) = rest.split_once('#').unwrap_or((rest, ""));
+    let remote = remote.split_once("://").map_or(remote, |(_, remote)| remote);
+    let Some((host, repository)) = remote.split_once('/').filter(|(host, _)| !host.is_empty()) else {
+        return identifier.to_owned();
+    };
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    let (reference, dir) = fragment.split_once(':').unwrap_or((fragment, ""));
+    let dir = path::clean(&format!("/{dir}"));
+    let dir = dir.trim_start_matches('/');
+    let mut name = format!("git://{host}{}", path::clean(&format!("/{repository}")));
+    if !reference.is_empty() || !dir.is_empty() {
+        name.push_str(&format!("#{reference}"));
+    }
+    if !dir.is_empty() {
+        name.push_str(&format!(":{dir}"));
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(action: PolicyAction, kind: MatchType, selector: &str, to: Option<&str>) -> wire::Rule {
+        wire::Rule {
+            action: action.into(),
+            selector: Some(wire::Selector {
+                identifier: selector.to_owned(),
+                match_type: kind.into(),
+                constraints: Vec::new(),
+            }),
+            updates: to.map(|to| wire::Update { identifier: to.to_owned(), ..wire::Update::default() }),
+        }
+    }
+
+    fn ask(rules: Vec<wire::Rule>, identifier: &str) -> Result<String, String> {
+        let policies = Policies::read(&[Policy { version: 1, rules }]).map_err(|error| error.to_string())?;
+        let mut source = pb::SourceOp { identifier: identifier.to_owned(), ..pb::SourceOp::default() };
+        let changed = policies.apply(&mut source).map_err(|error| error.to_string())?;
+        assert_eq!(changed, source.identifier != identifier);
+        Ok(source.identifier)
+    }
+
+    #[test]
+    fn the_last_rule_that_allows_or_denies_counts() {
+        use MatchType::{Exact, Regex, Wildcard};
+        use PolicyAction::{Allow, Deny};
+        let deny_all = || rule(Deny, Wildcard, "*", None);
+        let image = "docker-image://docker.io/library/busybox:1";
+        for (rules, passes) in [
+            (vec![deny_all()], false),
+            (vec![deny_all(), rule(Allow, Wildcard, "docker-image://docker.io/*", None)], true),
+            (vec![rule(Allow, Wildcard, "docker-image://docker.io/*", None), deny_all()], false),
+            (vec![rule(Deny, Exact, "docker-image://docker.io/*", None)], true),
+            (vec![rule(Deny, Exact, image, None)], false),
+            (vec![rule(Deny, Regex, "library/b.*:\\d", None)], false),
+            (vec![rule(Deny, Wildcard, "docker-image://docker.io", None)], true),
+        ] {
+            let answer = ask(rules.clone(), image);
+            assert_eq!(answer.is_ok(), passes, "{rules:?}: {answer:?}");
+        }
+    }
+
+    #[test]
+    fn sources_are_changed_by_what_their_names_hold() {
+        use MatchType::{Exact, Regex, Wildcard};
+        use PolicyAction::{Convert, Deny};
+        let image = "docker-image://docker.io/library/golang:1.19";
+        for (rules, wanted) in [
+            (
+                vec![rule(Convert, Wildcard, "docker-image://*golang:*", Some("docker-image://$1x:${2}-alpine"))],
+                Ok("docker-image://docker.io/library/x:1.19-alpine"),
+            ),
+            (vec![rule(Convert, Regex, "golang:(1)", Some("go:$1"))], Ok("docker-image://docker.io/library/go:1.19")),
+            (vec![rule(Convert, Exact, image, Some("https://h/$1"))], Ok("https://h/$1")),
+            // What came out is asked about again.
+            (
+                vec![rule(Convert, Exact, image, Some("https://h")), rule(Deny, Exact, "https://h", None)],
+                Err("denied by policy"),
+            ),
+            (vec![rule(Convert, Wildcard, "docker-image://*", Some("docker-image://$1x"))], Err("too many")),
+            (vec![rule(Convert, Exact, image, None)], Err("missing destination")),
+            (vec![rule(Convert, Regex, "(", Some("x"))], Err("invalid pattern `(`")),
+            (vec![rule(Convert, Wildcard, "a**", Some("x"))], Err("invalid pattern `a**`")),
+            (vec![wire::Rule::default()], Err("invalid nil selector")),
+            (vec![wire::Rule { action: 9, ..rule(Deny, Exact, image, None) }], Err("unknown type")),
+        ] {
+            match (ask(rules, image), wanted) {
+                (Ok(found), Ok(wanted)) => assert_eq!(found, wanted),
+                (Err(found), Err(wanted)) => assert!(found.contains(wanted), "{found}"),
+                (found, wanted) => panic!("{found:?} and not {wanted:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn attributes_are_compared_and_set() {
+        let mut rule = rule(PolicyAction::Convert, MatchType::Wildcard, "https://*", Some(""));
+        rule.updates = Some(wire::Update {
+            identifier: String::new(),
+            attrs: [("http.checksum".to_owned(), "sha256:1".to_owned())].into(),
+        });
+        let selector = rule.selector.as_mut().expect("a selector");
+        // Without an identifier the selector's is meant, so it has none here.
+        selector.identifier = "https://a".to_owned();
+        let constraint = |key: &str, value: &str, condition: AttrMatch| wire::AttrConstraint {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            condition: condition.into(),
+        };
+        selector.constraints = vec![
+            constraint("a", "1", AttrMatch::Equal),
+            constraint("b", "1", AttrMatch::Notequal),
+            constraint("c", "^x+$", AttrMatch::Matches),
+        ];
+        let policies = Policies::read(&[Policy { version: 1, rules: vec![rule] }]).expect("a policy");
+        let apply = |attrs: &[(&str, &str)]| {
+            let attrs = attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            let mut source = pb::SourceOp { identifier: "https://a".to_owned(), attrs };
+            policies.apply(&mut source).expect("allowed").then(|| source.attrs["http.checksum"].clone())
+        };
+        assert_eq!(apply(&[("a", "1"), ("c", "xx")]).as_deref(), Some("sha256:1"));
+        for other in [&[("a", "2"), ("c", "x")][..], &[("a", "1"), ("b", "1"), ("c", "x")], &[("a", "1")]] {
+            assert_eq!(apply(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn repositories_have_one_name() {
+        for (given, wanted) in [
+            (
+                "git://github.com/user/repo.git#main:../absolute/path",
+                "git://github.com/user/repo.git#main:absolute/path",
+            ),
+            ("git://https://u:p@h/a/../b.git", "git://h/b.git"),
+            ("git://h/a#:", "git://h/a"),
+            ("git://h/a#:./x/", "git://h/a#:x"),
+            ("git://git@h:a/b", "git://h:a/b"),
+            ("https://h/a/../b", "https://h/a/../b"),
+        ] {
+            assert_eq!(canonical(given), wanted);
+        }
+    }
+}
