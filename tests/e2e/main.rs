@@ -45,4 +45,5 @@ mod repositories;
 mod smoke;
 mod sources;
 mod steps;
+mod traces;
 mod trees;

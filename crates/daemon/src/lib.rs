@@ -11,6 +11,7 @@ pub mod listen;
 mod metrics;
 pub mod service;
 pub mod tls;
+mod trace;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub use debug::Debug;
 use history::History;
 pub use history::Keep;
 use listen::Listener;
+use trace::Traces;
+use trace::export::Collector;
 
 /// The version of BuildKit whose behaviour this is: clients choose features by it.
 pub const BUILDKIT_VERSION: &str = "v0.29.0";
@@ -54,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) builds: Arc<Builds>,
     pub(crate) history: Arc<History>,
     pub(crate) debug: Arc<Debug>,
+    pub(crate) traces: Arc<Traces>,
     pub(crate) identity: Identity,
     /// No new builds: the daemon is about to end.
     pub(crate) draining: CancellationToken,
@@ -71,6 +75,8 @@ pub struct Daemon {
     pub history: Keep,
     /// What is told on the debug address.
     pub debug: Arc<Debug>,
+    /// OpenTelemetry's variables, which may name a collector of traces.
+    pub telemetry: BTreeMap<String, String>,
     /// How long builds may go on when it is told to end.
     pub drain: Duration,
 }
@@ -78,7 +84,8 @@ pub struct Daemon {
 /// Serves until `stop` is cancelled: then new builds are refused, and those that run are waited for, until `kill` is
 /// cancelled or they took too long, which ends them.
 pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationToken) -> Result<(), Fault> {
-    let Daemon { engine, identity, listeners, history, debug, drain } = daemon;
+    let Daemon { engine, identity, listeners, history, debug, telemetry, drain } = daemon;
+    let collector = Collector::of(|name| telemetry.get(name).filter(|value| !value.is_empty()).cloned())?;
     let store = engine.store().clone();
     let history = tokio::task::spawn_blocking(move || History::open(&store, history)).await;
     let history = history.map_err(|error| Fault::because(Kind::Internal, "cannot read build records", error))?;
@@ -89,6 +96,7 @@ pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationTo
         builds: Arc::new(Builds::default()),
         history: Arc::new(history),
         debug,
+        traces: Arc::new(Traces::of(collector)),
         identity,
         draining: stop.clone(),
     });
@@ -178,5 +186,6 @@ fn router(shared: &Arc<Shared>) -> tonic::transport::server::Router {
         .add_service(control)
         .add_service(gateway)
         .add_service(service::content::ContentStore(shared.clone()))
+        .add_service(service::trace::TraceService(shared.clone()))
         .add_service(HealthServer::new(service::health::Health(shared.clone())))
 }

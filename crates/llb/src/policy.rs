@@ -331,7 +331,7 @@ mod tests {
         let image = "docker-image://docker.io/library/golang:1.19";
         for (rules, wanted) in [
             (
-                vec![rule(Convert, Wildcard, "docker-image://*golang:*", Some("docker-image://$1x:${2}-alpine"))],
+                vec![rule(Convert, Wildcard, "docker-image://*golang:*", Some("docker-image://${1}x:${2}-alpine"))],
                 Ok("docker-image://docker.io/library/x:1.19-alpine"),
             ),
             (vec![rule(Convert, Regex, "golang:(1)", Some("go:$1"))], Ok("docker-image://docker.io/library/go:1.19")),
@@ -341,7 +341,7 @@ mod tests {
                 vec![rule(Convert, Exact, image, Some("https://h")), rule(Deny, Exact, "https://h", None)],
                 Err("denied by policy"),
             ),
-            (vec![rule(Convert, Wildcard, "docker-image://*", Some("docker-image://$1x"))], Err("too many")),
+            (vec![rule(Convert, Wildcard, "docker-image://*", Some("docker-image://${1}x"))], Err("too many")),
             (vec![rule(Convert, Exact, image, None)], Err("missing destination")),
             (vec![rule(Convert, Regex, "(", Some("x"))], Err("invalid pattern `(`")),
             (vec![rule(Convert, Wildcard, "a**", Some("x"))], Err("invalid pattern `a**`")),

@@ -7,6 +7,7 @@ pub mod content;
 mod definition;
 pub mod fsutil;
 pub mod json;
+pub mod otlp;
 
 pub use bollard_buildkit_proto::fsutil as generated_fsutil;
 pub use bollard_buildkit_proto::google::{protobuf, rpc};

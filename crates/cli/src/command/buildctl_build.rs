@@ -107,6 +107,11 @@ impl BuildctlBuild {
     ) -> Result<(), run::Failure> {
         self.prepare_answers()?;
         self.refuse_what_is_not_there()?;
+        if !self.registry_auth_tlscontext.is_empty() {
+            return Err(not_yet("--registry-auth-tlscontext with a daemon")
+                .hint("name the certificates in `[registry.\"HOST\"]` of the daemon's buildkitd.toml")
+                .into());
+        }
         let plan = self.plan(&environment)?;
         ImageLayout::check(&plan.exports)?;
         let cancel = run::cancelled_by_signals()?;

@@ -14,7 +14,6 @@ use serde_json::{Map, Value, json};
 use tonic::transport::Channel;
 
 use super::du::Format;
-use super::not_yet;
 use super::table::tabbed;
 use crate::connect::{LARGEST, fault};
 use crate::display::{Display, Mode};
@@ -37,8 +36,8 @@ pub(super) struct Logs {
     /// auto, plain, tty, quiet, none or rawjson
     #[arg(long, default_value = "auto", value_name = "TYPE")]
     progress: String,
-    /// Not supported yet: show the trace
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false)]
+    /// Show the trace in the place of what it printed: a JSON document for each span
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
     trace: bool,
 }
 
@@ -155,7 +154,7 @@ impl Formatted {
 impl Logs {
     pub(super) async fn show(&self, channel: Channel, environment: &Environment) -> Result<(), Fault> {
         if self.trace {
-            return Err(not_yet("`buildctl debug logs --trace`"));
+            return self.show_trace(channel).await;
         }
         let mode = Mode::choose(&self.progress, environment)?;
         let request = wire::StatusRequest { r#ref: self.reference.clone() };
@@ -172,6 +171,18 @@ impl Logs {
         drop(sink);
         display.finish();
         shown
+    }
+}
+
+impl Logs {
+    async fn show_trace(&self, channel: Channel) -> Result<(), Fault> {
+        let reference = &self.reference;
+        let request = wire::BuildHistoryRequest { r#ref: reference.clone(), early_exit: true, ..Default::default() };
+        let mut answers = control(channel.clone()).listen_build_history(request).await.map_err(failed)?.into_inner();
+        let found = answers.message().await.map_err(failed)?.and_then(|event| event.record);
+        let record = found.ok_or_else(|| Fault::user(format!("ref {reference} not found")))?;
+        let trace = record.trace.ok_or_else(|| Fault::user(format!("ref {reference} does not have trace")))?;
+        Get { digest: trace.digest }.print(channel).await
     }
 }
 

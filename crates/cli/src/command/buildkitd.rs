@@ -102,7 +102,9 @@ async fn serve(flags: BuildkitdFlags, in_vain: Vec<String>, environment: Environ
         age: history.max_age.0,
         entries: usize::try_from(history.max_entries).unwrap_or(usize::MAX),
     });
-    daemon::serve(Daemon { engine, identity, listeners, history, debug, drain }, stop, kill).await
+    let telemetry = environment.variables().filter(|(name, _)| name.starts_with("OTEL_"));
+    let telemetry = telemetry.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    daemon::serve(Daemon { engine, identity, listeners, history, debug, telemetry, drain }, stop, kill).await
 }
 
 /// Answers on the debug address, if there is one, from now on.

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! kv `history`: <reference>          BuildHistoryRecord
-//! lease `history/<reference>`        log, error, manifests, configs
+//! lease `history/<reference>`        log, trace, error, manifests, configs
 //! ```
 //!
 //! Blobs come first, then the lease, then the record: a kill in between leaves a lease without a record, which the next
@@ -313,7 +313,7 @@ fn event(happened: Happened, record: wire::BuildHistoryRecord) -> wire::BuildHis
 
 /// Blobs that exist for the record alone.
 fn own_blobs(record: &wire::BuildHistoryRecord) -> Vec<Digest> {
-    let blobs = record.logs.iter().chain(&record.external_error);
+    let blobs = record.logs.iter().chain(&record.external_error).chain(&record.trace);
     blobs.filter_map(|blob| blob.digest.parse().ok()).collect()
 }
 

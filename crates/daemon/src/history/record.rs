@@ -17,6 +17,7 @@ use super::{History, lease, log};
 use crate::builds::Build;
 use crate::metrics::Metrics;
 use crate::service::{error, status};
+use crate::trace::{self, Trace};
 
 /// What the blob of an error is; misspelt as BuildKit has it.
 const ERROR_TYPE: &str = "application/vnd.googeapis.google.rpc.status+proto";
@@ -51,7 +52,7 @@ impl Recording {
     }
 
     /// Keeps the record of a build that has ended. A build is not worse for a record that cannot be kept.
-    pub(crate) async fn complete(mut self, build: Arc<Build>, solved: &Result<SolveResponse, Fault>) {
+    pub(crate) async fn complete(mut self, build: Arc<Build>, trace: Trace, solved: &Result<SolveResponse, Fault>) {
         self.record.completed_at = Some(status::time(jiff::Timestamp::now()));
         let mut made = Vec::new();
         match solved {
@@ -61,18 +62,22 @@ impl Recording {
             }
             Err(fault) => self.record.error = Some(full_error(fault)),
         }
-        let kept = tokio::task::spawn_blocking(move || self.keep(&build, made)).await;
+        let kept = tokio::task::spawn_blocking(move || self.keep(&build, trace, made)).await;
         if let Ok(Err(error)) = kept {
             tracing::warn!(%error, "the record of a build was not kept");
         }
     }
 
-    fn keep(&mut self, build: &Build, made: Vec<Option<wire::Descriptor>>) -> Result<(), super::Error> {
+    fn keep(&mut self, build: &Build, trace: Trace, made: Vec<Option<wire::Descriptor>>) -> Result<(), super::Error> {
         let (history, content) = (self.history.clone(), &self.history.content);
         let record = &mut self.record;
         let (descriptor, digest, counts) = log::write(content, build)?;
         let mut blobs = vec![digest];
         record.logs = Some(descriptor);
+        let spans = trace.end(build, record.error.as_ref().map(|error| error.message.as_str()));
+        let digest = content.put(&spans)?;
+        record.trace = Some(self::descriptor(trace::MEDIA_TYPE, digest, spans.len() as u64));
+        blobs.push(digest);
         let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
         record.num_total_steps = number(counts.total());
         record.num_cached_steps = number(counts.cached());

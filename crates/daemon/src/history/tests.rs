@@ -18,6 +18,10 @@ fn opened(store: &Store, keep: Keep) -> Arc<History> {
     Arc::new(History::open(store, keep).expect("opens"))
 }
 
+fn trace() -> crate::trace::Trace {
+    Arc::new(crate::trace::Traces::default()).begin(&tonic::metadata::MetadataMap::new())
+}
+
 fn request(reference: &str) -> wire::SolveRequest {
     wire::SolveRequest {
         r#ref: reference.to_owned(),
@@ -71,7 +75,7 @@ fn told() -> Arc<Build> {
 
 async fn recorded(history: &Arc<History>, reference: &str, solved: Result<SolveResponse, Fault>) {
     let recording = Recording::begin(history, &Arc::new(Metrics::default()), &request(reference));
-    recording.complete(told(), &solved).await;
+    recording.complete(told(), trace(), &solved).await;
 }
 
 fn refs(history: &Arc<History>) -> Vec<String> {
@@ -165,7 +169,7 @@ async fn what_somebody_listens_to_is_deleted_later() {
     let recording = Recording::begin(&history, &Arc::new(Metrics::default()), &request("c"));
     assert_eq!(history.listen("").expect("listens").active.len(), 1);
     history.delete("c").expect("noted");
-    recording.complete(told(), &Ok(SolveResponse::default())).await;
+    recording.complete(told(), trace(), &Ok(SolveResponse::default())).await;
     assert_eq!(refs(&history), ["b"]);
     // One whose recording breaks off is not under way for ever.
     drop(Recording::begin(&history, &Arc::new(Metrics::default()), &request("d")));

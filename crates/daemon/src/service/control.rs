@@ -39,6 +39,7 @@ impl wire::control_server::Control for Control {
         if self.0.draining.is_cancelled() {
             return Err(Status::unavailable("the daemon is about to end: try again"));
         }
+        let trace = self.0.traces.begin(request.metadata());
         let request = request.into_inner();
         let running =
             self.0.builds.begin(&request.r#ref).ok_or_else(|| {
@@ -53,7 +54,7 @@ impl wire::control_server::Control for Control {
         let solving = tokio::spawn(async move {
             let solved = solve(&shared, request, &running.build).await;
             if let Some(recording) = recording {
-                recording.complete(running.build.clone(), &solved).await;
+                recording.complete(running.build.clone(), trace, &solved).await;
             }
             solved
         });

@@ -9,3 +9,4 @@ pub(crate) mod health;
 mod history;
 mod solve_error;
 pub mod status;
+pub(crate) mod trace;
