@@ -94,9 +94,10 @@ impl Place {
         let mut bytes = Vec::new();
         received.write_to(&mut bytes);
         let mirror = Mirror::from_bytes(bytes).expect("reads");
-        assert_eq!(Records::of(Some(mirror.clone())).collect::<Vec<_>>(), received.0);
         assert!(self.changed || before.as_ref() == Some(&mirror));
         self.entries = received.into_entries().collect();
+        let stored = Received(Records::of(Some(mirror.clone())).collect());
+        assert_eq!(stored.into_entries().collect::<Vec<_>>(), self.entries);
         self.mirror = Some(mirror);
         self.is_whole();
         Ok(names)
