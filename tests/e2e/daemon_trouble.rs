@@ -80,16 +80,17 @@ fn all_builds_that_share_a_step_see_what_it_says() {
     let Some(served) = Served::new(anybody(), "") else { return };
     let kitchen = &served.kitchen;
     kitchen.file("a", "one");
+    // The id of a cache mount is nothing that a result depends on: what else is run must differ.
     for (n, (copy, code)) in [("", 7), ("COPY a /\n", 7), ("", 0), ("COPY a /\n", 0)].into_iter().enumerate() {
         let mount = format!("--mount=type=cache,target=/c,id=c{n}");
         let wait = "until test -e /c/go; do sleep 0.05; done";
-        kitchen.dockerfile(&format!("FROM busybox\n{copy}RUN {mount} echo begun; {wait}; echo reason; exit {code}\n"));
+        kitchen.dockerfile(&format!("FROM busybox\n{copy}RUN {mount} echo begun; {wait}; echo reason; : {n}; exit {code}\n"));
         let clients = [(); 2].map(|()| {
             let client = served.build("").starts();
             client.waits_for("begun");
             client
         });
-        kitchen.dockerfile(&format!("FROM busybox\nRUN {mount} touch /c/go\n"));
+        kitchen.dockerfile(&format!("FROM busybox\nRUN {mount} touch /c/go; : {n}\n"));
         served.build("").succeeds();
         for client in clients {
             let ended = client.ends();
