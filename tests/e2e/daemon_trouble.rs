@@ -84,7 +84,9 @@ fn all_builds_that_share_a_step_see_what_it_says() {
     for (n, (copy, code)) in [("", 7), ("COPY a /\n", 7), ("", 0), ("COPY a /\n", 0)].into_iter().enumerate() {
         let mount = format!("--mount=type=cache,target=/c,id=c{n}");
         let wait = "until test -e /c/go; do sleep 0.05; done";
-        kitchen.dockerfile(&format!("FROM busybox\n{copy}RUN {mount} echo begun; {wait}; echo reason; : {n}; exit {code}\n"));
+        kitchen.dockerfile(&format!(
+            "FROM busybox\n{copy}RUN {mount} echo begun; {wait}; echo reason; : {n}; exit {code}\n"
+        ));
         let clients = [(); 2].map(|()| {
             let client = served.build("").starts();
             client.waits_for("begun");

@@ -97,9 +97,13 @@ impl Shared {
     }
 }
 
+/// What an event takes up beside its bytes: some programs write one byte at a time.
+const EVENT_BYTES: usize = 256;
+
+/// What a piece of output takes up; what is no output counts nothing.
 fn output_len(event: &Event) -> usize {
     match event {
-        Event::Log(log) => log.bytes.len(),
+        Event::Log(log) => log.bytes.len() + EVENT_BYTES,
         _ => 0,
     }
 }
@@ -330,7 +334,7 @@ mod tests {
         let name = Digest::of("vertex");
         let relay = Arc::new(Relay::default());
         let tasks = Tasks::new(relay.clone(), name);
-        let lines = PAST_BYTES / 1000 + 10;
+        let lines = PAST_BYTES / (1000 + EVENT_BYTES) + 10;
         (0..lines).for_each(|line| tasks.log(Stream::Stdout, format!("{line:0>1000}").as_bytes()));
         let (late, events) = collector();
         relay.join(&late, name);

@@ -78,15 +78,10 @@ impl Core {
         self.share(taken).await
     }
 
-    /// Has the next steps that name these cache mounts begin with empty ones. Whoever uses them now goes on with them.
-    pub(crate) async fn retire_cache_mounts(&self, mounts: Vec<(String, bool)>) -> Result<(), Fault> {
-        if mounts.is_empty() {
-            return Ok(());
-        }
+    /// Has the next steps that name a cache mount begin with an empty one. Whoever uses it now goes on with it.
+    pub(crate) async fn retire_cache_mount(&self, (id, on_snapshot): (String, bool)) -> Result<(), Fault> {
         let snapshots = self.store.snapshots();
-        let retired = blocking(move || {
-            mounts.iter().try_for_each(|(id, on_snapshot)| snapshots.retire_cache_mounts(id, *on_snapshot))
-        });
+        let retired = blocking(move || snapshots.retire_cache_mounts(&id, on_snapshot));
         retired.await.map_err(|e| store_fault("cannot empty a cache mount", e))
     }
 

@@ -161,8 +161,9 @@ impl JobHandle {
             self.job.check_rights(vertex)?;
             ops::check_caps(vertex).map_err(|fault| self.locate(graph, fault, vertex.digest))?;
         }
-        let retired = graph.vertices().iter().flat_map(|vertex| self.job.mounts_to_retire(vertex)).collect();
-        self.driver.core.retire_cache_mounts(retired).await?;
+        for (mount, done) in graph.vertices().iter().flat_map(|vertex| self.job.mounts_to_retire(vertex)) {
+            done.get_or_try_init(|| self.driver.core.retire_cache_mount(mount)).await?;
+        }
         let caches = self.caches(&self.driver.core).await;
         loop {
             let reading = self.job.reading();

@@ -1,6 +1,6 @@
 //! One build: its client, its progress, what it was allowed, where its vertices come from.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -47,8 +47,8 @@ pub(crate) struct Job {
     /// Caches that the build may read.
     imports: Mutex<Vec<Arc<Import>>>,
     given_up: Mutex<GivenUp>,
-    /// Cache mounts that were retired for steps of this build, and whether they stand on something.
-    retired_mounts: Mutex<HashSet<(String, bool)>>,
+    /// Cache mounts that are retired for steps of this build, and whether they stand on something. Whoever comes second waits.
+    retired_mounts: Mutex<HashMap<(String, bool), Arc<OnceCell<()>>>>,
     /// Its client looks into what failed.
     wants_wrecks: AtomicBool,
     /// How often the client's directories were found to be others than those that were read first.
@@ -134,7 +134,7 @@ impl Job {
 
     /// The cache mounts of a step that must run anew: it begins with empty ones. Once in a build, so that its steps still
     /// share them.
-    pub(crate) fn mounts_to_retire(&self, vertex: &llb::Vertex) -> Vec<(String, bool)> {
+    pub(crate) fn mounts_to_retire(&self, vertex: &llb::Vertex) -> Vec<((String, bool), Arc<OnceCell<()>>)> {
         use llb::pb;
         let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else { return Vec::new() };
         if !vertex.ignore_cache() {
@@ -143,7 +143,7 @@ impl Job {
         let caches = exec.mounts.iter().filter(|mount| mount.mount_type() == pb::MountType::Cache);
         let name = |mount: &pb::Mount| Some((mount.cache_opt.as_ref()?.id.clone(), mount.input != -1));
         let mut retired = self.retired_mounts.lock().unwrap_or_else(PoisonError::into_inner);
-        caches.filter_map(name).filter(|name| retired.insert(name.clone())).collect()
+        caches.filter_map(name).map(|name| (name.clone(), retired.entry(name).or_default().clone())).collect()
     }
 
     /// The name of a vertex of `reading`, and of a generation; `original` is what the definition calls it.

@@ -133,7 +133,7 @@ async fn mirrored(
     let chosen = source.chosen.as_deref().map(files::pattern::Matcher::new).transpose();
     let chosen = chosen.map_err(|e| Fault::because(Kind::User, "cannot choose files to transfer", e))?;
     let request = store::CacheMountRequest {
-        id: format!("local:{}:{}:{}{described}", source.name, source.shared_key_hint, remote.shared_key()),
+        id: format!("local{described}:{}:{}:{}", source.name, source.shared_key_hint, remote.shared_key()),
         from: None,
         sharing: store::Sharing::Private,
         kind: store::RecordKind::LocalSource,

@@ -216,16 +216,15 @@ where
     }
     let result = solve(request).await;
     let steps = display.finish();
-    if let Some(metrics) = metrics {
-        metrics.write()?;
-    }
+    let counted = metrics.map_or(Ok(()), CacheMetrics::write);
     match result {
         Ok(response) => {
             if response.exporter_response.contains_key(CACHE_MANIFEST) {
                 caches.tag()?;
             }
             layout.name(&response)?;
-            Ok(write_answers(&plan, &response, &cancel).await?)
+            write_answers(&plan, &response, &cancel).await?;
+            Ok(counted?)
         }
         Err(fault) if cancel.is_cancelled() && fault.kind() == Kind::Cancelled => {
             Err(Failure { fault: fault.context("failed to solve"), steps: Vec::new() })

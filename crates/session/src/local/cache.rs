@@ -81,6 +81,9 @@ impl LocalCache {
 
     /// An entry for each tag and name, in the place of what these stood for.
     fn insert(&self, manifest: Value, names: &[(String, Option<String>)]) -> Result<(), Fault> {
+        let Value::Object(manifest) = manifest else {
+            return Err(Fault::new(Kind::Remote, "the daemon describes no manifest"));
+        };
         let path = self.dir.join("index.json");
         let known =
             std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Map<String, Value>>(&bytes).ok());
@@ -93,11 +96,15 @@ impl LocalCache {
                 let same = |known: &Value, key: &str, value: Option<&str>| known["annotations"][key].as_str() == value;
                 manifests.retain(|known| !(same(known, TAG, Some(tag)) && same(known, NAME, name.as_deref())));
                 let mut entry = manifest.clone();
-                entry["annotations"][TAG] = json!(tag);
-                if let Some(name) = name {
-                    entry["annotations"][NAME] = json!(name);
+                let annotations = entry.entry("annotations").or_insert(json!({}));
+                if !annotations.is_object() {
+                    *annotations = json!({});
                 }
-                manifests.push(entry);
+                annotations[TAG] = json!(tag);
+                if let Some(name) = name {
+                    annotations[NAME] = json!(name);
+                }
+                manifests.push(entry.into());
             }
         }
         replace(&self.dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;

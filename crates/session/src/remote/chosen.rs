@@ -26,12 +26,25 @@ struct Planned {
     id: Option<u32>,
 }
 
-/// The list of a client's files.
-struct Listed(Vec<Sent>);
+/// The list of a client's files, which is all in memory.
+#[derive(Default)]
+struct Listed {
+    files: Vec<Sent>,
+    /// What they take up.
+    bytes: usize,
+}
+
+/// What a list may take up: a million files with long paths.
+const MOST_LISTED: usize = 256 << 20;
 
 impl Take for Listed {
     fn list(&mut self, file: Sent) -> Result<bool, files::Error> {
-        self.0.push(file);
+        let xattrs: usize = file.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.bytes += size_of::<Sent>() + file.path.len() + file.link.len() + xattrs;
+        if self.bytes > MOST_LISTED {
+            return Err(files::Error::too_large(&file.path));
+        }
+        self.files.push(file);
         Ok(false)
     }
 
@@ -84,14 +97,14 @@ impl Transfer {
         cancel: &Cancel,
         came: &mut dyn FnMut(u64),
     ) -> Result<(), Fault> {
-        let mut listed = Listed(Vec::new());
+        let mut listed = Listed::default();
         self.receive(cancel, came, &mut listed)?;
-        let description = describe(&listed.0);
+        let description = describe(&listed.files);
         let choose = |path: &[u8]| {
             chosen.matches(path).map_err(|e| Fault::because(base::Kind::User, "cannot choose files to transfer", e))
         };
         let mut indices = HashMap::new();
-        for Planned { sent, id } in plan(listed.0, description.len() as u64, &choose)? {
+        for Planned { sent, id } in plan(listed.files, description.len() as u64, &choose)? {
             let index = receiver.count();
             if receiver.take(sent).map_err(|e| self.failed(e))? == Bytes::NotWanted {
                 continue;

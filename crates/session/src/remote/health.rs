@@ -14,6 +14,8 @@ use super::RemoteSession;
 const CUSTOM: &str = "x-buildkit-session-health-custom-timeout";
 /// No client is asked more often.
 const FASTEST: Duration = Duration::from_secs(1);
+/// Nor less often: what a client that is gone has keeps it until it is missed.
+const SLOWEST: Duration = Duration::from_secs(60);
 
 /// How a client is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +34,7 @@ impl Pace {
         let custom = metadata.get(CUSTOM).and_then(|value| value.to_str().ok()?.parse().ok()).filter(|ms| *ms > 0);
         match custom {
             Some(ms) => {
-                let pace = Duration::from_millis(ms).max(FASTEST);
+                let pace = Duration::from_millis(ms).clamp(FASTEST, SLOWEST);
                 Pace { interval: pace, timeout: pace, failures: 1 }
             }
             None => Pace { interval: Duration::from_secs(5), timeout: Duration::from_secs(15), failures: 2 },

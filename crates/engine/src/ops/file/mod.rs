@@ -73,7 +73,8 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::FileOp, inputs: &[Tree]) -> Re
         let run = Run { core: &core, inputs: &inputs, cancel: &cancel, description: &description, tasks: &warn };
         let mut left = None;
         let result = run.all(&plan, |action, work, states| {
-            left = keep.then(|| run.left(&plan, action, work, states));
+            // Nobody looks at what was cancelled.
+            left = (keep && !cancel.is_cancelled()).then(|| run.left(&plan, action, work, states));
         });
         (result, left)
     })
