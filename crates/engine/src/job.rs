@@ -255,6 +255,15 @@ impl Job {
     pub(crate) fn check_rights(&self, vertex: &llb::Vertex) -> Result<(), Fault> {
         use llb::pb;
         let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else { return Ok(()) };
+        // What a newer client may mean by it is nothing to guess at.
+        for (what, value, is_known) in [
+            ("security", exec.security, pb::SecurityMode::try_from(exec.security).is_ok()),
+            ("network", exec.network, pb::NetMode::try_from(exec.network).is_ok()),
+        ] {
+            if !is_known {
+                return Err(self.locate(Fault::user(format!("invalid {what} mode {value}")), vertex.digest));
+            }
+        }
         let needed = [
             (exec.network() == pb::NetMode::Host, Entitlement::NetworkHost, "network.host"),
             (exec.security() == pb::SecurityMode::Insecure, Entitlement::SecurityInsecure, "security.insecure"),
