@@ -199,12 +199,12 @@ fn what_logs_in_is_nowhere_to_be_seen() {
     let by_url = build(&in_url, keep_git).succeeds();
     assert_eq!(read(kitchen, "out/f"), "two");
     for ended in [&wrong, &right, &by_url] {
-        for hidden in ["wr0ngs3cret", token, user] {
+        for hidden in ["wr0ngs3cret", "t0ps3cret", token, user] {
             assert!(!ended.stderr.contains(hidden), "{ended:?}");
         }
     }
     let state = kitchen.world.path("daemon");
-    for hidden in [token, user, "wr0ngs3cret"] {
+    for hidden in [token, user, "wr0ngs3cret", "t0ps3cret"] {
         assert_eq!(anywhere(&state, hidden), None, "{hidden}");
     }
     served.ends();

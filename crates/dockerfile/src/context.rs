@@ -89,7 +89,8 @@ impl Context {
                 {
                     "commit".clone_into(&mut git.mtime);
                 }
-                builder.git(&git, Constraints::named(format!("[internal] load git source {typed}")))
+                let shown = base::redact_url(typed);
+                builder.git(&git, Constraints::named(format!("[internal] load git source {shown}")))
             }
             Context::Download { url, archive } => {
                 let state = download(builder, url, "[internal] load remote build context");

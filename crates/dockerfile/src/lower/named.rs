@@ -130,14 +130,15 @@ impl Lowering<'_> {
     }
 
     fn load_address(&mut self, named: &Named) -> Result<State> {
+        let shown = base::redact_url(&named.value);
         match Repository::parse(&named.value).map_err(|what| named.wrong(&what))? {
             Some(repository) => {
-                let name = format!("[internal] load git source {}", named.value);
+                let name = format!("[internal] load git source {shown}");
                 Ok(self.builder.git(&repository.source(), Constraints::named(name)))
             }
-            None if named.scheme().0 == "git" => Err(named.wrong(&format!("`{}` is not a repository", named.value))),
+            None if named.scheme().0 == "git" => Err(named.wrong(&format!("`{shown}` is not a repository"))),
             None => {
-                let name = format!("[context {}] {}", named.name, named.value);
+                let name = format!("[context {}] {shown}", named.name);
                 Ok(context::download(&mut self.builder, &named.value, &name))
             }
         }
