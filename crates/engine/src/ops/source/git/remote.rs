@@ -188,11 +188,12 @@ async fn bring(git: &Git, source: &GitSource, commit: &Commit, dir: &Path) -> Re
     if !dir.join("HEAD").exists() {
         let format = if commit.object.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
         repo.run(&["init", "--quiet", "--bare", format]).await?;
-        repo.run(&["remote", "add", "origin", &source.remote]).await?;
     }
     for lock in LOCKS {
         let _ = std::fs::remove_file(dir.join(lock));
     }
+    // Each time: whoever made the repository may have been killed before this.
+    repo.run(&["config", "--replace-all", "remote.origin.url", &source.remote]).await?;
     let Commit { reference, object, .. } = commit;
     let is_named = !is_sha(reference) && !source.fetch_by_commit;
     if is_named && !has(&repo, object).await {
