@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::OpContext;
 use super::identifier::{Source, bad, unknown};
-use crate::core::{Core, store_fault};
+use crate::core::{Core, joined, store_fault};
 use crate::job::Job;
 use crate::ssh::AgentSocket;
 use crate::tree::Tree;
@@ -139,7 +139,20 @@ impl<'a> Asking<'a> {
     }
 
     /// What a client may know of a commit before it is read; its objects, too, where they are wanted.
+    ///
+    /// A client may go away meanwhile. What git needs is not taken from it before it has ended, hence a task.
     pub(crate) async fn describe(&self, op: &pb::SourceOp, wants_objects: bool) -> Result<GitDescription, Fault> {
+        let (core, jobs, tasks, op) = (self.core.clone(), self.jobs.to_vec(), self.tasks.clone(), op.clone());
+        let cancel = self.cancel.child_token();
+        let _unwanted = cancel.clone().drop_guard();
+        let work = async move {
+            let asking = Asking { core: &core, jobs: &jobs, tasks, cancel };
+            asking.describe_here(&op, wants_objects).await
+        };
+        joined(tokio::spawn(work)).await
+    }
+
+    async fn describe_here(&self, op: &pb::SourceOp, wants_objects: bool) -> Result<GitDescription, Fault> {
         let Source::Git(source) = Source::read(op)? else {
             return Err(Fault::new(Kind::Internal, "no git source"));
         };
