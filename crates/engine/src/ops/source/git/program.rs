@@ -21,6 +21,10 @@ use tokio_util::sync::CancellationToken;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What is kept of what it prints.
 const OUTPUT_LIMIT: u64 = 16 << 20;
+/// What of its words is shown, the last of them: servers speak through it.
+const WORDS_LIMIT: usize = 16 << 10;
+/// What is kept of them until secrets are taken out, which must not be cut.
+const KEPT_WORDS: usize = 4 * WORDS_LIMIT;
 /// What holds for every command. Housekeeping must not go on when the command has ended.
 const SETTINGS: [&str; 7] = [
     "protocol.file.allow=user",
@@ -222,7 +226,7 @@ impl Git {
                 said = said.replace(&text, "xxxxx");
             }
         }
-        said
+        last_words(&said).to_owned()
     }
 }
 
@@ -243,7 +247,7 @@ fn run(mut command: Command, started: oneshot::Sender<Pid>) -> std::io::Result<E
         let _ = started.send(pid);
     }
     let stderr = child.stderr.take();
-    let errors = std::thread::Builder::new().spawn(move || stderr.map_or_else(Vec::new, read_all))?;
+    let errors = std::thread::Builder::new().spawn(move || stderr.map_or_else(Vec::new, read_last))?;
     let stdout = child.stdout.take().map_or_else(Vec::new, read_all);
     let stderr = errors.join().unwrap_or_default();
     Ok(Ended { success: child.wait()?.success(), stdout, stderr })
@@ -256,6 +260,32 @@ fn read_all(mut pipe: impl Read) -> Vec<u8> {
     let _ = pipe.by_ref().take(OUTPUT_LIMIT).read_to_end(&mut bytes);
     let _ = std::io::copy(&mut pipe, &mut std::io::sink());
     bytes
+}
+
+/// The end of what is read.
+fn read_last(mut pipe: impl Read) -> Vec<u8> {
+    let (mut bytes, mut buffer) = (Vec::new(), vec![0; WORDS_LIMIT]);
+    loop {
+        match pipe.read(&mut buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            // What cannot be read any more has ended.
+            Ok(0) | Err(_) => return bytes,
+            Ok(count) => {
+                bytes.extend_from_slice(&buffer[..count]);
+                let too_many = bytes.len().saturating_sub(KEPT_WORDS);
+                bytes.drain(..too_many);
+            }
+        }
+    }
+}
+
+/// As much of a text as is shown.
+pub(super) fn last_words(text: &str) -> &str {
+    let mut start = text.len().saturating_sub(WORDS_LIMIT);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    &text[start..]
 }
 
 fn cannot_run(error: std::io::Error) -> Fault {
@@ -345,6 +375,16 @@ mod tests {
         let value = command.get_envs().find(|(name, _)| *name == "GIT_CONFIG_VALUE_0").and_then(|(_, value)| value);
         assert_eq!(value, Some(OsStr::new("Authorization: basic c2VjcmV0")));
         assert_eq!(git.without_secrets(b"a secret: basic c2VjcmV0\n"), "a xxxxx: basic xxxxx\n");
+    }
+
+    #[test]
+    fn of_many_words_the_last_ones_are_shown() {
+        let many = format!("first{}last", "\u{e4}".repeat(KEPT_WORDS));
+        let kept = read_last(many.as_bytes());
+        assert_eq!(kept.len(), KEPT_WORDS);
+        let shown = git().without_secrets(&kept);
+        assert!(shown.len() <= WORDS_LIMIT && shown.ends_with("last"), "{}", shown.len());
+        assert_eq!(last_words("few"), "few");
     }
 
     #[test]

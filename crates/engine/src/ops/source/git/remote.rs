@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use base::{Fault, Kind};
 use store::{CacheMountRequest, RecordKind, Sharing};
 
-use super::program::{Git, Trouble};
+use super::program::{Git, Trouble, last_words};
 use super::{Asking, GitSource};
 use crate::core::store_fault;
 
@@ -93,7 +93,7 @@ pub(super) async fn ask(git: &Git, source: &GitSource) -> Result<Commit, Fault> 
     let peeled = format!("{wanted}^{{}}");
     let told = git.line(&["ls-remote", "--", remote, &wanted, &peeled]).await.map_err(|t| t.fault(doing()))?;
     choose(&wanted, &told).ok_or_else(|| {
-        Fault::user(format!("repository does not contain ref {wanted}, output: {told:?}"))
+        Fault::user(format!("repository does not contain ref {wanted}, output: {:?}", last_words(&told)))
             .hint("check the spelling of the branch, tag or commit; a commit is given by all of its digits")
     })
 }
