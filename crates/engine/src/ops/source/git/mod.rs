@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use base::report::Tasks;
 use base::{Fault, Kind, Secret};
-use base64::Engine as _;
 use llb::pb;
 use tokio_util::sync::CancellationToken;
 
@@ -242,7 +241,6 @@ async fn access(ctx: &Asking<'_>, source: &GitSource) -> Result<Access, Fault> {
 /// What logs in: secrets of the client, one for the host first; else what the address says.
 async fn login(ctx: &Asking<'_>, source: &GitSource) -> Result<Option<Login>, Fault> {
     let Some(host) = address::web_host(&source.remote) else { return Ok(None) };
-    let basic = |user: &[u8]| format!("basic {}", base64::engine::general_purpose::STANDARD.encode(user));
     let (header, token) = (&source.auth_header_secret, &source.auth_token_secret);
     let names = [(header, format!("{header}.{host}")), (token, format!("{token}.{host}"))];
     let names = names.into_iter().chain([(header, header.clone()), (token, token.clone())]);
@@ -253,17 +251,12 @@ async fn login(ctx: &Asking<'_>, source: &GitSource) -> Result<Option<Login>, Fa
         if value.iter().any(|byte| matches!(byte, b'\n' | b'\r' | 0)) {
             return Err(Fault::user(format!("secret `{name}` has several lines, which no header can have")));
         }
-        let header = match std::ptr::eq(kind, token) {
-            true => basic(&[b"x-access-token:", value].concat()).into_bytes(),
-            false => value.to_vec(),
-        };
-        let hidden = vec![Secret::new(header.clone()), Secret::new(value)];
-        return Ok(Some(Login { scope, header: Secret::new(header), hidden }));
+        return Ok(Some(match std::ptr::eq(kind, token) {
+            true => Login::basic(scope, &[b"x-access-token:", value].concat()),
+            false => Login::header(scope, value),
+        }));
     }
-    Ok(source.user.as_ref().map(|user| {
-        let header = Secret::new(basic(user.expose()));
-        Login { scope, hidden: vec![header.clone(), user.clone()], header }
-    }))
+    Ok(source.user.as_ref().map(|user| Login::basic(scope, user.expose())))
 }
 
 /// The commit; one build asks for it once.

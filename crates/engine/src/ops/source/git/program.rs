@@ -13,6 +13,7 @@ use std::time::Duration;
 use base::progress::Stream;
 use base::report::Tasks;
 use base::{Fault, Kind, Secret};
+use base64::Engine as _;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -54,6 +55,25 @@ pub(super) struct Login {
     pub(super) header: Secret,
     /// What of it must not be seen, in all forms.
     pub(super) hidden: Vec<Secret>,
+}
+
+impl Login {
+    /// A user and a password, with a colon between them.
+    pub(super) fn basic(scope: String, user: &[u8]) -> Login {
+        let encoded = base64::engine::general_purpose::STANDARD.encode(user);
+        let mut login = Login::header(scope, format!("basic {encoded}").as_bytes());
+        let password = user.iter().position(|byte| *byte == b':').map_or(user, |colon| &user[colon + 1..]);
+        login.hidden.extend([Secret::new(user), Secret::new(password)]);
+        login
+    }
+
+    /// A header.
+    pub(super) fn header(scope: String, header: &[u8]) -> Login {
+        // Without the word that says what it is, too.
+        let space = header.iter().position(|byte| *byte == b' ');
+        let bare = space.map_or(header, |space| header[space..].trim_ascii());
+        Login { scope, header: Secret::new(header), hidden: vec![Secret::new(header), Secret::new(bare)] }
+    }
 }
 
 /// How git is run for one source.
@@ -348,14 +368,9 @@ mod tests {
     fn git() -> Git {
         let label = base::report::Label::phase("test");
         let running = base::report::Running::start(Arc::new(Nowhere), &label);
-        let login = Login {
-            scope: "https://h/".to_owned(),
-            header: Secret::new("basic c2VjcmV0"),
-            hidden: vec![Secret::new("c2VjcmV0"), Secret::new("secret")],
-        };
         Git {
             surroundings: Surroundings { path: std::env::var_os("PATH"), proxies: Vec::new() },
-            login: Some(login),
+            login: Some(Login::basic("https://h/".to_owned(), b"u:secret")),
             ssh_command: ssh_command(None),
             agent: None,
             git_dir: None,
@@ -371,10 +386,17 @@ mod tests {
         let git = git();
         let command = git.command(&["fetch".into()]);
         let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
-        assert!(args.iter().all(|arg| !arg.contains("c2VjcmV0")), "{args:?}");
+        assert!(args.iter().all(|arg| !arg.contains("dTpzZWNyZXQ=")), "{args:?}");
         let value = command.get_envs().find(|(name, _)| *name == "GIT_CONFIG_VALUE_0").and_then(|(_, value)| value);
-        assert_eq!(value, Some(OsStr::new("Authorization: basic c2VjcmV0")));
-        assert_eq!(git.without_secrets(b"a secret: basic c2VjcmV0\n"), "a xxxxx: basic xxxxx\n");
+        assert_eq!(value, Some(OsStr::new("Authorization: basic dTpzZWNyZXQ=")));
+        for (said, shown) in [
+            ("a secret: basic dTpzZWNyZXQ=\n", "a xxxxx: xxxxx\n"),
+            ("Basic dTpzZWNyZXQ=, u:secret", "Basic xxxxx, xxxxx"),
+        ] {
+            assert_eq!(git.without_secrets(said.as_bytes()), shown);
+        }
+        let git = Git { login: Some(Login::header("https://h/".to_owned(), b"Bearer t0ken")), ..git };
+        assert_eq!(git.without_secrets(b"t0ken, Bearer t0ken"), "xxxxx, xxxxx");
     }
 
     #[test]
