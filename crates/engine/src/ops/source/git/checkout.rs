@@ -37,7 +37,9 @@ pub(super) async fn checkout(
     let here = Git { login: None, agent: None, ..git.clone() };
     let part = match source.subdir.as_str() {
         "" => None,
-        subdir => Some(Part { above: dir.join(format!("checkout-{}", session::random_id())), subdir }),
+        subdir => {
+            Some(Part { above: dir.join(format!("checkout-{}", session::random_id())), subdir: subdir.to_owned() })
+        }
     };
     let work_tree = part.as_ref().map_or(dir.as_path(), |part| &part.above);
     std::fs::create_dir_all(work_tree).map_err(|e| gone("make", e))?;
@@ -69,8 +71,9 @@ pub(super) async fn checkout(
         }
         false => None,
     };
-    if let Some(part) = &part {
-        part.take_out(&dir)?;
+    if let Some(part) = part {
+        let dir = dir.clone();
+        blocking(move || part.take_out(&dir)).await?;
     }
     if let Some(time) = time {
         let dir = dir.clone();
@@ -161,13 +164,13 @@ fn each(dir: &Path, visit: &mut dyn FnMut(&Path, bool) -> io::Result<()>) -> io:
 }
 
 /// A directory of the repository that becomes the whole of a snapshot.
-struct Part<'a> {
+struct Part {
     /// Where all of the commit is.
     above: PathBuf,
-    subdir: &'a str,
+    subdir: String,
 }
 
-impl Part<'_> {
+impl Part {
     fn take_out(&self, to: &Path) -> Result<(), Fault> {
         let mut from = self.above.clone();
         for name in self.subdir.split('/') {
@@ -204,7 +207,7 @@ mod tests {
         std::fs::create_dir_all(above.join("a/b/c")).expect("made");
         std::fs::write(above.join("a/b/f"), "f").expect("made");
         std::os::unix::fs::symlink("a", above.join("link")).expect("made");
-        let part = |subdir| Part { above: above.clone(), subdir };
+        let part = |subdir: &str| Part { above: above.clone(), subdir: subdir.to_owned() };
         for (subdir, words) in [("x", "invalid subdir x"), ("link/b", "contains non-directory \"link\"")] {
             let fault = part(subdir).take_out(scratch.path()).expect_err(subdir);
             assert!(fault.to_string().contains(words), "{fault}");

@@ -7,7 +7,7 @@ use store::{CacheMountRequest, RecordKind, Sharing};
 
 use super::program::{Git, Trouble, last_words};
 use super::{Asking, GitSource};
-use crate::core::store_fault;
+use crate::core::{blocking, store_fault};
 
 /// What a reference stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +137,8 @@ pub(super) async fn fetch(
     let mut brought = bring(git, source, commit, &repository.dir).await;
     if was_there && brought.as_ref().is_err_and(|trouble| trouble.says(&STALE)) {
         // A tag that moved, a branch where there was a directory of branches, what a crash has torn: it begins anew.
-        empty(&repository.dir).map_err(|e| super::gone("empty the repository of", e))?;
+        let dir = repository.dir.clone();
+        blocking(move || empty(&dir)).await.map_err(|e| super::gone("empty the repository of", e))?;
         brought = bring(git, source, commit, &repository.dir).await;
     }
     brought.map_err(|trouble| trouble.fault(format!("failed to fetch remote {}", source.shown())))?;
