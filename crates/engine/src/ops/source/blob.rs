@@ -9,7 +9,7 @@ use image::Descriptor;
 use image::layer::compression::VerifyingReader;
 use image::reference::Reference;
 use llb::pb;
-use registry::BlobStart;
+use registry::{BlobStart, Stopper};
 
 use super::super::OpContext;
 use super::identifier::{reference, unknown};
@@ -76,15 +76,26 @@ pub(super) async fn run(ctx: &OpContext, source: &BlobSource) -> Result<Tree, Fa
     let active = ctx.core.prepare(None, &format!("blob {reference}")).await?;
     let (dir, cancel) = (active.dir().to_owned(), ctx.blocking_cancel());
     let mut task = ctx.tasks.start(format!("reading blob {digest}"), opened.size);
-    blocking(move || {
+    let stop = opened.stop;
+    let mut written = std::pin::pin!(blocking(move || {
         let mut content = opened.content;
         match file.write(&dir, &mut *content, &mut task, &cancel) {
             Ok(_) => Ok(()),
             Err(Trouble::Other(fault)) => Err(fault),
             Err(Trouble::Read(e)) => Err(Fault::because(Kind::Remote, format!("cannot read blob `{reference}`"), e)),
         }
-    })
-    .await?;
+    }));
+    tokio::select! {
+        written = &mut written => written?,
+        () = ctx.cancel.cancelled() => {
+            // A server that sends nothing more must not be waited for.
+            if let Some(stop) = stop {
+                stop.stop();
+            }
+            let _ = written.await;
+            return Err(Fault::cancelled());
+        }
+    }
     ctx.core.commit(active).await
 }
 
@@ -92,6 +103,8 @@ pub(super) async fn run(ctx: &OpContext, source: &BlobSource) -> Result<Tree, Fa
 struct Opened {
     size: u64,
     content: Box<dyn Read + Send>,
+    /// Of a download: what ends it.
+    stop: Option<Stopper>,
 }
 
 async fn open(ctx: &OpContext, source: &BlobSource) -> Result<Opened, Fault> {
@@ -99,11 +112,14 @@ async fn open(ctx: &OpContext, source: &BlobSource) -> Result<Opened, Fault> {
     if let Some(store) = &source.store {
         let blobs = layout::find(&ctx.jobs, store).await?;
         let blob = blobs.open(&digest).await?.ok_or_else(|| layout::missing(&*blobs, &digest))?;
-        return Ok(Opened { size: blob.size, content: Box::new(VerifyingReader::new(blob.reader, digest, blob.size)) });
+        let content = Box::new(VerifyingReader::new(blob.reader, digest, blob.size));
+        return Ok(Opened { size: blob.size, content, stop: None });
     }
     let repository = ctx.core.images.repository(ctx.job(), &source.reference)?;
     let size = repository.blob_size(&digest).await.map_err(layer_fault)?;
     let descriptor = Descriptor::new("", digest, size);
     let blob = repository.fetch_blob(&descriptor, BlobStart::Beginning).await.map_err(layer_fault)?;
-    Ok(Opened { size, content: Box::new(blob.into_blocking()) })
+    let content = blob.into_blocking();
+    let stop = Some(content.stopper());
+    Ok(Opened { size, content: Box::new(content), stop })
 }
