@@ -37,6 +37,11 @@ pub fn clone(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<(Side, b
     Ok((side, false))
 }
 
+/// Has a program be told to end when the thread that starts it does, however that comes about.
+pub fn end_with_parent(command: &mut std::process::Command) {
+    crate::raw::end_with_parent(command, rustix::process::Signal::TERM);
+}
+
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {

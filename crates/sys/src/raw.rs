@@ -4,11 +4,13 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
 
 use crate::mount::Depth;
@@ -142,6 +144,18 @@ pub(crate) fn wait4_any_nohang() -> Result<Option<Ended>, Errno> {
         system: time(usage.ru_stime),
         max_rss: usage.ru_maxrss as u64 * 1024,
     }))
+}
+
+/// Has a program get a signal when the thread that starts it ends.
+pub(crate) fn end_with_parent(command: &mut Command, signal: Signal) {
+    let parent = rustix::process::getpid();
+    let tie = move || {
+        rustix::process::set_parent_process_death_signal(Some(signal))?;
+        // It may have ended before that.
+        if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(Errno::SRCH.into()) }
+    };
+    // SAFETY: between fork and exec it makes two system calls; it neither allocates nor takes locks.
+    unsafe { command.pre_exec(tie) };
 }
 
 /// Default actions for all signals, and an empty mask.

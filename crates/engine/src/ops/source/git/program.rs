@@ -261,6 +261,8 @@ fn run(mut command: Command, started: oneshot::Sender<Pid>) -> std::io::Result<E
     sys::ns::own_working_directory()?;
     // Files of a checkout are the same whoever started us.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    // This thread waits for it: it ends before it only where the daemon is killed.
+    sys::process::end_with_parent(&mut command);
     let mut child = command.spawn()?;
     if let Some(pid) = Pid::from_raw(child.id() as i32) {
         // Nobody listens where nobody will cancel.
