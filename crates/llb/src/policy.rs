@@ -16,6 +16,8 @@ use wire::{AttrMatch, MatchType, PolicyAction};
 
 /// A source is changed at most so often: rules that undo each other would never end.
 const MOST_CHANGES: usize = 20;
+/// Where a repository is fetched from, whatever the identifier says.
+const FULL_URL: &str = "git.fullurl";
 
 /// Why a policy does not hold, or a source does not pass it.
 #[derive(Debug, thiserror::Error)]
@@ -120,8 +122,7 @@ impl Policies {
         if self.is_empty() {
             return Ok(false);
         }
-        // A source is known by one name, however it is written; only what a rule says changes it.
-        let mut asked = pb::SourceOp { identifier: canonical(&source.identifier), attrs: source.attrs.clone() };
+        let mut asked = source.clone();
         let mut changes = 0;
         while self.change(&mut asked)? {
             changes += 1;
@@ -137,14 +138,16 @@ impl Policies {
 
     /// The first change that a rule makes.
     fn change(&self, source: &mut pb::SourceOp) -> Result<bool, Error> {
+        // A source is known by one name, however it is written; only what a rule says changes it.
+        let name = name(source);
         for policy in &self.0 {
             let mut denied = false;
-            for rule in policy.iter().filter(|rule| rule.selects(source)).collect::<Vec<_>>() {
+            for rule in policy.iter().filter(|rule| rule.selects(source, &name)).collect::<Vec<_>>() {
                 match PolicyAction::try_from(rule.action) {
                     Ok(PolicyAction::Allow) => denied = false,
                     Ok(PolicyAction::Deny) => denied = true,
                     Ok(PolicyAction::Convert) => {
-                        if rule.convert(source)? {
+                        if rule.convert(source, &name)? {
                             return Ok(true);
                         }
                     }
@@ -152,13 +155,13 @@ impl Policies {
                         return Err(Error::UnknownAction {
                             action: rule.action,
                             selector: rule.selector.clone(),
-                            source_name: source.identifier.clone(),
+                            source_name: base::redact_url(&name),
                         });
                     }
                 }
             }
             if denied {
-                return Err(Error::Denied(source.identifier.clone()));
+                return Err(Error::Denied(base::redact_url(&name)));
             }
         }
         Ok(false)
@@ -203,7 +206,7 @@ impl Rule {
         })
     }
 
-    fn selects(&self, source: &pb::SourceOp) -> bool {
+    fn selects(&self, source: &pb::SourceOp, name: &str) -> bool {
         let holds = |constraint: &Constraint| {
             let value = source.attrs.get(&constraint.key).map_or("", String::as_str);
             match &constraint.condition {
@@ -212,9 +215,8 @@ impl Rule {
                 Condition::Matches(regex) => regex.is_match(value),
             }
         };
-        let name = &source.identifier;
         self.constraints.iter().all(holds)
-            && (*name == self.selector
+            && (name == self.selector
                 || match &self.pattern {
                     Pattern::Exact => false,
                     Pattern::Wildcard(regex) | Pattern::Regex(regex) => regex.is_match(name),
@@ -222,26 +224,28 @@ impl Rule {
     }
 
     /// Whether that changed anything.
-    fn convert(&self, source: &mut pb::SourceOp) -> Result<bool, Error> {
+    fn convert(&self, source: &mut pb::SourceOp, name: &str) -> Result<bool, Error> {
         let (identifier, attrs) = self.updates.as_ref().ok_or(Error::NoDestination)?;
         let template = if identifier.is_empty() { &self.selector } else { identifier };
         // `$1` and `${1}` stand for what wildcards and groups of the selector found.
         let destination = match &self.pattern {
             Pattern::Exact => template.clone(),
-            Pattern::Regex(regex) => regex.replace_all(&source.identifier, template).into_owned(),
-            Pattern::Wildcard(regex) => match regex.captures(&source.identifier) {
+            Pattern::Regex(regex) => regex.replace_all(name, template).into_owned(),
+            Pattern::Wildcard(regex) => match regex.captures(name) {
                 Some(found) => {
                     let mut expanded = String::new();
                     found.expand(template, &mut expanded);
                     expanded
                 }
-                None => source.identifier.clone(),
+                None => name.to_owned(),
             },
         };
         let mut changed = false;
-        if !destination.is_empty() && destination != source.identifier {
+        if !destination.is_empty() && destination != name {
+            changed = destination != source.identifier;
             source.identifier = destination;
-            changed = true;
+            // It is where the repository that is replaced would be fetched from.
+            changed |= !attrs.contains_key(FULL_URL) && source.attrs.remove(FULL_URL).is_some();
         }
         for (key, value) in attrs {
             if source.attrs.get(key).map_or("", String::as_str) != value {
@@ -257,16 +261,34 @@ fn regex(shown: &str, pattern: &str) -> Result<Regex, Error> {
     Regex::new(pattern).map_err(|error| Error::BadPattern { pattern: shown.to_owned(), why: error.to_string() })
 }
 
-/// The name that policies know a source by: ways through the directories of a repository lead straight to their end, or a
+/// The name that policies know a source by: a repository's is that of where it is fetched from.
+fn name(source: &pb::SourceOp) -> String {
+    let identifier = &source.identifier;
+    let Some(url) = source.attrs.get(FULL_URL).filter(|_| identifier.starts_with("git://")) else {
+        return canonical(identifier);
+    };
+    let url = url.split('#').next().unwrap_or_default();
+    let fragment = identifier.find('#').map_or("", |at| &identifier[at..]);
+    canonical(&format!("git://{url}{fragment}"))
+}
+
+/// One way to write an identifier: ways through the directories of a repository lead straight to their end, or a
 /// rule could be walked around.
 fn canonical(identifier: &str) -> String {
     let Some(rest) = identifier.strip_prefix("git://") else { return identifier.to_owned() };
     let (remote, fragment) = rest.split_once('#').unwrap_or((rest, ""));
-    let remote = remote.split_once("://").map_or(remote, |(_, remote)| remote);
-    let Some((host, repository)) = remote.split_once('/').filter(|(host, _)| !host.is_empty()) else {
-        return identifier.to_owned();
+    let (has_scheme, remote) = remote.split_once("://").map_or((false, remote), |(_, remote)| (true, remote));
+    let (authority, repository) = remote.split_once('/').unwrap_or((remote, ""));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    // `git@host:repository`: what follows the host is no port.
+    let scp = host.split_once(':').filter(|(_, rest)| !has_scheme && !rest.bytes().all(|b| b.is_ascii_digit()));
+    let (host, repository) = match scp {
+        Some((host, first)) => (host, format!("{first}/{repository}")),
+        None => (host, repository.to_owned()),
     };
-    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    if host.is_empty() || repository.is_empty() {
+        return identifier.to_owned();
+    }
     let (reference, dir) = fragment.split_once(':').unwrap_or((fragment, ""));
     let dir = path::clean(&format!("/{dir}"));
     let dir = dir.trim_start_matches('/');
@@ -357,6 +379,50 @@ mod tests {
     }
 
     #[test]
+    fn repositories_are_known_by_where_they_are_fetched_from() {
+        use MatchType::Wildcard;
+        use PolicyAction::{Convert, Deny};
+        let apply = |rule: wire::Rule, identifier: &str, url: &str| {
+            let policies = Policies::read(&[Policy { version: 1, rules: vec![rule] }]).expect("a policy");
+            let attrs = [(FULL_URL.to_owned(), url.to_owned())].into();
+            let mut source = pb::SourceOp { identifier: identifier.to_owned(), attrs };
+            let changed = policies.apply(&mut source).map_err(|error| error.to_string())?;
+            Ok::<_, String>((changed, source.identifier, source.attrs.get(FULL_URL).cloned()))
+        };
+        let evil = rule(Deny, Wildcard, "git://evil/*", None);
+        for url in ["https://evil/x.git", "ssh://u:p4ss@evil/x.git", "git@evil:x.git", "https://evil/x.git#y"] {
+            let error = apply(evil.clone(), "git://good/x.git#main", url).expect_err(url);
+            assert!(error.contains("denied") && !error.contains("p4ss"), "{error}");
+        }
+        let (changed, _, url) = apply(evil, "git://good/x#main", "https://good/x").expect("allowed");
+        assert_eq!((changed, url.as_deref()), (false, Some("https://good/x")));
+
+        let mut to = rule(Convert, Wildcard, "git://old/*", Some("git://new/${1}"));
+        let found = apply(to.clone(), "git://old/x.git#main:d", "https://old/x.git");
+        assert_eq!(found, Ok((true, "git://new/x.git#main:d".to_owned(), None)));
+        // The identifier says already what the rule wants, and another repository would be fetched.
+        let found = apply(to.clone(), "git://new/x.git", "https://old/x.git");
+        assert_eq!(found, Ok((true, "git://new/x.git".to_owned(), None)));
+        let url = "ssh://git@new/x.git";
+        let updates = to.updates.as_mut().expect("updates");
+        updates.attrs.insert(FULL_URL.to_owned(), url.to_owned());
+        let found = apply(to, "git://old/x.git", "https://old/x.git");
+        assert_eq!(found, Ok((true, "git://new/x.git".to_owned(), Some(url.to_owned()))));
+    }
+
+    #[test]
+    fn downloads_are_denied_and_replaced() {
+        use MatchType::Wildcard;
+        use PolicyAction::{Convert, Deny};
+        let to = || rule(Convert, Wildcard, "https://old/*", Some("https://new/${1}"));
+        assert_eq!(ask(vec![to()], "https://old/a?b"), Ok("https://new/a?b".to_owned()));
+        let denied = ask(vec![to(), rule(Deny, Wildcard, "https://*new/*", None)], "https://old/a");
+        assert!(denied.is_err_and(|error| error.contains("denied")));
+        let denied = ask(vec![rule(Deny, Wildcard, "https://*", None)], "https://u:p4ss@h/a").expect_err("denied");
+        assert!(!denied.contains("p4ss"), "{denied}");
+    }
+
+    #[test]
     fn attributes_are_compared_and_set() {
         let mut rule = rule(PolicyAction::Convert, MatchType::Wildcard, "https://*", Some(""));
         rule.updates = Some(wire::Update {
@@ -398,7 +464,9 @@ mod tests {
             ("git://https://u:p@h/a/../b.git", "git://h/b.git"),
             ("git://h/a#:", "git://h/a"),
             ("git://h/a#:./x/", "git://h/a#:x"),
-            ("git://git@h:a/b", "git://h:a/b"),
+            ("git://git@h:a/b", "git://h/a/b"),
+            ("git://git@h:b.git#x", "git://h/b.git#x"),
+            ("git://h:80/b", "git://h:80/b"),
             ("https://h/a/../b", "https://h/a/../b"),
         ] {
             assert_eq!(canonical(given), wanted);
