@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use image::Reference;
 use proto::moby::buildkit::v1::sourcepolicy as wire;
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use crate::path;
 use crate::pb;
@@ -218,8 +219,9 @@ impl Rule {
         self.constraints.iter().all(holds)
             && (name == self.selector
                 || match &self.pattern {
-                    Pattern::Exact => false,
-                    Pattern::Wildcard(regex) | Pattern::Regex(regex) => regex.is_match(name),
+                    Pattern::Exact => name == canonical(&self.selector),
+                    Pattern::Wildcard(regex) => regex.is_match(name) || name == canonical(&self.selector),
+                    Pattern::Regex(regex) => regex.is_match(name),
                 })
     }
 
@@ -237,7 +239,7 @@ impl Rule {
                     found.expand(template, &mut expanded);
                     expanded
                 }
-                None => name.to_owned(),
+                None => template.clone(),
             },
         };
         let mut changed = false;
@@ -258,7 +260,9 @@ impl Rule {
 }
 
 fn regex(shown: &str, pattern: &str) -> Result<Regex, Error> {
-    Regex::new(pattern).map_err(|error| Error::BadPattern { pattern: shown.to_owned(), why: error.to_string() })
+    // A line break in a name is no way past a rule.
+    let built = RegexBuilder::new(pattern).dot_matches_new_line(true).build();
+    built.map_err(|error| Error::BadPattern { pattern: shown.to_owned(), why: error.to_string() })
 }
 
 /// The name that policies know a source by: a repository's is that of where it is fetched from.
@@ -275,8 +279,27 @@ fn name(source: &pb::SourceOp) -> String {
 /// One way to write an identifier: ways through the directories of a repository lead straight to their end, or a
 /// rule could be walked around.
 fn canonical(identifier: &str) -> String {
-    let Some(rest) = identifier.strip_prefix("git://") else { return identifier.to_owned() };
+    let Some((scheme, rest)) = identifier.split_once("://") else { return identifier.to_owned() };
+    match scheme {
+        "git" => repository_name(identifier, rest),
+        "docker-image" => match Reference::parse(rest) {
+            Ok(image) => format!("{scheme}://{}", image.or_latest()),
+            Err(_) => identifier.to_owned(),
+        },
+        "http" | "https" => {
+            let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+            let (authority, path) = rest.split_at(end);
+            let (user, host) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+            format!("{scheme}://{user}{}{path}", host.to_ascii_lowercase())
+        }
+        _ => identifier.to_owned(),
+    }
+}
+
+fn repository_name(identifier: &str, rest: &str) -> String {
     let (remote, fragment) = rest.split_once('#').unwrap_or((rest, ""));
+    // It is not fetched with a query.
+    let remote = remote.split_once('?').map_or(remote, |(remote, _)| remote);
     let (has_scheme, remote) = remote.split_once("://").map_or((false, remote), |(_, remote)| (true, remote));
     let (authority, repository) = remote.split_once('/').unwrap_or((remote, ""));
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
@@ -292,7 +315,7 @@ fn canonical(identifier: &str) -> String {
     let (reference, dir) = fragment.split_once(':').unwrap_or((fragment, ""));
     let dir = path::clean(&format!("/{dir}"));
     let dir = dir.trim_start_matches('/');
-    let mut name = format!("git://{host}{}", path::clean(&format!("/{repository}")));
+    let mut name = format!("git://{}{}", host.to_ascii_lowercase(), path::clean(&format!("/{repository}")));
     if !reference.is_empty() || !dir.is_empty() {
         name.push_str(&format!("#{reference}"));
     }
@@ -451,6 +474,24 @@ mod tests {
         assert_eq!(apply(&[("a", "1"), ("c", "xx")]).as_deref(), Some("sha256:1"));
         for other in [&[("a", "2"), ("c", "x")][..], &[("a", "1"), ("b", "1"), ("c", "x")], &[("a", "1")]] {
             assert_eq!(apply(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn rules_are_not_walked_around_by_other_ways_to_write_a_name() {
+        use MatchType::{Exact, Regex, Wildcard};
+        for (kind, selector, identifier) in [
+            (Wildcard, "https://evil/*", "https://evil/a\nb"),
+            (Wildcard, "https://evil/*", "https://EVIL/a"),
+            (Regex, "^https://evil/.*$", "https://evil/a\nb"),
+            (Exact, "git://evil/x.git", "git://evil/x.git?a=b"),
+            (Exact, "git://evil/x.git", "git://https://Evil/x.git"),
+            (Exact, "docker-image://docker.io/evil/x:latest", "docker-image://evil/x"),
+            (Wildcard, "docker-image://docker.io/library/*", "docker-image://evil"),
+            (Exact, "docker-image://evil", "docker-image://docker.io/library/evil:latest"),
+        ] {
+            let denied = ask(vec![rule(PolicyAction::Deny, kind, selector, None)], identifier);
+            assert!(denied.is_err(), "{selector}: {identifier}");
         }
     }
 
