@@ -85,7 +85,7 @@ pub struct Daemon {
 /// cancelled or they took too long, which ends them.
 pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationToken) -> Result<(), Fault> {
     let Daemon { engine, identity, listeners, history, debug, telemetry, drain } = daemon;
-    let collector = Collector::of(|name| telemetry.get(name).filter(|value| !value.is_empty()).cloned())?;
+    let collector = Collector::of(|name| telemetry.get(name).filter(|value| !value.is_empty()).cloned());
     let store = engine.store().clone();
     let history = tokio::task::spawn_blocking(move || History::open(&store, history)).await;
     let history = history.map_err(|error| Fault::because(Kind::Internal, "cannot read build records", error))?;
