@@ -55,6 +55,10 @@ impl wire::control_server::Control for Control {
             let solved = solve(&shared, request, &running.build).await;
             if let Some(recording) = recording {
                 recording.complete(running.build.clone(), trace, &solved).await;
+            } else {
+                // No record keeps it, and the collector has it all the same.
+                let error = solved.as_ref().err().map(ToString::to_string);
+                trace.end(&running.build, error.as_deref());
             }
             solved
         });

@@ -190,7 +190,7 @@ fn random<const N: usize>() -> [u8; N] {
 /// W3C's Trace Context: version, trace, span, flags.
 fn traceparent(text: &str) -> Option<([u8; 16], [u8; 8])> {
     fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
-        if text.len() != 2 * N || !text.is_ascii() {
+        if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return None;
         }
         let mut bytes = [0; N];
@@ -244,6 +244,7 @@ mod tests {
             format!("ff-{id}-{span}-01"),
             format!("00-{id}"),
             format!("00-{id}-+7ad6b716920333é-01"),
+            format!("00-{id}-+7ad6b7169203331-01"),
         ] {
             assert_eq!(traceparent(&bad), None, "{bad}");
         }
