@@ -289,8 +289,9 @@ fn canonical(identifier: &str) -> String {
         "http" | "https" => {
             let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
             let (authority, path) = rest.split_at(end);
-            let (user, host) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
-            format!("{scheme}://{user}{}{path}", host.to_ascii_lowercase())
+            // Who logs in does not say what is fetched.
+            let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+            format!("{scheme}://{}{path}", host.to_ascii_lowercase())
         }
         _ => identifier.to_owned(),
     }

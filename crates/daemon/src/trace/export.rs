@@ -11,7 +11,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_prost::ProstCodec;
 
 /// Batches on their way. A collector that is slower loses some: no build waits for it.
-const QUEUE: usize = 64;
+const QUEUE: usize = 16;
 /// How long a collector may take for a batch.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Ends of variables that change nothing.

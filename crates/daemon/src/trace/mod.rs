@@ -21,6 +21,8 @@ use export::Collector;
 pub(crate) const MEDIA_TYPE: &str = "application/vnd.buildkit.otlp.json.v0";
 /// Spans that clients may hand over for one trace; what is more is passed on to the collector and not kept.
 const MOST_SPANS: usize = 10_000;
+/// What spans of clients may take up in all.
+const MOST_BYTES: usize = 32 << 20;
 /// Events that are read at once.
 const SOME: usize = 4096;
 const ERROR: i32 = 2;
@@ -39,6 +41,8 @@ struct Handed {
     /// How many builds belong to it.
     builds: usize,
     count: usize,
+    /// What they take up.
+    bytes: usize,
     spans: Vec<ResourceSpans>,
 }
 
@@ -75,13 +79,17 @@ impl Traces {
     pub(crate) fn take(&self, handed: Vec<ResourceSpans>) {
         {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut held: usize = running.values().map(|kept| kept.bytes).sum();
             for mut resource in handed.clone() {
                 let spans = || resource.scope_spans.iter().flat_map(|scope| &scope.spans);
                 let Some(id) = spans().find_map(|span| <[u8; 16]>::try_from(&span.trace_id[..]).ok()) else { continue };
                 let Some(kept) = running.get_mut(&id) else { continue };
                 let count = spans().count();
-                if kept.count + count <= MOST_SPANS {
+                let bytes = proto::Message::encoded_len(&resource);
+                if kept.count + count <= MOST_SPANS && held + bytes <= MOST_BYTES {
                     kept.count += count;
+                    kept.bytes += bytes;
+                    held += bytes;
                     resource.scope_spans.iter_mut().for_each(|scope| scope.spans.retain(|span| span.trace_id == id));
                     kept.spans.push(resource);
                 }
