@@ -79,7 +79,7 @@ impl Core {
     }
 
     /// Has the next steps that name a cache mount begin with an empty one. Whoever uses it now goes on with it.
-    pub(crate) async fn retire_cache_mount(&self, (id, on_snapshot): (String, bool)) -> Result<(), Fault> {
+    pub(crate) async fn retire_cache_mount(&self, (id, on_snapshot): crate::job::CacheMountName) -> Result<(), Fault> {
         let snapshots = self.store.snapshots();
         let retired = blocking(move || snapshots.retire_cache_mounts(&id, on_snapshot));
         retired.await.map_err(|e| store_fault("cannot empty a cache mount", e))

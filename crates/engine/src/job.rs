@@ -48,7 +48,7 @@ pub(crate) struct Job {
     imports: Mutex<Vec<Arc<Import>>>,
     given_up: Mutex<GivenUp>,
     /// Cache mounts that are retired for steps of this build, and whether they stand on something. Whoever comes second waits.
-    retired_mounts: Mutex<HashMap<(String, bool), Arc<OnceCell<()>>>>,
+    retired_mounts: Mutex<HashMap<CacheMountName, Once>>,
     /// Its client looks into what failed.
     wants_wrecks: AtomicBool,
     /// How often the client's directories were found to be others than those that were read first.
@@ -61,6 +61,10 @@ pub(crate) struct Job {
     pub(crate) policies: llb::policy::Policies,
 }
 
+/// The id of a cache mount, and whether it stands on something.
+pub(crate) type CacheMountName = (String, bool);
+/// Something that is done once, and that all wait for.
+type Once = Arc<OnceCell<()>>;
 type ImageKey = (String, Platform, ResolveMode);
 type ResolvedCell = Arc<OnceCell<Arc<ResolvedImage>>>;
 
@@ -134,7 +138,7 @@ impl Job {
 
     /// The cache mounts of a step that must run anew: it begins with empty ones. Once in a build, so that its steps still
     /// share them.
-    pub(crate) fn mounts_to_retire(&self, vertex: &llb::Vertex) -> Vec<((String, bool), Arc<OnceCell<()>>)> {
+    pub(crate) fn mounts_to_retire(&self, vertex: &llb::Vertex) -> Vec<(CacheMountName, Once)> {
         use llb::pb;
         let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else { return Vec::new() };
         if !vertex.ignore_cache() {

@@ -422,7 +422,7 @@ mod tests {
     #[tokio::test]
     async fn commands_end_when_nobody_waits_any_more() {
         if Command::new("git").arg("version").output().is_err() {
-            eprintln!("skipped: there is no git here");
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), b"skipped: there is no `git` here\n");
             return;
         }
         let git = git();
