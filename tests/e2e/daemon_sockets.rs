@@ -75,6 +75,11 @@ fn a_daemon_with_an_authority_talks_to_its_clients_only() {
         let refused = guarded.asks(client, "ca");
         assert_eq!(refused.code, Some(1), "`{client}` was let in: {refused:?}");
         assert!(!refused.text().contains("PLATFORMS"), "{refused:?}");
+        refused.says(&format!("error: no buildkitd answers at `{}`: ", guarded.address));
+        match client {
+            "" => refused.hints("it may ask for a client certificate: give --tlscert and --tlskey"),
+            _ => refused.hints("it may not accept this client certificate: its log says so"),
+        };
     }
     // A client that is shown the wrong certificate says so.
     let deceived = guarded.asks("client", "strangers");
@@ -85,6 +90,8 @@ fn a_daemon_with_an_authority_talks_to_its_clients_only() {
     let plain = guarded.served.kitchen.who.run(world, world.path("buildctl").to_str().unwrap());
     let plain = plain.args(["--addr", &guarded.address, "debug", "workers"]).ends();
     assert_eq!(plain.code, Some(1), "{plain:?}");
+    plain.says(&format!("error: no buildkitd answers at `{}`: ", guarded.address));
+    plain.hints("if it speaks TLS, give --tlscacert, and --tlscert and --tlskey where it asks for a certificate");
 
     // `--tlsdir` is the three in one, by upstream's names.
     let names = [("ca.pem", "ca.pem"), ("client.pem", "cert.pem"), ("client.key", "key.pem")];

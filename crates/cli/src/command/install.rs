@@ -140,7 +140,9 @@ mod tests {
         assert_eq!(mode("usr"), 0o755);
         assert_eq!(mode("home/user/.local/share/buildkit"), 0o700);
         assert_eq!(fs::read_link(out.join("bin")).expect("a link"), Path::new("usr/bin"));
-        assert_eq!(fs::read(out.join("bin/buildctl-daemonless.sh")).expect("the program"), b"#!");
+        for name in ["buildctl", "buildctl-daemonless.sh", "buildkitd"] {
+            assert_eq!(fs::read(out.join("bin").join(name)).expect("the program"), b"#!");
+        }
         let error = install(Path::new("/proc/self/no"), &program).expect_err("not there");
         assert!(error.to_string().starts_with("cannot make `/proc/self/no/etc`: "), "{error}");
     }
