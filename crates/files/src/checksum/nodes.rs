@@ -169,7 +169,9 @@ impl Nodes {
     #[cfg(test)]
     pub(super) fn set_stat(&mut self, path: &[u8], stat: Stat) {
         if let Some(id) = self.find_known(path) {
-            self.node_mut(id).stat = Some(Box::new(stat));
+            let node = self.node_mut(id);
+            // It was as fresh as that, however long the test takes.
+            (node.stat, node.settled) = (Some(Box::new(stat)), false);
         }
     }
 
