@@ -52,7 +52,7 @@ fn a_file_has_the_name_that_the_daemon_knows_a_build_by() {
     served.kitchen.dockerfile("FROM busybox\nRUN echo heard again\n");
     served.build("--ref-file ref").succeeds();
     let named = fs::read_to_string(served.kitchen.world.path("ref")).unwrap();
-    assert_eq!(records(&served).iter().map(|(name, _)| name).collect::<Vec<_>>(), [&named]);
+    assert_eq!(records(&served).iter().map(|(_, name)| name).collect::<Vec<_>>(), [&named]);
     let logs = served.buildctl(&format!("debug logs --progress=plain {named}")).succeeds().text();
     assert!(logs.contains("heard again"), "{logs}");
     served.ends();
