@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use base::{Fault, Kind, Platform};
 use engine::Engine;
+use session::remote::service::Service;
 use session::remote::{MAX_MESSAGE, Sessions};
 use tokio_util::sync::CancellationToken;
 
@@ -185,7 +186,7 @@ fn router(shared: &Arc<Shared>) -> tonic::transport::server::Router {
         .http2_max_header_list_size(16 << 20)
         .add_service(control)
         .add_service(gateway)
-        .add_service(service::content::ContentStore(shared.clone()))
-        .add_service(service::trace::TraceService(shared.clone()))
+        .add_service(Service(service::content::ContentStore(shared.clone())))
+        .add_service(Service(service::trace::TraceService(shared.clone())))
         .add_service(HealthServer::new(service::health::Health(shared.clone())))
 }

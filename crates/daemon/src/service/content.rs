@@ -2,19 +2,18 @@
 //! Nothing is written: what a client wants to store here, it builds.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use base::Digest;
 use proto::content as wire;
 use proto::content::{
     INFO, InfoRequest, LIST, LIST_STATUSES, READ, ReadContentRequest, ReadContentResponse, SERVICE, STATUS,
 };
+use session::remote::service::Calls;
 use store::{BlobInfo, Content};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
-use tonic::server::{Grpc, NamedService};
+use tonic::server::Grpc;
 use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstCodec;
 
@@ -33,62 +32,50 @@ const SOME: usize = 100;
 #[derive(Clone)]
 pub(crate) struct ContentStore(pub(crate) Arc<Shared>);
 
-impl NamedService for ContentStore {
+impl Calls for ContentStore {
     const NAME: &'static str = SERVICE;
-}
 
-impl tower::Service<http::Request<Body>> for ContentStore {
-    type Response = http::Response<Body>;
-    type Error = std::convert::Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<http::Response<Body>, std::convert::Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+    async fn call(self, request: http::Request<Body>) -> http::Response<Body> {
         let content = self.0.engine.store().content();
-        Box::pin(async move {
-            Ok(match request.uri().path() {
-                INFO => {
-                    let codec = ProstCodec::<wire::InfoResponse, InfoRequest>::default();
-                    let call = tower::service_fn(move |request| info(content.clone(), request));
-                    Grpc::new(codec).unary(call, request).await
-                }
-                LIST => {
-                    let codec = ProstCodec::<wire::ListContentResponse, wire::ListContentRequest>::default();
-                    let call = tower::service_fn(move |request| list(content.clone(), request));
-                    Grpc::new(codec).server_streaming(call, request).await
-                }
-                READ => {
-                    let codec = ProstCodec::<ReadContentResponse, ReadContentRequest>::default();
-                    let call = tower::service_fn(move |request| read(content.clone(), request));
-                    Grpc::new(codec).server_streaming(call, request).await
-                }
-                STATUS => {
-                    let codec = ProstCodec::<wire::WriteStatus, wire::StatusRequest>::default();
-                    let call = tower::service_fn(move |request: Request<wire::StatusRequest>| async move {
-                        let name = &request.get_ref().r#ref;
-                        Err::<Response<wire::WriteStatus>, _>(Status::not_found(format!("no writing `{name}`")))
-                    });
-                    Grpc::new(codec).unary(call, request).await
-                }
-                LIST_STATUSES => {
-                    let codec = ProstCodec::<wire::ListStatusesResponse, wire::ListStatusesRequest>::default();
-                    let call = tower::service_fn(move |_: Request<wire::ListStatusesRequest>| async move {
-                        Ok(Response::new(wire::ListStatusesResponse::default()))
-                    });
-                    Grpc::new(codec).unary(call, request).await
-                }
-                path => {
-                    let method = path.rsplit('/').next().unwrap_or_default();
-                    let refused = format!("{method}: the content store is read-only");
-                    let known = matches!(method, "Write" | "Delete" | "Update" | "Abort");
-                    let code = if known { Code::PermissionDenied } else { Code::Unimplemented };
-                    Status::new(code, refused).into_http()
-                }
-            })
-        })
+        match request.uri().path() {
+            INFO => {
+                let codec = ProstCodec::<wire::InfoResponse, InfoRequest>::default();
+                let call = tower::service_fn(move |request| info(content.clone(), request));
+                Grpc::new(codec).unary(call, request).await
+            }
+            LIST => {
+                let codec = ProstCodec::<wire::ListContentResponse, wire::ListContentRequest>::default();
+                let call = tower::service_fn(move |request| list(content.clone(), request));
+                Grpc::new(codec).server_streaming(call, request).await
+            }
+            READ => {
+                let codec = ProstCodec::<ReadContentResponse, ReadContentRequest>::default();
+                let call = tower::service_fn(move |request| read(content.clone(), request));
+                Grpc::new(codec).server_streaming(call, request).await
+            }
+            STATUS => {
+                let codec = ProstCodec::<wire::WriteStatus, wire::StatusRequest>::default();
+                let call = tower::service_fn(move |request: Request<wire::StatusRequest>| async move {
+                    let name = &request.get_ref().r#ref;
+                    Err::<Response<wire::WriteStatus>, _>(Status::not_found(format!("no writing `{name}`")))
+                });
+                Grpc::new(codec).unary(call, request).await
+            }
+            LIST_STATUSES => {
+                let codec = ProstCodec::<wire::ListStatusesResponse, wire::ListStatusesRequest>::default();
+                let call = tower::service_fn(move |_: Request<wire::ListStatusesRequest>| async move {
+                    Ok(Response::new(wire::ListStatusesResponse::default()))
+                });
+                Grpc::new(codec).unary(call, request).await
+            }
+            path => {
+                let method = path.rsplit('/').next().unwrap_or_default();
+                let refused = format!("{method}: the content store is read-only");
+                let known = matches!(method, "Write" | "Delete" | "Update" | "Abort");
+                let code = if known { Code::PermissionDenied } else { Code::Unimplemented };
+                Status::new(code, refused).into_http()
+            }
+        }
     }
 }
 

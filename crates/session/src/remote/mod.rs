@@ -13,6 +13,7 @@ mod output;
 mod send;
 pub mod serve;
 mod serve_content;
+pub mod service;
 mod ssh;
 mod sync;
 pub mod tunnel;

@@ -25,10 +25,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::send::Files;
+use super::service::{Calls, Service};
 use super::{MAX_MESSAGE, Offer, Transfer, batch, output, ssh, sync, tunnel};
 use crate::{Credentials, LocalDir, Output, SharedSession};
 
@@ -58,9 +59,9 @@ where
     let router = tonic::transport::Server::builder()
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
-        .add_service(Transfers { session: session.clone(), kind: Service::Sync })
-        .add_service(SendService(Transfers { session: session.clone(), kind: Service::Send }))
-        .add_service(super::serve_content::Content(session.clone()))
+        .add_service(Service(Syncing(session.clone())))
+        .add_service(Service(Sending(session.clone())))
+        .add_service(Service(super::serve_content::Content(session.clone())))
         .add_service(AuthServer::new(Answers(session.clone())))
         .add_service(SecretsServer::new(Answers(session.clone())))
         .add_service(ssh::service(session.clone()))
@@ -214,79 +215,44 @@ impl Health for Answers {
     }
 }
 
-/// `FileSync` and `FileSend`, whose packets are our own.
+/// `FileSync`, whose packets are our own.
 #[derive(Clone)]
-struct Transfers {
-    session: SharedSession,
-    kind: Service,
-}
+struct Syncing(SharedSession);
 
-#[derive(Clone, Copy)]
-enum Service {
-    Sync,
-    Send,
-}
-
-/// A service goes by its name, and these two have two.
-#[derive(Clone)]
-struct SendService(Transfers);
-
-impl NamedService for Transfers {
+impl Calls for Syncing {
     const NAME: &'static str = "moby.filesync.v1.FileSync";
+
+    async fn call(self, request: http::Request<Body>) -> http::Response<Body> {
+        if request.uri().path() != sync::METHOD {
+            return Status::unimplemented("no such method").into_http();
+        }
+        let codec = tonic_prost::ProstCodec::<Packet, Packet>::default();
+        let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE);
+        grpc.streaming(SyncCall(self.0), request).await
+    }
 }
 
-impl NamedService for SendService {
+/// `FileSend`, likewise.
+#[derive(Clone)]
+struct Sending(SharedSession);
+
+impl Calls for Sending {
     const NAME: &'static str = "moby.filesync.v1.FileSend";
-}
 
-type Called = Pin<Box<dyn Future<Output = Result<http::Response<Body>, std::convert::Infallible>> + Send>>;
-
-impl tower::Service<http::Request<Body>> for Transfers {
-    type Response = http::Response<Body>;
-    type Error = std::convert::Infallible;
-    type Future = Called;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Called {
-        let this = self.clone();
-        Box::pin(async move {
-            let called = match (this.kind, request.uri().path()) {
-                (Service::Sync, sync::METHOD) => {
-                    let codec = tonic_prost::ProstCodec::<Packet, Packet>::default();
-                    let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE);
-                    grpc.streaming(SyncCall(this.session), request).await
-                }
-                (Service::Send, output::METHOD) => this.take_result(request).await,
-                _ => Status::unimplemented("no such method").into_http(),
-            };
-            Ok(called)
-        })
+    async fn call(self, request: http::Request<Body>) -> http::Response<Body> {
+        match request.uri().path() {
+            output::METHOD => self.take_result(request).await,
+            _ => Status::unimplemented("no such method").into_http(),
+        }
     }
 }
 
-impl tower::Service<http::Request<Body>> for SendService {
-    type Response = http::Response<Body>;
-    type Error = std::convert::Infallible;
-    type Future = Called;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Called {
-        self.0.call(request)
-    }
-}
-
-impl Transfers {
+impl Sending {
     /// One method, two kinds of messages: which, the output of that number says.
     async fn take_result(self, request: http::Request<Body>) -> http::Response<Body> {
         let index = request.headers().get("buildkit-attachable-exporter-id");
         let index = index.and_then(|id| id.to_str().ok()?.parse().ok()).unwrap_or(0);
-        match self.session.output(index).await {
+        match self.0.output(index).await {
             Err(fault) => refused(fault).into_http(),
             Ok(Output::Directory(dir)) => {
                 let codec = tonic_prost::ProstCodec::<Packet, Packet>::default();

@@ -4,7 +4,6 @@
 use std::io::{self, Read as _};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use base::Digest;
 use bytes::Bytes;
@@ -18,12 +17,13 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tonic::server::{Grpc, NamedService, ServerStreamingService, StreamingService, UnaryService};
+use tonic::server::{Grpc, ServerStreamingService, StreamingService, UnaryService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::MAX_MESSAGE;
 use super::content::{EXPORT, Pieces};
 use super::serve::refused;
+use super::service::Calls;
 use crate::{Blob, Blobs, CacheDir, SharedSession};
 
 /// What one message brings.
@@ -35,39 +35,26 @@ const QUEUE: usize = 2;
 #[derive(Clone)]
 pub(super) struct Content(pub(super) SharedSession);
 
-impl NamedService for Content {
+impl Calls for Content {
     const NAME: &'static str = SERVICE;
-}
 
-impl tower::Service<http::Request<Body>> for Content {
-    type Response = http::Response<Body>;
-    type Error = std::convert::Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<http::Response<Body>, std::convert::Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            Ok(match request.uri().path() {
-                INFO => {
-                    let codec = tonic_prost::ProstCodec::<InfoResponse, InfoRequest>::default();
-                    Grpc::new(codec).unary(InfoCall(this), request).await
-                }
-                READ => {
-                    let codec = tonic_prost::ProstCodec::<ReadContentResponse, ReadContentRequest>::default();
-                    Grpc::new(codec).server_streaming(ReadCall(this), request).await
-                }
-                WRITE => {
-                    let codec = tonic_prost::ProstCodec::<WriteContentResponse, WriteContentRequest>::default();
-                    let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE);
-                    grpc.streaming(WriteCall(this), request).await
-                }
-                _ => Status::unimplemented("no such method").into_http(),
-            })
-        })
+    async fn call(self, request: http::Request<Body>) -> http::Response<Body> {
+        match request.uri().path() {
+            INFO => {
+                let codec = tonic_prost::ProstCodec::<InfoResponse, InfoRequest>::default();
+                Grpc::new(codec).unary(InfoCall(self), request).await
+            }
+            READ => {
+                let codec = tonic_prost::ProstCodec::<ReadContentResponse, ReadContentRequest>::default();
+                Grpc::new(codec).server_streaming(ReadCall(self), request).await
+            }
+            WRITE => {
+                let codec = tonic_prost::ProstCodec::<WriteContentResponse, WriteContentRequest>::default();
+                let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE);
+                grpc.streaming(WriteCall(self), request).await
+            }
+            _ => Status::unimplemented("no such method").into_http(),
+        }
     }
 }
 
