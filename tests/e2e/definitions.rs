@@ -21,7 +21,8 @@ fn varint(value: i64) -> Vec<u8> {
     bytes
 }
 
-fn field(id: i64, bytes: impl AsRef<[u8]>) -> Vec<u8> {
+/// A field of a message that has a length.
+pub fn field(id: i64, bytes: impl AsRef<[u8]>) -> Vec<u8> {
     [varint(id << 3 | 2), varint(bytes.as_ref().len() as i64), bytes.as_ref().to_vec()].concat()
 }
 

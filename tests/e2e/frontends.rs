@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::daemon::Served;
+use crate::definitions::field;
 use crate::harness::{Invocation, Running, eventually, is_root};
 use crate::kitchen::Kitchen;
 use crate::needs;
@@ -177,18 +178,6 @@ fn a_definition_comes_on_standard_input() {
 
 /// LLB that runs a command on busybox, as bytes: a client of its own would write it so.
 fn definition(args: &[&str]) -> Vec<u8> {
-    fn number(mut value: u64) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        while value > 127 {
-            bytes.push(value as u8 | 128);
-            value >>= 7;
-        }
-        bytes.push(value as u8);
-        bytes
-    }
-    fn field(id: u64, bytes: impl AsRef<[u8]>) -> Vec<u8> {
-        [number(id << 3 | 2), number(bytes.as_ref().len() as u64), bytes.as_ref().to_vec()].concat()
-    }
     let digest = |op: &[u8]| base::Digest::of(op).to_string();
     let platform = field(10, [field(1, std::env::consts::ARCH.replace("x86_64", "amd64")), field(2, "linux")].concat());
     let image = [field(3, field(1, "docker-image://docker.io/library/busybox:latest")), platform.clone()].concat();
