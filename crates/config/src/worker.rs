@@ -23,7 +23,7 @@ section! {
         enabled: Option<bool> = "enabled",
         /// Labels that clients see.
         labels: BTreeMap<String, String> = "labels",
-        /// Platforms that this worker builds for. Default: what the processor and binfmt_misc can run.
+        /// Platforms that this worker builds for. Default: this machine's; name others that binfmt_misc can run here.
         platforms: Vec<String> = "platforms",
         /// `auto`, `overlayfs` or `native`.
         snapshotter: String = "snapshotter",

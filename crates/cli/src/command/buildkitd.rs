@@ -69,6 +69,7 @@ async fn serve(flags: BuildkitdFlags, in_vain: Vec<String>, environment: Environ
     let cert = files(&sockets.tlscert, &grpc.tls.cert);
     let key = files(&sockets.tlskey, &grpc.tls.key);
     let ca = files(&sockets.tlscacert, &grpc.tls.ca);
+    let asks_for_certificates = ca.is_some();
     let tls = match (cert, key) {
         (Some(cert), Some(key)) => Some(Arc::new(Tls::load(Files { cert, key, ca })?)),
         (None, None) if ca.is_none() => None,
@@ -85,7 +86,7 @@ async fn serve(flags: BuildkitdFlags, in_vain: Vec<String>, environment: Environ
     let mut listeners = Vec::new();
     let mut open_to_all = Vec::new();
     for address in &addresses {
-        if address.starts_with("tcp://") && tls.is_none() {
+        if address.starts_with("tcp://") && !asks_for_certificates {
             open_to_all.push(format!(
                 "anybody who reaches {address} can build: --tlscert, --tlskey and --tlscacert ask for client certificates"
             ));
