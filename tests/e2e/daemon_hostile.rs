@@ -169,7 +169,7 @@ fn absurd_definitions_are_refused() {
     let mut misplaced = definition(vec![nowhere()]);
     let position = |line| Some(pb::Position { line, character: i32::MIN });
     let range = pb::Range { start: position(i32::MAX), end: position(i32::MIN) };
-    let location = |source_index| pb::Location { source_index, ranges: vec![range.clone()] };
+    let location = |source_index| pb::Location { source_index, ranges: vec![range] };
     let locations = pb::Locations { locations: vec![location(7), location(-1), location(0)] };
     misplaced.source = Some(pb::Source {
         locations: [(Digest::of(nowhere()).to_string(), locations)].into(),
