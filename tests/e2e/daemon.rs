@@ -51,7 +51,7 @@ impl Served {
     }
 
     /// Ends it as a pod is ended. Nothing is left.
-    pub fn ends(self) {
+    pub fn ends(self) -> Kitchen {
         self.daemon.signal("TERM");
         let ended = self.daemon.ends_soon();
         assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -59,6 +59,7 @@ impl Served {
         let dir = self.kitchen.world.path("daemon");
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         assert!(!mounts.contains(dir.to_str().unwrap()), "{mounts}");
+        self.kitchen
     }
 }
 

@@ -119,6 +119,27 @@ fn a_daemon_with_an_authority_talks_to_its_clients_only() {
 }
 
 #[test]
+fn a_daemon_that_asks_for_no_certificates_says_who_may_build() {
+    let dir = scratch("e2e-certificates");
+    let at = dir.path();
+    let authority = Authority::new("of the daemon");
+    put(at, "daemon", &authority.server());
+    fs::write(at.join("ca.pem"), authority.certificate()).unwrap();
+    let at = at.display();
+    let address = format!("tcp://127.0.0.1:{}", free_port());
+    let flags = format!("--addr {address} --tlscert {at}/daemon.pem --tlskey {at}/daemon.key");
+    let Some(served) = Served::new(if is_root() { Who::Root } else { Who::Single }, &flags) else { return };
+    served
+        .daemon
+        .waits_until("that it warns", |said| said.contains(&format!("anybody who reaches {address} can build")));
+    // So it is.
+    let world = &served.kitchen.world;
+    let client = served.kitchen.who.run(world, world.path("buildctl").to_str().unwrap());
+    client.args(["--addr", &address, &format!("--tlscacert={at}/ca.pem"), "debug", "workers"]).succeeds();
+    served.ends();
+}
+
+#[test]
 fn certificates_are_renewed_while_builds_run() {
     let Some(guarded) = Guarded::new() else { return };
     let (kitchen, dir) = (&guarded.served.kitchen, guarded.dir.path());

@@ -41,6 +41,8 @@ fn policies_say_which_sources_are_used() {
     for (name, rule) in RULES {
         kitchen.world.write(&format!("{name}.json"), format!(r#"{{"version": 1, "rules": [{rule}]}}"#));
     }
+    let many = [r#"{"action": "ALLOW", "selector": {"identifier": "x"}}"#; 1001].join(", ");
+    kitchen.world.write("many.json", format!(r#"{{"version": 1, "rules": [{many}]}}"#));
     let frontend = "build --progress=plain --frontend=dockerfile.v0 --local=context=context --local=dockerfile=context";
     let variable = "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY";
     let buildx = || who.run(&kitchen.world, "docker-buildx").env("DOCKER_CONFIG", kitchen.world.path("docker"));
@@ -81,6 +83,7 @@ fn policies_say_which_sources_are_used() {
         assert_eq!(fs::read_to_string(kitchen.world.path("out/seen")).unwrap(), "other", "{client}");
         fails("deny.json").says("denied by policy").says("docker-image://docker.io/library/busybox:latest");
         fails("loop.json").says("too many");
+        fails("many.json").says("source policies have 1001 rules: at most 1000 are taken");
         if *client != "docker-buildx" {
             fails("typo.json").says("unknown field `identifer`");
             fails("missing.json").says("missing.json");

@@ -89,5 +89,12 @@ fn a_record_has_the_trace_of_its_build() {
     // Files are read without a daemon; its metadata only when it has ended.
     let dir = kitchen.world.path("daemon").display().to_string();
     served.buildctl(&format!("debug dump-metadata --root {dir}")).fails().says("cannot read the metadata");
-    served.ends();
+    let kitchen = served.ends();
+    let program = kitchen.world.path("buildctl");
+    let dump = kitchen.who.run(&kitchen.world, program.to_str().unwrap());
+    let dump = dump.args(["debug", "dump-metadata", "--root", &dir]).succeeds().text();
+    for bucket in ["snapshot", "blob"] {
+        let rows = dump.split_once(&format!("bucket \"{bucket}\":\n")).map(|(_, rows)| rows);
+        assert!(rows.is_some_and(|rows| rows.starts_with("  ")), "{bucket}: {dump}");
+    }
 }

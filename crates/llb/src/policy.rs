@@ -4,6 +4,7 @@
 //! that allows or denies counts. Whatever a rule changed is looked at from the start again, by all policies.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use image::Reference;
 use proto::moby::buildkit::v1::sourcepolicy as wire;
@@ -17,6 +18,10 @@ use wire::{AttrMatch, MatchType, PolicyAction};
 
 /// A source is changed at most so often: rules that undo each other would never end.
 const MOST_CHANGES: usize = 20;
+/// So many rules, and so many conditions on attributes, are there at most for one question: each may be a pattern to try.
+const MOST_RULES: usize = 1000;
+/// What a pattern is compiled to has at most so many bytes.
+const LARGEST_PATTERN: usize = 1 << 20;
 /// Where a repository is fetched from, whatever the identifier says.
 const FULL_URL: &str = "git.fullurl";
 
@@ -27,6 +32,14 @@ pub enum Error {
     /// A rule that selects nothing.
     #[error("invalid nil selector in policy")]
     NoSelector,
+    /// More rules than anybody writes.
+    #[error("source policies have {number} {what}: at most {MOST_RULES} are taken")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many there are.
+        number: usize,
+    },
     /// A pattern that cannot be read.
     #[error("source policy: invalid pattern `{pattern}`: {why}")]
     BadPattern {
@@ -66,11 +79,11 @@ pub enum Error {
     TooManyChanges,
 }
 
-/// Policies, ready to be asked.
+/// Policies, ready to be asked. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Policies(Vec<Vec<Rule>>);
+pub struct Policies(Arc<[Arc<[Rule]>]>);
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Rule {
     action: i32,
     selector: String,
@@ -79,20 +92,20 @@ struct Rule {
     updates: Option<(String, BTreeMap<String, String>)>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Pattern {
     Exact,
     Wildcard(Regex),
     Regex(Regex),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Constraint {
     key: String,
     condition: Condition,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Condition {
     Is(String),
     IsNot(String),
@@ -102,20 +115,36 @@ enum Condition {
 impl Policies {
     /// Reads policies, and checks them.
     pub fn read(policies: &[Policy]) -> Result<Policies, Error> {
-        let each = policies.iter().map(|policy| policy.rules.iter().map(Rule::read).collect());
-        each.collect::<Result<_, _>>().map(Policies)
+        Policies::default().and(policies)
     }
 
     /// These, and others after them.
     pub fn and(&self, others: &[Policy]) -> Result<Policies, Error> {
-        let mut all = self.clone();
-        all.0.extend(Policies::read(others)?.0);
-        Ok(all)
+        if others.is_empty() {
+            return Ok(self.clone());
+        }
+        let rules = || others.iter().flat_map(|policy| &policy.rules);
+        let number = self.rules().count() + rules().count();
+        if number > MOST_RULES {
+            return Err(Error::TooMany { what: "rules", number });
+        }
+        let of_selector = |rule: &wire::Rule| rule.selector.as_ref().map_or(0, |selector| selector.constraints.len());
+        let number =
+            self.rules().map(|rule| rule.constraints.len()).sum::<usize>() + rules().map(of_selector).sum::<usize>();
+        if number > MOST_RULES {
+            return Err(Error::TooMany { what: "conditions", number });
+        }
+        let each = others.iter().map(|policy| policy.rules.iter().map(Rule::read).collect());
+        self.0.iter().cloned().map(Ok).chain(each).collect::<Result<_, _>>().map(Policies)
     }
 
     /// Whether there is nothing to ask.
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(Vec::is_empty)
+        self.rules().next().is_none()
+    }
+
+    fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.0.iter().flat_map(|policy| policy.iter())
     }
 
     /// Asks whether a source may be used, and what in its place. Whether it was changed.
@@ -141,7 +170,7 @@ impl Policies {
     fn change(&self, source: &mut pb::SourceOp) -> Result<bool, Error> {
         // A source is known by one name, however it is written; only what a rule says changes it.
         let name = name(source);
-        for policy in &self.0 {
+        for policy in self.0.iter() {
             let mut denied = false;
             for rule in policy.iter().filter(|rule| rule.selects(source, &name)).collect::<Vec<_>>() {
                 match PolicyAction::try_from(rule.action) {
@@ -261,7 +290,7 @@ impl Rule {
 
 fn regex(shown: &str, pattern: &str) -> Result<Regex, Error> {
     // A line break in a name is no way past a rule.
-    let built = RegexBuilder::new(pattern).dot_matches_new_line(true).build();
+    let built = RegexBuilder::new(pattern).dot_matches_new_line(true).size_limit(LARGEST_PATTERN).build();
     built.map_err(|error| Error::BadPattern { pattern: shown.to_owned(), why: error.to_string() })
 }
 
@@ -348,6 +377,25 @@ mod tests {
         let changed = policies.apply(&mut source).map_err(|error| error.to_string())?;
         assert_eq!(changed, source.identifier != identifier);
         Ok(source.identifier)
+    }
+
+    #[test]
+    fn there_are_not_more_rules_than_anybody_writes() {
+        let policy =
+            |number| Policy { version: 1, rules: vec![rule(PolicyAction::Deny, MatchType::Exact, "x", None); number] };
+        let policies = Policies::read(&[policy(600)]).expect("few");
+        assert!(Arc::ptr_eq(&policies.0, &policies.and(&[]).expect("no more").0), "what is not added to is shared");
+        assert!(policies.and(&[policy(400)]).is_ok());
+        let many = policies.and(&[policy(200), policy(201)]).expect_err("too many").to_string();
+        assert_eq!(many, "source policies have 1001 rules: at most 1000 are taken");
+        let mut conditions = policy(1);
+        let constraint = wire::AttrConstraint { key: "k".to_owned(), ..wire::AttrConstraint::default() };
+        conditions.rules[0].selector.as_mut().expect("one").constraints = vec![constraint; 1001];
+        let many = Policies::read(&[conditions]).expect_err("too many").to_string();
+        assert_eq!(many, "source policies have 1001 conditions: at most 1000 are taken");
+        let huge = rule(PolicyAction::Deny, MatchType::Regex, "\\w{1000}", None);
+        let huge = Policies::read(&[Policy { version: 1, rules: vec![huge] }]).expect_err("too large").to_string();
+        assert!(huge.starts_with("source policy: invalid pattern"), "{huge}");
     }
 
     #[test]

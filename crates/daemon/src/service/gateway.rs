@@ -3,12 +3,13 @@
 //! `Control.Solve` without a frontend and without a definition waits for [`Return`](llb_bridge_server::LlbBridge::return);
 //! until then the client asks here, and names its build in metadata.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use base::Fault;
 use base::progress::Warning;
-use base::{Fault, Platform};
 use engine::{Bridge, CacheOptions, Frontend, FrontendResult, Ref, Refs};
 use files::receive::Sent;
 use files::walk::Entry;
@@ -21,7 +22,8 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::containers::{self, Containers, Messages};
-use super::error;
+use super::names::Names;
+use super::{error, resolve};
 use crate::Shared;
 
 /// What frontends may ask: BuildKit's capability ids.
@@ -55,8 +57,8 @@ pub(crate) struct Gateway(pub(crate) Arc<Shared>);
 
 /// A build whose frontend is a client.
 pub(crate) struct ClientBuild {
-    bridge: Bridge,
-    refs: Mutex<HashMap<String, Option<Ref>>>,
+    pub(super) bridge: Bridge,
+    refs: Names<Ref>,
     inputs: HashMap<String, proto::pb::Definition>,
     containers: Arc<Containers>,
     returned: Mutex<Option<oneshot::Sender<Result<FrontendResult, Fault>>>>,
@@ -73,7 +75,7 @@ impl ClientBuild {
         (
             ClientBuild {
                 bridge,
-                refs: Mutex::default(),
+                refs: Names::default(),
                 inputs,
                 containers: Arc::default(),
                 returned: Mutex::new(Some(sender)),
@@ -89,23 +91,26 @@ impl ClientBuild {
 
     /// Gives a reference a name for the client; an empty tree has none.
     fn name(&self, reference: Option<Ref>) -> String {
-        let Some(reference) = reference else { return String::new() };
-        let id = session::random_id();
-        self.refs.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Some(reference));
-        id
+        reference.map_or_else(String::new, |reference| self.refs.add(reference))
     }
 
     /// How the client is told of a fault: with names for what was left, by which it may look into that.
     fn failed(&self, fault: &Fault) -> Status {
-        super::solve_error::status(fault, |reference| self.name(reference))
+        let named: RefCell<Vec<String>> = RefCell::default();
+        let status = super::solve_error::status(fault, |reference| {
+            let id = self.name(reference);
+            named.borrow_mut().push(id.clone());
+            id
+        });
+        self.refs.came_with_failure(named.into_inner());
+        status
     }
 
     fn find(&self, id: &str) -> Result<Option<Ref>, Fault> {
         if id.is_empty() {
             return Ok(None);
         }
-        let refs = self.refs.lock().unwrap_or_else(PoisonError::into_inner);
-        refs.get(id).cloned().ok_or_else(|| Fault::user(format!("no such ref: {id}")))
+        self.refs.find(id).map(Some).ok_or_else(|| Fault::user(format!("no such ref: {id}")))
     }
 
     fn made(&self, id: &str) -> Result<Ref, Fault> {
@@ -256,28 +261,8 @@ impl llb_bridge_server::LlbBridge for Gateway {
         request: Request<wire::ResolveImageConfigRequest>,
     ) -> Result<Response<wire::ResolveImageConfigResponse>, Status> {
         let build = self.build(request.metadata()).await?;
-        let request = request.into_inner();
-        if request.resolver_type != 0 {
-            return Err(Status::unknown("images of OCI layouts are not resolved for clients yet"));
-        }
-        let identifier = format!("docker-image://{}", request.r#ref);
-        let mut source = proto::pb::SourceOp { identifier, ..proto::pb::SourceOp::default() };
-        build.bridge.judge(&mut source, &request.source_policies).map_err(failed)?;
-        let Some(name) = source.identifier.strip_prefix("docker-image://") else {
-            let shown = base::redact_url(&source.identifier);
-            return Err(Status::unknown(format!(
-                "a policy puts `{shown}`, which is no image, in the place of {}",
-                request.r#ref
-            )));
-        };
-        let platform = request.platform.as_ref().map(platform);
-        let found = build.bridge.resolve_image(name, platform, &request.resolve_mode, &request.log_name);
-        let found = found.await.map_err(failed)?;
-        Ok(Response::new(wire::ResolveImageConfigResponse {
-            digest: found.digest.to_string(),
-            config: found.config,
-            r#ref: found.reference,
-        }))
+        let found = resolve::image_config(&build, request.into_inner()).await;
+        found.map(Response::new).map_err(failed)
     }
 
     async fn resolve_source_meta(
@@ -285,50 +270,8 @@ impl llb_bridge_server::LlbBridge for Gateway {
         request: Request<wire::ResolveSourceMetaRequest>,
     ) -> Result<Response<wire::ResolveSourceMetaResponse>, Status> {
         let build = self.build(request.metadata()).await?;
-        let request = request.into_inner();
-        let mut source = request.source.ok_or_else(|| Status::invalid_argument("source is required"))?;
-        build.bridge.judge(&mut source, &request.source_policies).map_err(failed)?;
-        let Some(name) = source.identifier.strip_prefix("docker-image://") else {
-            // Nothing is to be found out about others before they are read.
-            if source.identifier.starts_with("local://") {
-                return Ok(Response::new(wire::ResolveSourceMetaResponse {
-                    source: Some(source),
-                    ..wire::ResolveSourceMetaResponse::default()
-                }));
-            }
-            if source.identifier.starts_with("git://") {
-                let wants_objects = request.git.is_some_and(|git| git.return_object);
-                let found = build.bridge.resolve_git(&source, wants_objects, &request.log_name).await;
-                let found = found.map_err(failed)?;
-                let git = wire::ResolveSourceGitResponse {
-                    checksum: found.object,
-                    r#ref: found.reference,
-                    commit_checksum: found.commit,
-                    commit_object: found.commit_object,
-                    tag_object: found.tag_object,
-                };
-                return Ok(Response::new(wire::ResolveSourceMetaResponse {
-                    source: Some(source),
-                    git: Some(git),
-                    ..wire::ResolveSourceMetaResponse::default()
-                }));
-            }
-            let shown = base::redact_url(&source.identifier);
-            return Err(Status::unknown(format!("source `{shown}` is not resolved for clients yet")));
-        };
-        let platform = request.platform.as_ref().map(platform);
-        let found = build.bridge.resolve_image(name, platform, &request.resolve_mode, &request.log_name);
-        let found = found.await.map_err(failed)?;
-        let wants_config = !request.image.is_some_and(|image| image.no_config);
-        Ok(Response::new(wire::ResolveSourceMetaResponse {
-            source: Some(source),
-            image: Some(wire::ResolveSourceImageResponse {
-                digest: found.digest.to_string(),
-                config: if wants_config { found.config } else { Vec::new() },
-                attestation_chain: None,
-            }),
-            ..wire::ResolveSourceMetaResponse::default()
-        }))
+        let found = resolve::source(&build, request.into_inner()).await;
+        found.map(Response::new).map_err(failed)
     }
 
     async fn inputs(&self, request: Request<wire::InputsRequest>) -> Result<Response<wire::InputsResponse>, Status> {
@@ -471,13 +414,6 @@ fn returned(build: &ClientBuild, result: wire::Result) -> Result<FrontendResult,
 fn many(build: &ClientBuild, map: HashMap<String, String>) -> Result<Refs, Fault> {
     let found = map.into_iter().map(|(key, id)| Ok((key, build.find(&id)?)));
     Ok(Refs::Many(found.collect::<Result<BTreeMap<_, _>, Fault>>()?))
-}
-
-fn platform(platform: &proto::pb::Platform) -> Platform {
-    let mut own = Platform::new(&platform.os, &platform.architecture, &platform.variant);
-    own.os_version.clone_from(&platform.os_version);
-    own.os_features.clone_from(&platform.os_features);
-    own
 }
 
 /// A file as clients know it; names that are no text are shown as far as they are.

@@ -7,6 +7,8 @@ pub mod error;
 pub(crate) mod gateway;
 pub(crate) mod health;
 mod history;
+mod names;
+mod resolve;
 mod solve_error;
 pub mod status;
 pub(crate) mod trace;

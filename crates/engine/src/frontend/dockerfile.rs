@@ -162,7 +162,12 @@ impl Asker {
                         if changed {
                             name = image.reference.clone().or_latest().to_string();
                         }
-                        images.resolve(job, &image.reference, platform, ResolveMode::from(request.mode)).await
+                        // What the source says, a policy did.
+                        let mode = match source.attrs.contains_key("image.resolvemode") {
+                            true => image.mode,
+                            false => ResolveMode::from(request.mode),
+                        };
+                        images.resolve(job, &image.reference, platform, mode).await
                     }
                     Source::Layout(layout) => {
                         let jobs = std::slice::from_ref(job);

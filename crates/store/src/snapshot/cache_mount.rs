@@ -52,12 +52,26 @@ pub struct CacheMountRequest {
 }
 
 impl CacheMountRequest {
+    /// What is recorded: the id, or what no id looks like, as that of a mount that starts from something.
     fn key(&self) -> String {
         match self.from {
-            None => self.id.clone(),
-            Some(from) => format!("{}:{from}", self.id),
+            None => key(&self.id),
+            Some(from) => format!("\nfrom {from} {}", self.id),
         }
     }
+}
+
+/// The key of a mount that starts from nothing.
+pub(super) fn key(id: &str) -> String {
+    match id.starts_with('\n') {
+        true => format!("\nid {id}"),
+        false => id.to_owned(),
+    }
+}
+
+/// The id in a key of a mount that starts from something.
+pub(super) fn id_on_snapshot(key: &str) -> Option<&str> {
+    key.strip_prefix("\nfrom ")?.split_once(' ').map(|(_, id)| id)
 }
 
 pub(super) type Wake = Box<dyn FnOnce() + Send>;
@@ -176,7 +190,7 @@ impl Snapshots {
         let inner = &self.0.inner;
         let key = request.key();
         let mut instances = locked(&inner.snapshots.instances);
-        let known = inner.snapshots.instances_of(&key);
+        let known = inner.snapshots.instances_of(&key, request.kind);
         let free = known.iter().find(|id| !instances.in_use.contains_key(id));
         let shared = known.iter().find(|id| matches!(instances.in_use.get(id), Some(Use::Shared(_))));
         let taken = match (request.sharing, free, shared) {
@@ -282,9 +296,10 @@ impl Snapshots {
 
 impl super::State {
     /// The instances of a cache mount, most recently used first.
-    fn instances_of(&self, key: &str) -> Vec<SnapshotId> {
+    fn instances_of(&self, key: &str, kind: RecordKind) -> Vec<SnapshotId> {
         let table = self.table();
-        let known = table.records.iter().filter(|(_, record)| record.cache_key.as_deref() == Some(key));
+        let is_known = |record: &Record| record.kind == kind && record.cache_key.as_deref() == Some(key);
+        let known = table.records.iter().filter(|(_, record)| is_known(record));
         let mut known: Vec<_> = known.map(|(id, record)| (record.last_used, *id)).collect();
         known.sort_by_key(|(used, id)| (std::cmp::Reverse(*used), *id));
         known.into_iter().map(|(_, id)| id).collect()

@@ -5,18 +5,17 @@
 
 use std::sync::Arc;
 
-use super::{RecordKind, SnapshotId, Snapshots, remove_all};
+use super::{RecordKind, SnapshotId, Snapshots, cache_mount, remove_all};
 use crate::{Inner, Result, locked};
 
 impl Snapshots {
     /// Retires all instances of a cache mount: those on no snapshot, or (`on_snapshot`) those on any.
     pub fn retire_cache_mounts(&self, id: &str, on_snapshot: bool) -> Result<()> {
         let inner = &self.0.inner;
+        let plain = cache_mount::key(id);
         let is_meant = |key: &str| match on_snapshot {
-            false => key == id,
-            true => {
-                key.strip_prefix(id).and_then(|rest| rest.strip_prefix(':')).is_some_and(|n| n.parse::<i64>().is_ok())
-            }
+            false => key == plain,
+            true => cache_mount::id_on_snapshot(key) == Some(id),
         };
         let (retired, woken) = {
             // Nobody takes one between the look and its end.

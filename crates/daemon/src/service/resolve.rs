@@ -1,0 +1,86 @@
+//! What clients that drive a build ask about sources before they read them.
+
+use base::{Fault, Platform};
+use proto::moby::buildkit::v1::frontend as wire;
+
+use super::gateway::ClientBuild;
+
+const IMAGE: &str = "docker-image://";
+/// A policy says how an image is looked up, whoever asks.
+const RESOLVE_MODE: &str = "image.resolvemode";
+
+/// An image's digest and config.
+pub(super) async fn image_config(
+    build: &ClientBuild,
+    request: wire::ResolveImageConfigRequest,
+) -> Result<wire::ResolveImageConfigResponse, Fault> {
+    if request.resolver_type != 0 {
+        return Err(Fault::user("images of OCI layouts are not resolved for clients yet"));
+    }
+    let identifier = format!("{IMAGE}{}", request.r#ref);
+    let mut source = proto::pb::SourceOp { identifier, ..proto::pb::SourceOp::default() };
+    build.bridge.judge(&mut source, &request.source_policies)?;
+    let Some(name) = source.identifier.strip_prefix(IMAGE) else {
+        let shown = base::redact_url(&source.identifier);
+        return Err(Fault::user(format!(
+            "a policy puts `{shown}`, which is no image, in the place of {}",
+            request.r#ref
+        )));
+    };
+    let platform = request.platform.as_ref().map(platform);
+    let mode = source.attrs.get(RESOLVE_MODE).unwrap_or(&request.resolve_mode);
+    let found = build.bridge.resolve_image(name, platform, mode, &request.log_name).await?;
+    Ok(wire::ResolveImageConfigResponse {
+        digest: found.digest.to_string(),
+        config: found.config,
+        r#ref: found.reference,
+    })
+}
+
+/// What is known about a source: of local directories nothing before they are read.
+pub(super) async fn source(
+    build: &ClientBuild,
+    request: wire::ResolveSourceMetaRequest,
+) -> Result<wire::ResolveSourceMetaResponse, Fault> {
+    let mut source = request.source.ok_or_else(|| Fault::user("source is required"))?;
+    build.bridge.judge(&mut source, &request.source_policies)?;
+    let mut response = wire::ResolveSourceMetaResponse::default();
+    match source.identifier.split_once("://") {
+        Some(("docker-image", name)) => {
+            let platform = request.platform.as_ref().map(platform);
+            let mode = source.attrs.get(RESOLVE_MODE).unwrap_or(&request.resolve_mode);
+            let found = build.bridge.resolve_image(name, platform, mode, &request.log_name).await?;
+            let wants_config = !request.image.is_some_and(|image| image.no_config);
+            response.image = Some(wire::ResolveSourceImageResponse {
+                digest: found.digest.to_string(),
+                config: if wants_config { found.config } else { Vec::new() },
+                attestation_chain: None,
+            });
+        }
+        Some(("git", _)) => {
+            let wants_objects = request.git.is_some_and(|git| git.return_object);
+            let found = build.bridge.resolve_git(&source, wants_objects, &request.log_name).await?;
+            response.git = Some(wire::ResolveSourceGitResponse {
+                checksum: found.object,
+                r#ref: found.reference,
+                commit_checksum: found.commit,
+                commit_object: found.commit_object,
+                tag_object: found.tag_object,
+            });
+        }
+        Some(("local", _)) => {}
+        _ => {
+            let shown = base::redact_url(&source.identifier);
+            return Err(Fault::user(format!("source `{shown}` is not resolved for clients yet")));
+        }
+    }
+    response.source = Some(source);
+    Ok(response)
+}
+
+fn platform(platform: &proto::pb::Platform) -> Platform {
+    let mut own = Platform::new(&platform.os, &platform.architecture, &platform.variant);
+    own.os_version.clone_from(&platform.os_version);
+    own.os_features.clone_from(&platform.os_features);
+    own
+}
