@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use crate::harness::memory;
+use crate::harness::{is_root, memory};
 use crate::kitchen::{Kitchen, ran, steps};
 use crate::who::Who;
 
@@ -206,6 +206,51 @@ fn the_cache_is_cleaned_as_buildkitd_toml_says() {
         check("[[worker.oci.gcpolicy]]\nkeepDuration = \"1h\"\nmaxUsedSpace = 1\n", 3, (3, true));
         check("[worker.oci]\nreservedSpace = 1\nmaxUsedSpace = 1\n", 4, (0, false));
     }
+}
+
+/// What counts is what the disk gives, not how long files say they are.
+#[test]
+fn the_cache_is_bounded_by_what_it_takes_up() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        let common = fs::read_to_string(kitchen.world.path("buildkitd.toml")).unwrap();
+        let policy = "[[worker.oci.gcpolicy]]\nall = true\nmaxUsedSpace = \"32MB\"\n";
+        kitchen.world.write("buildkitd.toml", format!("{common}{policy}"));
+        let runs = |step: &str| {
+            kitchen.dockerfile(&format!("FROM busybox\nRUN {step}\n"));
+            ran(&kitchen.build("").succeeds())
+        };
+        let stored = || {
+            let du = kitchen.hullworks("du --verbose").succeeds().text();
+            du.matches("mount / from exec").count()
+        };
+        let sparse = "busybox truncate -s 64M /sparse";
+        let real = |name: &str| format!("busybox dd if=/dev/zero of=/{name} bs=1M count=20");
+        assert_eq!((runs(sparse).len(), stored()), (1, 1), "{who:?}");
+        assert_eq!((runs(&real("one")).len(), stored()), (1, 2), "{who:?}: a hole takes up nothing");
+        // Two real files are too much: what was used last stays.
+        assert_eq!((runs(&real("two")).len(), stored()), (1, 1), "{who:?}");
+        assert_eq!(runs(&real("two")), [""; 0], "{who:?}");
+        assert_eq!(runs(&real("one")).len(), 1, "{who:?}");
+    }
+}
+
+/// Names of images are known as long as the images.
+#[test]
+fn nothing_is_known_of_images_that_are_gone() {
+    let Some(kitchen) = Kitchen::new(if is_root() { Who::Root } else { Who::Single }) else { return };
+    let buildctl = kitchen.world.path("buildctl");
+    std::os::unix::fs::symlink("hullworks", &buildctl).unwrap();
+    let names = || {
+        let dump = kitchen.who.run(&kitchen.world, buildctl.to_str().unwrap());
+        let dump = dump.args(["debug", "dump-metadata", "--root", "state"]).succeeds().text();
+        dump.lines().filter(|line| line.contains("image-names")).count()
+    };
+    kitchen.dockerfile("FROM busybox\nRUN true\n");
+    kitchen.build("").succeeds();
+    assert_eq!(names(), 2, "by its tag, and by its digest");
+    kitchen.hullworks("prune --all").succeeds();
+    assert_eq!(names(), 0);
 }
 
 /// Whatever the moment: a build of a directory that changes copies a file as it was at some time, or fails and says why; and

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use base::Digest;
-use testkit::image::{File, TestImage, tar};
+use serde_json::{Value, json};
+use testkit::image::{CONFIG, File, INDEX, MANIFEST, TestImage, descriptor, tar};
 
 use crate::harness::{Ended, is_root};
 use crate::kitchen::{Kitchen, ran};
@@ -67,6 +68,58 @@ fn images_of_layouts_are_bases() {
         let build = who.daemonless(&kitchen.world).args(line.split_whitespace());
         assert_eq!(runs(&build.env("BUILDKITD_FLAGS", "--root=state").succeeds()), 0);
         wanted("again");
+    }
+}
+
+/// An image of a platform, with a file that says which.
+fn of_architecture(architecture: &str) -> TestImage {
+    let file = File { path: "f", mode: 0o644, data: architecture.as_bytes().to_vec(), link: None };
+    let mut image = TestImage::of_layers(vec![tar(&[file])]);
+    let mut config: Value = serde_json::from_slice(&image.config).unwrap();
+    config["architecture"] = architecture.into();
+    image.config = config.to_string().into();
+    let mut manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
+    manifest["config"] = descriptor(CONFIG, &image.config);
+    image.manifest = manifest.to_string().into();
+    image
+}
+
+#[test]
+fn a_layout_may_have_an_image_of_several_platforms() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        let layout = kitchen.world.path("lay@out");
+        let mut entries = Vec::new();
+        for architecture in ["amd64", "arm64"] {
+            let image = of_architecture(architecture);
+            image.write_layout(&layout, "one").unwrap();
+            let mut entry = descriptor(MANIFEST, &image.manifest);
+            entry["platform"] = json!({"os": "linux", "architecture": architecture});
+            entries.push(entry);
+        }
+        // An index in the index, as every program writes it.
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).to_string();
+        let digest = Digest::of(&index);
+        fs::write(blob(&layout, digest), &index).unwrap();
+        let mut entry = descriptor(INDEX, &index.into());
+        entry["annotations"] = json!({"org.opencontainers.image.ref.name": "v1"});
+        let outer = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]});
+        fs::write(layout.join("index.json"), outer.to_string()).unwrap();
+        who.own(&kitchen.world, "lay@out");
+        kitchen.dockerfile("FROM base\nCOPY --from=base /f /copied\n");
+        for (out, context) in [("a", "lay@out".to_owned()), ("b", format!("lay@out:v1@{digest}"))] {
+            let args =
+                format!("--platform linux/amd64,linux/arm64 --build-context base=oci-layout://{context} -o {out}");
+            kitchen.build(&args).succeeds();
+            for architecture in ["amd64", "arm64"] {
+                let dir = kitchen.world.path(out).join(format!("linux_{architecture}"));
+                for file in ["f", "copied"] {
+                    assert_eq!(fs::read_to_string(dir.join(file)).unwrap(), architecture, "{who:?}, {context}: {file}");
+                }
+            }
+        }
+        let missing = "--platform linux/s390x --build-context base=oci-layout://lay@out";
+        kitchen.build(missing).fails().says("linux/s390x");
     }
 }
 

@@ -18,7 +18,7 @@ use crate::layout;
 use crate::ops::source::ResolveMode;
 use crate::tree::Tree;
 
-/// Remembers which digest a name had when it was last pulled.
+/// Remembers which digest a name had when it was last pulled, as long as the image is here.
 const NAMES: &str = "image-names";
 
 /// An image whose documents are here.
@@ -168,13 +168,11 @@ impl Images {
         mode: ResolveMode,
     ) -> Result<Descriptor, Fault> {
         let names = self.store.kv(NAMES);
-        // A digest means the same whatever tag stands beside it.
-        let of_digest = |digest| reference.clone().name_only().with_digest(digest).to_string();
-        let name = reference.digest().map_or_else(|| reference.to_string(), of_digest);
+        let name = name(reference);
         if mode == ResolveMode::PreferLocal || reference.digest().is_some() {
             let known = names.get(&name).ok().flatten();
             let known = known.and_then(|bytes| serde_json::from_slice::<Descriptor>(&bytes).ok());
-            if let Some(descriptor) = known.filter(|d| self.store.content().has(&d.digest)) {
+            if let Some(descriptor) = known.filter(|d| is_of(d, reference) && self.store.content().has(&d.digest)) {
                 return Ok(descriptor);
             }
         }
@@ -185,7 +183,7 @@ impl Images {
         if let Ok(bytes) = serde_json::to_vec(&resolved.descriptor) {
             // Only spares a question later: without it the registry is asked again. A frontend asks by tag, and what it
             // makes of the answer asks by digest.
-            let _ = names.put(of_digest(resolved.descriptor.digest), bytes.clone());
+            let _ = names.put(of_digest(reference, resolved.descriptor.digest), bytes.clone());
             let _ = names.put(&name, bytes);
         }
         Ok(resolved.descriptor)
@@ -249,9 +247,33 @@ impl Images {
             for digest in [image.root.digest, image.manifest.config.digest] {
                 let _ = self.store.content().attach(&digest, &top.id());
             }
+            // And so do its names.
+            if let Ok(bytes) = serde_json::to_vec(&image.root) {
+                let names = self.store.kv(NAMES);
+                for name in [name(&image.reference), of_digest(&image.reference, image.root.digest)] {
+                    let known = names.get(&name).ok().flatten();
+                    if known.is_some_and(|known| known == bytes) {
+                        let _ = names.put_with(name, &bytes, &top.id());
+                    }
+                }
+            }
         }
         Ok(top.map_or(Tree::Empty, Tree::snapshot))
     }
+}
+
+/// What an image is remembered by: a digest means the same whatever tag stands beside it.
+fn name(reference: &Reference) -> String {
+    reference.digest().map_or_else(|| reference.to_string(), |digest| of_digest(reference, digest))
+}
+
+fn of_digest(reference: &Reference, digest: Digest) -> String {
+    reference.clone().name_only().with_digest(digest).to_string()
+}
+
+/// Whether what is remembered may be what is asked for.
+fn is_of(known: &Descriptor, reference: &Reference) -> bool {
+    reference.digest().is_none_or(|digest| digest == known.digest)
 }
 
 fn cannot_register(error: store::Error) -> Fault {
@@ -325,6 +347,16 @@ fn pull_hint(error: &registry::Error) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_digest_is_remembered_as_itself() {
+        let (a, b) = (Digest::of("a"), Digest::of("b"));
+        let tagged: Reference = format!("busybox:1@{a}").parse().expect("a reference");
+        assert_eq!(name(&tagged), format!("docker.io/library/busybox@{a}"));
+        let known = |digest| Descriptor::new(media_type::OCI_MANIFEST, digest, 1);
+        assert!(is_of(&known(a), &tagged) && !is_of(&known(b), &tagged));
+        assert!(is_of(&known(b), &"busybox:1".parse().expect("a reference")));
+    }
 
     #[test]
     fn chains_are_those_of_the_image_spec() {
