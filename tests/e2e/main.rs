@@ -25,6 +25,7 @@ mod daemon_sockets;
 mod daemon_trouble;
 mod definitions;
 mod ends;
+mod first_steps;
 mod frontends;
 mod full_disk;
 mod history;

@@ -126,6 +126,13 @@ impl Fault {
         self
     }
 
+    /// Puts a better hint in the place of what was hinted at.
+    #[must_use]
+    pub fn better_hint(mut self, hint: impl Into<String>) -> Fault {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
     /// Adds a place; the first one is the one to show.
     #[must_use]
     pub fn at(mut self, file: &Arc<SourceFile>, spans: &[SourceSpan]) -> Fault {

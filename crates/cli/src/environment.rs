@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
-use sys::userns::Isolation;
+use sys::userns::{Ids, Isolation};
 
 /// The environment of the program.
 #[derive(Clone, Debug, Default)]
@@ -72,6 +72,13 @@ impl Environment {
         let in_user_namespace = std::fs::read_to_string("/proc/self/uid_map")
             .is_ok_and(|map| map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]);
         in_user_namespace && self.get("USER").is_some_and(|user| user != "root")
+    }
+
+    /// Why steps have one id only, where it is so: what they may not do is no surprise then.
+    pub fn tell_single_id(&self) -> Option<String> {
+        let isolation = self.isolation.as_ref().filter(|isolation| isolation.ids == Ids::Single)?;
+        let why = isolation.why.rsplit("single id (").next().unwrap_or_default().trim_end_matches(')');
+        Some(format!("steps run with one user id, as root only: {why}"))
     }
 
     /// Where an ordinary user's docker configuration is.

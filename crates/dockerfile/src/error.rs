@@ -152,7 +152,8 @@ impl Error {
             other => Fault::user(other.to_string()),
         };
         if let Some(hint) = hint {
-            fault = fault.hint(hint);
+            // A name that was mistyped is no matter of credentials, which is what a registry's answer hints at.
+            fault = fault.better_hint(hint);
         }
         match file {
             Some(file) if !spans.is_empty() => fault.at(file, &spans),

@@ -379,9 +379,7 @@ impl Build {
     fn exports(&self, environment: &Environment, mode: Mode) -> Result<Vec<Export>, Fault> {
         let exports = self.output.iter().filter_map(|value| output::docker(value, environment).transpose());
         let mut exports = exports.collect::<Result<Vec<_>, _>>()?;
-        if exports.iter().filter(|export| matches!(export.output, Output::Stdout)).count() > 1 {
-            return Err(Fault::user("only one --output can go to standard output"));
-        }
+        output::expect_distinct(&exports)?;
         if self.push {
             let mut pushed = false;
             for export in exports.iter_mut().filter(|export| export.request.kind == "image") {

@@ -18,7 +18,6 @@ use crate::spec::{goflags, invalid};
     name = "buildctl-daemonless.sh",
     version = crate::VERSION,
     max_term_width = 100,
-    disable_help_subcommand = true,
     arg_required_else_help = true,
     after_help = ENVIRONMENT
 )]
@@ -117,7 +116,7 @@ impl Globals {
             return Err(Fault::user(format!(
                 "{flag} is about a daemon, and buildctl-daemonless.sh builds without one"
             ))
-            .hint("the client of a daemon, `buildctl`, comes with a later release"));
+            .hint("`buildctl` is the client of a daemon"));
         }
         match self.log_format.as_str() {
             "" | "text" | "json" => Ok(()),

@@ -144,7 +144,8 @@ impl BuildctlBuild {
         plan.agents = ssh::agents(&self.ssh, environment)?;
         plan.entitlements = allow::entitlements(&self.allow)?;
         plan.exports =
-            self.output.iter().map(|value| output::buildkit(value, environment)).collect::<Result<_, _>>()?;
+            self.output.iter().map(|value| output::buildkit(value, environment)).collect::<Result<Vec<_>, _>>()?;
+        output::expect_distinct(&plan.exports)?;
         plan.cache_exports = caches("--export-cache", Direction::Export, &self.export_cache, environment)?;
         plan.cache_imports = caches("--import-cache", Direction::Import, &self.import_cache, environment)?;
         let policy = self.source_policy_file.as_deref().filter(|path| !path.as_os_str().is_empty());

@@ -27,7 +27,6 @@ use crate::spec::{goflags, invalid};
     name = "buildctl",
     version = crate::VERSION,
     max_term_width = 100,
-    disable_help_subcommand = true,
     arg_required_else_help = true,
     after_help = ENVIRONMENT
 )]

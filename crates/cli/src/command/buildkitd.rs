@@ -94,6 +94,7 @@ async fn serve(flags: BuildkitdFlags, in_vain: Vec<String>, environment: Environ
         listeners.extend(Listener::open(address, owner, tls.as_ref()).await?);
     }
     settings.warnings.extend(open_to_all);
+    settings.warnings.extend(environment.tell_single_id());
     let debug = debug(&flags, &settings, &environment).await?;
     let [stop, kill] = cancelled_one_by_one()?;
     let engine = open(&settings, &environment, Mode::Plain, &stop).await?;

@@ -17,7 +17,6 @@ use crate::environment::Environment;
     name = "hullworks",
     version = crate::VERSION,
     max_term_width = 100,
-    disable_help_subcommand = true,
     arg_required_else_help = true,
     after_help = "The same program called `buildctl-daemonless.sh`, or with that as its first word, takes BuildKit's \
                   command line: hullworks buildctl-daemonless.sh build --frontend dockerfile.v0 ...\n\nExit codes: 0 on \
@@ -67,6 +66,11 @@ impl EngineArgs {
             let text =
                 "BUILDKITD_FLAGS is for buildctl-daemonless.sh and not used here: hullworks has flags of its own";
             settings.warnings.push(text.to_owned());
+        }
+        if let Some(host) = environment.get("BUILDKIT_HOST") {
+            settings.warnings.push(format!(
+                "BUILDKIT_HOST is not used here: hullworks works without a daemon; `hullworks buildctl` asks the one at {host}"
+            ));
         }
         settings.log_json = settings.config.log.format == "json";
         let configured = &settings.config.log.level;

@@ -74,6 +74,7 @@ impl Install {
 
 fn install(dir: &Path, program: &Path) -> Result<(), Fault> {
     let root = rustix::process::geteuid().is_root();
+    expect_no_system(dir)?;
     for (name, mode) in DIRECTORIES {
         step("make", &dir.join(name), |path| make_dirs(dir, path, mode))?;
     }
@@ -94,6 +95,24 @@ fn install(dir: &Path, program: &Path) -> Result<(), Fault> {
     }
     for name in USERS.iter().filter(|_| root) {
         step("give away", &dir.join(name), |path| std::os::unix::fs::lchown(path, Some(1000), Some(1000)))?;
+    }
+    Ok(())
+}
+
+/// Users, groups and name services of a system are not written over: only a tree that we laid out is laid out again.
+fn expect_no_system(dir: &Path) -> Result<(), Fault> {
+    for (name, content) in FILES {
+        let path = dir.join(name);
+        let is_ours = match fs::read(&path) {
+            Ok(there) => there == content.as_bytes(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound || error.kind() == io::ErrorKind::NotADirectory,
+        };
+        if !is_ours {
+            let text =
+                format!("`{}` is that of another system: `install` lays out the file tree of an image", path.display());
+            return Err(Fault::user(text)
+                .hint("name an empty directory; a system gets the program alone: copy it to /usr/local/bin"));
+        }
     }
     Ok(())
 }
@@ -143,6 +162,13 @@ mod tests {
         for name in ["buildctl", "buildctl-daemonless.sh", "buildkitd"] {
             assert_eq!(fs::read(out.join("bin").join(name)).expect("the program"), b"#!");
         }
+        // A system is left as it is.
+        let system = dir.path().join("system");
+        fs::create_dir_all(system.join("etc")).expect("made");
+        fs::write(system.join("etc/group"), "root:x:0:ann\n").expect("written");
+        let error = install(&system, &program).expect_err("a system");
+        assert!(error.to_string().ends_with("is that of another system: `install` lays out the file tree of an image"));
+        assert_eq!(fs::read_dir(&system).expect("there").count(), 1, "nothing was made");
         let error = install(Path::new("/proc/self/no"), &program).expect_err("not there");
         assert!(error.to_string().starts_with("cannot make `/proc/self/no/etc`: "), "{error}");
     }

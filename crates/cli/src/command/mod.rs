@@ -83,7 +83,12 @@ pub(crate) fn explain(error: &clap::Error) -> Result<Action, Fault> {
                 rest.iter().copied().filter(|line| line.starts_with('-') || line.starts_with('<')).collect();
             let message =
                 if listed.is_empty() { message.to_owned() } else { format!("{message}: {}", listed.join(", ")) };
-            let similar = rest.iter().find_map(|line| line.strip_prefix("tip: a similar argument exists: "));
+            const TIPS: [&str; 3] = [
+                "tip: a similar argument exists: ",
+                "tip: a similar subcommand exists: ",
+                "tip: some similar subcommands exist: ",
+            ];
+            let similar = rest.iter().find_map(|line| TIPS.iter().find_map(|tip| line.strip_prefix(tip)));
             let fault = Fault::user(message.replace('\'', "`"));
             Err(match (similar, error.kind()) {
                 (Some(flag), _) => fault.hint(format!("did you mean {}?", flag.replace('\'', "`"))),

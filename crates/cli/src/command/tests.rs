@@ -57,6 +57,8 @@ first word: `hullworks buildctl-daemonless.sh build ..`; `hullworks install` mak
 | variable | meaning |
 | --- | --- |
 | `BUILDKITD_FLAGS` | `buildctl-daemonless.sh`: flags of `buildkitd`; those that mean nothing without a daemon are warned about |
+| `BUILDCTL`, `BUILDKITD` | `buildctl-daemonless.sh`: words after the first are flags; the programs are built in |
+| `BUILDKIT_HOST` | `buildctl`: the daemon's address, where `--addr` is not given; `hullworks build` needs no daemon and says that it asks none |
 | `BUILDCTL_CONNECT_RETRIES_MAX` | `buildctl-daemonless.sh`: how often to try where another process has the state directory; not set: as long as it takes |
 | `BUILDKIT_PROGRESS` | what `--progress=auto` means |
 | `NO_COLOR`, `BUILDKIT_COLORS`, `BUILDKIT_TTY_LOG_LINES`, `TTY_DISPLAY_RATE`, `PROGRESS_NO_TRUNC` | how progress looks, as with BuildKit |
@@ -64,11 +66,13 @@ first word: `hullworks buildctl-daemonless.sh build ..`; `hullworks install` mak
 | `BUILDKITD_LOG_LEVEL` | `buildctl-daemonless.sh`: what is logged on standard error |
 | `BUILDKITD_DEBUGADDR` | `buildkitd`: where `/metrics`, `/healthz` and `/readyz` are, where `--debugaddr` is not given |
 | `HULLWORKS_DRAIN_TIMEOUT` | `buildkitd`: how long builds may go on after SIGTERM, such as `90s`; not set: ten minutes. A second signal ends them at once |
+| `EXPERIMENTAL_BUILDKIT_SOURCE_POLICY` | `hullworks build`: a file with rules about sources, as `buildctl build --source-policy-file` takes it |
 | `SOURCE_DATE_EPOCH` | a build argument, where none is given |
 | `DOCKER_DEFAULT_PLATFORM` | `hullworks build`: the platform, where none is given |
 | `DOCKER_CONFIG`, `DOCKER_AUTH_CONFIG` | where registry credentials are, or what they are |
 | `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`, `ALL_PROXY` | for registries, in upper or lower case; steps get proxies by `--build-arg` or docker's `config.json` |
 | `XDG_CONFIG_HOME`, `XDG_DATA_HOME` | an ordinary user's `buildkitd.toml` and state directory |
+| `XDG_RUNTIME_DIR` | where an ordinary user's `buildkitd` listens, and `buildctl` looks for it: `buildkit/buildkitd.sock` in it |
 ";
 
 /// The page in `docs/` is generated; `cargo xtask bless` renews it.

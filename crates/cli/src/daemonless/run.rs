@@ -41,6 +41,9 @@ impl From<Fault> for Failure {
 pub async fn build(plan: BuildPlan, settings: &Settings, environment: &Environment) -> Result<(), Failure> {
     let cancel = cancelled_by_signals()?;
     let mode = plan.mode;
+    if let (Some(text), false) = (environment.tell_single_id(), matches!(mode, Mode::Quiet | Mode::RawJson)) {
+        display::tell(mode, &mut std::io::stderr(), &Notice::Warning(text));
+    }
     let engine = open(settings, environment, mode, &cancel).await?;
     let solving = engine.clone();
     let result =

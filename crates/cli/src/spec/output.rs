@@ -1,10 +1,11 @@
 //! `--output`: what is made of the result and where it goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use base::Fault;
 use engine::ExportRequest;
+use rustix::fs::{Access, AtFlags, CWD};
 use session::Output;
 
 use super::pairs::errno_text;
@@ -24,10 +25,40 @@ pub struct Export {
 
 /// BuildKit's form: always `type=..`.
 pub fn buildkit(value: &str, environment: &Environment) -> Result<Export, Fault> {
-    let mut attrs = csv::attributes(FLAG, value)?;
+    let mut attrs = attributes(value)?;
     let kind =
         attrs.remove("type").filter(|kind| !kind.is_empty()).ok_or_else(|| invalid(FLAG, value, "type= is missing"))?;
     finish(value, kind, attrs, environment)
+}
+
+/// Refuses outputs that would write over each other.
+pub fn expect_distinct(exports: &[Export]) -> Result<(), Fault> {
+    if exports.iter().filter(|export| matches!(export.output, Output::Stdout)).count() > 1 {
+        return Err(Fault::user("only one --output can go to standard output"));
+    }
+    let mut taken = BTreeSet::new();
+    for export in exports {
+        let (Output::File(path) | Output::Directory(path)) = &export.output else { continue };
+        // A device or a pipe takes what it gets.
+        if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
+            continue;
+        }
+        let place = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.clone());
+        if !taken.insert(place) {
+            return Err(Fault::user(format!("two outputs go to `{}`: each needs a dest= of its own", path.display())));
+        }
+    }
+    Ok(())
+}
+
+fn attributes(value: &str) -> Result<BTreeMap<String, String>, Fault> {
+    let attrs = csv::attributes(FLAG, value)?;
+    for key in ["output", "dst", "destination"] {
+        if let Some(dest) = attrs.get(key) {
+            return Err(invalid(FLAG, value, format!("unknown key `{key}`, did you mean dest={dest}?")));
+        }
+    }
+    Ok(attrs)
 }
 
 /// docker's form: also a directory, or `-` for a tar on standard output. None: the build is only run.
@@ -40,7 +71,7 @@ pub fn docker(value: &str, environment: &Environment) -> Result<Option<Export>, 
         let attrs = BTreeMap::from([("dest".to_owned(), dest.to_owned())]);
         return finish(value, kind.to_owned(), attrs, environment).map(Some);
     }
-    let mut attrs = csv::attributes(FLAG, value)?;
+    let mut attrs = attributes(value)?;
     let kind =
         attrs.remove("type").filter(|kind| !kind.is_empty()).ok_or_else(|| invalid(FLAG, value, "type= is missing"))?;
     if kind == "docker" && !attrs.contains_key("dest") && is_archive(&attrs) {
@@ -68,9 +99,6 @@ fn finish(
     mut attrs: BTreeMap<String, String>,
     environment: &Environment,
 ) -> Result<Export, Fault> {
-    if let Some(dest) = attrs.get("output") {
-        return Err(invalid(FLAG, value, format!("unknown key `output`, did you mean dest={dest}?")));
-    }
     let dest = attrs.get("dest").cloned().unwrap_or_default();
     let output = match kind.as_str() {
         "local" if attrs.get("mode").is_some_and(|mode| mode.trim().eq_ignore_ascii_case("delete")) => {
@@ -100,7 +128,17 @@ fn directory(value: &str, kind: &str, dest: &str) -> Result<Output, Fault> {
         "" => Err(invalid(FLAG, value, format!("type={kind} wants a directory: dest= is missing"))),
         dest => match std::fs::metadata(dest) {
             Ok(meta) if !meta.is_dir() => Err(invalid(FLAG, value, format!("`{dest}` is not a directory"))),
-            _ => Ok(Output::Directory(PathBuf::from(dest))),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(invalid(FLAG, value, format!("`{dest}`: {}", errno_text(&error))))
+            }
+            _ => {
+                // What is missing of it is made below the nearest directory that is there.
+                let path = std::path::absolute(dest).unwrap_or_else(|_| PathBuf::from(dest));
+                if let Some(there) = path.ancestors().find(|path| path.exists()) {
+                    expect_writable(value, there)?;
+                }
+                Ok(Output::Directory(PathBuf::from(dest)))
+            }
         },
     }
 }
@@ -116,15 +154,26 @@ fn archive(value: &str, kind: &str, dest: &str, environment: &Environment) -> Re
     let path = Path::new(dest);
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => Err(invalid(FLAG, value, format!("`{dest}` is a directory, a file is wanted"))),
-        Ok(_) => Ok(Output::File(path.to_owned())),
+        Ok(_) => expect_writable(value, path).map(|()| Output::File(path.to_owned())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             // Found out now, not after a long build.
             let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             match parent.is_dir() {
-                true => Ok(Output::File(path.to_owned())),
+                true => expect_writable(value, parent).map(|()| Output::File(path.to_owned())),
                 false => Err(invalid(FLAG, value, format!("there is no directory `{}`", parent.display()))),
             }
         }
         Err(error) => Err(invalid(FLAG, value, format!("`{dest}`: {}", errno_text(&error)))),
     }
+}
+
+/// Found out now, not after a long build. A directory that is no directory is found out, too.
+fn expect_writable(value: &str, path: &Path) -> Result<(), Fault> {
+    let wanted = match path.is_dir() {
+        true => Access::WRITE_OK | Access::EXEC_OK,
+        false => Access::WRITE_OK,
+    };
+    rustix::fs::accessat(CWD, path, wanted, AtFlags::EACCESS).map_err(|errno| {
+        invalid(FLAG, value, format!("cannot write to `{}`: {}", path.display(), errno_text(&errno.into())))
+    })
 }

@@ -87,6 +87,11 @@ fn outputs_of_buildkit() {
             "type=image,dest=x",
             "invalid value `type=image,dest=x` for --output: type=image has no dest=, it stays in the store or is pushed",
         ),
+        ("dst=x", "invalid value `dst=x` for --output: unknown key `dst`, did you mean dest=x?"),
+        (
+            "type=local,dest=/dev/null/x",
+            "invalid value `type=local,dest=/dev/null/x` for --output: `/dev/null/x`: not a directory",
+        ),
         ("type=tar,dest=/", "invalid value `type=tar,dest=/` for --output: `/` is a directory, a file is wanted"),
         (
             "type=tar,dest=/no/such/x.tar",

@@ -98,6 +98,16 @@ fn places_and_hints_reach_the_fault() {
 }
 
 #[test]
+fn a_mistyped_stage_is_no_matter_of_credentials() {
+    let fault = base::Fault::new(base::Kind::Remote, "registry answered 401").hint("log in");
+    let (doing, hint) = ("no stage `biulder`, and no image".to_owned(), Some("did you mean stage `builder`?".to_owned()));
+    let error = crate::error::Error::Ask { doing, spans: Vec::new(), hint, fault: Box::new(fault) };
+    let fault = error.into_fault(None);
+    assert_eq!(fault.to_string(), "no stage `biulder`, and no image: registry answered 401");
+    assert_eq!(fault.get_hint(), Some("did you mean stage `builder`?"));
+}
+
+#[test]
 fn many_stages_and_steps_need_no_stack() {
     let mut dockerfile = String::from("FROM scratch AS s0\n");
     for i in 1..2_000 {

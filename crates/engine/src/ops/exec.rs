@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use base::progress::Stream;
-use base::{ByteSize, Fault, Kind, Secret};
+use base::{ByteSize, Fault, Kind, Platform, Secret};
 use executor::{Exit, ExtraHost, MountSource, Network, Security, Step, StepIo, StepMount, Ulimit};
 use llb::pb;
 use sys::mount::FsView;
@@ -55,10 +55,8 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
             tail.bytes()
         };
         let fault = exit_fault(meta, &exit);
-        let fault = match space_hint(&ctx.core.store, &tail) {
-            Some(hint) => fault.hint(hint),
-            None => fault,
-        };
+        let hint = space_hint(&ctx.core.store, &tail).or_else(|| platform_hint(ctx, &exit, &tail));
+        let fault = hint.into_iter().fold(fault, Fault::hint);
         let fault = fault.log_tail(tail);
         return Err(prepared.leave(ctx, op, inputs, fault).await);
     }
@@ -160,6 +158,27 @@ fn space_hint(store: &store::Store, tail: &[u8]) -> Option<String> {
          or a tmpfs mount of its own (`size=`)",
         ByteSize(free)
     ))
+}
+
+/// What to try where the kernel cannot run a step's program.
+fn platform_hint(ctx: &OpContext, exit: &Exit, tail: &[u8]) -> Option<String> {
+    let said = String::from_utf8_lossy(tail).to_lowercase();
+    if exit.code != 126 || !said.trim_end().ends_with("exec format error") {
+        return None;
+    }
+    let here = Platform::host();
+    let wanted = ctx.op.vertex.op.platform.as_ref();
+    let wanted = wanted.map(|wanted| Platform::new(&wanted.os, &wanted.architecture, &wanted.variant));
+    Some(match wanted.filter(|wanted| wanted.architecture != here.architecture) {
+        Some(wanted) => format!(
+            "the step is for {wanted} and this machine is {here}: register an emulator in binfmt_misc (the packages \
+             qemu-user-static and binfmt-support do), or build on a machine of that platform"
+        ),
+        None => format!(
+            "the program is for another platform than {here}, or a script without a `#!` line: see what the image's \
+             base is (`FROM --platform`)"
+        ),
+    })
 }
 
 /// Less free space than this is none: programs write more at a time.

@@ -1,0 +1,120 @@
+//! What people meet who use the program for the first time: help, typos, and what is found out before a build, not after it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use crate::harness::is_root;
+use crate::kitchen::Kitchen;
+use crate::who::Who;
+
+#[test]
+fn help_is_a_command_and_typos_are_understood() {
+    let Some(kitchen) = Kitchen::new(if is_root() { Who::Root } else { Who::Single }) else { return };
+    let run = |line: &str| kitchen.who.hullworks(&kitchen.world).args(line.split_whitespace());
+    assert!(run("help").succeeds().text().contains("\nCommands:\n"));
+    assert!(run("help build").succeeds().text().contains("--build-context"));
+    assert!(run("buildctl help prune").succeeds().text().contains("--keep-duration"));
+    run("biuld .").fails().says("unrecognized subcommand `biuld`").hints("did you mean `build`?");
+    run("buildctl prun").fails().says("`prun`").hints("did you mean `prune`?");
+    run("nothing-like-it").fails().hints("--help lists the commands");
+    for line in ["build context -o type=local,dst=out", "build context -o dst=out"] {
+        run(line).fails().says("unknown key `dst`, did you mean dest=out?");
+    }
+}
+
+#[test]
+fn a_variable_for_clients_of_a_daemon_is_told_to_mean_nothing() {
+    let Some(kitchen) = Kitchen::new(if is_root() { Who::Root } else { Who::Single }) else { return };
+    kitchen.dockerfile("FROM scratch\nCOPY Dockerfile /\n");
+    let build = || kitchen.build("-o out");
+    assert!(!build().succeeds().stderr.contains("BUILDKIT_HOST"));
+    build().env("BUILDKIT_HOST", "tcp://nowhere.example:1").succeeds().says(
+        "BUILDKIT_HOST is not used here: hullworks works without a daemon; `hullworks buildctl` asks the one at \
+         tcp://nowhere.example:1",
+    );
+}
+
+#[test]
+fn outputs_are_looked_at_before_the_build() {
+    let Some(kitchen) = Kitchen::new(Who::Single) else { return };
+    let (who, world) = (kitchen.who, &kitchen.world);
+    kitchen.dockerfile("FROM busybox\nRUN echo ran\n");
+    world.write("locked/image.tar", "");
+    who.own(world, "locked");
+    let mode = |name: &str, mode| fs::set_permissions(world.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    mode("locked/image.tar", 0o444);
+    mode("locked", 0o555);
+    for (output, where_to) in [
+        ("type=oci,dest=locked/image.tar", "locked/image.tar"),
+        ("type=oci,dest=locked/new.tar", "locked"),
+        ("type=local,dest=locked", "locked"),
+        ("type=local,dest=locked/a/b", "locked"),
+    ] {
+        let failed = kitchen.build(&format!("-o {output}")).fails();
+        assert!(
+            failed.stderr.contains("cannot write to `")
+                && failed.stderr.contains(&format!("{where_to}`: permission denied")),
+            "{failed:?}"
+        );
+        assert!(!failed.stderr.contains("#1 "), "nothing was built: {failed:?}");
+        let frontend = "build --frontend=dockerfile.v0 --local=context=context --local=dockerfile=context";
+        let failed = who.daemonless(world).args(frontend.split_whitespace()).args(["--output", output]).fails();
+        failed.says("permission denied");
+    }
+    mode("locked", 0o755);
+    for (one, two) in
+        [("type=local,dest=out", "type=local,dest=./out"), ("type=oci,dest=x.tar", "type=docker,dest=x.tar")]
+    {
+        kitchen.build(&format!("-o {one} -o {two}")).fails().says("two outputs go to `");
+    }
+    // What is no file takes all that it gets.
+    kitchen.build("-o type=oci,dest=/dev/null -o type=tar,dest=/dev/null").succeeds();
+}
+
+#[test]
+fn who_has_one_id_is_told_why() {
+    let Some(kitchen) = Kitchen::new(Who::Single) else { return };
+    kitchen.dockerfile("FROM busybox\nRUN true\n");
+    let ended = kitchen.build("").succeeds();
+    ended.says("warning: steps run with one user id, as root only: ");
+    assert_eq!(ended.stderr.matches("one user id").count(), 1, "{ended:?}");
+    assert!(!kitchen.build("--progress=quiet -o type=oci,dest=x.tar").succeeds().stderr.contains("one user id"));
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    kitchen.dockerfile("FROM busybox\nRUN true\n");
+    assert!(!kitchen.build("").succeeds().stderr.contains("one user id"));
+}
+
+#[test]
+fn programs_of_other_platforms_are_told_apart() {
+    let Some(kitchen) = Kitchen::new(if is_root() { Who::Root } else { Who::Single }) else { return };
+    let (here, other) = match std::env::consts::ARCH {
+        "aarch64" => ("linux/arm64", "linux/amd64"),
+        _ => ("linux/amd64", "linux/arm64"),
+    };
+    kitchen.file("bare", "\u{7f}ELF, but no program");
+    kitchen.dockerfile("FROM scratch\nCOPY --chmod=755 bare /\nRUN [\"/bare\"]\n");
+    let failed = kitchen.build("").fails();
+    failed.says("   3 | >>> RUN [\"/bare\"]\n").says("exec /bare: exec format error").hints(&format!(
+        "the program is for another platform than {here}, or a script without a `#!` line: see what the image's base is \
+         (`FROM --platform`)"
+    ));
+    kitchen.build(&format!("--platform {other}")).fails().hints(&format!(
+        "the step is for {other} and this machine is {here}: register an emulator in binfmt_misc (the packages \
+         qemu-user-static and binfmt-support do), or build on a machine of that platform"
+    ));
+}
+
+#[test]
+fn a_system_is_not_laid_out_over() {
+    let Some(kitchen) = Kitchen::new(if is_root() { Who::Root } else { Who::Single }) else { return };
+    let install = |dir: &str| kitchen.who.hullworks(&kitchen.world).args(["install", dir]);
+    install("tree").succeeds();
+    install("tree").succeeds();
+    kitchen.world.write("system/etc/passwd", "root:x:0:0:ann:/root:/bin/sh\n");
+    kitchen.who.own(&kitchen.world, "system");
+    let refused = install("system").fails();
+    refused.says("`system/etc/passwd` is that of another system");
+    refused.hints("name an empty directory; a system gets the program alone: copy it to /usr/local/bin");
+    let passwd = fs::read_to_string(kitchen.world.path("system/etc/passwd")).unwrap();
+    assert_eq!((passwd.as_str(), kitchen.world.path("system/usr").exists()), ("root:x:0:0:ann:/root:/bin/sh\n", false));
+}
