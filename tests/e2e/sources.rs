@@ -4,10 +4,15 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use base::Digest;
+use proto::Message as _;
+use proto::moby::buildkit::v1 as wire;
+use proto::moby::buildkit::v1::frontend::{self, llb_bridge_client::LlbBridgeClient};
+use session::local::LocalSession;
 use testkit::image::TestImage;
 
 use crate::daemon::Served;
 use crate::frontends::anyone;
+use crate::guest::{Guest, Most};
 use crate::harness::Invocation;
 
 /// A field of a protobuf message.
@@ -83,6 +88,69 @@ fn blobs_become_files() {
             build.fails().says(words);
         }
     }
+    served.ends();
+}
+
+/// A client that drives its build asks what there is to download, and the build reads what was found then.
+#[test]
+fn clients_ask_what_an_address_holds() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let kitchen = &served.kitchen;
+    let image = TestImage::busybox().unwrap();
+    let digest = Digest::of(&image.config);
+    let path = format!("/v2/library/busybox/blobs/{digest}");
+    let address = format!("http://{}{path}", kitchen.registry.host());
+    let asked = || kitchen.registry.requests().iter().filter(|request| request.path.contains(&path)).count();
+    let guest = Guest::new(&kitchen.world.path("b.sock"));
+    let (most, id) = (Most { read: usize::MAX, written: usize::MAX }, "asking");
+    let joined = guest.joins(LocalSession::new(id), most);
+    let solve =
+        wire::SolveRequest { r#ref: id.to_owned(), session: joined.id.clone(), ..wire::SolveRequest::default() };
+    let mut bridge = LlbBridgeClient::new(guest.channel.clone());
+    fn of<T>(id: &str, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.metadata_mut().insert("buildkit-controlapi-buildid", id.parse().unwrap());
+        request
+    }
+    let of_address = proto::pb::SourceOp { identifier: address.clone(), ..Default::default() };
+    let drives = async {
+        // The build is there a moment after it was asked for.
+        while bridge.ping(of(id, frontend::PingRequest {})).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        let request = frontend::ResolveSourceMetaRequest { source: Some(of_address), ..Default::default() };
+        let found = bridge.resolve_source_meta(of(id, request.clone())).await.unwrap().into_inner();
+        assert_eq!(found.source.unwrap().identifier, address);
+        let http = found.http.unwrap();
+        assert_eq!((http.checksum, http.last_modified), (digest.to_string(), None));
+        assert_eq!(asked(), 1);
+        // Digests of another kind are refused by name.
+        let checksum = frontend::ChecksumRequest { algo: 2, suffix: Vec::new() };
+        let other = frontend::ResolveSourceHttpRequest { checksum_request: Some(checksum) };
+        let other = frontend::ResolveSourceMetaRequest { http: Some(other), ..request };
+        let refused = bridge.resolve_source_meta(of(id, other)).await.unwrap_err();
+        assert!(refused.message().contains("other than sha256, are not supported yet"), "{refused:?}");
+        let definition = proto::pb::Definition::decode(&source(&address, &[])[..]).unwrap();
+        let request = frontend::SolveRequest {
+            definition: Some(definition),
+            allow_result_return: true,
+            allow_result_array_ref: true,
+            ..Default::default()
+        };
+        let result = bridge.solve(of(id, request)).await.unwrap().into_inner().result.unwrap();
+        let Some(frontend::result::Result::Ref(reference)) = &result.result else { panic!("{result:?}") };
+        let read =
+            frontend::ReadFileRequest { r#ref: reference.id.clone(), file_path: http.filename, ..Default::default() };
+        assert_eq!(bridge.read_file(of(id, read)).await.unwrap().into_inner().data, image.config);
+        assert_eq!(asked(), 1, "what was found is what is read");
+        let nothing = frontend::ReturnRequest { result: Some(frontend::Result::default()), error: None };
+        bridge.r#return(of(id, nothing)).await.unwrap();
+    };
+    let mut control = guest.control();
+    let (solved, ()) = guest.waits(async { tokio::join!(control.solve(solve), drives) });
+    solved.unwrap();
+    drop(joined);
+    drop(guest);
     served.ends();
 }
 

@@ -18,7 +18,7 @@ use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
 use crate::frontend;
 use crate::look;
-use crate::ops::source::{Asking, GitDescription, ResolveMode};
+use crate::ops::source::{Asking, GitDescription, HttpDescription, ResolveMode};
 use crate::policy::Rules;
 use crate::result::{FrontendResult, Ref, Refs};
 use crate::tree::Tree;
@@ -137,6 +137,18 @@ impl Bridge {
         let jobs = std::slice::from_ref(job);
         let asking = Asking { core: &self.core, jobs, tasks: running.tasks(), cancel: job.cancel.clone() };
         let described = asking.describe(source, wants_objects).await;
+        running.end(described)
+    }
+
+    /// Finds what a source of the web is now. The build that asks reads that.
+    pub async fn resolve_http(&self, source: &llb::pb::SourceOp, log_name: &str) -> Result<HttpDescription, Fault> {
+        let job = &self.job.job;
+        let shown = base::redact_url(&source.identifier);
+        let label = if log_name.is_empty() { format!("resolve http source {shown}") } else { log_name.to_owned() };
+        let running = Running::start(job.sink.clone(), &Label::phase(&label));
+        let jobs = std::slice::from_ref(job);
+        let asking = Asking { core: &self.core, jobs, tasks: running.tasks(), cancel: job.cancel.clone() };
+        let described = asking.describe_file(source).await;
         running.end(described)
     }
 

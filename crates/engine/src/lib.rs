@@ -44,7 +44,7 @@ pub use container::{Container, Control, NewContainer, NewProcess, ProcessIo, Ste
 pub use executor::Exit;
 pub use open::in_use;
 pub use ops::CAPS as LLB_CAPS;
-pub use ops::source::GitDescription;
+pub use ops::source::{GitDescription, HttpDescription};
 pub use result::{FrontendResult, Ref, Refs};
 pub use step_log::LogLimits;
 pub use store::Reserve;

@@ -68,6 +68,22 @@ pub(super) async fn source(
                 tag_object: found.tag_object,
             });
         }
+        Some(("http" | "https", _)) => {
+            if let Some(wanted) = request.http.and_then(|http| http.checksum_request)
+                && (wanted.algo != 0 || !wanted.suffix.is_empty())
+            {
+                return Err(Fault::user(
+                    "digests of downloads with a suffix, or other than sha256, are not supported yet",
+                ));
+            }
+            let found = build.bridge.resolve_http(&source, &request.log_name).await?;
+            response.http = Some(wire::ResolveSourceHttpResponse {
+                checksum: found.digest.to_string(),
+                filename: found.filename,
+                last_modified: found.modified.map(super::status::time),
+                checksum_response: None,
+            });
+        }
         Some(("local", _)) => {}
         _ => {
             let shown = base::redact_url(&source.identifier);

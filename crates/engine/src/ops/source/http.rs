@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::super::OpContext;
-use super::identifier::{bad, unknown};
+use super::git::Asking;
+use super::identifier::{Source, bad, unknown};
 use super::one_file::{OneFile, Trouble, number, safe_name};
 use crate::core::{blocking, store_fault};
 use crate::tree::Tree;
@@ -58,9 +59,9 @@ pub(crate) struct HttpSource {
 #[derive(Clone, Debug)]
 pub(crate) struct Download {
     digest: Digest,
-    filename: String,
-    modified: Option<Timestamp>,
-    tree: Tree,
+    pub(super) filename: String,
+    pub(super) modified: Option<Timestamp>,
+    pub(super) tree: Tree,
 }
 
 /// What is kept of it.
@@ -140,18 +141,43 @@ impl HttpSource {
     }
 }
 
+/// What a client may know of a file before it is read.
+#[derive(Clone, Debug)]
+pub struct HttpDescription {
+    /// Of the file.
+    pub digest: Digest,
+    /// What it is called.
+    pub filename: String,
+    /// When it was changed last, where the server says so.
+    pub modified: Option<Timestamp>,
+}
+
+impl Asking<'_> {
+    /// Finds out what there is to download, by doing so: the build reads what was found now.
+    pub(crate) async fn describe_file(&self, op: &pb::SourceOp) -> Result<HttpDescription, Fault> {
+        let Source::Http(source) = Source::read(op)? else {
+            return Err(Fault::new(Kind::Internal, "no source of the web"));
+        };
+        if let Some(digest) = source.checksum {
+            return Ok(HttpDescription { digest, filename: file_name(&source, None), modified: None });
+        }
+        let Download { digest, filename, modified, .. } = &*download(self, &source).await?;
+        Ok(HttpDescription { digest: *digest, filename: filename.clone(), modified: *modified })
+    }
+}
+
 /// The digest that stands for what is there now.
 pub(super) async fn key(ctx: &OpContext, source: &HttpSource) -> Result<Digest, Fault> {
     if let Some(checksum) = source.checksum {
         // Nobody need be asked what it is.
         return Ok(source.key(&file_name(source, None), checksum, None));
     }
-    let download = download(ctx, source).await?;
+    let download = download(&Asking::of(ctx), source).await?;
     Ok(source.key(&download.filename, download.digest, download.modified))
 }
 
 pub(super) async fn run(ctx: &OpContext, source: &HttpSource) -> Result<Tree, Fault> {
-    let download = download(ctx, source).await?;
+    let download = download(&Asking::of(ctx), source).await?;
     match source.checksum {
         Some(wanted) if wanted != download.digest => {
             let shown = base::redact_url(&source.text);
@@ -162,26 +188,26 @@ pub(super) async fn run(ctx: &OpContext, source: &HttpSource) -> Result<Tree, Fa
 }
 
 /// The file; one build asks for it once.
-async fn download(ctx: &OpContext, source: &HttpSource) -> Result<Arc<Download>, Fault> {
-    let cell = ctx.job().download(source.id());
+pub(super) async fn download(asking: &Asking<'_>, source: &HttpSource) -> Result<Arc<Download>, Fault> {
+    let cell = asking.jobs[0].download(source.id());
     let download = cell.get_or_try_init(|| async {
         tokio::select! {
-            fetched = fetch(ctx, source) => fetched.map(Arc::new),
-            () = ctx.cancel.cancelled() => Err(Fault::cancelled()),
+            fetched = fetch(asking, source) => fetched.map(Arc::new),
+            () = asking.cancel.cancelled() => Err(Fault::cancelled()),
         }
     });
     download.await.cloned()
 }
 
-async fn fetch(ctx: &OpContext, source: &HttpSource) -> Result<Download, Fault> {
+async fn fetch(asking: &Asking<'_>, source: &HttpSource) -> Result<Download, Fault> {
     if source.url.host_str() == Some(CLIENT) {
-        let body = upload(ctx, source).await?;
+        let body = upload(asking, source).await?;
         let about = About { filename: file_name(source, None), ..About::default() };
-        return save(ctx, source, about, body).await;
+        return save(asking, source, about, body).await;
     }
-    let client = ctx.core.http.client(&http_client::TlsIdentity::default()).map_err(|e| source.failed(e))?;
-    let kept = kept(ctx, source);
-    let mut request = request(ctx, source).await?;
+    let client = asking.core.http.client(&http_client::TlsIdentity::default()).map_err(|e| source.failed(e))?;
+    let kept = kept(asking, source);
+    let mut request = request(asking, source).await?;
     if let Some((kept, tree)) = &kept {
         // Not every server compares what it is asked to compare: the answer is compared here, too.
         let mut head = request.clone();
@@ -224,17 +250,17 @@ async fn fetch(ctx: &OpContext, source: &HttpSource) -> Result<Download, Fault> 
             }
         }
     });
-    let saved = save(ctx, source, about, body).await;
+    let saved = save(asking, source, about, body).await;
     // Nobody listens any more.
     reading.abort();
     saved
 }
 
 /// What an earlier build downloaded, if it is there still.
-fn kept(ctx: &OpContext, source: &HttpSource) -> Option<(Kept, Tree)> {
-    let bytes = ctx.core.store.kv(DOWNLOADS).get(source.id().to_string()).ok()??;
+fn kept(asking: &Asking<'_>, source: &HttpSource) -> Option<(Kept, Tree)> {
+    let bytes = asking.core.store.kv(DOWNLOADS).get(source.id().to_string()).ok()??;
     let kept: Kept = serde_json::from_slice(&bytes).ok()?;
-    let hold = ctx.core.store.snapshots().hold(&kept.snapshot.parse().ok()?)?;
+    let hold = asking.core.store.snapshots().hold(&kept.snapshot.parse().ok()?)?;
     Some((kept, Tree::snapshot(hold)))
 }
 
@@ -259,7 +285,7 @@ fn weak(etag: &str) -> &str {
     etag.strip_prefix("W/").unwrap_or(etag)
 }
 
-async fn request(ctx: &OpContext, source: &HttpSource) -> Result<Request, Fault> {
+async fn request(asking: &Asking<'_>, source: &HttpSource) -> Result<Request, Fault> {
     let mut request = Request::get(source.url.clone())
         .header(header::ACCEPT_ENCODING, GZIP)
         .header(header::USER_AGENT, &format!("{} {LIKE}", http_client::USER_AGENT));
@@ -273,7 +299,7 @@ async fn request(ctx: &OpContext, source: &HttpSource) -> Result<Request, Fault>
         name => vec![(name.to_owned(), "")],
     };
     for (name, kind) in secrets {
-        match ctx.secret(&name).await? {
+        match crate::job::secret(asking.jobs, &name).await? {
             Some(secret) => {
                 let value = String::from_utf8_lossy(secret.expose()).into_owned();
                 request = request.header(header::AUTHORIZATION, &format!("{kind}{value}"));
@@ -288,8 +314,8 @@ async fn request(ctx: &OpContext, source: &HttpSource) -> Result<Request, Fault>
 }
 
 /// The file from the client that has it.
-async fn upload(ctx: &OpContext, source: &HttpSource) -> Result<mpsc::Receiver<Result<Bytes, Fault>>, Fault> {
-    for job in &ctx.jobs {
+async fn upload(asking: &Asking<'_>, source: &HttpSource) -> Result<mpsc::Receiver<Result<Bytes, Fault>>, Fault> {
+    for job in asking.jobs {
         if let Some(body) = job.session.upload(CLIENT, source.url.path()).await? {
             return Ok(body);
         }
@@ -308,20 +334,22 @@ struct About {
 }
 
 async fn save(
-    ctx: &OpContext,
+    asking: &Asking<'_>,
     source: &HttpSource,
     about: About,
     body: mpsc::Receiver<Result<Bytes, Fault>>,
 ) -> Result<Download, Fault> {
     let About { filename, etag, modified, packed } = about;
     let shown = base::redact_url(&source.text);
-    let active = ctx.core.prepare(None, &format!("http url {shown}")).await?;
+    let active = asking.core.prepare(None, &format!("http url {shown}")).await?;
     let dir = active.dir().to_owned();
-    let mut task = ctx.tasks.start(format!("downloading {shown}"), 0);
+    let mut task = asking.tasks.start(format!("downloading {shown}"), 0);
     let (mode, uid, gid) = (source.mode, source.uid, source.gid);
     let modified_at = modified.map_or(0, |time| time.as_second());
     let file = OneFile { name: filename.clone(), mode, uid, gid, modified: modified_at };
-    let cancel = ctx.blocking_cancel();
+    let cancel = base::Cancel::new();
+    // Who does not wait any more wants no more of it.
+    let _unwanted = Unwanted(cancel.clone());
     let digest = blocking(move || {
         let mut pieces = Pieces { body, piece: Bytes::new(), broken: None };
         let mut unpacked;
@@ -340,7 +368,7 @@ async fn save(
         }
     });
     let digest = digest.await?;
-    let tree = ctx.core.commit(active).await?;
+    let tree = asking.core.commit(active).await?;
     if let (Some(etag), Tree::Snapshot(hold)) = (etag, &tree) {
         let kept = Kept {
             etag: weak(&etag).to_owned(),
@@ -350,10 +378,19 @@ async fn save(
             snapshot: hold.id().to_string(),
         };
         let bytes = serde_json::to_vec(&kept).unwrap_or_default();
-        let put = ctx.core.store.kv(DOWNLOADS).put_with(source.id().to_string(), bytes, &hold.id());
+        let put = asking.core.store.kv(DOWNLOADS).put_with(source.id().to_string(), bytes, &hold.id());
         put.map_err(|e| store_fault("cannot keep a download", e))?;
     }
     Ok(Download { digest, filename, modified, tree })
+}
+
+/// Tells a thread that its work is not wanted any more.
+pub(super) struct Unwanted(pub(super) base::Cancel);
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 /// A body as a stream of bytes, for a thread.

@@ -20,6 +20,7 @@ use crate::tree::Tree;
 pub use git::GitDescription;
 pub(crate) use git::{Asking, Commit, Surroundings};
 pub(crate) use http::Download;
+pub use http::HttpDescription;
 pub(crate) use identifier::{ImageSource, LayoutSource, LocalSource, ResolveMode, Source};
 
 /// Whether the op is a directory of the client.

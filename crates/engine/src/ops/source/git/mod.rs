@@ -133,7 +133,7 @@ pub(crate) struct Asking<'a> {
 }
 
 impl<'a> Asking<'a> {
-    fn of(ctx: &'a OpContext) -> Asking<'a> {
+    pub(super) fn of(ctx: &'a OpContext) -> Asking<'a> {
         Asking { core: &ctx.core, jobs: &ctx.jobs, tasks: ctx.tasks.clone(), cancel: ctx.cancel.clone() }
     }
 
