@@ -85,6 +85,24 @@ fn a_commit_is_a_context() {
 }
 
 #[test]
+fn times_may_be_those_of_the_commit() {
+    let Some(kitchen) = Kitchen::new(anyone()) else { return };
+    let Some(server) = or_skip(GitServer::start()) else { return };
+    let repository = server.repository("r");
+    let dockerfile = "FROM busybox\nARG SOURCE_DATE_EPOCH\nRUN echo \"<$SOURCE_DATE_EPOCH>\" > /epoch\n";
+    repository.commit(&[("Dockerfile", dockerfile), ("f", "x")]);
+    let time = repository.git(&["log", "-1", "--format=%ct"]);
+    let args = "--build-arg SOURCE_DATE_EPOCH=context --output out";
+    build(&kitchen, &repository.url, args).succeeds();
+    assert_eq!(read(&kitchen, "out/epoch"), format!("<{time}>\n"));
+    // A directory has no time.
+    kitchen.dockerfile(dockerfile);
+    kitchen.build(args).succeeds();
+    assert_eq!(read(&kitchen, "out/epoch"), "<>\n");
+    kitchen.build("--build-arg SOURCE_DATE_EPOCH=elsewhere").fails().says("invalid SOURCE_DATE_EPOCH: elsewhere");
+}
+
+#[test]
 fn a_repository_is_a_context_by_name_and_can_be_added() {
     let Some(kitchen) = Kitchen::new(anyone()) else { return };
     let Some(server) = or_skip(GitServer::start()) else { return };

@@ -28,6 +28,14 @@ pub trait Ask {
         Ok(None)
     }
 
+    /// The time of a source, in seconds since 1970: of a commit, or of a file of the web; none where it has none.
+    ///
+    /// Asked for `SOURCE_DATE_EPOCH=context`, before anything else is lowered.
+    fn source_time(&self, source: &pb::SourceOp, log_name: &str) -> Result<Option<i64>, Fault> {
+        let _ = (source, log_name);
+        Ok(None)
+    }
+
     /// Whether the patterns of an ignore file take a path out of a context, for a build check. When in doubt not.
     ///
     /// Asked for each source of a `COPY` or `ADD` in a context that has such a file.

@@ -77,6 +77,15 @@ impl Context {
         Ok(Some(builder.file(&State::scratch(), copy, Constraints::default())))
     }
 
+    /// The one source that the context is made of; none for a directory of the session.
+    pub fn source(&self, options: &Options, defaults: &Defaults) -> Result<Option<pb::SourceOp>> {
+        let mut builder = Builder::new();
+        let Some(state) = self.unscoped(&mut builder, options)? else { return Ok(None) };
+        let source = llb::only_source(&builder.marshal(&state, defaults)?);
+        let source = source.map_err(|error| Error::new(format!("malformed context: {error}")))?;
+        Ok(source.filter(|source| !source.identifier.starts_with("local://")))
+    }
+
     fn unscoped(&self, builder: &mut Builder, options: &Options) -> Result<Option<State>> {
         Ok(Some(match self {
             Context::Local => return Ok(None),

@@ -24,3 +24,17 @@ pub fn marshalled(definition: &pb::Definition) -> Vec<u8> {
     use proto::Message as _;
     definition.encode_to_vec()
 }
+
+/// The one source of a definition; none where it has several, or none.
+pub fn only_source(definition: &pb::Definition) -> Result<Option<pb::SourceOp>, Error> {
+    use proto::Message as _;
+    let mut found = None;
+    for (index, bytes) in definition.def.iter().enumerate() {
+        let op = pb::Op::decode(bytes.as_slice()).map_err(|source| Error::Decode { index, source })?;
+        let Some(pb::op::Op::Source(source)) = op.op else { continue };
+        if found.replace(source).is_some() {
+            return Ok(None);
+        }
+    }
+    Ok(found)
+}

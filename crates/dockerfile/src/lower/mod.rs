@@ -242,13 +242,23 @@ impl<'a> Lowering<'a> {
         const NAME: &str = "SOURCE_DATE_EPOCH";
         let global = || self.globals.get(NAME).filter(|value| !value.is_empty());
         let Some(value) = self.build_args.get(NAME).map(String::as_str).or_else(global) else { return Ok(()) };
-        if !value.is_empty() {
-            let time = value.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
-            self.epoch = Some(time.ok_or_else(|| {
+        let seconds = match value {
+            "" => None,
+            "context" => self.context_time()?,
+            value => Some(value.parse().map_err(|_| {
                 let error = Error::option("build-arg:SOURCE_DATE_EPOCH", format!("invalid SOURCE_DATE_EPOCH: {value}"));
-                error.hint("give seconds since 1970; the time of a context or stage is not supported yet")
-            })?);
-        }
+                error.hint(
+                    "give seconds since 1970, or `context`; the time of a context by its name or of a stage is not \
+                     supported yet",
+                )
+            })?),
+        };
+        let time = |seconds| {
+            let invalid =
+                || Error::option("build-arg:SOURCE_DATE_EPOCH", format!("invalid SOURCE_DATE_EPOCH: {seconds}"));
+            Timestamp::from_second(seconds).map_err(|_| invalid())
+        };
+        self.epoch = seconds.map(time).transpose()?;
         let shown = self.epoch.map(|epoch| epoch.as_second().to_string());
         if self.build_args.contains_key(NAME) {
             match &shown {
@@ -263,6 +273,17 @@ impl<'a> Lowering<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The time of what the build context is made of: of a commit, or of a file of the web.
+    fn context_time(&self) -> Result<Option<i64>> {
+        let defaults = self.defaults();
+        let Some(source) = self.input.context.source(self.input.options, &defaults)? else { return Ok(None) };
+        Ok(self.input.ask.source_time(&source, "[internal] resolve main build context metadata")?)
+    }
+
+    fn defaults(&self) -> Defaults {
+        Defaults { platform: self.target_platform.clone(), local_unique: self.input.session.to_owned() }
     }
 
     /// The time of every line of history, if it is given.
@@ -295,7 +316,7 @@ impl<'a> Lowering<'a> {
         }
         let normal = image.platform().normalize();
         (image.os, image.architecture, image.variant) = (normal.os, normal.architecture, normal.variant);
-        let defaults = Defaults { platform: self.target_platform.clone(), local_unique: self.input.session.to_owned() };
+        let defaults = self.defaults();
         let definition = self.builder.marshal(&stage.state, &defaults)?;
         let epoch = self.epoch.map(Timestamp::as_second);
         Ok(Lowered { definition, image, base_image: stage.base_image, epoch })

@@ -20,7 +20,7 @@ use crate::api::Inputs;
 use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
 use crate::local::{Found, find};
-use crate::ops::source::{ResolveMode, Source};
+use crate::ops::source::{Asking, ResolveMode, Source};
 use crate::policy::Rules;
 use crate::result::{FrontendResult, Ref, Refs};
 use crate::tree::Tree;
@@ -108,6 +108,10 @@ impl Ask for Asker {
         definition.map(Some).map_err(|e| Fault::because(Kind::User, format!("malformed input `{name}`"), e))
     }
 
+    fn source_time(&self, source: &pb::SourceOp, log_name: &str) -> Result<Option<i64>, Fault> {
+        self.runtime.block_on(self.time_of(source, log_name))
+    }
+
     fn ignored(&self, patterns: &[String], path: &str) -> bool {
         let mut known = self.matcher.lock().unwrap_or_else(PoisonError::into_inner);
         if known.as_ref().is_none_or(|(have, _)| have != patterns) {
@@ -188,6 +192,16 @@ impl Asker {
             config: image.config.clone(),
             instead: None,
         })
+    }
+
+    async fn time_of(&self, source: &pb::SourceOp, log_name: &str) -> Result<Option<i64>, Fault> {
+        let mut source = source.clone();
+        self.rules.apply_to_metadata(&mut source)?;
+        let job = &self.job.job;
+        let running = Running::start(job.sink.clone(), &Label::phase(log_name));
+        let jobs = std::slice::from_ref(job);
+        let asking = Asking { core: &self.core, jobs, tasks: running.tasks(), cancel: job.cancel.clone() };
+        running.end(asking.time_of(&source).await)
     }
 
     async fn read(&self, request: &ReadRequest) -> Result<Vec<Option<Vec<u8>>>, Fault> {

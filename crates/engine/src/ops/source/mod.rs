@@ -5,6 +5,7 @@ mod git;
 mod http;
 mod identifier;
 mod one_file;
+mod time;
 
 use std::sync::Arc;
 
