@@ -28,6 +28,7 @@ pub use debug::Debug;
 use history::History;
 pub use history::Keep;
 use listen::Listener;
+pub use trace::TracedBuild;
 use trace::Traces;
 use trace::export::Collector;
 
@@ -145,6 +146,7 @@ pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationTo
     for stuck in engine.close().await {
         tracing::warn!(stuck, "it did not end in time");
     }
+    shared.traces.finish().await;
     Ok(())
 }
 

@@ -49,7 +49,8 @@ pub enum Verify {
 }
 
 impl TlsIdentity {
-    pub(crate) fn client_config(&self) -> Result<ClientConfig, Error> {
+    /// Settings for a connection of another kind than this room's.
+    pub fn client_config(&self) -> Result<ClientConfig, Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()

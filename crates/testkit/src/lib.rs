@@ -13,8 +13,10 @@ mod scratch;
 pub mod tar;
 #[cfg(test)]
 mod tests;
+mod tls_front;
 
 pub use debian::{DockerRegistry, LOGIN};
 pub use git::{GitServer, Repository};
 pub use registry::{Auth, Fault, Registry};
 pub use scratch::{free_port, scratch};
+pub use tls_front::TlsFront;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::{Fault, Kind};
+use daemon::TracedBuild;
 use engine::{Engine, SolveRequest, SolveResponse, UsageRecord};
 use session::local::{Layout, LocalSession};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -44,17 +45,27 @@ pub async fn build(plan: BuildPlan, settings: &Settings, environment: &Environme
     if let (Some(text), false) = (environment.tell_single_id(), matches!(mode, Mode::Quiet | Mode::RawJson)) {
         display::tell(mode, &mut std::io::stderr(), &Notice::Warning(text));
     }
+    let warn = |text| display::tell(mode, &mut std::io::stderr(), &Notice::Warning(text));
+    let traced = TracedBuild::begin(|name| environment.get(name).map(str::to_owned));
+    let traced = traced.unwrap_or_else(|why| {
+        warn(format!("traces go to no collector: {why}"));
+        None
+    });
     let engine = open(settings, environment, mode, &cancel).await?;
-    let solving = engine.clone();
-    let result =
-        drive(
-            plan,
-            environment,
-            Box::new(std::io::stderr()),
-            cancel,
-            |request| async move { solving.solve(request).await },
-        )
-        .await;
+    let (solving, listened_to) = (engine.clone(), traced.as_ref());
+    let solve = |mut request: SolveRequest| async move {
+        if let Some(traced) = listened_to {
+            request.progress = traced.listening(request.progress);
+        }
+        solving.solve(request).await
+    };
+    let result = drive(plan, environment, Box::new(std::io::stderr()), cancel, solve).await;
+    if let Some(traced) = traced {
+        let error = result.as_ref().err().map(|failure| failure.fault.to_string());
+        if let Err(why) = traced.end(error.as_deref()).await {
+            warn(format!("the trace collector does not take spans: {why}"));
+        }
+    }
     close(engine, mode).await;
     result
 }

@@ -3,19 +3,24 @@
 //! Spans are made of what was told of a build, once it has ended. A client's `traceparent` makes them part of its trace.
 //! They are kept with the build's record, and go to a collector where one is configured ([`export`]).
 
+mod alone;
+mod connect;
 pub(crate) mod export;
+mod spans;
 mod stub;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use base::Digest;
-use base::progress::Event;
-use proto::otlp::{KeyValue, Resource, ResourceSpans, Scope, ScopeSpans, Span, SpanStatus};
+use proto::otlp::{KeyValue, ResourceSpans};
 use tonic::metadata::MetadataMap;
 
 use crate::builds::Build;
+pub use alone::TracedBuild;
 use export::Collector;
+use spans::{Spans, Whole};
 
 /// What the blob of a trace is.
 pub(crate) const MEDIA_TYPE: &str = "application/vnd.buildkit.otlp.json.v0";
@@ -23,9 +28,10 @@ pub(crate) const MEDIA_TYPE: &str = "application/vnd.buildkit.otlp.json.v0";
 const MOST_SPANS: usize = 10_000;
 /// What spans of clients may take up in all.
 const MOST_BYTES: usize = 32 << 20;
+/// How long the end waits for a collector.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Events that are read at once.
 const SOME: usize = 4096;
-const ERROR: i32 = 2;
 
 /// Traces under way.
 #[derive(Default)]
@@ -99,35 +105,42 @@ impl Traces {
             collector.send(handed);
         }
     }
+
+    /// Waits a moment for what is on its way to the collector.
+    pub(crate) async fn finish(&self) {
+        if let Some(collector) = &self.collector {
+            // What fails has been logged.
+            let _ = collector.finish(PATIENCE).await;
+        }
+    }
 }
 
 impl Trace {
     /// The trace of a build that has ended, as its record keeps it; it is on its way to the collector, too.
     pub(crate) fn end(self, build: &Build, error: Option<&str>) -> Vec<u8> {
-        let mut spans = vec![Span {
-            name: "moby.buildkit.v1.Control/Solve".to_owned(),
+        let mut spans = Spans::new(self.id, self.span);
+        let mut from = 0;
+        loop {
+            let told = build.told(from, SOME);
+            if told.is_empty() {
+                break;
+            }
+            from += told.len();
+            told.iter().for_each(|event| spans.take(event));
+        }
+        let own = spans.end(Whole {
+            service: "buildkitd",
+            name: "moby.buildkit.v1.Control/Solve",
             kind: 2,
-            parent_span_id: self.parent.map(Vec::from).unwrap_or_default(),
-            start_time_unix_nano: nanos(self.began),
-            end_time_unix_nano: nanos(jiff::Timestamp::now()),
+            parent: self.parent,
+            began: self.began,
             attributes: vec![
                 KeyValue::text("rpc.system", "grpc"),
                 KeyValue::text("rpc.service", "moby.buildkit.v1.Control"),
                 KeyValue::text("rpc.method", "Solve"),
             ],
-            status: error.map(|error| SpanStatus { message: error.to_owned(), code: ERROR }),
-            ..self.span(self.span)
-        }];
-        spans.extend(self.vertices(build));
-        let own = ResourceSpans {
-            resource: Some(Resource { attributes: vec![KeyValue::text("service.name", "buildkitd")] }),
-            scope_spans: vec![ScopeSpans {
-                scope: Some(Scope { name: "hullworks".to_owned(), version: String::new() }),
-                spans,
-                schema_url: String::new(),
-            }],
-            schema_url: String::new(),
-        };
+            error,
+        });
         if let Some(collector) = &self.traces.collector {
             collector.send(vec![own.clone()]);
         }
@@ -135,39 +148,6 @@ impl Trace {
         let handed = running.get(&self.id).map(|handed| handed.spans.clone()).unwrap_or_default();
         drop(running);
         stub::json(&[vec![own], handed].concat())
-    }
-
-    fn span(&self, id: [u8; 8]) -> Span {
-        Span { trace_id: self.id.to_vec(), span_id: id.to_vec(), flags: 1, kind: 1, ..Span::default() }
-    }
-
-    /// A span for each piece of work that began and ended.
-    fn vertices(&self, build: &Build) -> Vec<Span> {
-        let mut known: BTreeMap<Digest, Span> = BTreeMap::new();
-        let mut done = Vec::new();
-        let mut from = 0;
-        loop {
-            let told = build.told(from, SOME);
-            if told.is_empty() {
-                return done;
-            }
-            from += told.len();
-            for event in &told {
-                let Event::Vertex(vertex) = event else { continue };
-                let Some(started) = vertex.started else { continue };
-                let span = known.entry(vertex.digest).or_insert_with(|| Span {
-                    parent_span_id: self.span.to_vec(),
-                    start_time_unix_nano: nanos(started),
-                    attributes: vec![KeyValue::text("vertex", vertex.digest.to_string())],
-                    ..self.span(random())
-                });
-                let Some(completed) = vertex.completed else { continue };
-                span.name = if vertex.cached { format!("load cache: {}", vertex.name) } else { vertex.name.clone() };
-                span.end_time_unix_nano = nanos(completed);
-                span.status = vertex.error.as_ref().map(|error| SpanStatus { message: error.clone(), code: ERROR });
-                done.extend(known.remove(&vertex.digest));
-            }
-        }
     }
 }
 
@@ -181,10 +161,6 @@ impl Drop for Trace {
             }
         }
     }
-}
-
-fn nanos(at: jiff::Timestamp) -> u64 {
-    u64::try_from(at.as_nanosecond()).unwrap_or(0)
 }
 
 /// Ids need only differ from others.
@@ -215,6 +191,8 @@ fn traceparent(text: &str) -> Option<([u8; 16], [u8; 8])> {
 
 #[cfg(test)]
 mod tests {
+    use proto::otlp::{ScopeSpans, Span};
+
     use super::*;
 
     #[test]

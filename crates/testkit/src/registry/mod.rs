@@ -227,3 +227,8 @@ impl Registry {
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// A server's side of TLS; what clients need is written to a directory: `ca.crt`, `client.cert`, `client.key`.
+pub(crate) fn certificates(dir: &std::path::Path, of_clients: bool) -> std::sync::Arc<rustls::ServerConfig> {
+    tls::make(dir, of_clients, false)
+}
