@@ -250,7 +250,10 @@ impl Images {
             // And so do its names.
             if let Ok(bytes) = serde_json::to_vec(&image.root) {
                 let names = self.store.kv(NAMES);
-                for name in [name(&image.reference), of_digest(&image.reference, image.root.digest)] {
+                // Where both are said, it was found by the tag.
+                let reference = &image.reference;
+                let tagged = reference.tag().map(|tag| format!("{}:{tag}", reference.name()));
+                for name in tagged.into_iter().chain([of_digest(reference, image.root.digest)]) {
                     let known = names.get(&name).ok().flatten();
                     if known.is_some_and(|known| known == bytes) {
                         let _ = names.put_with(name, &bytes, &top.id());
