@@ -89,6 +89,8 @@ pub(crate) fn explain(error: &clap::Error) -> Result<Action, Fault> {
                 "tip: some similar subcommands exist: ",
             ];
             let similar = rest.iter().find_map(|line| TIPS.iter().find_map(|tip| line.strip_prefix(tip)));
+            // The most similar one is the last; one letter is like many words.
+            let similar = similar.and_then(|names| names.rsplit(", ").find(|name| name.len() > 3));
             let fault = Fault::user(message.replace('\'', "`"));
             Err(match (similar, error.kind()) {
                 (Some(flag), _) => fault.hint(format!("did you mean {}?", flag.replace('\'', "`"))),

@@ -100,7 +100,8 @@ fn places_and_hints_reach_the_fault() {
 #[test]
 fn a_mistyped_stage_is_no_matter_of_credentials() {
     let fault = base::Fault::new(base::Kind::Remote, "registry answered 401").hint("log in");
-    let (doing, hint) = ("no stage `biulder`, and no image".to_owned(), Some("did you mean stage `builder`?".to_owned()));
+    let (doing, hint) =
+        ("no stage `biulder`, and no image".to_owned(), Some("did you mean stage `builder`?".to_owned()));
     let error = crate::error::Error::Ask { doing, spans: Vec::new(), hint, fault: Box::new(fault) };
     let fault = error.into_fault(None);
     assert_eq!(fault.to_string(), "no stage `biulder`, and no image: registry answered 401");
