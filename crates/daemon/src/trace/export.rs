@@ -162,7 +162,7 @@ impl Way {
 
     async fn call(&self, channel: &Channel, request: ExportTraceServiceRequest) -> Result<(), tonic::Status> {
         let mut client = tonic::client::Grpc::new(channel.clone());
-        client.ready().await.map_err(|error| unreachable(error))?;
+        client.ready().await.map_err(unreachable)?;
         let mut request = tonic::Request::new(request);
         for (name, value) in &self.headers {
             // They were looked at when they were read.

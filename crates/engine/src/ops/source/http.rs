@@ -11,15 +11,15 @@ use bytes::Bytes;
 use http_client::{Method, Request, Response, StatusCode, Url, header};
 use image::layer::compression::Decompressor;
 use jiff::Timestamp;
-use jiff::fmt::{rfc2822, strtime};
 use llb::pb;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::super::OpContext;
 use super::git::Asking;
+use super::http_answer::{http_time, rfc9110};
 use super::identifier::{Source, bad, unknown};
-use super::one_file::{OneFile, Trouble, number, safe_name};
+use super::one_file::{OneFile, Trouble, number};
 use crate::core::{blocking, store_fault};
 use crate::tree::Tree;
 
@@ -115,6 +115,11 @@ impl HttpSource {
         Ok(source)
     }
 
+    /// What the file is called; what the server says of that, if it was asked.
+    fn file_name(&self, disposition: Option<&str>) -> String {
+        super::http_answer::file_name(&self.filename, &self.url, disposition)
+    }
+
     /// How it is told from other downloads, whatever the server answers.
     fn id(&self) -> Digest {
         let HttpSource { text, filename, mode, uid, gid, auth_secret, headers, .. } = self;
@@ -159,7 +164,7 @@ impl Asking<'_> {
             return Err(Fault::new(Kind::Internal, "no source of the web"));
         };
         if let Some(digest) = source.checksum {
-            return Ok(HttpDescription { digest, filename: file_name(&source, None), modified: None });
+            return Ok(HttpDescription { digest, filename: source.file_name(None), modified: None });
         }
         let Download { digest, filename, modified, .. } = &*download(self, &source).await?;
         Ok(HttpDescription { digest: *digest, filename: filename.clone(), modified: *modified })
@@ -170,7 +175,7 @@ impl Asking<'_> {
 pub(super) async fn key(ctx: &OpContext, source: &HttpSource) -> Result<Digest, Fault> {
     if let Some(checksum) = source.checksum {
         // Nobody need be asked what it is.
-        return Ok(source.key(&file_name(source, None), checksum, None));
+        return Ok(source.key(&source.file_name(None), checksum, None));
     }
     let download = download(&Asking::of(ctx), source).await?;
     Ok(source.key(&download.filename, download.digest, download.modified))
@@ -202,7 +207,7 @@ pub(super) async fn download(asking: &Asking<'_>, source: &HttpSource) -> Result
 async fn fetch(asking: &Asking<'_>, source: &HttpSource) -> Result<Download, Fault> {
     if source.url.host_str() == Some(CLIENT) {
         let body = upload(asking, source).await?;
-        let about = About { filename: file_name(source, None), ..About::default() };
+        let about = About { filename: source.file_name(None), ..About::default() };
         return save(asking, source, about, body).await;
     }
     let client = asking.core.http.client(&http_client::TlsIdentity::default()).map_err(|e| source.failed(e))?;
@@ -234,7 +239,7 @@ async fn fetch(asking: &Asking<'_>, source: &HttpSource) -> Result<Download, Fau
     let (etag, modified) = (text(header::ETAG), text(header::LAST_MODIFIED));
     let modified = modified.and_then(|text| http_time(&text));
     let about = About {
-        filename: file_name(source, answer.header(header::CONTENT_DISPOSITION)),
+        filename: source.file_name(answer.header(header::CONTENT_DISPOSITION)),
         packed: answer.header(header::CONTENT_ENCODING).is_some_and(|name| name.trim().eq_ignore_ascii_case(GZIP)),
         etag,
         modified,
@@ -265,7 +270,7 @@ fn kept(asking: &Asking<'_>, source: &HttpSource) -> Option<(Kept, Tree)> {
 }
 
 fn known(source: &HttpSource, kept: &Kept, tree: &Tree) -> Download {
-    let filename = if source.filename.is_empty() { kept.filename.clone() } else { file_name(source, None) };
+    let filename = if source.filename.is_empty() { kept.filename.clone() } else { source.file_name(None) };
     let modified = kept.modified.and_then(|seconds| Timestamp::from_second(seconds).ok());
     Download { digest: kept.digest, filename, modified, tree: tree.clone() }
 }
@@ -419,75 +424,6 @@ impl Read for Pieces {
     }
 }
 
-/// What the file is called: what the build says, or the server, or the address.
-fn file_name(source: &HttpSource, disposition: Option<&str>) -> String {
-    if !source.filename.is_empty() {
-        return safe_name(&source.filename);
-    }
-    if let Some(name) = disposition.and_then(disposed) {
-        return safe_name(&name);
-    }
-    safe_name(&decoded(
-        source.url.path_segments().and_then(|mut parts| parts.rfind(|part| !part.is_empty())).unwrap_or(""),
-    ))
-}
-
-/// The name in `Content-Disposition`.
-fn disposed(text: &str) -> Option<String> {
-    let mut found = None;
-    for parameter in text.split(';').skip(1) {
-        let (name, value) = parameter.split_once('=')?;
-        let value = value.trim();
-        match name.trim().to_ascii_lowercase().as_str() {
-            // What can say more wins (RFC 6266).
-            "filename*" => {
-                let encoded = value.splitn(3, '\'').nth(2)?;
-                found = Some(decoded(encoded));
-                break;
-            }
-            "filename" => found = Some(value.trim_matches('"').replace("\\\"", "\"")),
-            _ => {}
-        }
-    }
-    found.filter(|name| !name.is_empty() && !name.ends_with('/'))
-}
-
-/// Bytes that stand as `%xx`.
-pub(super) fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let hex = |digit: u8| (digit as char).to_digit(16);
-        match (first, after) {
-            (b'%', [one, two, left @ ..]) if hex(*one).is_some() && hex(*two).is_some() => {
-                bytes.push((hex(*one).unwrap_or(0) * 16 + hex(*two).unwrap_or(0)) as u8);
-                rest = left;
-            }
-            _ => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// A time in any of the three forms that HTTP knows (RFC 9110, 5.6.7).
-fn http_time(text: &str) -> Option<Timestamp> {
-    if let Ok(time) = rfc2822::parse(text) {
-        return Some(time.timestamp());
-    }
-    let plain = text.trim().trim_end_matches(" GMT").trim_end_matches(" UTC");
-    let forms = ["%A, %d-%b-%y %H:%M:%S", "%a %b %e %H:%M:%S %Y"];
-    let time = forms.iter().find_map(|form| strtime::parse(form, plain).ok()?.to_datetime().ok())?;
-    time.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|time| time.timestamp())
-}
-
-/// A time as HTTP writes it.
-fn rfc9110(time: Timestamp) -> String {
-    rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&time).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -495,24 +431,6 @@ mod tests {
     fn source(url: &str, attrs: &[(&str, &str)]) -> Result<HttpSource, Fault> {
         let attrs = attrs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
         HttpSource::read(&pb::SourceOp { identifier: url.to_owned(), attrs })
-    }
-
-    #[test]
-    fn files_are_named_by_the_build_the_server_or_the_address() {
-        for (url, filename, disposition, name) in [
-            ("https://h/a/b.txt?x=/y#z", "", None, "b.txt"),
-            ("https://h/a%20b/", "", None, "a b"),
-            ("https://h", "", None, "download"),
-            ("https://h/..%2f", "", None, "download"),
-            ("https://h/a", "x/y", Some("attachment; filename=z"), "y"),
-            ("https://h/a", "", Some("attachment; filename=\"p/z.tar\""), "z.tar"),
-            ("https://h/a", "", Some("attachment; filename=z; filename*=UTF-8''%c3%a4"), "ä"),
-            ("https://h/a", "", Some("inline"), "a"),
-            ("https://h/a", "", Some("attachment; filename=.."), "download"),
-        ] {
-            let source = source(url, &[("http.filename", filename)]).expect(url);
-            assert_eq!(file_name(&source, disposition), name, "{url} {filename} {disposition:?}");
-        }
     }
 
     #[test]
@@ -536,17 +454,5 @@ mod tests {
             let error = source(url, &[(key, value)]).expect_err(wanted).to_string();
             assert!(error.contains(wanted), "{error}");
         }
-    }
-
-    #[test]
-    fn times_are_written_as_http_does() {
-        assert_eq!(rfc9110(Timestamp::UNIX_EPOCH), "Thu, 01 Jan 1970 00:00:00 GMT");
-        let written = "Sun, 06 Nov 1994 08:49:37 GMT";
-        for text in
-            [written, "Sunday, 06-Nov-94 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 UTC", "Sun Nov  6 08:49:37 1994"]
-        {
-            assert_eq!(http_time(text).map(rfc9110).as_deref(), Some(written), "{text}");
-        }
-        assert_eq!(http_time("yesterday"), None);
     }
 }

@@ -3,6 +3,7 @@
 mod blob;
 mod git;
 mod http;
+mod http_answer;
 mod identifier;
 mod one_file;
 mod time;

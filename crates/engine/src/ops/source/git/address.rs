@@ -52,7 +52,7 @@ pub(super) fn without_user(remote: &str) -> (String, Option<String>) {
     }
     let (authority, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
     let Some((user, host)) = authority.rsplit_once('@') else { return none() };
-    let user = super::super::http::decoded(user);
+    let user = super::super::http_answer::decoded(user);
     let user = if user.contains(':') { user } else { format!("{user}:") };
     (format!("{scheme}://{host}{path}"), Some(user))
 }
