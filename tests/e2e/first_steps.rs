@@ -17,6 +17,7 @@ fn help_is_a_command_and_typos_are_understood() {
     run("biuld .").fails().says("unrecognized subcommand `biuld`").hints("did you mean `build`?");
     run("buildctl prun").fails().says("`prun`").hints("did you mean `prune`?");
     run("nothing-like-it").fails().hints("--help lists the commands");
+    kitchen.dockerfile("FROM scratch\n");
     for line in ["build context -o type=local,dst=out", "build context -o dst=out"] {
         run(line).fails().says("unknown key `dst`, did you mean dest=out?");
     }
