@@ -21,7 +21,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::containers::{self, Containers, Messages};
-use super::error;
+use super::{error, images};
 use crate::Shared;
 
 /// What frontends may ask: BuildKit's capability ids.
@@ -30,6 +30,7 @@ const CAPS: &[&str] = &[
     "solve.inlinereturn",
     "resolveimage",
     "resolveimage.resolvemode",
+    "importcaches",
     "readfile",
     "return",
     "returnmap",
@@ -257,22 +258,17 @@ impl llb_bridge_server::LlbBridge for Gateway {
     ) -> Result<Response<wire::ResolveImageConfigResponse>, Status> {
         let build = self.build(request.metadata()).await?;
         let request = request.into_inner();
-        if request.resolver_type != 0 {
-            return Err(Status::unknown("images of OCI layouts are not resolved for clients yet"));
-        }
-        let identifier = format!("docker-image://{}", request.r#ref);
-        let mut source = proto::pb::SourceOp { identifier, ..proto::pb::SourceOp::default() };
+        let mut source = images::asked(&request);
         build.bridge.judge(&mut source, &request.source_policies).map_err(failed)?;
-        let Some(name) = source.identifier.strip_prefix("docker-image://") else {
+        let platform = request.platform.as_ref().map(platform);
+        let found = images::find(&build.bridge, &source, platform, &request.resolve_mode, &request.log_name);
+        let Some(found) = found.await.map_err(failed)? else {
             let shown = base::redact_url(&source.identifier);
             return Err(Status::unknown(format!(
                 "a policy puts `{shown}`, which is no image, in the place of {}",
                 request.r#ref
             )));
         };
-        let platform = request.platform.as_ref().map(platform);
-        let found = build.bridge.resolve_image(name, platform, &request.resolve_mode, &request.log_name);
-        let found = found.await.map_err(failed)?;
         Ok(Response::new(wire::ResolveImageConfigResponse {
             digest: found.digest.to_string(),
             config: found.config,
@@ -288,7 +284,9 @@ impl llb_bridge_server::LlbBridge for Gateway {
         let request = request.into_inner();
         let mut source = request.source.ok_or_else(|| Status::invalid_argument("source is required"))?;
         build.bridge.judge(&mut source, &request.source_policies).map_err(failed)?;
-        let Some(name) = source.identifier.strip_prefix("docker-image://") else {
+        let platform = request.platform.as_ref().map(platform);
+        let found = images::find(&build.bridge, &source, platform, &request.resolve_mode, &request.log_name);
+        let Some(found) = found.await.map_err(failed)? else {
             // Nothing is to be found out about others before they are read.
             if source.identifier.starts_with("local://") {
                 return Ok(Response::new(wire::ResolveSourceMetaResponse {
@@ -316,9 +314,6 @@ impl llb_bridge_server::LlbBridge for Gateway {
             let shown = base::redact_url(&source.identifier);
             return Err(Status::unknown(format!("source `{shown}` is not resolved for clients yet")));
         };
-        let platform = request.platform.as_ref().map(platform);
-        let found = build.bridge.resolve_image(name, platform, &request.resolve_mode, &request.log_name);
-        let found = found.await.map_err(failed)?;
         let wants_config = !request.image.is_some_and(|image| image.no_config);
         Ok(Response::new(wire::ResolveSourceMetaResponse {
             source: Some(source),
