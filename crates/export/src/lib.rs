@@ -216,10 +216,6 @@ impl Exporter {
                 let assembled = assemble::assemble(context, result, image).await?;
                 archive::write(context, assembled, image, *docker, *tar, output).await
             }
-            Exporter::Tree { stale: Stale::Goes, .. } if !matches!(output, Output::Remote(_)) => {
-                Err(Fault::user("output attribute `mode=delete` is not supported yet by this client")
-                    .hint("empty the directory before the build"))
-            }
             Exporter::Tree { local, epoch, platform_split, .. } => {
                 tree::write(context, result, *local, *epoch, *platform_split, output).await
             }
@@ -237,6 +233,8 @@ fn read_tree(attrs: &mut Attributes, local: bool) -> Result<Exporter, Fault> {
     let platform_split = attrs.boolean("platform-split")?;
     // Where attestations would go; this version makes none.
     attrs.text("attestation-prefix");
+    // Clients that annotate a build say so to each of its outputs; files have none.
+    attrs.annotations()?;
     let stale = if local { attrs.stale()? } else { Stale::Stays };
     Ok(Exporter::Tree { local, epoch, platform_split, stale })
 }
