@@ -17,6 +17,7 @@ mod apps;
 mod cache;
 mod cases;
 mod checks;
+mod commands;
 mod contexts;
 mod crash;
 mod daemon;

@@ -25,14 +25,12 @@ pub(crate) struct Collector {
 impl Collector {
     /// The collector that the variables name, if they do. `variable` looks one up.
     pub(crate) fn of(variable: impl Fn(&str) -> Option<String>) -> Option<Collector> {
-        let found = endpoint(&variable).inspect_err(|why| tracing::warn!("traces go to no collector: {why}"));
-        let endpoint = found.ok().flatten()?;
+        let channel = collector(&variable)?;
         for name in IGNORED {
             if let Some((name, _)) = either(&variable, name) {
                 tracing::warn!("{name} is not supported yet and ignored");
             }
         }
-        let channel = endpoint.timeout(TIMEOUT).connect_timeout(TIMEOUT).connect_lazy();
         let (batches, queue) = mpsc::channel(QUEUE);
         tokio::spawn(hand_over(channel, queue));
         Some(Collector { batches })
@@ -44,6 +42,12 @@ impl Collector {
             tracing::warn!("the trace collector is too slow: spans are lost");
         }
     }
+}
+
+/// The way to the collector that the variables name, if they do.
+pub(super) fn collector(variable: &impl Fn(&str) -> Option<String>) -> Option<Channel> {
+    let found = endpoint(variable).inspect_err(|why| tracing::warn!("traces go to no collector: {why}"));
+    Some(found.ok().flatten()?.timeout(TIMEOUT).connect_timeout(TIMEOUT).connect_lazy())
 }
 
 /// The variable for traces, or else that for all signals: its name and value.
@@ -85,7 +89,7 @@ async fn hand_over(channel: Channel, mut batches: mpsc::Receiver<Vec<ResourceSpa
     }
 }
 
-async fn export(channel: Channel, request: ExportTraceServiceRequest) -> Result<(), tonic::Status> {
+pub(super) async fn export(channel: Channel, request: ExportTraceServiceRequest) -> Result<(), tonic::Status> {
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
     let codec = ProstCodec::<ExportTraceServiceRequest, ExportTraceServiceResponse>::default();

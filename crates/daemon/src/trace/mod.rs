@@ -3,6 +3,7 @@
 //! Spans are made of what was told of a build, once it has ended. A client's `traceparent` makes them part of its trace.
 //! They are kept with the build's record, and go to a collector where one is configured ([`export`]).
 
+pub(crate) mod caller;
 pub(crate) mod export;
 mod stub;
 
