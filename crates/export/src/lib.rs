@@ -325,6 +325,18 @@ mod tests {
     }
 
     #[test]
+    fn files_have_no_annotations_and_take_them() {
+        let read = |kind: &str, key: &str| Exporter::read(kind, &[(key.to_owned(), "v".to_owned())].into());
+        for kind in ["tar", "local", "oci"] {
+            for key in ["annotation.a.b", "annotation-index.a", "annotation[linux/amd64].a"] {
+                assert!(read(kind, key).is_ok(), "{kind} {key}");
+            }
+            let error = read(kind, "colour").expect_err(kind).to_string();
+            assert!(error.contains("attribute `colour` is not supported"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_full_disk_is_seen_through_other_errors() {
         let full = || io::Error::from(io::ErrorKind::StorageFull);
         let inner = files::untar::Error::Write { doing: "write", path: "f".to_owned(), source: full() };

@@ -44,7 +44,7 @@ pub struct BuildkitdFlags {
     /// Rights that builds may ask for
     #[arg(long)]
     allow_insecure_entitlement: Vec<String>,
-    /// Route the network of all builds through the enforcing proxy
+    /// Refused: no proxy is enforced yet
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     proxy_network: Option<bool>,
     /// true, false or auto
@@ -56,7 +56,7 @@ pub struct BuildkitdFlags {
     /// auto, overlayfs or native
     #[arg(long)]
     oci_worker_snapshotter: Option<String>,
-    /// Socket of a snapshotter in another process
+    /// Refused: snapshotters in other processes are not supported yet
     #[arg(long)]
     oci_worker_proxy_snapshotter_path: Option<String>,
     /// Platforms of the worker
@@ -65,22 +65,22 @@ pub struct BuildkitdFlags {
     /// auto or host; cni and bridge are not offered yet
     #[arg(long)]
     oci_worker_net: Option<String>,
-    /// CNI configuration file
+    /// No effect yet: steps have no network of their own
     #[arg(long)]
     oci_cni_config_path: Option<PathBuf>,
-    /// Directory of CNI plugins
+    /// No effect yet: steps have no network of their own
     #[arg(long)]
     oci_cni_binary_dir: Option<PathBuf>,
-    /// Network namespaces that are kept ready
+    /// No effect yet: steps have no network of their own
     #[arg(long)]
     oci_cni_pool_size: Option<u32>,
-    /// Another OCI runtime
+    /// No effect: the runtime is built in
     #[arg(long)]
     oci_worker_binary: Option<String>,
-    /// AppArmor profile of steps
+    /// Refused: profiles are not supported yet
     #[arg(long)]
     oci_worker_apparmor_profile: Option<String>,
-    /// Label steps for SELinux
+    /// No effect: steps are not labelled
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     oci_worker_selinux: Option<bool>,
     /// Steps that run at once
@@ -89,7 +89,7 @@ pub struct BuildkitdFlags {
     /// Defaults that suit an ordinary user
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     oci_worker_rootless: Option<bool>,
-    /// Steps share our process namespace
+    /// No effect yet: steps see their own processes only
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     oci_worker_no_process_sandbox: Option<bool>,
     /// Clean the cache automatically
