@@ -59,7 +59,14 @@ pub async fn connect(remote: &Remote) -> Result<Channel, Fault> {
         let way = dialed.clone();
         async move { way.open().await.map(TokioIo::new) }
     });
-    let channel = endpoint.connect_with_connector(connector).await.map_err(failed)?;
+    let channel = match (endpoint.connect_with_connector(connector).await, &*way) {
+        (Ok(channel), _) => channel,
+        // It may end before anything was said; one that did not start has no last words.
+        (Err(error), Way::Program(program)) if program.has_started() => {
+            return Err(unanswered(remote, program, innermost(&error)).await);
+        }
+        (Err(error), _) => return Err(failed(error)),
+    };
     if !matches!(*way, Way::Unix(_)) {
         knock(&channel, remote, &way).await?;
     }
@@ -88,11 +95,8 @@ async fn knock(channel: &Channel, remote: &Remote, way: &Way) -> Result<(), Faul
         Ok(Err(status)) => innermost(&status),
         Err(_) => "nothing is said".to_owned(),
     };
-    let no_answer =
-        |cause: String| Fault::new(Kind::Remote, format!("no buildkitd answers at `{}`: {cause}", remote.address));
     if let Way::Program(program) = way {
-        let cause = program.last_words().await.unwrap_or(cause);
-        return Err(no_answer(cause).hint("`buildctl` has to be there, and a buildkitd that it reaches"));
+        return Err(unanswered(remote, program, cause).await);
     }
     let hint = match (&remote.ca, &remote.cert) {
         (None, None) => {
@@ -101,7 +105,17 @@ async fn knock(channel: &Channel, remote: &Remote, way: &Way) -> Result<(), Faul
         (_, None) => "it may ask for a client certificate: give --tlscert and --tlskey",
         _ => "it may not accept this client certificate: its log says so",
     };
-    Err(no_answer(cause).hint(hint))
+    Err(no_answer(remote, &cause).hint(hint))
+}
+
+fn no_answer(remote: &Remote, cause: &str) -> Fault {
+    Fault::new(Kind::Remote, format!("no buildkitd answers at `{}`: {cause}", remote.address))
+}
+
+/// A program did not get through: what it said is the cause, if it did.
+async fn unanswered(remote: &Remote, program: &Program, cause: String) -> Fault {
+    let cause = program.last_words().await.unwrap_or(cause);
+    no_answer(remote, &cause).hint("`buildctl` has to be there, and a buildkitd that it reaches")
 }
 
 /// What an error goes back to.

@@ -4,6 +4,7 @@
 use std::io;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
@@ -21,6 +22,7 @@ pub(super) struct Program {
     pub(super) line: Vec<String>,
     /// How it ended, and what it said.
     ended: watch::Sender<Option<String>>,
+    started: AtomicBool,
 }
 
 /// A program that runs. It is ended when this is dropped.
@@ -32,7 +34,7 @@ pub(super) struct Talk {
 
 impl Program {
     pub(super) fn new(line: Vec<String>) -> Arc<Program> {
-        Arc::new(Program { line, ended: watch::Sender::new(None) })
+        Arc::new(Program { line, ended: watch::Sender::new(None), started: AtomicBool::new(false) })
     }
 
     pub(super) fn start(self: &Arc<Self>) -> io::Result<Talk> {
@@ -46,6 +48,7 @@ impl Program {
             .spawn();
         let mut child =
             piped.map_err(|error| io::Error::new(error.kind(), format!("cannot start `{name}`: {error}")))?;
+        self.started.store(true, Ordering::Relaxed);
         let pipes = child.stdin.take().zip(child.stdout.take()).zip(child.stderr.take());
         let ((stdin, stdout), stderr) = pipes.ok_or_else(|| io::Error::other("its pipes are missing"))?;
         let unwanted = CancellationToken::new();
@@ -62,6 +65,11 @@ impl Program {
             }
         });
         Ok(Talk { stdin, stdout, _ends: unwanted.drop_guard() })
+    }
+
+    /// Whether there was such a program.
+    pub(super) fn has_started(&self) -> bool {
+        self.started.load(Ordering::Relaxed)
     }
 
     /// How the program ended, if it did or is about to.
