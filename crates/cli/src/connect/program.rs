@@ -55,13 +55,15 @@ impl Program {
         let watched = self.clone();
         let is_unwanted = unwanted.clone();
         tokio::spawn(async move {
-            tokio::select! {
-                ended = watch(&watched.line, child, stderr) => {
-                    tracing::debug!("{ended}");
-                    watched.ended.send_replace(Some(ended));
-                }
-                // With the child goes the program.
-                () = is_unwanted.cancelled() => {}
+            let mut watching = std::pin::pin!(watch(&watched.line, child, stderr));
+            let ended = tokio::select! {
+                ended = &mut watching => Some(ended),
+                // Nobody talks to it any more: it ends by itself, and says why it did, or goes with the child.
+                () = is_unwanted.cancelled() => tokio::time::timeout(PATIENCE / 5, &mut watching).await.ok(),
+            };
+            if let Some(ended) = ended {
+                tracing::debug!("{ended}");
+                watched.ended.send_replace(Some(ended));
             }
         });
         Ok(Talk { stdin, stdout, _ends: unwanted.drop_guard() })
