@@ -81,8 +81,8 @@ impl Template {
             )
         };
         match parser.nodes() {
-            Ok((nodes, End::Text)) => Ok(Template { text: text.to_owned(), nodes }),
-            Ok((_, End::Else | End::End)) => Err(wrong("`else` or `end` without a beginning".to_owned())),
+            Ok((nodes, Stop::Text)) => Ok(Template { text: text.to_owned(), nodes }),
+            Ok((_, Stop::Else | Stop::End)) => Err(wrong("`else` or `end` without a beginning".to_owned())),
             Err(why) => Err(wrong(why)),
         }
     }
@@ -101,7 +101,7 @@ impl Template {
 }
 
 /// Why a list of nodes ended.
-enum End {
+enum Stop {
     Text,
     Else,
     End,
@@ -114,7 +114,7 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    fn nodes(&mut self) -> Result<(Vec<Node>, End), String> {
+    fn nodes(&mut self) -> Result<(Vec<Node>, Stop), String> {
         let mut nodes = Vec::new();
         loop {
             let (text, action) = match self.rest.split_once("{{") {
@@ -129,14 +129,14 @@ impl<'a> Parser<'a> {
             if !text.is_empty() {
                 nodes.push(Node::Text(text.to_owned()));
             }
-            let Some((rest, _)) = action else { return Ok((nodes, End::Text)) };
+            let Some((rest, _)) = action else { return Ok((nodes, Stop::Text)) };
             let tokens = self.tokens(rest)?;
             let mut words = Words { tokens: tokens.into_iter().peekable() };
             let block = match words.tokens.peek() {
                 None => continue,
                 Some(Token::Word(word)) => match word.as_str() {
-                    "end" => return Ok((nodes, End::End)),
-                    "else" => return Ok((nodes, End::Else)),
+                    "end" => return Ok((nodes, Stop::End)),
+                    "else" => return Ok((nodes, Stop::Else)),
                     "if" => Some(Block::If),
                     "with" => Some(Block::With),
                     "range" => Some(Block::Range),
@@ -150,8 +150,8 @@ impl<'a> Parser<'a> {
                     words.tokens.next();
                     let over = words.all()?;
                     let (body, end) = self.nodes()?;
-                    let (otherwise, end) = if let End::Else = end { self.nodes()? } else { (Vec::new(), end) };
-                    let End::End = end else { return Err("an `end` is missing".to_owned()) };
+                    let (otherwise, end) = if let Stop::Else = end { self.nodes()? } else { (Vec::new(), end) };
+                    let Stop::End = end else { return Err("an `end` is missing".to_owned()) };
                     nodes.push(Node::Block(block, over, body, otherwise));
                 }
             }
