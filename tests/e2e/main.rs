@@ -18,6 +18,7 @@ mod cache;
 mod cases;
 mod checks;
 mod collectors;
+mod commands;
 mod contexts;
 mod crash;
 mod daemon;

@@ -11,6 +11,7 @@ pub mod daemonless;
 pub mod display;
 pub mod environment;
 pub mod fault;
+pub mod log;
 pub mod metadata;
 pub mod program;
 pub mod spec;

@@ -9,6 +9,7 @@ mod filter;
 mod history;
 pub mod listen;
 mod metrics;
+pub mod notify;
 pub mod service;
 pub mod tls;
 mod trace;
@@ -28,8 +29,10 @@ pub use debug::Debug;
 use history::History;
 pub use history::Keep;
 use listen::Listener;
+pub use service::control::workers;
 pub use trace::TracedBuild;
 use trace::Traces;
+pub use trace::caller::Caller;
 use trace::export::Collector;
 
 /// The version of BuildKit whose behaviour this is: clients choose features by it.
@@ -79,6 +82,8 @@ pub struct Daemon {
     pub debug: Arc<Debug>,
     /// OpenTelemetry's variables, which may name a collector of traces.
     pub telemetry: BTreeMap<String, String>,
+    /// Who started it.
+    pub supervisor: notify::Supervisor,
     /// How long builds may go on when it is told to end.
     pub drain: Duration,
 }
@@ -86,7 +91,7 @@ pub struct Daemon {
 /// Serves until `stop` is cancelled: then new builds are refused, and those that run are waited for, until `kill` is
 /// cancelled or they took too long, which ends them.
 pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationToken) -> Result<(), Fault> {
-    let Daemon { engine, identity, listeners, history, debug, telemetry, drain } = daemon;
+    let Daemon { engine, identity, listeners, history, debug, telemetry, supervisor, drain } = daemon;
     let collector = Collector::of(|name| telemetry.get(name).filter(|value| !value.is_empty()).cloned());
     let store = engine.store().clone();
     let history = tokio::task::spawn_blocking(move || History::open(&store, history)).await;
@@ -116,6 +121,7 @@ pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationTo
             router.serve_with_incoming_shutdown(connections, ended.cancelled_owned()).await
         });
     }
+    supervisor.tell(notify::READY);
     let failed = |error: tonic::transport::Error| Fault::because(Kind::Environment, "cannot serve", error);
     tokio::select! {
         () = stop.cancelled() => {}
@@ -125,6 +131,7 @@ pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationTo
             }
         }
     }
+    supervisor.tell(notify::STOPPING);
     tracing::info!(builds = shared.builds.running(), "no new builds; waiting for those that run");
     tokio::select! {
         () = shared.builds.idle() => {}

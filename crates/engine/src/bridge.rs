@@ -18,7 +18,7 @@ use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
 use crate::frontend;
 use crate::look;
-use crate::ops::source::{Asking, GitDescription, HttpDescription, ResolveMode};
+use crate::ops::source::{Asking, GitDescription, HttpDescription, ResolveMode, Source};
 use crate::policy::Rules;
 use crate::result::{FrontendResult, Ref, Refs};
 use crate::tree::Tree;
@@ -118,6 +118,30 @@ impl Bridge {
         let label = if log_name.is_empty() { format!("resolve image config for {name}") } else { log_name.to_owned() };
         let running = Running::start(job.sink.clone(), &Label::phase(&label));
         let resolving = self.core.images.resolve(job, &reference, &platform, mode);
+        let image = running.end(self.job_until_cancelled(resolving).await)?;
+        let reference = image.reference.to_string();
+        Ok(ImageConfig { reference, digest: image.root.digest, config: image.config.clone() })
+    }
+
+    /// Finds an image of a store that a client offers (`oci-layout://`), and its config.
+    pub async fn resolve_layout(
+        &self,
+        source: &llb::pb::SourceOp,
+        platform: Option<Platform>,
+        log_name: &str,
+    ) -> Result<ImageConfig, Fault> {
+        let Source::Layout(layout) = Source::read(source)? else {
+            return Err(Fault::user(format!("source `{}` is no image of an OCI layout", source.identifier)));
+        };
+        let platform = platform.unwrap_or_else(|| self.core.platforms[0].clone());
+        let job = &self.job.job;
+        let label = match log_name {
+            "" => format!("resolve image config for {}", source.identifier),
+            given => given.to_owned(),
+        };
+        let running = Running::start(job.sink.clone(), &Label::phase(&label));
+        let jobs = std::slice::from_ref(job);
+        let resolving = self.core.images.resolve_layout(jobs, &layout.store, &layout.reference, &platform);
         let image = running.end(self.job_until_cancelled(resolving).await)?;
         let reference = image.reference.to_string();
         Ok(ImageConfig { reference, digest: image.root.digest, config: image.config.clone() })

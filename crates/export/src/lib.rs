@@ -216,10 +216,6 @@ impl Exporter {
                 let assembled = assemble::assemble(context, result, image).await?;
                 archive::write(context, assembled, image, *docker, *tar, output).await
             }
-            Exporter::Tree { stale: Stale::Goes, .. } if !matches!(output, Output::Remote(_)) => {
-                Err(Fault::user("output attribute `mode=delete` is not supported yet by this client")
-                    .hint("empty the directory before the build"))
-            }
             Exporter::Tree { local, epoch, platform_split, .. } => {
                 tree::write(context, result, *local, *epoch, *platform_split, output).await
             }
@@ -237,6 +233,8 @@ fn read_tree(attrs: &mut Attributes, local: bool) -> Result<Exporter, Fault> {
     let platform_split = attrs.boolean("platform-split")?;
     // Where attestations would go; this version makes none.
     attrs.text("attestation-prefix");
+    // Clients that annotate a build say so to each of its outputs; files have none.
+    attrs.annotations()?;
     let stale = if local { attrs.stale()? } else { Stale::Stays };
     Ok(Exporter::Tree { local, epoch, platform_split, stale })
 }
@@ -323,6 +321,18 @@ mod tests {
             assert!(rows.clone().any(|(name, _)| name == kind), "no row for type `{kind}`");
             let (_, known) = Exporter::read_all(kind, &BTreeMap::new()).expect("no attributes");
             assert_eq!(told.remove(kind), Some(known), "attributes of type={kind}");
+        }
+    }
+
+    #[test]
+    fn files_have_no_annotations_and_take_them() {
+        let read = |kind: &str, key: &str| Exporter::read(kind, &[(key.to_owned(), "v".to_owned())].into());
+        for kind in ["tar", "local", "oci"] {
+            for key in ["annotation.a.b", "annotation-index.a", "annotation[linux/amd64].a"] {
+                assert!(read(kind, key).is_ok(), "{kind} {key}");
+            }
+            let error = read(kind, "colour").expect_err(kind).to_string();
+            assert!(error.contains("attribute `colour` is not supported"), "{error}");
         }
     }
 

@@ -197,7 +197,7 @@ impl Attributes {
     }
 
     /// `annotation[-place][\[platform\]].key=value`
-    fn annotations(&mut self) -> Result<Vec<Annotation>, Fault> {
+    pub(crate) fn annotations(&mut self) -> Result<Vec<Annotation>, Fault> {
         let keys: Vec<String> = self.rest.keys().filter(|k| k.starts_with("annotation")).cloned().collect();
         let mut annotations = Vec::new();
         for full in keys {

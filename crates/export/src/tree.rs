@@ -1,12 +1,14 @@
 //! `type=tar` and `type=local`: the files of a result, and where streams and directories go.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base::report::Task;
 use base::{Fault, Kind};
@@ -16,6 +18,7 @@ use files::walk::{Filter, Verdict, walk};
 use image::layer::{Entry, EntryKind, tar};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
+use session::others::remove_others;
 use session::remote::Files;
 use session::{Output, RemoteOutput, RemoteStream};
 use store::TarSource;
@@ -52,6 +55,17 @@ pub(crate) async fn write(
         .map(|p| (if split { format!("{}/", p.id.replace('/', "_")).into_bytes() } else { Vec::new() }, p.clone()))
         .collect();
     let (store, cancel) = (context.store.clone(), context.cancel.clone());
+    // What a directory holds in the end, where it is to hold nothing else.
+    let kept = matches!(output, Output::Mirror(_)).then(|| Arc::new(Mutex::new(HashSet::new())));
+    let keep = {
+        let kept = kept.clone();
+        move |path: &[u8]| {
+            if let Some(kept) = &kept {
+                let path = PathBuf::from(OsStr::from_bytes(path));
+                kept.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
+            }
+        }
+    };
     let write_all = move |sink: &mut dyn Write| -> io::Result<()> {
         let mut tar = if local { tar::Writer::with_nanoseconds(sink) } else { tar::Writer::new(sink) };
         for (prefix, platform) in &platforms {
@@ -59,6 +73,7 @@ pub(crate) async fn write(
                 let path = prefix[..prefix.len() - 1].to_vec();
                 let mut entry = Entry::new(path, EntryKind::Directory, 0o755);
                 epoch.map_or(EntryMap::Keep, EntryMap::Set).apply(&mut entry);
+                keep(&entry.path);
                 tar.append(&entry, io::empty()).map_err(io::Error::other)?;
             }
             let id = platform.tree.as_ref().map(|tree| tree.id());
@@ -67,6 +82,7 @@ pub(crate) async fn write(
             let map = |entry: &mut Entry| {
                 times.apply(entry);
                 entry.path.splice(0..0, prefix.iter().copied());
+                keep(&entry.path);
                 if let EntryKind::HardLink { target } = &mut entry.kind {
                     target.splice(0..0, prefix.iter().copied());
                 }
@@ -81,10 +97,16 @@ pub(crate) async fn write(
             let task = context.tasks.start("sending tarball", 0);
             write_stream(context, Target::of(output, "one tar", &BTreeMap::new()).await?, task, write_all).await?;
         }
-        (true, Output::Directory(dir)) => {
+        (true, Output::Directory(dir) | Output::Mirror(dir)) => {
             let _task = context.tasks.start("copying files", 0);
             let what = format!("writing to `{}`", dir.display());
-            context.blocking(what, move || copy_out(&dir, write_all)).await?;
+            let written = move || {
+                copy_out(&dir, write_all)?;
+                let Some(kept) = kept else { return Ok(()) };
+                let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                remove_others(&dir, &kept).map_err(|error| output_fault(&dir, error))
+            };
+            context.blocking(what, written).await?;
         }
         (true, _) => return Err(no_directory("type=local")),
     }
@@ -238,7 +260,7 @@ impl Target {
             Output::Remote(remote) => remote.stream(about).await.map(Target::Remote),
             Output::File(path) => Ok(Target::File(path)),
             Output::Stdout => Ok(Target::Stdout),
-            Output::Directory(dir) => {
+            Output::Directory(dir) | Output::Mirror(dir) => {
                 Err(Fault::user(format!("`{}` is a directory, but {what} is written", dir.display())))
             }
             Output::Store(_) | Output::None => {

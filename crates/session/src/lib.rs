@@ -4,6 +4,7 @@
 //! read the user's directories in place), [`remote`] asks a client at the other end of a connection.
 
 pub mod local;
+pub mod others;
 pub mod remote;
 
 use std::io::Read;
@@ -165,6 +166,8 @@ pub enum Output {
     Stdout,
     /// A directory that receives a tree.
     Directory(PathBuf),
+    /// A directory that receives a tree, and has nothing else afterwards.
+    Mirror(PathBuf),
     /// Blob by blob, each unless it is there.
     Store(Arc<dyn CacheDir>),
     /// Whatever the client makes of it.

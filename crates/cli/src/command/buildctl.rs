@@ -4,10 +4,12 @@
 use std::ffi::OsString;
 
 use base::Fault;
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use super::buildctl_dump::{DumpLlb, DumpMetadata};
+use super::buildctl_workers::{Info, Workers};
 use super::buildkitd_flags::BuildkitdFlags;
-use super::{Action, buildctl_build, du, explain, not_yet, prune};
+use super::{Action, buildctl_build, du, explain, prune, version_flag};
 use crate::daemonless::Settings;
 use crate::environment::Environment;
 use crate::spec::{goflags, invalid};
@@ -18,6 +20,8 @@ use crate::spec::{goflags, invalid};
     name = "buildctl-daemonless.sh",
     version = crate::VERSION,
     max_term_width = 100,
+    disable_help_subcommand = true,
+    disable_version_flag = true,
     arg_required_else_help = true,
     after_help = ENVIRONMENT
 )]
@@ -44,7 +48,7 @@ Environment:
 
 Exit codes: 0 on success, 1 on any failure.";
 
-/// Flags before the command.
+/// Flags of every command; they may stand before it or behind it.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Globals {
     /// Log what the engine does on standard error
@@ -84,15 +88,38 @@ enum Command {
     Build(Box<buildctl_build::BuildctlBuild>),
     Du(du::Du),
     Prune(prune::Prune),
-    /// Not supported yet: clean up build history
+    /// What there is to see without a daemon
+    #[command(subcommand)]
+    Debug(Debug),
+    /// Not supported: records of builds are a daemon's
     #[command(hide = true)]
     PruneHistories(Anything),
-    /// Not supported yet: debug utilities
-    #[command(hide = true)]
-    Debug(Anything),
     /// Not supported: there is no daemon to connect to
     #[command(hide = true)]
     DialStdio(Anything),
+}
+
+#[derive(Debug, Subcommand)]
+enum Debug {
+    Workers(Workers),
+    Info(Info),
+    DumpLlb(DumpLlb),
+    DumpMetadata(DumpMetadata),
+    /// Not supported: records of builds are a daemon's
+    #[command(hide = true)]
+    Histories(Anything),
+    /// Not supported: records of builds are a daemon's
+    #[command(hide = true)]
+    Logs(Anything),
+    /// Not supported: records of builds are a daemon's
+    #[command(hide = true)]
+    Get(Anything),
+    /// Not supported: records of builds are a daemon's
+    #[command(hide = true)]
+    Monitor(Anything),
+    /// Not supported: records of builds are a daemon's
+    #[command(hide = true)]
+    Ctl(Anything),
 }
 
 /// Arguments of a command that is refused whatever they are.
@@ -131,21 +158,37 @@ pub fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Action, F
     let (flags, warning) = flags_of_program(environment, "BUILDCTL", "buildctl");
     words.extend(flags.into_iter().map(OsString::from));
     words.extend(args);
-    let Buildctl { globals, command } = match Buildctl::try_parse_from(goflags::normalize(&Buildctl::command(), words))
-    {
+    let matches = declaration().try_get_matches_from(goflags::normalize(&declaration(), words));
+    let Buildctl { globals, command } = match matches.and_then(|matches| Buildctl::from_arg_matches(&matches)) {
         Err(error) => return explain(&error),
         Ok(line) => line,
     };
     globals.check()?;
     let settings = || settings(&globals, environment, warning);
     match command {
-        Command::PruneHistories(_) => Err(not_yet("`buildctl prune-histories`")),
-        Command::Debug(_) => Err(not_yet("`buildctl debug`")),
         Command::DialStdio(_) => Err(Fault::user("`buildctl dial-stdio` connects to a daemon, and there is none here")),
+        Command::PruneHistories(_) => Err(no_records("prune-histories")),
+        Command::Debug(debug) => match debug {
+            Debug::Workers(workers) => workers.action_with(settings()?),
+            Debug::Info(info) => info.action(),
+            Debug::DumpLlb(dump) => Ok(Action::Simple(Box::new(move || dump.print()))),
+            Debug::DumpMetadata(dump) => Ok(Action::client(|environment| async move { Ok(dump.print(&environment)?) })),
+            Debug::Histories(_) => Err(no_records("debug histories")),
+            Debug::Logs(_) => Err(no_records("debug logs")),
+            Debug::Get(_) => Err(no_records("debug get")),
+            Debug::Monitor(_) => Err(no_records("debug monitor")),
+            Debug::Ctl(_) => Err(no_records("debug ctl")),
+        },
         Command::Build(build) => build.action(settings, environment),
         Command::Du(du) => du.action_with(settings()?),
         Command::Prune(prune) => prune.action_with(settings()?),
     }
+}
+
+/// Builds without a daemon are not remembered.
+fn no_records(command: &str) -> Fault {
+    let text = format!("`buildctl {command}` is about records of builds, and builds without a daemon leave none");
+    Fault::user(text).hint("`buildctl` asks a daemon for its own")
 }
 
 /// The settings that buildkitd's flags amount to.
@@ -186,7 +229,7 @@ fn lock_wait(environment: &Environment) -> Result<Option<std::time::Duration>, F
 
 /// The declaration, for help texts and their tests.
 pub fn declaration() -> clap::Command {
-    Buildctl::command()
+    Buildctl::command().arg(version_flag())
 }
 
 #[cfg(test)]

@@ -116,7 +116,8 @@ impl BuildctlBuild {
         ImageLayout::check(&plan.exports)?;
         let cancel = run::cancelled_by_signals()?;
         let out = Box::new(std::io::stderr());
-        run::drive(plan, &environment, out, cancel, |request| crate::connect::solve(channel, request)).await
+        run::drive(plan, &environment, out, cancel, |request| crate::connect::solve(channel, request, &environment))
+            .await
     }
 
     /// What an earlier build wrote nobody must take for this one's.

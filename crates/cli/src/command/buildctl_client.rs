@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use base::{ByteSize, Fault};
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use engine::UsageRecord;
 use proto::moby::buildkit::v1 as wire;
 use proto::moby::buildkit::v1::control_client::ControlClient;
-use serde_json::json;
 use tonic::transport::Channel;
 
 use super::buildctl_dump::{DumpLlb, DumpMetadata};
 use super::buildctl_history::{Ctl, Formatted, Get, Logs, Monitor};
-use super::{Action, buildctl_build, du, explain, prune};
+use super::buildctl_workers::{Info, Workers};
+use super::{Action, buildctl_build, du, explain, prune, version_flag};
 use crate::connect::{Remote, connect};
 use crate::daemonless::run::Failure;
 use crate::environment::Environment;
@@ -27,6 +27,8 @@ use crate::spec::{goflags, invalid};
     name = "buildctl",
     version = crate::VERSION,
     max_term_width = 100,
+    disable_help_subcommand = true,
+    disable_version_flag = true,
     arg_required_else_help = true,
     after_help = ENVIRONMENT
 )]
@@ -45,10 +47,10 @@ Environment:
 
 Exit codes: 0 on success, 1 on any failure.";
 
-/// Flags before the command.
+/// Flags of every command; they may stand before it or behind it.
 #[derive(Clone, Debug, Default, Args)]
 struct Globals {
-    /// Log what goes over the connection on standard error
+    /// Log what goes on, on standard error
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, global = true, value_name = "BOOL")]
     debug: bool,
     /// The daemon: unix://, tcp://, ssh://, docker-container://, podman-container://, nerdctl-container://, kube-pod://
@@ -96,19 +98,8 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum Debug {
-    /// List the workers
-    Workers {
-        /// Everything known about each
-        #[arg(long, short, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
-        verbose: bool,
-        /// Only those that match, such as id==ID or labels."KEY"==VALUE
-        #[arg(long, short, value_name = "FILTER")]
-        filter: Vec<String>,
-        #[command(flatten)]
-        form: Formatted,
-    },
-    /// Show the daemon's version
-    Info(Formatted),
+    Workers(Workers),
+    Info(Info),
     /// List the records of builds
     Histories(Formatted),
     Logs(Logs),
@@ -123,7 +114,8 @@ enum Debug {
 pub fn parse(args: Vec<OsString>) -> Result<Action, Fault> {
     let mut words = vec![OsString::from("buildctl")];
     words.extend(args);
-    let parsed = Buildctl::try_parse_from(goflags::normalize(&Buildctl::command(), words));
+    let matches = declaration().try_get_matches_from(goflags::normalize(&declaration(), words));
+    let parsed = matches.and_then(|matches| Buildctl::from_arg_matches(&matches));
     let Buildctl { globals, command } = match parsed {
         // As upstream's: who asks for nothing is told what there is.
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -147,7 +139,8 @@ pub fn parse(args: Vec<OsString>) -> Result<Action, Fault> {
         ctl.check()?;
     }
     if let Command::PruneHistories(form)
-    | Command::Debug(Debug::Info(form) | Debug::Histories(form) | Debug::Workers { form, .. }) = &command
+    | Command::Debug(Debug::Info(Info { form }) | Debug::Histories(form) | Debug::Workers(Workers { form, .. })) =
+        &command
     {
         // Mistakes show before the daemon is asked.
         form.parse()?;
@@ -157,12 +150,7 @@ pub fn parse(args: Vec<OsString>) -> Result<Action, Fault> {
 
 async fn run(globals: Globals, command: Command, environment: Environment) -> Result<(), Failure> {
     if globals.debug {
-        let log = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr);
-        // There is one log at most.
-        let _ = match globals.log_format.as_str() {
-            "json" => log.json().try_init(),
-            _ => log.with_ansi(false).try_init(),
-        };
+        crate::log::start(tracing::Level::DEBUG, globals.log_format == "json");
     }
     let remote = globals.remote(&environment)?;
     let channel = globals.connect(&remote).await?;
@@ -170,10 +158,8 @@ async fn run(globals: Globals, command: Command, environment: Environment) -> Re
         Command::Build(build) => build.by_daemon(channel, environment).await,
         Command::Du(du) => Ok(disk_usage(channel, &du).await?),
         Command::Prune(prune) => Ok(clean(channel, &prune).await?),
-        Command::Debug(Debug::Workers { verbose, filter, form }) => {
-            Ok(workers(channel, verbose, filter, form.parse()?).await?)
-        }
-        Command::Debug(Debug::Info(form)) => Ok(info(channel, form.parse()?).await?),
+        Command::Debug(Debug::Workers(workers)) => Ok(workers.ask(channel).await?),
+        Command::Debug(Debug::Info(info)) => Ok(info.ask(channel).await?),
         Command::Debug(Debug::Histories(form)) => Ok(form.list(channel).await?),
         Command::Debug(Debug::Logs(logs)) => Ok(logs.show(channel, &environment).await?),
         Command::Debug(Debug::Get(get)) => Ok(get.print(channel).await?),
@@ -234,7 +220,7 @@ async fn disk_usage(channel: Channel, du: &du::Du) -> Result<(), Fault> {
     let (format, filter) = du.wanted()?;
     let request = wire::DiskUsageRequest { filter: filter.to_vec(), ..wire::DiskUsageRequest::default() };
     let answer = ControlClient::new(channel).disk_usage(request).await.map_err(failed)?.into_inner();
-    crate::print(&du.text(format, answer.record.into_iter().map(record).collect()))
+    crate::print(&du.text(&format, answer.record.into_iter().map(record).collect())?)
 }
 
 async fn clean(channel: Channel, prune: &prune::Prune) -> Result<(), Fault> {
@@ -253,102 +239,7 @@ async fn clean(channel: Channel, prune: &prune::Prune) -> Result<(), Fault> {
     while let Some(answer) = answers.message().await.map_err(failed)? {
         gone.push(record(answer));
     }
-    crate::print(&prune.text(format, &gone))
-}
-
-async fn workers(channel: Channel, verbose: bool, filter: Vec<String>, format: du::Format) -> Result<(), Fault> {
-    let request = wire::ListWorkersRequest { filter };
-    let workers = ControlClient::new(channel).list_workers(request).await.map_err(failed)?.into_inner().record;
-    let platform = |platform: &proto::pb::Platform| {
-        base::Platform::new(&platform.os, &platform.architecture, &platform.variant).to_string()
-    };
-    let platforms =
-        |worker: &wire::types::WorkerRecord| worker.platforms.iter().map(platform).collect::<Vec<_>>().join(",");
-    let mut text = String::new();
-    if format == du::Format::Json {
-        workers.iter().for_each(|worker| text.push_str(&format!("{}\n", worker_json(worker))));
-        return crate::print(&text);
-    }
-    if !verbose {
-        let mut rows = vec![vec!["ID".to_owned(), "PLATFORMS".to_owned()]];
-        rows.extend(workers.iter().map(|worker| vec![worker.id.clone(), platforms(worker)]));
-        return crate::print(&super::table::tabbed(&rows));
-    }
-    for worker in &workers {
-        let mut rows = vec![
-            vec!["ID:".to_owned(), worker.id.clone()],
-            vec!["Platforms:".to_owned(), platforms(worker)],
-            vec!["BuildKit:".to_owned(), version(worker.buildkit_version.as_ref())],
-            vec!["Labels:".to_owned()],
-        ];
-        let mut labels: Vec<_> = worker.labels.iter().collect();
-        labels.sort();
-        rows.extend(labels.into_iter().map(|(key, value)| vec![format!("\t{key}:"), value.clone()]));
-        text.push_str(&super::table::tabbed(&rows));
-        for (number, rule) in worker.gc_policy.iter().enumerate() {
-            let mut rows =
-                vec![vec![format!("GC Policy rule#{number}:")], vec!["\tAll:".to_owned(), rule.all.to_string()]];
-            if !rule.filters.is_empty() {
-                rows.push(vec!["\tFilters:".to_owned(), rule.filters.join(" ")]);
-            }
-            for (name, size) in [
-                ("\tReserved space:", rule.reserved_space),
-                ("\tMinimum free space:", rule.min_free_space),
-                ("\tMaximum used space:", rule.max_used_space),
-            ] {
-                if size > 0 {
-                    rows.push(vec![name.to_owned(), ByteSize(size as u64).to_string()]);
-                }
-            }
-            text.push_str(&super::table::tabbed(&rows));
-        }
-        text.push('\n');
-    }
-    crate::print(&text)
-}
-
-/// As Go's client prints a worker.
-fn worker_json(worker: &wire::types::WorkerRecord) -> serde_json::Value {
-    let labels: std::collections::BTreeMap<_, _> = worker.labels.iter().collect();
-    let platform = |platform: &proto::pb::Platform| {
-        let mut shown = json!({ "architecture": platform.architecture, "os": platform.os });
-        if !platform.variant.is_empty() {
-            shown["variant"] = platform.variant.clone().into();
-        }
-        shown
-    };
-    let rule = |rule: &wire::types::GcPolicy| {
-        json!({
-            "all": rule.all, "keepDuration": rule.keep_duration, "filter": rule.filters,
-            "reservedSpace": rule.reserved_space, "maxUsedSpace": rule.max_used_space,
-            "minFreeSpace": rule.min_free_space,
-        })
-    };
-    let version = worker.buildkit_version.clone().unwrap_or_default();
-    json!({
-        "id": worker.id, "labels": labels,
-        "platforms": worker.platforms.iter().map(platform).collect::<Vec<_>>(),
-        "gcPolicy": worker.gc_policy.iter().map(rule).collect::<Vec<_>>(),
-        "buildkitVersion":
-            { "package": version.package, "version": version.version, "revision": version.revision },
-    })
-}
-
-async fn info(channel: Channel, format: du::Format) -> Result<(), Fault> {
-    let info = ControlClient::new(channel).info(wire::InfoRequest {}).await.map_err(failed)?.into_inner();
-    match format {
-        du::Format::Table => crate::print_line(&format!("BuildKit: {}", version(info.buildkit_version.as_ref()))),
-        du::Format::Json => {
-            let version = info.buildkit_version.unwrap_or_default();
-            let version =
-                json!({ "package": version.package, "version": version.version, "revision": version.revision });
-            crate::print_line(&json!({ "buildkitVersion": version }).to_string())
-        }
-    }
-}
-
-fn version(version: Option<&wire::types::BuildkitVersion>) -> String {
-    version.map(|v| format!("{} {} {}", v.package, v.version, v.revision)).unwrap_or_default()
+    crate::print(&prune.text(&format, &gone)?)
 }
 
 /// For clients that reach the daemon through another program, such as ssh.
@@ -391,5 +282,5 @@ fn record(record: wire::UsageRecord) -> UsageRecord {
 
 /// The declaration, for help texts and their tests.
 pub fn declaration() -> clap::Command {
-    Buildctl::command()
+    Buildctl::command().arg(version_flag())
 }

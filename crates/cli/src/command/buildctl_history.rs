@@ -22,7 +22,7 @@ use crate::environment::Environment;
 /// How records are printed.
 #[derive(Debug, Default, Args)]
 pub(super) struct Formatted {
-    /// json, or {{json .}}: a line for each
+    /// json, or a template of Go such as {{json .}}
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
 }
@@ -123,7 +123,7 @@ impl Formatted {
         while let Some(event) = answers.message().await.map_err(failed)? {
             events.push(event);
         }
-        crate::print(&text(format, &events, true))
+        crate::print(&text(&format, &events, true)?)
     }
 
     /// `prune-histories`: deletes all that are not pinned, and prints what went.
@@ -146,7 +146,7 @@ impl Formatted {
                 Err(status) => failure = Some(failed(status)),
             }
         }
-        crate::print(&text(format, &gone, false))?;
+        crate::print(&text(&format, &gone, false)?)?;
         failure.map_or(Ok(()), Err)
     }
 }
@@ -228,9 +228,11 @@ impl Monitor {
 }
 
 /// Records for people or programs.
-fn text(format: Format, events: &[wire::BuildHistoryEvent], pins: bool) -> String {
-    if format == Format::Json {
-        return events.iter().map(|event| format!("{}\n", event_json(event))).collect();
+fn text(format: &Format, events: &[wire::BuildHistoryEvent], pins: bool) -> Result<String, Fault> {
+    if let Format::Filled(template) = format {
+        let fields = if template.is_json() { Fields::Telling } else { Fields::All };
+        let filled = |event| Ok(format!("{}\n", template.apply(&event_json(event, fields))?));
+        return events.iter().map(filled).collect();
     }
     let mut head = vec!["TYPE", "REF", "CREATED", "COMPLETED", "GENERATION"];
     head.extend(pins.then_some("PINNED"));
@@ -247,7 +249,7 @@ fn text(format: Format, events: &[wire::BuildHistoryEvent], pins: bool) -> Strin
         row.extend(pins.then(|| if record.pinned { "*" } else { "" }.to_owned()));
         rows.push(row);
     }
-    tabbed(&rows)
+    Ok(tabbed(&rows))
 }
 
 fn type_name(event: &wire::BuildHistoryEvent) -> &'static str {
@@ -292,28 +294,38 @@ fn blob(blob: &wire::Descriptor) -> String {
     format!("media_type:{:?} digest:{:?} size:{}", blob.media_type, blob.digest, blob.size)
 }
 
-/// An event as upstream's clients print it: fields that say nothing are left out.
-fn event_json(event: &wire::BuildHistoryEvent) -> Value {
-    object([("type", json!(event.r#type)), ("record", event.record.as_ref().map_or(Value::Null, record_json))])
+/// Which fields an event is given with.
+#[derive(Clone, Copy, PartialEq)]
+enum Fields {
+    /// Those that say something, as upstream's clients print events.
+    Telling,
+    /// All, for templates that ask for them.
+    All,
 }
 
-fn record_json(record: &wire::BuildHistoryRecord) -> Value {
+fn event_json(event: &wire::BuildHistoryEvent, fields: Fields) -> Value {
+    let happened = if fields == Fields::All { json!(type_name(event)) } else { json!(event.r#type) };
+    let record = event.record.as_ref().map_or(Value::Null, |record| record_json(record, fields));
+    fields.object([("type", happened), ("record", record)])
+}
+
+fn record_json(record: &wire::BuildHistoryRecord, fields: Fields) -> Value {
     let time = |at: &Option<Timestamp>| {
         let at = at.as_ref();
-        at.map_or(Value::Null, |at| object([("seconds", json!(at.seconds)), ("nanos", json!(at.nanos))]))
+        at.map_or(Value::Null, |at| fields.object([("seconds", json!(at.seconds)), ("nanos", json!(at.nanos))]))
     };
-    let one = |blob: &Option<wire::Descriptor>| blob.as_ref().map_or(Value::Null, blob_json);
+    let one = |blob: &Option<wire::Descriptor>| blob.as_ref().map_or(Value::Null, |blob| blob_json(blob, fields));
     let exporters = record
         .exporters
         .iter()
-        .map(|exporter| object([("Type", json!(exporter.r#type)), ("Attrs", sorted(&exporter.attrs))]));
+        .map(|exporter| fields.object([("Type", json!(exporter.r#type)), ("Attrs", sorted(&exporter.attrs))]));
     let error = record
         .error
         .as_ref()
-        .map_or(Value::Null, |error| object([("code", json!(error.code)), ("message", json!(error.message))]));
+        .map_or(Value::Null, |error| fields.object([("code", json!(error.code)), ("message", json!(error.message))]));
     let results: Map<String, Value> =
-        record.results.iter().map(|(platform, result)| (platform.clone(), result_json(result))).collect();
-    object([
+        record.results.iter().map(|(platform, result)| (platform.clone(), result_json(result, fields))).collect();
+    fields.object([
         ("Ref", json!(record.r#ref)),
         ("Frontend", json!(record.frontend)),
         ("FrontendAttrs", sorted(&record.frontend_attrs)),
@@ -323,7 +335,7 @@ fn record_json(record: &wire::BuildHistoryRecord) -> Value {
         ("CompletedAt", time(&record.completed_at)),
         ("logs", one(&record.logs)),
         ("ExporterResponse", sorted(&record.exporter_response)),
-        ("Result", record.result.as_ref().map_or(Value::Null, result_json)),
+        ("Result", record.result.as_ref().map_or(Value::Null, |result| result_json(result, fields))),
         ("Results", Value::Object(results)),
         ("Generation", json!(record.generation)),
         ("trace", one(&record.trace)),
@@ -336,19 +348,20 @@ fn record_json(record: &wire::BuildHistoryRecord) -> Value {
     ])
 }
 
-fn result_json(result: &wire::BuildResultInfo) -> Value {
+fn result_json(result: &wire::BuildResultInfo, fields: Fields) -> Value {
     let mut results: Vec<_> = result.results.iter().collect();
     results.sort_by_key(|(index, _)| **index);
-    let results: Map<String, Value> = results.into_iter().map(|(i, blob)| (i.to_string(), blob_json(blob))).collect();
-    object([
-        ("ResultDeprecated", result.result_deprecated.as_ref().map_or(Value::Null, blob_json)),
-        ("Attestations", result.attestations.iter().map(blob_json).collect()),
+    let results: Map<String, Value> =
+        results.into_iter().map(|(i, blob)| (i.to_string(), blob_json(blob, fields))).collect();
+    fields.object([
+        ("ResultDeprecated", result.result_deprecated.as_ref().map_or(Value::Null, |blob| blob_json(blob, fields))),
+        ("Attestations", result.attestations.iter().map(|blob| blob_json(blob, fields)).collect()),
         ("Results", Value::Object(results)),
     ])
 }
 
-fn blob_json(blob: &wire::Descriptor) -> Value {
-    object([
+fn blob_json(blob: &wire::Descriptor, fields: Fields) -> Value {
+    fields.object([
         ("media_type", json!(blob.media_type)),
         ("digest", json!(blob.digest)),
         ("size", json!(blob.size)),
@@ -361,18 +374,20 @@ fn sorted(map: &std::collections::HashMap<String, String>) -> Value {
     json!(sorted)
 }
 
-/// The fields that say something.
-fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
-    let says = |value: &Value| match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(fields) => !fields.is_empty(),
-        Value::Bool(true) => true,
-    };
-    let fields = fields.into_iter().filter(|(_, value)| says(value));
-    Value::Object(fields.map(|(name, value)| (name.to_owned(), value)).collect())
+impl Fields {
+    fn object<const N: usize>(self, fields: [(&str, Value); N]) -> Value {
+        let says = |value: &Value| match value {
+            _ if self == Fields::All => true,
+            Value::Null | Value::Bool(false) => false,
+            Value::Number(number) => number.as_f64() != Some(0.0),
+            Value::String(text) => !text.is_empty(),
+            Value::Array(items) => !items.is_empty(),
+            Value::Object(fields) => !fields.is_empty(),
+            Value::Bool(true) => true,
+        };
+        let fields = fields.into_iter().filter(|(_, value)| says(value));
+        Value::Object(fields.map(|(name, value)| (name.to_owned(), value)).collect())
+    }
 }
 
 #[cfg(test)]
@@ -411,15 +426,18 @@ mod tests {
 
     #[test]
     fn forms() {
-        assert_snapshot!(text(Format::Table, &events(), true).replace('\t', "→"), @r"
+        let shown = |format| text(&Format::parse(format).expect("a format"), &events(), true).expect("text");
+        assert_snapshot!(shown(None).replace('\t', "→"), @r"
         TYPE→→REF→CREATED→→→COMPLETED→→GENERATION→PINNED
         STARTED→→abc→1970-01-12T13:46:40Z→→→→0→→
         COMPLETE→abc→1970-01-12T13:46:40Z→1970-01-12T13:47:40Z→1→→*
         ");
-        assert_snapshot!(text(Format::Json, &events(), true), @r#"
+        assert_snapshot!(shown(Some("json")), @r#"
         {"record":{"Ref":"abc","CreatedAt":{"seconds":1000000,"nanos":5}}}
         {"type":1,"record":{"Ref":"abc","FrontendAttrs":{"a":"1","b":"2"},"Exporters":[{"Type":"image"}],"error":{"code":2,"message":"no"},"CreatedAt":{"seconds":1000000,"nanos":5},"CompletedAt":{"seconds":1000060,"nanos":5},"logs":{"media_type":"m","digest":"sha256:1","size":3},"Result":{"ResultDeprecated":{"media_type":"m","digest":"sha256:1","size":4},"Results":{"0":{"media_type":"m","digest":"sha256:1","size":4}}},"Generation":1,"pinned":true,"numCachedSteps":2,"numTotalSteps":5,"numWarnings":1}}
         "#);
+        let picked = "{{.Type}} {{.Record.Ref}} {{.Record.Pinned}}{{with .Record.Logs}} {{.MediaType}}{{end}}";
+        assert_eq!(shown(Some(picked)), "STARTED abc false\nCOMPLETE abc true m\n");
         assert_snapshot!(happened(&events()[1]), @r#"
         event: COMPLETE ref:abc
           cache: 2/5

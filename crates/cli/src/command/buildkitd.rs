@@ -8,19 +8,17 @@ use std::time::Duration;
 use base::{Fault, Kind};
 use clap::{CommandFactory as _, FromArgMatches as _};
 use daemon::listen::{Listener, Owner};
+use daemon::notify::Supervisor;
 use daemon::tls::{Files, Tls};
 use daemon::{Daemon, Debug, Identity, Keep};
 
-use super::buildkitd_flags::{BuildkitdFlags, NoEffect};
-use super::{Action, explain};
+use super::buildkitd_flags::{BuildkitdFlags, NoEffect, in_vain};
+use super::{Action, explain, version_flag};
 use crate::daemonless::Settings;
 use crate::daemonless::run::{cancelled_one_by_one, open};
 use crate::display::Mode;
 use crate::environment::Environment;
 use crate::spec::{goflags, invalid};
-
-/// Flags that mean nothing without a daemon, and something here.
-const USED: [&str; 6] = ["--addr", "--group", "--debugaddr", "--tlscert", "--tlskey", "--tlscacert"];
 
 /// How long builds may go on when the daemon is told to end.
 const DRAIN: Duration = Duration::from_secs(600);
@@ -29,37 +27,41 @@ const ENVIRONMENT: &str = "\
 Environment:
   BUILDKITD_DEBUGADDR      what --debugaddr is if it is not given
   BUILDKITD_LOG_LEVEL      what --log-level is if it is not given
+  NOTIFY_SOCKET            where systemd (Type=notify) is told when builds are
+                           taken, and when the daemon is about to end
   HULLWORKS_DRAIN_TIMEOUT  how long builds may go on after SIGTERM, such as 90s
                            [default: 10m]; a second signal ends them at once";
 
 /// Parses the command line of `buildkitd`.
 pub fn parse(args: Vec<OsString>, _: &Environment) -> Result<Action, Fault> {
-    let command = BuildkitdFlags::command().version(crate::VERSION).disable_version_flag(false).after_help(ENVIRONMENT);
-    let words = std::iter::once(OsString::from("buildkitd")).chain(args).collect();
-    let matches = command.try_get_matches_from(goflags::normalize(&BuildkitdFlags::command(), words));
-    let parsed = matches.and_then(|matches| {
-        let mut in_vain = NoEffect::given(&matches);
-        in_vain.retain(|flag| !USED.contains(&flag.as_str()));
-        Ok((BuildkitdFlags::from_arg_matches(&matches)?, in_vain))
-    });
+    let words =
+        std::iter::once(OsString::from("buildkitd")).chain(args.into_iter().enumerate().map(|(place, word)| {
+            // It has no commands; `help` is what it has in their place.
+            if place == 0 && (word == "help" || word == "h") { "--help".into() } else { word }
+        }));
+    let words = words.collect();
+    let matches = declaration().try_get_matches_from(goflags::normalize(&BuildkitdFlags::command(), words));
+    let parsed =
+        matches.and_then(|matches| Ok((BuildkitdFlags::from_arg_matches(&matches)?, NoEffect::given(&matches))));
     match parsed {
-        Ok((flags, in_vain)) => {
-            Ok(Action::engine(async move |environment| Ok(serve(flags, in_vain, environment).await?)))
-        }
+        Ok((flags, given)) => Ok(Action::engine(async move |environment| Ok(serve(flags, given, environment).await?))),
         Err(error) => explain(&error),
     }
 }
 
-async fn serve(flags: BuildkitdFlags, in_vain: Vec<String>, environment: Environment) -> Result<(), Fault> {
+/// The declaration, for help texts and their tests.
+pub fn declaration() -> clap::Command {
+    BuildkitdFlags::command().version(crate::VERSION).after_help(ENVIRONMENT).arg(version_flag())
+}
+
+async fn serve(flags: BuildkitdFlags, given: Vec<String>, environment: Environment) -> Result<(), Fault> {
     let mut settings = flags.settings(&environment)?;
     let drain = match environment.get("HULLWORKS_DRAIN_TIMEOUT") {
         None => DRAIN,
         Some(text) => config::parse_duration(text)
             .map_err(|_| invalid("HULLWORKS_DRAIN_TIMEOUT", text, "expected a duration such as 90s or 10m"))?,
     };
-    if !in_vain.is_empty() {
-        settings.warnings.push(format!("flags that have no effect yet: {}", in_vain.join(", ")));
-    }
+    settings.warnings.extend(in_vain(&given));
     settings.log = settings.log.or(Some(tracing::Level::INFO));
     let grpc = &settings.config.grpc;
     let files = |flag: &Option<String>, configured: &Option<PathBuf>| {
@@ -106,7 +108,9 @@ async fn serve(flags: BuildkitdFlags, in_vain: Vec<String>, environment: Environ
     });
     let telemetry = environment.variables().filter(|(name, _)| name.starts_with("OTEL_"));
     let telemetry = telemetry.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    daemon::serve(Daemon { engine, identity, listeners, history, debug, telemetry, drain }, stop, kill).await
+    let supervisor = Supervisor(environment.path("NOTIFY_SOCKET").map(Into::into));
+    daemon::serve(Daemon { engine, identity, listeners, history, debug, telemetry, supervisor, drain }, stop, kill)
+        .await
 }
 
 /// Answers on the debug address, if there is one, from now on.
@@ -138,7 +142,8 @@ fn group(name: Option<&str>) -> Result<Option<u32>, Fault> {
     }
 }
 
-fn identity(settings: &Settings, engine: &engine::Engine) -> Result<Identity, Fault> {
+/// What the daemon says of itself.
+pub(super) fn identity(settings: &Settings, engine: &engine::Engine) -> Result<Identity, Fault> {
     let oci = &settings.config.worker.oci;
     let path = settings.root.join("hullworks/worker-id");
     let failed = |error| Fault::because(Kind::Environment, format!("cannot use `{}`", path.display()), error);

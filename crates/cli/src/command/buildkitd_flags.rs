@@ -16,7 +16,7 @@ use crate::daemonless::settings::log_level;
 use crate::environment::Environment;
 use crate::spec::{goflags, invalid, pairs};
 
-/// Flags of buildkitd.
+/// The daemon of BuildKit's clients. Flags about containerd and devices are known, too, and warned about.
 #[derive(Clone, Debug, Default, Parser)]
 #[command(name = "buildkitd", disable_version_flag = true, max_term_width = 100)]
 pub struct BuildkitdFlags {
@@ -44,7 +44,7 @@ pub struct BuildkitdFlags {
     /// Rights that builds may ask for
     #[arg(long)]
     allow_insecure_entitlement: Vec<String>,
-    /// Route the network of all builds through the enforcing proxy
+    /// Refused: no proxy is enforced yet
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     proxy_network: Option<bool>,
     /// true, false or auto
@@ -56,7 +56,7 @@ pub struct BuildkitdFlags {
     /// auto, overlayfs or native
     #[arg(long)]
     oci_worker_snapshotter: Option<String>,
-    /// Socket of a snapshotter in another process
+    /// Refused: snapshotters in other processes are not supported yet
     #[arg(long)]
     oci_worker_proxy_snapshotter_path: Option<String>,
     /// Platforms of the worker
@@ -65,22 +65,22 @@ pub struct BuildkitdFlags {
     /// auto or host; cni and bridge are not offered yet
     #[arg(long)]
     oci_worker_net: Option<String>,
-    /// CNI configuration file
+    /// No effect yet: steps have no network of their own
     #[arg(long)]
     oci_cni_config_path: Option<PathBuf>,
-    /// Directory of CNI plugins
+    /// No effect yet: steps have no network of their own
     #[arg(long)]
     oci_cni_binary_dir: Option<PathBuf>,
-    /// Network namespaces that are kept ready
+    /// No effect yet: steps have no network of their own
     #[arg(long)]
     oci_cni_pool_size: Option<u32>,
-    /// Another OCI runtime
+    /// No effect: the runtime is built in
     #[arg(long)]
     oci_worker_binary: Option<String>,
-    /// AppArmor profile of steps
+    /// Refused: profiles are not supported yet
     #[arg(long)]
     oci_worker_apparmor_profile: Option<String>,
-    /// Label steps for SELinux
+    /// No effect: steps are not labelled
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     oci_worker_selinux: Option<bool>,
     /// Steps that run at once
@@ -89,7 +89,7 @@ pub struct BuildkitdFlags {
     /// Defaults that suit an ordinary user
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     oci_worker_rootless: Option<bool>,
-    /// Steps share our process namespace
+    /// No effect yet: steps see their own processes only
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     oci_worker_no_process_sandbox: Option<bool>,
     /// Clean the cache automatically
@@ -98,9 +98,6 @@ pub struct BuildkitdFlags {
     /// reserved[,free[,maximum]] in MB
     #[arg(long)]
     oci_worker_gc_keepstorage: Option<String>,
-    /// true, false or auto
-    #[arg(long)]
-    containerd_worker: Option<String>,
     #[command(flatten)]
     pub(super) no_effect: NoEffect,
     /// Which of the latter were given.
@@ -112,67 +109,108 @@ pub struct BuildkitdFlags {
 /// does not have.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct NoEffect {
+    /// Where it listens: unix:///path, tcp://host:port or fd://; repeat it for several
     #[arg(long)]
     pub(super) addr: Vec<String>,
+    /// The group that may use the unix socket
     #[arg(long)]
     pub(super) group: Option<String>,
+    /// Where /metrics, /healthz and /readyz are
     #[arg(long)]
     pub(super) debugaddr: Option<String>,
+    /// Certificate of tcp:// addresses
     #[arg(long)]
     pub(super) tlscert: Option<String>,
+    /// Its key
     #[arg(long)]
     pub(super) tlskey: Option<String>,
+    /// Who signs the certificates that clients must have
     #[arg(long)]
     pub(super) tlscacert: Option<String>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     otel_socket_path: Option<String>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     cdi_disabled: Option<bool>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     cdi_spec_dir: Vec<String>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     save_cache_debug: Option<bool>,
-    #[arg(long)]
+    /// true, false or auto
+    #[arg(long, hide = true)]
+    containerd_worker: Option<String>,
+    #[arg(long, hide = true)]
     containerd_worker_addr: Option<String>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     containerd_worker_labels: Vec<String>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     containerd_worker_platform: Vec<String>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     containerd_worker_namespace: Option<String>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     containerd_worker_runtime: Option<String>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     containerd_worker_net: Option<String>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     containerd_cni_config_path: Option<String>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     containerd_cni_binary_dir: Option<String>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     containerd_cni_pool_size: Option<u32>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     containerd_worker_snapshotter: Option<String>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     containerd_worker_apparmor_profile: Option<String>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     containerd_worker_selinux: Option<bool>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     containerd_max_parallelism: Option<u32>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     containerd_worker_rootless: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     containerd_worker_gc: Option<bool>,
-    #[arg(long)]
+    #[arg(long, hide = true)]
     containerd_worker_gc_keepstorage: Option<String>,
 }
 
+/// Flags that mean nothing without a daemon, and something to one.
+const SOCKETS: [&str; 6] = ["--addr", "--group", "--debugaddr", "--tlscert", "--tlskey", "--tlscacert"];
+
 impl NoEffect {
-    /// Those of them that were typed.
+    /// Those of them that were typed, and ask for something.
     pub(super) fn given(matches: &ArgMatches) -> Vec<String> {
         let declared = NoEffect::augment_args(clap::Command::new("buildkitd"));
         let typed = |arg: &&clap::Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
-        declared.get_arguments().filter(typed).filter_map(|arg| Some(format!("--{}", arg.get_long()?))).collect()
+        // No containerd is what there is.
+        let is_off = |arg: &&clap::Arg| {
+            let id = arg.get_id().as_str();
+            id == "containerd_worker"
+                && matches.get_one::<String>(id).is_some_and(|value| config::parse_bool(value) != Some(true))
+        };
+        let given = declared.get_arguments().filter(typed).filter(|arg| !is_off(arg));
+        given.filter_map(|arg| Some(format!("--{}", arg.get_long()?))).collect()
     }
+}
+
+/// What is said of flags that nothing comes of, with a daemon or without.
+pub(super) fn in_vain(flags: &[String]) -> Vec<String> {
+    let (mut containerd, mut cdi, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
+    for flag in flags.iter().map(String::as_str).filter(|flag| !SOCKETS.contains(flag)) {
+        match flag {
+            "--otel-socket-path" => warnings.push(format!("{flag} is not used yet: steps hand over no traces")),
+            "--save-cache-debug" => warnings.push(format!("{flag} is not used: cache keys are not kept for debugging")),
+            _ if flag.starts_with("--cdi-") => cdi.push(flag),
+            _ => containerd.push(flag),
+        }
+    }
+    let mut list = |flags: Vec<&str>, why: &str| {
+        let verb = if flags.len() == 1 { "is" } else { "are" };
+        if !flags.is_empty() {
+            warnings.push(format!("{} {verb} not used{why}", flags.join(", ")));
+        }
+    };
+    list(cdi, " yet: steps get no devices");
+    list(containerd, ": containerd is not offered, the runtime is built in");
+    warnings
 }
 
 impl BuildkitdFlags {
@@ -200,10 +238,13 @@ impl BuildkitdFlags {
             settings.choose_snapshotter("--oci-worker-snapshotter", name)?;
         }
         self.choose_log(&mut settings, environment)?;
-        if !self.given_in_vain.is_empty() {
-            let flags = self.given_in_vain.join(", ");
+        let given = self.given_in_vain.iter().map(String::as_str);
+        let sockets: Vec<_> = given.filter(|flag| SOCKETS.contains(flag)).collect();
+        if !sockets.is_empty() {
+            let flags = sockets.join(", ");
             settings.warnings.push(format!("flags of buildkitd that mean nothing without a daemon: {flags}"));
         }
+        settings.warnings.extend(in_vain(&self.given_in_vain));
         Ok(settings)
     }
 
@@ -240,8 +281,10 @@ impl BuildkitdFlags {
         set(&mut oci.network.cni_binary_path, self.oci_cni_binary_dir.as_ref());
         set(&mut oci.network.cni_pool_size, self.oci_cni_pool_size.as_ref());
         oci.gc.enabled = self.oci_worker_gc.or(oci.gc.enabled);
-        let containerd = self.containerd_worker.as_deref().and_then(config::parse_bool);
-        config.worker.containerd.enabled = containerd.or(config.worker.containerd.enabled);
+        if self.no_effect.containerd_worker.is_some() {
+            // What was typed counts, and something is said of it elsewhere.
+            config.worker.containerd.enabled = None;
+        }
         if let Some(text) = self.oci_worker_gc_keepstorage.as_deref().filter(|text| !text.is_empty()) {
             let [reserved, free, maximum] = keep_storage(text)?;
             (oci.gc.reserved_space, oci.gc.min_free_space, oci.gc.max_used_space) = (reserved, free, maximum);

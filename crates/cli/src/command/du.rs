@@ -10,7 +10,7 @@ use super::hullworks::EngineArgs;
 use super::table::tabbed;
 use crate::daemonless::{Settings, run};
 use crate::environment::Environment;
-use crate::spec::invalid;
+use crate::spec::template::Template;
 
 /// Show what the cache holds.
 ///
@@ -24,7 +24,7 @@ pub struct Du {
     /// Everything known about each record
     #[arg(long, short, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
     verbose: bool,
-    /// json, or {{json .}}
+    /// json, or a template of Go such as {{range .}}{{.ID}}{{println}}{{end}}
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
 }
@@ -60,7 +60,7 @@ impl Du {
     async fn run(self, format: Format, settings: Settings, environment: Environment) -> Result<(), run::Failure> {
         let records =
             run::tidy(settings.to_look(), &environment, |engine| async move { engine.disk_usage().await }).await?;
-        Ok(crate::print(&self.text(format, engine::usage::select(records, &self.filter)?))?)
+        Ok(crate::print(&self.text(&format, engine::usage::select(records, &self.filter)?)?)?)
     }
 
     /// What is asked for.
@@ -69,35 +69,37 @@ impl Du {
     }
 
     /// The records for people or programs.
-    pub(super) fn text(&self, format: Format, mut records: Vec<UsageRecord>) -> String {
+    pub(super) fn text(&self, format: &Format, mut records: Vec<UsageRecord>) -> Result<String, Fault> {
         records.sort_by(|a, b| (a.size, &a.id).cmp(&(b.size, &b.id)));
-        match (format, self.verbose) {
-            (Format::Json, _) => format!("{}\n", Value::Array(records.iter().map(record_json).collect())),
-            (Format::Table, verbose) => {
-                let list = if verbose { verbose_list(&records) } else { table(&records, jiff::Timestamp::now()) };
+        match format {
+            Format::Filled(template) => {
+                let filled = template.apply(&Value::Array(records.iter().map(record_json).collect()))?;
+                Ok(format!("{filled}\n"))
+            }
+            Format::Table => {
+                let list = if self.verbose { verbose_list(&records) } else { table(&records, jiff::Timestamp::now()) };
                 let summary = if self.filter.is_empty() { summary(&records) } else { String::new() };
-                format!("{list}{summary}")
+                Ok(format!("{list}{summary}"))
             }
         }
     }
 }
 
 /// `--format`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Format {
     /// Columns.
     Table,
-    /// JSON.
-    Json,
+    /// JSON, or what a template makes of it.
+    Filled(Template),
 }
 
 impl Format {
     pub fn parse(value: Option<&str>) -> Result<Format, Fault> {
         match value.map(str::trim) {
             None | Some("" | "table") => Ok(Format::Table),
-            Some("json") => Ok(Format::Json),
-            Some(template) if template.replace(' ', "") == "{{json.}}" => Ok(Format::Json),
-            Some(other) => Err(invalid("--format", other, "known are json and {{json .}}, not other Go templates")),
+            Some("json") => Template::parse("{{json .}}").map(Format::Filled),
+            Some(template) => Template::parse(template).map(Format::Filled),
         }
     }
 }
@@ -232,8 +234,14 @@ mod tests {
     #[test]
     fn formats() {
         assert_eq!(Format::parse(None).ok(), Some(Format::Table));
-        assert_eq!(Format::parse(Some("{{ json . }}")).ok(), Some(Format::Json));
-        assert!(Format::parse(Some("{{.ID}}")).is_err());
+        let text = |format: &str| {
+            let format = Format::parse(Some(format)).map_err(|fault| fault.cause())?;
+            Du::default().text(&format, records()).map_err(|fault| fault.cause())
+        };
+        assert_eq!(text("{{ json . }}"), text("json"));
+        let ids = "{{range .}}{{if not .InUse}}{{.ID}}{{end}}{{end}}";
+        assert_eq!(text(ids).as_deref(), Ok("aaaaaaaaaaaaaaaaaaaaaaaaa\n"));
+        assert!(text("{{.ID}}").is_err() && text("{{range .}}").is_err());
     }
 
     #[test]

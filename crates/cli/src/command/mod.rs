@@ -9,6 +9,7 @@ pub mod buildctl_build;
 pub mod buildctl_client;
 mod buildctl_dump;
 mod buildctl_history;
+mod buildctl_workers;
 pub mod buildkitd;
 pub mod buildkitd_flags;
 pub mod du;
@@ -99,6 +100,12 @@ pub(crate) fn explain(error: &clap::Error) -> Result<Action, Fault> {
             })
         }
     }
+}
+
+/// `--version`, by upstream's letter and by ours.
+pub(crate) fn version_flag() -> clap::Arg {
+    let flag = clap::Arg::new("version").long("version").short('v').short_alias('V');
+    flag.action(clap::ArgAction::Version).help("Print the version")
 }
 
 /// A flag that upstream has and that is not there yet.

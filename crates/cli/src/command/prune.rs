@@ -39,7 +39,7 @@ pub struct Prune {
     /// Everything known about each record
     #[arg(long, short, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
     verbose: bool,
-    /// json, or {{json .}}: one object per line
+    /// json, or a template of Go such as {{.ID}}: a line for each
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
 }
@@ -69,7 +69,7 @@ impl Prune {
     }
 
     /// What went, for people or programs.
-    pub(super) fn text(&self, format: Format, gone: &[UsageRecord]) -> String {
+    pub(super) fn text(&self, format: &Format, gone: &[UsageRecord]) -> Result<String, Fault> {
         text(gone, format, self.verbose)
     }
 
@@ -117,19 +117,22 @@ async fn prune(
 ) -> Result<(), run::Failure> {
     let gone =
         run::tidy(settings.to_tidy_up(), &environment, |engine| async move { engine.prune(options).await }).await?;
-    Ok(crate::print(&text(&gone, format, verbose))?)
+    Ok(crate::print(&text(&gone, &format, verbose)?)?)
 }
 
 /// What went, for people or programs.
-fn text(gone: &[UsageRecord], format: Format, verbose: bool) -> String {
+fn text(gone: &[UsageRecord], format: &Format, verbose: bool) -> Result<String, Fault> {
     let total = ByteSize(gone.iter().map(|record| record.size.0).sum());
     let total = tabbed(&[vec!["Total:".to_owned(), total.to_string()]]);
-    match (format, verbose) {
-        (Format::Json, _) => gone.iter().map(|record| format!("{}\n", record_json(record))).collect(),
+    Ok(match (format, verbose) {
+        (Format::Filled(template), _) => {
+            let filled = |record| Ok(format!("{}\n", template.apply(&record_json(record))?));
+            gone.iter().map(filled).collect::<Result<String, Fault>>()?
+        }
         (Format::Table, true) => format!("{}{total}", verbose_list(gone)),
         (Format::Table, false) if gone.is_empty() => total,
         (Format::Table, false) => format!("{}{total}", table(gone, jiff::Timestamp::now())),
-    }
+    })
 }
 
 /// docker's `type=regular` as containerd's `type==regular`.

@@ -51,8 +51,12 @@ const PAGE: &str = "# Flags and environment
 
 Generated from `crates/cli`; `cargo xtask bless` renews it. What outputs take: [outputs](outputs.md).
 
-The binary decides by the name that it is called by: `hullworks`, or `buildctl-daemonless.sh` (which may also be the
+The binary decides by the name that it is called by: `hullworks`, `buildkitd`, `buildctl` or `buildctl-daemonless.sh` (which may also be the
 first word: `hullworks buildctl-daemonless.sh build ..`; `hullworks install` makes the names). Exit codes: 0 on success, 1 on any failure.
+
+Command lines of BuildKit's are read as Go's programs read them: `-progress plain` is `--progress=plain`, flags of `buildctl` may stand behind
+its commands, and where a flag has one value, the last one counts. `--format` takes templates of Go, as far as they pick out fields: `range`,
+`if`, `with`, and the functions `json`, `len`, `index`, `eq`, `ne`, `not`, `and`, `or`, `print` and `println`. Times and durations print as in JSON.
 
 | variable | meaning |
 | --- | --- |
@@ -83,12 +87,25 @@ first word: `hullworks buildctl-daemonless.sh build ..`; `hullworks install` mak
 fn the_reference_page_is_up_to_date() {
     let mut page = PAGE.to_owned();
     for (name, command, path) in [
-        ("hullworks build", hullworks::declaration(), "build"),
-        ("hullworks du", hullworks::declaration(), "du"),
-        ("hullworks prune", hullworks::declaration(), "prune"),
-        ("buildctl-daemonless.sh build", buildctl::declaration(), "build"),
+        ("hullworks build", hullworks::declaration(), &["build"][..]),
+        ("hullworks du", hullworks::declaration(), &["du"]),
+        ("hullworks prune", hullworks::declaration(), &["prune"]),
+        ("buildkitd", buildkitd::declaration(), &[]),
+        ("buildctl", buildctl_client::declaration(), &[]),
+        ("buildctl build, buildctl-daemonless.sh build", buildctl::declaration(), &["build"]),
+        ("buildctl du", buildctl_client::declaration(), &["du"]),
+        ("buildctl prune", buildctl_client::declaration(), &["prune"]),
+        ("buildctl prune-histories", buildctl_client::declaration(), &["prune-histories"]),
+        ("buildctl debug", buildctl_client::declaration(), &["debug"]),
+        ("buildctl debug workers", buildctl_client::declaration(), &["debug", "workers"]),
+        ("buildctl debug histories", buildctl_client::declaration(), &["debug", "histories"]),
+        ("buildctl debug logs", buildctl_client::declaration(), &["debug", "logs"]),
+        ("buildctl debug monitor", buildctl_client::declaration(), &["debug", "monitor"]),
+        ("buildctl debug ctl", buildctl_client::declaration(), &["debug", "ctl"]),
+        ("buildctl debug dump-llb", buildctl_client::declaration(), &["debug", "dump-llb"]),
+        ("buildctl debug dump-metadata", buildctl_client::declaration(), &["debug", "dump-metadata"]),
     ] {
-        let text = help(command, &[path]);
+        let text = help(command, path);
         let text: Vec<&str> = text.lines().map(str::trim_end).collect();
         page.push_str(&format!("\n## {name}\n\n```text\n{}\n```\n", text.join("\n").trim_end()));
     }
@@ -104,6 +121,8 @@ fn the_reference_page_is_up_to_date() {
 fn declarations_hold() {
     hullworks::declaration().debug_assert();
     buildctl::declaration().debug_assert();
+    buildctl_client::declaration().debug_assert();
+    buildkitd::declaration().debug_assert();
 }
 
 fn outcome(result: Result<Action, Fault>) -> String {
@@ -240,8 +259,100 @@ fn flags_of_a_daemon_that_mean_nothing_are_named() {
     assert_eq!(warnings("--root=/x --oci-worker=true --containerd-worker=false --debug"), [""; 0]);
     assert_eq!(
         warnings("--root=/x --containerd-worker-gc=false --tlscert=a --addr unix:///a --addr unix:///b"),
-        ["flags of buildkitd that mean nothing without a daemon: --addr, --tlscert, --containerd-worker-gc"]
+        [
+            "flags of buildkitd that mean nothing without a daemon: --addr, --tlscert",
+            "--containerd-worker-gc is not used: containerd is not offered, the runtime is built in",
+        ]
     );
+    assert_eq!(
+        warnings(
+            "--root=/x --containerd-worker=true --containerd-worker-addr=/x --cdi-spec-dir=a --otel-socket-path=b"
+        ),
+        [
+            "--otel-socket-path is not used yet: steps hand over no traces",
+            "--cdi-spec-dir is not used yet: steps get no devices",
+            "--containerd-worker, --containerd-worker-addr are not used: containerd is not offered, the runtime is built in",
+        ]
+    );
+    let networks = "--root=/x --oci-cni-pool-size=3 --oci-cni-config-path=/a --oci-cni-binary-dir=/b";
+    let networks = warnings(networks);
+    for (key, warning) in ["cniConfigPath", "cniBinaryPath", "cniPoolSize"].iter().zip(&networks) {
+        assert_eq!(*warning, format!("worker.oci.{key} is not used yet: steps have no network of their own"));
+    }
+    assert_eq!(networks.len(), 3);
+}
+
+#[test]
+fn keys_that_mean_nothing_are_named() {
+    let warnings = |text: &str| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("x.toml");
+        std::fs::write(&path, text).expect("written");
+        let environment = pipe();
+        let settings =
+            crate::daemonless::Settings::load(Some(path), Some("/x".into()), &environment, |_| Ok(())).expect("good");
+        settings.warnings.join("\n")
+    };
+    for (text, key) in [
+        ("[worker.oci]\nbridgeName = \"b\"", "worker.oci.bridgeName"),
+        ("[worker.oci]\nbridgeSubnet = \"10.0.0.0/8\"", "worker.oci.bridgeSubnet"),
+        ("[grpc]\nsecurityDescriptor = \"x\"", "grpc.securityDescriptor"),
+        ("[frontend.\"gateway.v0\"]\nenabled = true", "[frontend.\"gateway.v0\"]"),
+        ("[frontend.\"gateway.v0\"]\nallowedRepositories = [\"a\"]", "[frontend.\"gateway.v0\"]"),
+        ("[otel]\nsocketPath = \"/x\"", "[otel]"),
+        ("[worker.containerd]\nenabled = true", "worker.containerd"),
+    ] {
+        assert!(warnings(text).starts_with(&format!("{key} is not used")), "{text}: {}", warnings(text));
+    }
+    assert_eq!(warnings("[frontend.\"gateway.v0\"]\nenabled = false"), "");
+}
+
+#[test]
+fn help_and_versions_are_asked_for_as_upstreams_are() {
+    let text = |result: Result<Action, Fault>| match result {
+        Ok(Action::Print(text)) => text,
+        other => outcome(other),
+    };
+    let ctl = |line: &str| text(buildctl_client::parse(words(line)));
+    let shell = |line: &str| text(buildctl::parse(words(line), &pipe()));
+    let daemon = |line: &str| text(buildkitd::parse(words(line), &pipe()));
+    for (same, line) in
+        [("--help", "help"), ("--help", "h"), ("build --help", "help build"), ("debug --help", "debug h")]
+    {
+        assert_eq!(ctl(same), ctl(line), "{line}");
+        assert!(ctl(line).contains("Usage: buildctl"), "{line}");
+        assert_eq!(shell(same), shell(line), "{line}");
+    }
+    assert_eq!(ctl("debug help workers"), ctl("debug workers --help"));
+    assert!(ctl("help nothing").contains("unrecognized subcommand `nothing`"), "{}", ctl("help nothing"));
+    assert!(daemon("help").contains("Usage: buildkitd") && daemon("h") == daemon("--help"));
+    for version in ["-v", "-V", "--version"] {
+        assert_eq!(ctl(version), format!("buildctl {}\n", crate::VERSION));
+        assert_eq!(shell(version), format!("buildctl-daemonless.sh {}\n", crate::VERSION));
+        assert_eq!(daemon(version), format!("buildkitd {}\n", crate::VERSION));
+    }
+}
+
+#[test]
+fn flags_may_stand_anywhere_and_the_last_one_counts() {
+    let ctl = |line: &str| outcome(buildctl_client::parse(words(line)));
+    for line in [
+        "debug workers --addr unix:///x --wait --timeout 3",
+        "du --wait -v",
+        "build --tlsdir /x --log-format json --progress=plain --progress plain --frontend x --frontend x",
+        "--addr a --addr b debug info --addr c",
+        "debug info --format json --format {{.BuildkitVersion.Version}}",
+    ] {
+        assert_eq!(ctl(line), "asks a daemon", "{line}");
+    }
+    assert!(ctl("debug info --log-format xml").contains("known are text and json"));
+    let flags = "--root=/a --root /b --debug --debug=false --oci-max-parallelism 1 --oci-max-parallelism=2";
+    let flags = flags.split_whitespace().map(str::to_owned).collect();
+    let settings =
+        buildkitd_flags::BuildkitdFlags::parse_words(flags).expect("parses").settings(&pipe()).expect("good");
+    assert_eq!((settings.root.to_str(), settings.log), (Some("/b"), None));
+    assert_eq!(settings.config.worker.oci.max_parallelism, 2);
+    assert!(outcome(buildctl::parse(words("du --addr unix:///x"), &pipe())).contains("--addr is about a daemon"));
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,10 +16,11 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use session::remote::MAX_MESSAGE;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
+
+use super::program::{Program, Talk};
 
 /// Which daemon, and who it must be.
 #[derive(Clone, Debug, Default)]
@@ -59,16 +59,24 @@ pub async fn connect(remote: &Remote) -> Result<Channel, Fault> {
         let way = dialed.clone();
         async move { way.open().await.map(TokioIo::new) }
     });
-    let channel = endpoint.connect_with_connector(connector).await.map_err(failed)?;
-    if matches!(*way, Way::Tcp { .. }) {
-        knock(&channel, remote).await?;
+    let channel = match (endpoint.connect_with_connector(connector).await, &*way) {
+        (Ok(channel), _) => channel,
+        // It may end before anything was said; one that did not start has no last words.
+        (Err(error), Way::Program(program)) if program.has_started() => {
+            return Err(unanswered(remote, program, innermost(&error)).await);
+        }
+        (Err(error), _) => return Err(failed(error)),
+    };
+    if !matches!(*way, Way::Unix(_)) {
+        knock(&channel, remote, &way).await?;
     }
     Ok(channel)
 }
 
 /// Asks the daemon whether it is there. Over a socket of the net the first question is where it shows that one side speaks
-/// TLS and the other does not, or that a certificate is missing; what then fails says nothing of the kind.
-async fn knock(channel: &Channel, remote: &Remote) -> Result<(), Fault> {
+/// TLS and the other does not, or that a certificate is missing, and with a program, that it does not get through; what then
+/// fails says nothing of the kind.
+async fn knock(channel: &Channel, remote: &Remote, way: &Way) -> Result<(), Fault> {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     let asked = async {
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -76,7 +84,9 @@ async fn knock(channel: &Channel, remote: &Remote) -> Result<(), Fault> {
         let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
         grpc.unary(tonic::Request::new(HealthCheckRequest::default()), path, codec).await
     };
-    let cause = match tokio::time::timeout(remote.timeout, asked).await {
+    // A program may have to ask its user for a password first.
+    let patience = if matches!(way, Way::Program(_)) { Duration::MAX } else { remote.timeout };
+    let cause = match tokio::time::timeout(patience, asked).await {
         Ok(Ok(_)) => return Ok(()),
         // Whatever a daemon says, it is one; a connection that broke has a cause.
         Ok(Err(status)) if std::error::Error::source(&status).is_none() && status.code() != Code::Unavailable => {
@@ -85,6 +95,9 @@ async fn knock(channel: &Channel, remote: &Remote) -> Result<(), Fault> {
         Ok(Err(status)) => innermost(&status),
         Err(_) => "nothing is said".to_owned(),
     };
+    if let Way::Program(program) = way {
+        return Err(unanswered(remote, program, cause).await);
+    }
     let hint = match (&remote.ca, &remote.cert) {
         (None, None) => {
             "if it speaks TLS, give --tlscacert, and --tlscert and --tlskey where it asks for a certificate"
@@ -92,7 +105,17 @@ async fn knock(channel: &Channel, remote: &Remote) -> Result<(), Fault> {
         (_, None) => "it may ask for a client certificate: give --tlscert and --tlskey",
         _ => "it may not accept this client certificate: its log says so",
     };
-    Err(Fault::new(Kind::Remote, format!("no buildkitd answers at `{}`: {cause}", remote.address)).hint(hint))
+    Err(no_answer(remote, &cause).hint(hint))
+}
+
+fn no_answer(remote: &Remote, cause: &str) -> Fault {
+    Fault::new(Kind::Remote, format!("no buildkitd answers at `{}`: {cause}", remote.address))
+}
+
+/// A program did not get through: what it said is the cause, if it did.
+async fn unanswered(remote: &Remote, program: &Program, cause: String) -> Fault {
+    let cause = program.last_words().await.unwrap_or(cause);
+    no_answer(remote, &cause).hint("`buildctl` has to be there, and a buildkitd that it reaches")
 }
 
 /// What an error goes back to.
@@ -114,7 +137,7 @@ enum Way {
         tls: Option<(Arc<rustls::ClientConfig>, ServerName<'static>)>,
     },
     /// Another program passes bytes on.
-    Program(Vec<String>),
+    Program(Arc<Program>),
 }
 
 impl Way {
@@ -127,7 +150,7 @@ impl Way {
             )
         };
         let (scheme, rest) = address.split_once("://").ok_or_else(unknown)?;
-        let words = |line: &[&str]| Way::Program(line.iter().map(|word| (*word).to_owned()).collect());
+        let words = |line: &[&str]| Way::Program(Program::new(line.iter().map(|word| (*word).to_owned()).collect()));
         let dial = ["buildctl", "dial-stdio"];
         let container = |program: &'static str, name: &str| {
             let (name, context) = match url(name) {
@@ -142,7 +165,7 @@ impl Way {
             line.extend(["exec", "-i"].map(str::to_owned));
             line.push(name);
             line.extend(dial.map(str::to_owned));
-            Way::Program(line)
+            Way::Program(Program::new(line))
         };
         match scheme {
             "unix" => Ok(Way::Unix(PathBuf::from(rest))),
@@ -160,7 +183,7 @@ impl Way {
                     line.extend(["--addr".to_owned(), format!("unix:///{path}")]);
                 }
                 line.push("dial-stdio".to_owned());
-                Ok(Way::Program(line))
+                Ok(Way::Program(Program::new(line)))
             }
             "docker-container" => Ok(container("docker", rest)),
             "podman-container" => Ok(container("podman", rest)),
@@ -196,18 +219,7 @@ impl Way {
                     }
                 }
             }
-            Way::Program(line) => {
-                let mut child = Command::new(&line[0])
-                    .args(&line[1..])
-                    .stdin(Stdio::piped())
-                    .stdout(Stdio::piped())
-                    .kill_on_drop(true)
-                    .spawn()
-                    .map_err(|error| io::Error::new(error.kind(), format!("cannot start `{}`: {error}", line[0])))?;
-                let pipes = child.stdin.take().zip(child.stdout.take());
-                let (stdin, stdout) = pipes.ok_or_else(|| io::Error::other("its pipes are missing"))?;
-                Ok(Connection::Program { _child: Box::new(child), stdin, stdout })
-            }
+            Way::Program(program) => program.start().map(Connection::Program),
         }
     }
 }
@@ -279,7 +291,7 @@ enum Connection {
     Unix(UnixStream),
     Tcp(TcpStream),
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-    Program { _child: Box<Child>, stdin: ChildStdin, stdout: ChildStdout },
+    Program(Talk),
 }
 
 impl AsyncRead for Connection {
@@ -288,7 +300,7 @@ impl AsyncRead for Connection {
             Connection::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Connection::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Connection::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-            Connection::Program { stdout, .. } => Pin::new(stdout).poll_read(cx, buf),
+            Connection::Program(talk) => Pin::new(&mut talk.stdout).poll_read(cx, buf),
         }
     }
 }
@@ -299,7 +311,7 @@ impl AsyncWrite for Connection {
             Connection::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Connection::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Connection::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-            Connection::Program { stdin, .. } => Pin::new(stdin).poll_write(cx, buf),
+            Connection::Program(talk) => Pin::new(&mut talk.stdin).poll_write(cx, buf),
         }
     }
 
@@ -308,7 +320,7 @@ impl AsyncWrite for Connection {
             Connection::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Connection::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Connection::Tls(stream) => Pin::new(stream).poll_flush(cx),
-            Connection::Program { stdin, .. } => Pin::new(stdin).poll_flush(cx),
+            Connection::Program(talk) => Pin::new(&mut talk.stdin).poll_flush(cx),
         }
     }
 
@@ -317,7 +329,7 @@ impl AsyncWrite for Connection {
             Connection::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Connection::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Connection::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-            Connection::Program { stdin, .. } => Pin::new(stdin).poll_shutdown(cx),
+            Connection::Program(talk) => Pin::new(&mut talk.stdin).poll_shutdown(cx),
         }
     }
 }
@@ -329,7 +341,7 @@ mod tests {
     #[test]
     fn addresses_are_buildkits() {
         let program = |address: &str| match Way::parse(&Remote { address: address.to_owned(), ..Remote::default() }) {
-            Ok(Way::Program(line)) => line.join(" "),
+            Ok(Way::Program(program)) => program.line.join(" "),
             Ok(Way::Unix(path)) => format!("unix {}", path.display()),
             Ok(Way::Tcp { address, tls }) => format!("tcp {address} {}", tls.is_some()),
             Err(fault) => fault.cause(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use base::progress::Sink;
 use base::{Fault, Kind};
+use daemon::Caller;
 use daemon::service::error;
 use daemon::service::status::events;
 use engine::{Frontend, SolveRequest, SolveResponse};
@@ -16,6 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use super::address::LARGEST;
+use crate::environment::Environment;
 
 /// How long the last words of a build are waited for, once its result is there.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(5);
@@ -23,7 +25,10 @@ const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(5);
 /// What a daemon's refusal says.
 pub(crate) fn fault(status: &Status) -> Fault {
     match proto::rpc::Status::decode(status.details()) {
-        Ok(details) if !status.details().is_empty() => error::fault(&details),
+        Ok(details) if !status.details().is_empty() => {
+            details.details.iter().filter_map(stack).for_each(|stack| tracing::debug!("{stack}"));
+            error::fault(&details)
+        }
         _ => {
             let (code, message) = (status.code() as i32, status.message().to_owned());
             error::fault(&proto::rpc::Status { code, message, details: Vec::new() })
@@ -31,8 +36,31 @@ pub(crate) fn fault(status: &Status) -> Fault {
     }
 }
 
-/// Solves a request by a daemon.
-pub async fn solve(channel: Channel, request: SolveRequest) -> Result<SolveResponse, Fault> {
+/// Where in the daemon's sources an error was made, as upstream's client shows it with `--debug`.
+fn stack(detail: &proto::protobuf::Any) -> Option<String> {
+    let stack: serde_json::Value = match detail.type_url.contains("stack.Stack") {
+        true => serde_json::from_slice(&detail.value).ok()?,
+        false => return None,
+    };
+    let text = |of: &serde_json::Value| of.as_str().unwrap_or_default().to_owned();
+    let cmdline: Vec<String> = stack["cmdline"].as_array()?.iter().map(text).collect();
+    let mut shown = format!("{} {} {}", stack["pid"], text(&stack["version"]), cmdline.join(" "));
+    for frame in stack["frames"].as_array()? {
+        shown.push_str(&format!("\n{}\n\t{}:{}", text(&frame["Name"]), text(&frame["File"]), frame["Line"]));
+    }
+    Some(shown)
+}
+
+/// Solves a request by a daemon. The build belongs to the trace that the environment names, or to one of its own.
+pub async fn solve(channel: Channel, request: SolveRequest, environment: &Environment) -> Result<SolveResponse, Fault> {
+    let caller = Caller::begin(environment.get("TRACEPARENT"));
+    let solved = solve_for(channel.clone(), request, &caller.header()).await;
+    let error = solved.as_ref().err().map(Fault::cause);
+    caller.end("build", error, channel, |name| environment.get(name).map(str::to_owned)).await;
+    solved
+}
+
+async fn solve_for(channel: Channel, request: SolveRequest, trace: &str) -> Result<SolveResponse, Fault> {
     let control =
         ControlClient::new(channel.clone()).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
     // One name for both: `--ref-file` has it.
@@ -43,8 +71,12 @@ pub async fn solve(channel: Channel, request: SolveRequest) -> Result<SolveRespo
     let cancel = request.cancel.clone();
     let message = wire_request(request, reference, session)?;
     let mut answer = std::collections::BTreeMap::new();
+    let mut message = Request::new(message);
+    if let Ok(trace) = trace.parse() {
+        message.metadata_mut().insert("traceparent", trace);
+    }
     let solving = async {
-        match engine::is_question(&message.frontend_attrs.clone().into_iter().collect()) {
+        match engine::is_question(&message.get_ref().frontend_attrs.clone().into_iter().collect()) {
             true => super::question::ask(control.clone(), channel, message, &mut answer).await,
             false => control.clone().solve(message).await,
         }

@@ -2,6 +2,7 @@
 
 mod address;
 mod build;
+mod program;
 mod question;
 
 pub(crate) use address::LARGEST;

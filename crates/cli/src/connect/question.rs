@@ -18,24 +18,25 @@ use super::address::LARGEST;
 pub(super) async fn ask(
     mut control: ControlClient<Channel>,
     channel: Channel,
-    mut message: wire::SolveRequest,
+    mut message: Request<wire::SolveRequest>,
     answer: &mut BTreeMap<String, Vec<u8>>,
 ) -> Result<Response<wire::SolveResponse>, Status> {
-    let mut options = message.frontend_attrs.clone();
+    let begun = message.get_mut();
+    let mut options = begun.frontend_attrs.clone();
     let caps = options.entry("frontend.caps".to_owned()).or_default();
     if caps.is_empty() {
         "moby.buildkit.frontend.subrequests".clone_into(caps);
     }
     let question = gateway::SolveRequest {
-        frontend: std::mem::take(&mut message.frontend),
+        frontend: std::mem::take(&mut begun.frontend),
         frontend_opt: options,
-        frontend_inputs: message.frontend_inputs.clone(),
+        frontend_inputs: begun.frontend_inputs.clone(),
         allow_result_return: true,
         allow_result_array_ref: true,
         ..gateway::SolveRequest::default()
     };
     let mut metadata = MetadataMap::new();
-    let reference = message.r#ref.parse().map_err(|_| Status::internal("a reference that is no header"))?;
+    let reference = begun.r#ref.parse().map_err(|_| Status::internal("a reference that is no header"))?;
     metadata.insert("buildkit-controlapi-buildid", reference);
     let request = |message| Request::from_parts(metadata.clone(), Default::default(), message);
     let mut bridge =

@@ -153,12 +153,27 @@ impl Settings {
             !oci.user_remap_unsupported.is_empty(),
             "worker.oci.userRemapUnsupported is not used: ids are never remapped",
         );
+        let network = &oci.network;
+        for (is_set, key) in [
+            (!network.cni_config_path.as_os_str().is_empty(), "cniConfigPath"),
+            (!network.cni_binary_path.as_os_str().is_empty(), "cniBinaryPath"),
+            (network.cni_pool_size != 0, "cniPoolSize"),
+            (!network.bridge_name.is_empty(), "bridgeName"),
+            (!network.bridge_subnet.is_empty(), "bridgeSubnet"),
+        ] {
+            warn(is_set, &format!("worker.oci.{key} is not used yet: steps have no network of their own"));
+        }
         let containerd = self.config.worker.containerd.enabled == Some(true);
         warn(containerd, "worker.containerd is not used: containerd is not offered, the runtime is built in");
         let config = &self.config;
+        warn(!config.grpc.security_descriptor.is_empty(), "grpc.securityDescriptor is not used: it is for Windows");
+        let gateway = &config.frontend.gateway;
+        let is_wanted = gateway.enabled == Some(true) || !gateway.allowed_repositories.is_empty();
+        let text = "[frontend.\"gateway.v0\"] is not used yet: frontends are not taken from images";
+        warn(is_wanted && gateway.enabled != Some(false), text);
         warn(config.provenance_env_dir.is_some(), "provenanceEnvDir is not used yet: no provenance is written");
         warn(config.cdi != config::Cdi::default(), "[cdi] is not used yet: steps get no devices");
-        warn(config.otel != config::Otel::default(), "[otel] is not used yet: no traces are collected");
+        warn(config.otel != config::Otel::default(), "[otel] is not used yet: steps hand over no traces");
         warn(config.cache.gha.is_some(), "[cache.gha] is not used yet: there is no cache of type gha");
         let system = &config.system;
         warn(
@@ -224,13 +239,9 @@ impl Settings {
 
     /// Starts the log, if there is to be one: as JSON where a display beside it is. At most once per process.
     pub fn start_log(&self, mode: Mode) {
-        let Some(level) = self.log else { return };
-        let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
-        // A second call finds the first one's log, which is what we want.
-        let _ = match self.log_json || mode == Mode::RawJson {
-            true => subscriber.json().try_init(),
-            false => subscriber.with_ansi(false).try_init(),
-        };
+        if let Some(level) = self.log {
+            crate::log::start(level, self.log_json || mode == Mode::RawJson);
+        }
     }
 }
 

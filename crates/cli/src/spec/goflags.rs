@@ -6,38 +6,38 @@
 
 use std::ffi::OsString;
 
-use clap::{ArgAction, Command};
+use clap::{Arg, ArgAction, Command};
 
-/// Rewrites the arguments of `command` and its subcommands. Unknown flags stay as they are, for the parser to
-/// complain about.
+/// Rewrites the arguments of `command` and its subcommands: flags of an outer command may stand behind an inner one, the
+/// last of a flag that has one value counts, and `help` asks for what `--help` asks for. Unknown flags stay as they are, for
+/// the parser to complain about.
 pub fn normalize(command: &Command, args: Vec<OsString>) -> Vec<OsString> {
-    let mut levels = vec![command];
-    let mut out = Vec::new();
+    let mut levels = vec![Level { command, words: Vec::new() }];
+    let mut asks_for_help = false;
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
+        let inner = levels.len() - 1;
         let Some(text) = arg.to_str() else {
-            out.push(arg);
+            levels[inner].words.push(arg);
             continue;
         };
         if text == "--" {
-            out.push(arg);
-            out.extend(args);
+            levels[inner].words.push(arg);
+            levels[inner].words.extend(args);
             break;
         }
         let Some((name, value)) = flag(text) else {
-            if let Some(sub) = levels.last().and_then(|command| command.find_subcommand(text)) {
-                levels.push(sub);
+            let command = levels[inner].command;
+            match command.find_subcommand(text) {
+                Some(sub) => levels.push(Level { command: sub, words: vec![arg] }),
+                None if matches!(text, "help" | "h") && command.has_subcommands() => asks_for_help = true,
+                None => levels[inner].words.push(arg),
             }
-            out.push(arg);
             continue;
         };
-        let known = levels.iter().rev().flat_map(|command| command.get_arguments()).find(|known| {
-            known.get_long() == Some(name)
-                || known.get_all_aliases().unwrap_or_default().contains(&name)
-                || (name.len() == 1 && known.get_short() == name.chars().next())
-        });
-        let Some(known) = known else {
-            out.push(arg);
+        let known = (0..=inner).rev().find_map(|level| Some((level, levels[level].find(name)?)));
+        let Some((level, known)) = known else {
+            levels[inner].words.push(arg);
             continue;
         };
         let long = known.get_long().unwrap_or(name);
@@ -51,14 +51,39 @@ pub fn normalize(command: &Command, args: Vec<OsString>) -> Vec<OsString> {
             None if is_bool || !takes_value => None,
             None => args.next(),
         };
-        let mut rewritten = OsString::from(format!("--{long}"));
+        let flag = format!("--{long}");
+        // What has one value is said once: the last time counts.
+        if matches!(known.get_action(), ArgAction::Set) {
+            levels[level].words.retain(|word| {
+                let said = word.to_str().map_or("", |word| word.split_once('=').map_or(word, |(name, _)| name));
+                said != flag
+            });
+        }
+        let mut rewritten = OsString::from(flag);
         if let Some(value) = value {
             rewritten.push("=");
             rewritten.push(value);
         }
-        out.push(rewritten);
+        levels[level].words.push(rewritten);
     }
-    out
+    let words = levels.into_iter().flat_map(|level| level.words);
+    words.chain(asks_for_help.then(|| "--help".into())).collect()
+}
+
+/// A command, and what was said of its own: its name first, unless it is the program.
+struct Level<'a> {
+    command: &'a Command,
+    words: Vec<OsString>,
+}
+
+impl<'a> Level<'a> {
+    fn find(&self, name: &str) -> Option<&'a Arg> {
+        self.command.get_arguments().find(|known| {
+            known.get_long() == Some(name)
+                || known.get_all_aliases().unwrap_or_default().contains(&name)
+                || (name.len() == 1 && known.get_short() == name.chars().next())
+        })
+    }
 }
 
 /// The name and value of something that looks like a flag.
@@ -70,8 +95,6 @@ fn flag(text: &str) -> Option<(&str, Option<&str>)> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Arg;
-
     use super::*;
 
     #[test]
@@ -86,15 +109,27 @@ mod tests {
                 .arg(flag("no-cache"))
                 .arg(Arg::new("progress").long("progress")),
         );
+        let command = command.subcommand(
+            Command::new("debug")
+                .subcommand(Command::new("workers").arg(flag("verbose").short('v')).arg(Arg::new("x"))),
+        );
         for (typed, meant) in [
             ("build --progress plain", "build --progress=plain"),
             ("-debug build -progress=plain", "--debug build --progress=plain"),
             ("b -o type=tar -o -", "b --output=type=tar --output=-"),
-            ("build --no-cache=F --no-cache --no-cache=1", "build --no-cache=false --no-cache --no-cache=true"),
+            ("build --no-cache=1 --progress=a --no-cache=F --progress b", "build --no-cache=false --progress=b"),
+            ("build --no-cache=F --no-cache", "build --no-cache"),
             ("build --no-cache=maybe", "build --no-cache=maybe"),
             ("--addr -x build", "--addr=-x build"),
             ("build --bogus 1 -z", "build --bogus 1 -z"),
-            ("build --debug", "build --debug"),
+            ("build --debug", "--debug build"),
+            ("--addr a debug workers -v --addr b", "--addr=b debug workers --verbose"),
+            ("debug --debug=0 workers -v=false --addr=c", "--debug=false --addr=c debug workers --verbose=false"),
+            ("help", "--help"),
+            ("h build", "build --help"),
+            ("debug help workers", "debug workers --help"),
+            ("debug help nothing", "debug nothing --help"),
+            ("debug workers help", "debug workers help"),
             ("build -- --progress plain", "build -- --progress plain"),
             ("build --progress", "build --progress"),
             ("- build", "- build"),

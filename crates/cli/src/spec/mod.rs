@@ -16,6 +16,7 @@ pub mod policy;
 pub mod proxies;
 pub mod secret;
 pub mod ssh;
+pub mod template;
 
 #[cfg(test)]
 mod tests;

@@ -102,9 +102,10 @@ fn finish(
     let dest = attrs.get("dest").cloned().unwrap_or_default();
     let output = match kind.as_str() {
         "local" if attrs.get("mode").is_some_and(|mode| mode.trim().eq_ignore_ascii_case("delete")) => {
-            return Err(
-                invalid(FLAG, value, "mode=delete is not supported yet").hint("empty the directory before the build")
-            );
+            match directory(value, &kind, &dest)? {
+                Output::Directory(dir) => Output::Mirror(dir),
+                other => other,
+            }
         }
         "local" => directory(value, &kind, &dest)?,
         "oci" | "docker" if !is_archive(&attrs) => directory(value, &kind, &dest)?,

@@ -52,6 +52,7 @@ fn shown(export: Result<Export, Fault>) -> String {
             let output = match output {
                 Output::File(path) => format!("file {}", path.display()),
                 Output::Directory(path) => format!("directory {}", path.display()),
+                Output::Mirror(path) => format!("nothing else in directory {}", path.display()),
                 Output::Stdout => "stdout".to_owned(),
                 Output::Store(store) => format!("{store:?}"),
                 Output::Remote(remote) => format!("{remote:?}"),

@@ -135,18 +135,8 @@ impl wire::control_server::Control for Control {
         &self,
         request: Request<wire::ListWorkersRequest>,
     ) -> Result<Response<wire::ListWorkersResponse>, Status> {
-        let identity = &self.0.identity;
-        let filters = request.into_inner().filter;
-        let filters = filters.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>();
-        let filters = filters.map_err(Status::invalid_argument)?;
-        let record = worker(identity);
-        let field = |path: &[String]| match path {
-            [id] if id == "id" => Some(record.id.clone()),
-            [labels, key] if labels == "labels" => record.labels.get(key).cloned(),
-            _ => None,
-        };
-        let is_wanted = filters.is_empty() || filters.iter().any(|filter| filter.matches(field));
-        let record = if is_wanted { vec![record] } else { Vec::new() };
+        let record = workers(&self.0.identity, &request.into_inner().filter);
+        let record = record.map_err(|fault| Status::invalid_argument(fault.cause()))?;
         Ok(Response::new(wire::ListWorkersResponse { record }))
     }
 
@@ -178,6 +168,20 @@ fn version(identity: &Identity) -> types::BuildkitVersion {
         version: BUILDKIT_VERSION.to_owned(),
         revision: identity.revision.clone(),
     }
+}
+
+/// The one worker, if one of the filters selects it.
+pub fn workers(identity: &Identity, filters: &[String]) -> Result<Vec<types::WorkerRecord>, Fault> {
+    let filters = filters.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>();
+    let filters = filters.map_err(Fault::user)?;
+    let record = worker(identity);
+    let field = |path: &[String]| match path {
+        [id] if id == "id" => Some(record.id.clone()),
+        [labels, key] if labels == "labels" => record.labels.get(key).cloned(),
+        _ => None,
+    };
+    let is_wanted = filters.is_empty() || filters.iter().any(|filter| filter.matches(field));
+    Ok(if is_wanted { vec![record] } else { Vec::new() })
 }
 
 /// The one worker.

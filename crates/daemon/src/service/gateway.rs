@@ -32,6 +32,7 @@ const CAPS: &[&str] = &[
     "solve.inlinereturn",
     "resolveimage",
     "resolveimage.resolvemode",
+    "importcaches",
     "readfile",
     "return",
     "returnmap",

@@ -7,6 +7,7 @@ pub mod error;
 pub(crate) mod gateway;
 pub(crate) mod health;
 mod history;
+mod images;
 mod names;
 mod resolve;
 mod solve_error;

@@ -4,32 +4,24 @@ use base::{Fault, Platform};
 use proto::moby::buildkit::v1::frontend as wire;
 
 use super::gateway::ClientBuild;
-
-const IMAGE: &str = "docker-image://";
-/// A policy says how an image is looked up, whoever asks.
-const RESOLVE_MODE: &str = "image.resolvemode";
+use super::images;
 
 /// An image's digest and config.
 pub(super) async fn image_config(
     build: &ClientBuild,
     request: wire::ResolveImageConfigRequest,
 ) -> Result<wire::ResolveImageConfigResponse, Fault> {
-    if request.resolver_type != 0 {
-        return Err(Fault::user("images of OCI layouts are not resolved for clients yet"));
-    }
-    let identifier = format!("{IMAGE}{}", request.r#ref);
-    let mut source = proto::pb::SourceOp { identifier, ..proto::pb::SourceOp::default() };
+    let mut source = images::asked(&request);
     build.bridge.judge(&mut source, &request.source_policies)?;
-    let Some(name) = source.identifier.strip_prefix(IMAGE) else {
+    let platform = request.platform.as_ref().map(platform);
+    let found = images::find(&build.bridge, &source, platform, &request.resolve_mode, &request.log_name).await?;
+    let Some(found) = found else {
         let shown = base::redact_url(&source.identifier);
         return Err(Fault::user(format!(
             "a policy puts `{shown}`, which is no image, in the place of {}",
             request.r#ref
         )));
     };
-    let platform = request.platform.as_ref().map(platform);
-    let mode = source.attrs.get(RESOLVE_MODE).unwrap_or(&request.resolve_mode);
-    let found = build.bridge.resolve_image(name, platform, mode, &request.log_name).await?;
     Ok(wire::ResolveImageConfigResponse {
         digest: found.digest.to_string(),
         config: found.config,
@@ -46,12 +38,11 @@ pub(super) async fn source(
     build.bridge.judge(&mut source, &request.source_policies)?;
     let mut response = wire::ResolveSourceMetaResponse::default();
     match source.identifier.split_once("://") {
-        Some(("docker-image", name)) => {
+        Some(("docker-image" | "oci-layout", _)) => {
             let platform = request.platform.as_ref().map(platform);
-            let mode = source.attrs.get(RESOLVE_MODE).unwrap_or(&request.resolve_mode);
-            let found = build.bridge.resolve_image(name, platform, mode, &request.log_name).await?;
+            let found = images::find(&build.bridge, &source, platform, &request.resolve_mode, &request.log_name);
             let wants_config = !request.image.is_some_and(|image| image.no_config);
-            response.image = Some(wire::ResolveSourceImageResponse {
+            response.image = found.await?.map(|found| wire::ResolveSourceImageResponse {
                 digest: found.digest.to_string(),
                 config: if wants_config { found.config } else { Vec::new() },
                 attestation_chain: None,

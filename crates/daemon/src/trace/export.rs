@@ -152,27 +152,14 @@ impl Way {
         let request = ExportTraceServiceRequest { resource_spans };
         let exported = async {
             match &self.sender {
-                Sender::Grpc(channel) => self.call(channel, request).await.map_err(|status| status.to_string()),
+                Sender::Grpc(channel) => {
+                    export(channel, &self.headers, request).await.map_err(|status| status.to_string())
+                }
                 Sender::Http(client) => self.post(client, &request).await,
             }
         };
         let late = |_| Err(format!("it did not answer within {} ms", self.timeout.as_millis()));
         tokio::time::timeout(self.timeout, exported).await.unwrap_or_else(late)
-    }
-
-    async fn call(&self, channel: &Channel, request: ExportTraceServiceRequest) -> Result<(), tonic::Status> {
-        let mut client = tonic::client::Grpc::new(channel.clone());
-        client.ready().await.map_err(unreachable)?;
-        let mut request = tonic::Request::new(request);
-        for (name, value) in &self.headers {
-            // They were looked at when they were read.
-            if let (Ok(name), Ok(value)) = (name.parse::<AsciiMetadataKey>(), value.parse::<AsciiMetadataValue>()) {
-                request.metadata_mut().insert(name, value);
-            }
-        }
-        let codec = ProstCodec::<ExportTraceServiceRequest, ExportTraceServiceResponse>::default();
-        let path = http::uri::PathAndQuery::from_static(EXPORT);
-        client.unary(request, path, codec).await.map(drop)
     }
 
     async fn post(&self, client: &http_client::Client, request: &ExportTraceServiceRequest) -> Result<(), String> {
@@ -190,6 +177,26 @@ impl Way {
             status => Err(format!("it answered {status}")),
         }
     }
+}
+
+/// Hands spans to whoever takes them by gRPC.
+pub(super) async fn export(
+    channel: &Channel,
+    headers: &BTreeMap<String, String>,
+    request: ExportTraceServiceRequest,
+) -> Result<(), tonic::Status> {
+    let mut client = tonic::client::Grpc::new(channel.clone());
+    client.ready().await.map_err(unreachable)?;
+    let mut request = tonic::Request::new(request);
+    for (name, value) in headers {
+        // They were looked at when they were read.
+        if let (Ok(name), Ok(value)) = (name.parse::<AsciiMetadataKey>(), value.parse::<AsciiMetadataValue>()) {
+            request.metadata_mut().insert(name, value);
+        }
+    }
+    let codec = ProstCodec::<ExportTraceServiceRequest, ExportTraceServiceResponse>::default();
+    let path = http::uri::PathAndQuery::from_static(EXPORT);
+    client.unary(request, path, codec).await.map(drop)
 }
 
 fn unreachable(error: tonic::transport::Error) -> tonic::Status {

@@ -4,6 +4,7 @@
 //! They are kept with the build's record, and go to a collector where one is configured ([`export`]).
 
 mod alone;
+pub(crate) mod caller;
 mod connect;
 pub(crate) mod export;
 mod spans;

@@ -6,7 +6,7 @@ use base::Digest;
 use base::progress::Event;
 use proto::otlp::{KeyValue, Resource, ResourceSpans, Scope, ScopeSpans, Span, SpanStatus};
 
-const ERROR: i32 = 2;
+pub(super) const ERROR: i32 = 2;
 
 /// Spans under way.
 pub(super) struct Spans {
@@ -84,6 +84,6 @@ fn failed(error: &str) -> SpanStatus {
     SpanStatus { message: error.to_owned(), code: ERROR }
 }
 
-fn nanos(at: jiff::Timestamp) -> u64 {
+pub(super) fn nanos(at: jiff::Timestamp) -> u64 {
     u64::try_from(at.as_nanosecond()).unwrap_or(0)
 }

@@ -92,6 +92,12 @@ pub const CAPS: &[&str] = &[
     "mergeop",
     "diffop",
     "passthroughop",
+    // No ops: what exports, clean-up and records can do. Clients look for it here.
+    "exporter.image.annotations",
+    "exporter.multiple",
+    "exporter.sourcedateepoch",
+    "gc.freespacefilter",
+    "history.filter",
 ];
 
 /// Refuses ops that rely on something which this version does not know.

@@ -19,6 +19,8 @@ use super::{MAX_MESSAGE, RemoteSession, Said, batch, describe};
 use crate::{RemoteOutput, RemoteStream};
 
 pub(super) const METHOD: &str = "/moby.filesync.v1.FileSend/DiffCopy";
+/// Says that a tree has the files of all platforms.
+pub(super) const ALL_AT_ONCE: &str = "buildkit-exporter-multi-platform";
 const DOING: &str = "cannot send the result";
 /// What is collected before it is sent.
 const CHUNK: usize = 256 << 10;
@@ -83,7 +85,7 @@ impl RemoteOutput for Remote {
         let packets_only = batch::packets(batches).filter_map(|packet| std::future::ready(packet.ok()));
         let mut request = Request::new(packets_only);
         // All platforms come at once: a client that removes what is not among them may do so.
-        request.metadata_mut().insert("buildkit-exporter-multi-platform", MetadataValue::from_static("1"));
+        request.metadata_mut().insert(ALL_AT_ONCE, MetadataValue::from_static("1"));
         let remote = Remote { session: self.session.clone(), index: self.index };
         let (asked, requests) = mpsc::channel(QUEUE);
         // The client asks for nothing before it was told of a file.

@@ -31,6 +31,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::send::Files;
 use super::service::{Calls, Service};
 use super::{MAX_MESSAGE, Offer, Transfer, batch, output, ssh, sync, tunnel};
+use crate::others::remove_others;
 use crate::{Credentials, LocalDir, Output, SharedSession};
 
 /// What a client of this kind answers, for its `Session` call.
@@ -254,10 +255,15 @@ impl Sending {
         let index = index.and_then(|id| id.to_str().ok()?.parse().ok()).unwrap_or(0);
         match self.0.output(index).await {
             Err(fault) => refused(fault).into_http(),
-            Ok(Output::Directory(dir)) => {
+            // A daemon that sends one platform after the other would have each remove the one before.
+            Ok(Output::Mirror(_)) if !request.headers().contains_key(output::ALL_AT_ONCE) => {
+                Status::failed_precondition("mode=delete wants a newer daemon, which sends all platforms at once")
+                    .into_http()
+            }
+            Ok(output @ (Output::Directory(_) | Output::Mirror(_))) => {
                 let codec = tonic_prost::ProstCodec::<Packet, Packet>::default();
                 let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE);
-                grpc.streaming(TreeCall(dir), request).await
+                grpc.streaming(TreeCall(output), request).await
             }
             Ok(output) => {
                 let codec = tonic_prost::ProstCodec::<BytesMessage, BytesMessage>::default();
@@ -370,7 +376,7 @@ impl Files for Directory {
 }
 
 /// Takes a tree into a directory.
-struct TreeCall(std::path::PathBuf);
+struct TreeCall(Output);
 
 impl StreamingService<Packet> for TreeCall {
     type Response = Packet;
@@ -378,7 +384,11 @@ impl StreamingService<Packet> for TreeCall {
     type Future = Reply<Packet>;
 
     fn call(&mut self, request: Request<Streaming<Packet>>) -> Reply<Packet> {
-        let dir = self.0.clone();
+        let (dir, is_mirror) = match &self.0 {
+            Output::Directory(dir) => (dir.clone(), false),
+            Output::Mirror(dir) => (dir.clone(), true),
+            _ => return Box::pin(async { Err(Status::internal("no directory is meant")) }),
+        };
         Box::pin(async move {
             let (batches, incoming) = batch::channel();
             tokio::spawn(batch::receive(request.into_inner(), batches));
@@ -386,7 +396,7 @@ impl StreamingService<Packet> for TreeCall {
             let (ended, end) = tokio::sync::oneshot::channel();
             tokio::task::spawn_blocking(move || {
                 let transfer = Transfer::new(dir.display().to_string(), incoming, outgoing);
-                let _ = ended.send(take_tree(&dir, transfer));
+                let _ = ended.send(take_tree(&dir, is_mirror, transfer));
             });
             let end = async move {
                 match end.await {
@@ -402,15 +412,20 @@ impl StreamingService<Packet> for TreeCall {
     }
 }
 
-fn take_tree(dir: &std::path::Path, transfer: Transfer) -> Result<(), Fault> {
+fn take_tree(dir: &std::path::Path, is_mirror: bool, transfer: Transfer) -> Result<(), Fault> {
     let failed =
         |error: io::Error| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), error);
     std::fs::create_dir_all(dir).map_err(failed)?;
     let root = Root::open(dir).map_err(failed)?;
     let mut receiver = Receiver::beside(&root);
     transfer.into_dir(&mut receiver, &Cancel::new(), &mut |_| ())?;
-    let taken = receiver.finish().map(drop);
-    taken.map_err(|e| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), e))
+    let taken = receiver.finish();
+    let taken =
+        taken.map_err(|e| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), e))?;
+    match is_mirror {
+        true => remove_others(dir, &taken.into_entries().map(|entry| entry.path).collect()).map_err(failed),
+        false => Ok(()),
+    }
 }
 
 /// Takes one stream into a file or to standard output.
