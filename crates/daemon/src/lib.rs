@@ -21,7 +21,7 @@ use std::time::Duration;
 use base::{Fault, Kind, Platform};
 use engine::Engine;
 use session::remote::service::Service;
-use session::remote::{MAX_MESSAGE, Sessions};
+use session::remote::{CONNECTION_WINDOW, MAX_FRAME, MAX_MESSAGE, STREAM_WINDOW, Sessions};
 use tokio_util::sync::CancellationToken;
 
 use builds::Builds;
@@ -190,10 +190,11 @@ fn router(shared: &Arc<Shared>) -> tonic::transport::server::Router {
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     tonic::transport::Server::builder()
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
         .http2_max_header_list_size(16 << 20)
-        .add_service(control)
+        .add_service(Service(service::control::WithSessions { control, shared: shared.clone() }))
         .add_service(gateway)
         .add_service(Service(service::content::ContentStore(shared.clone())))
         .add_service(Service(service::trace::TraceService(shared.clone())))

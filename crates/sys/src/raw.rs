@@ -356,6 +356,10 @@ pub(crate) fn setrlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno
 pub(crate) mod mimalloc {
     /// `mi_option_purge_delay`: milliseconds until unused memory is given back. The same number in versions 2 and 3.
     pub(crate) const PURGE_DELAY: i32 = 15;
+    /// `mi_option_generic_collect`, of version 3: how many slow allocations of a thread lie between two looks at what it holds.
+    pub(crate) const COLLECT_EVERY: i32 = 34;
+    /// `mi_option_page_full_retain`, of version 3: how many empty pages of each size a thread keeps.
+    pub(crate) const RETAIN_PAGES: i32 = 36;
 
     pub(crate) fn set(option: i32, value: i64) {
         // SAFETY: an atomic store; a number that is no option is ignored.

@@ -13,7 +13,7 @@ use proto::health::{HealthCheckRequest, HealthCheckResponse};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use session::remote::MAX_MESSAGE;
+use session::remote::{CONNECTION_WINDOW, MAX_FRAME, MAX_MESSAGE, STREAM_WINDOW};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tonic::codegen::http::uri::PathAndQuery;
@@ -51,8 +51,9 @@ pub async fn connect(remote: &Remote) -> Result<Channel, Fault> {
     let way = Arc::new(Way::parse(remote)?);
     let endpoint = Endpoint::from_static("http://localhost")
         .connect_timeout(remote.timeout)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
         .http2_max_header_list_size(16 << 20);
     let dialed = way.clone();
     let connector = tower::service_fn(move |_: http::Uri| {

@@ -12,9 +12,9 @@ use proto::Message as _;
 use proto::moby::buildkit::v1 as wire;
 use proto::moby::buildkit::v1::control_client::ControlClient;
 use session::remote::serve;
-use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
-use tonic::{Request, Status};
 
 use super::address::LARGEST;
 use crate::environment::Environment;
@@ -66,7 +66,7 @@ async fn solve_for(channel: Channel, request: SolveRequest, trace: &str) -> Resu
     // One name for both: `--ref-file` has it.
     let session = request.session.id().to_owned();
     let reference = session.clone();
-    let answering = tokio::spawn(answer(control.clone(), request.session.clone()));
+    let answering = tokio::spawn(answer(channel.clone(), request.session.clone()));
     let showing = tokio::spawn(show(control.clone(), reference.clone(), request.progress.clone()));
     let cancel = request.cancel.clone();
     let message = wire_request(request, reference, session)?;
@@ -94,10 +94,8 @@ async fn solve_for(channel: Channel, request: SolveRequest, trace: &str) -> Resu
 }
 
 /// Answers what the daemon asks, as long as it wants.
-async fn answer(mut control: ControlClient<Channel>, session: session::SharedSession) {
-    let (queue, messages) = tokio::sync::mpsc::channel(1);
-    let mut request = Request::new(ReceiverStream::new(messages));
-    let metadata = request.metadata_mut();
+async fn answer(channel: Channel, session: session::SharedSession) {
+    let mut metadata = MetadataMap::new();
     if let Ok(id) = session.id().parse() {
         metadata.insert("x-docker-expose-session-uuid", id);
     }
@@ -105,21 +103,11 @@ async fn answer(mut control: ControlClient<Channel>, session: session::SharedSes
         metadata.insert("x-docker-expose-session-sharedkey", key);
     }
     for method in serve::METHODS {
-        metadata.append("x-docker-expose-session-grpc-method", tonic::metadata::MetadataValue::from_static(method));
+        metadata.append("x-docker-expose-session-grpc-method", MetadataValue::from_static(method));
     }
-    let incoming = match control.session(request).await {
-        Ok(response) => response.into_inner(),
-        Err(status) => return tracing::warn!(%status, "the daemon does not take the session"),
-    };
-    let (mut outgoing, serving) = serve::serve(session, incoming);
-    let pass_on = async {
-        while let Some(message) = outgoing.recv().await {
-            if queue.send(message).await.is_err() {
-                return;
-            }
-        }
-    };
-    tokio::join!(serving, pass_on);
+    if let Err(status) = serve::serve(channel, metadata, session).await {
+        tracing::warn!(%status, "the daemon does not take the session");
+    }
 }
 
 /// The same for all builds of one directory on one machine, so that the daemon finds what it was sent before.

@@ -16,7 +16,8 @@ use proto::moby::buildkit::v1::types;
 use session::SharedSession;
 use session::local::LocalSession;
 use session::remote::Client;
-use tokio_stream::wrappers::ReceiverStream;
+use session::remote::service::Calls;
+use tonic::body::Body;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::gateway::ClientBuild;
@@ -31,6 +32,25 @@ pub(crate) struct Control(pub(crate) Arc<Shared>);
 
 fn failed(fault: Fault) -> Status {
     super::error::status(&fault)
+}
+
+/// The service, but for sessions: of what they carry nothing is copied, which generated code cannot do.
+#[derive(Clone)]
+pub(crate) struct WithSessions {
+    pub(crate) control: wire::control_server::ControlServer<Control>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Calls for WithSessions {
+    const NAME: &'static str = "moby.buildkit.v1.Control";
+
+    async fn call(mut self, request: http::Request<Body>) -> http::Response<Body> {
+        if request.uri().path() == session::remote::serve::SESSION {
+            return self.shared.sessions.serve(request).unwrap_or_else(|fault| failed(fault).into_http());
+        }
+        let Ok(response) = tower::Service::call(&mut self.control, request).await;
+        response
+    }
 }
 
 #[tonic::async_trait]
@@ -97,11 +117,10 @@ impl wire::control_server::Control for Control {
 
     async fn session(
         &self,
-        request: Request<Streaming<wire::BytesMessage>>,
+        _: Request<Streaming<wire::BytesMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let (metadata, _, messages) = request.into_parts();
-        let outgoing = self.0.sessions.serve(&metadata, messages).map_err(failed)?;
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
+        // `WithSessions` stands in front.
+        Err(Status::internal("sessions are answered elsewhere"))
     }
 
     async fn disk_usage(

@@ -92,5 +92,10 @@ pub(super) struct Gone;
 
 /// Sends one packet, from a thread.
 pub(super) fn send(batches: &Sender, packet: Packet) -> Result<(), Gone> {
-    batches.blocking_send(Ok(vec![packet])).map_err(|_| Gone)
+    send_all(batches, vec![packet])
+}
+
+/// Sends packets in one batch, from a thread.
+pub(super) fn send_all(batches: &Sender, packets: Vec<Packet>) -> Result<(), Gone> {
+    batches.blocking_send(Ok(packets)).map_err(|_| Gone)
 }

@@ -7,6 +7,7 @@
 mod batch;
 mod chosen;
 mod content;
+mod frames;
 mod health;
 mod nearby;
 mod output;
@@ -25,15 +26,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base::{Fault, Kind, Secret};
+use bytes::Bytes;
 use futures_util::Stream;
 use hyper_util::rt::TokioIo;
 use proto::moby::buildkit::secrets::v1::GetSecretRequest;
 use proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
-use proto::moby::buildkit::v1::BytesMessage;
 use proto::moby::filesync::v1::CredentialsRequest;
 use proto::moby::filesync::v1::auth_client::AuthClient;
 use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -47,6 +50,12 @@ use crate::{Credentials, LocalDir, Output, Session, SharedSession, Upload};
 
 /// Messages of BuildKit are at most this large.
 pub const MAX_MESSAGE: usize = 16 << 20;
+/// What one call may send before its other end has read: enough for lines with some latency.
+pub const STREAM_WINDOW: u32 = 1 << 20;
+/// What all calls of a connection may.
+pub const CONNECTION_WINDOW: u32 = 4 << 20;
+/// HTTP/2 frames that are taken. Each costs a turn of its own on both sides, and the default of 16 KiB makes many.
+pub const MAX_FRAME: u32 = 256 << 10;
 /// Packets of a transfer on their way inside of us.
 const QUEUE: usize = 16;
 /// How long a build waits for its client's session to appear.
@@ -72,16 +81,11 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Takes a client's `Session` call: its metadata and messages. Answers the messages to send back; the session ends
-    /// when the client hangs up, when it does not answer any more, or when those are dropped.
-    pub fn serve<S>(
-        self: &Arc<Self>,
-        metadata: &MetadataMap,
-        incoming: S,
-    ) -> Result<mpsc::Receiver<BytesMessage>, Fault>
-    where
-        S: Stream<Item = Result<BytesMessage, Status>> + Send + Unpin + 'static,
-    {
+    /// Takes a client's `Session` call, and answers it; the session ends when the client hangs up, when it does not answer
+    /// any more, or when the answer is dropped.
+    pub fn serve(self: &Arc<Self>, request: http::Request<Body>) -> Result<http::Response<Body>, Fault> {
+        let (parts, incoming) = request.into_parts();
+        let metadata = &MetadataMap::from_headers(parts.headers);
         let text = |key: &str| metadata.get(key).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
         let id = text("x-docker-expose-session-uuid");
         if id.is_empty() {
@@ -91,7 +95,7 @@ impl Sessions {
         let methods = methods.filter_map(|value| value.to_str().ok()).map(str::to_ascii_lowercase).collect();
         let pace = health::Pace::asked(metadata);
         let closed = CancellationToken::new();
-        let (channel, outgoing) = connect(incoming, closed.clone());
+        let (channel, outgoing) = connect(frames::carried(incoming), closed.clone());
         let session = Arc::new(RemoteSession {
             id: id.clone(),
             shared_key: text("x-docker-expose-session-sharedkey"),
@@ -116,7 +120,7 @@ impl Sessions {
                 known.remove(&id);
             }
         });
-        Ok(outgoing)
+        Ok(frames::answer(ReceiverStream::new(outgoing)))
     }
 
     /// The client with that id; waits a moment for one that is about to connect.
@@ -141,9 +145,9 @@ impl Sessions {
 }
 
 /// A channel over messages. When the connection ends, `closed` is cancelled; and the other way round.
-fn connect<S>(incoming: S, closed: CancellationToken) -> (Channel, mpsc::Receiver<BytesMessage>)
+fn connect<S>(incoming: S, closed: CancellationToken) -> (Channel, mpsc::Receiver<Bytes>)
 where
-    S: Stream<Item = Result<BytesMessage, Status>> + Send + Unpin + 'static,
+    S: Stream<Item = Result<Bytes, Status>> + Send + 'static,
 {
     use futures_util::StreamExt as _;
     let ends = closed.clone();
@@ -158,8 +162,9 @@ where
         async move { tunnel.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected)) }
     });
     let endpoint = Endpoint::from_static("http://localhost")
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
         .http2_max_header_list_size(16 << 20)
         .connect_with_connector_lazy(connector);
     (endpoint, outgoing)

@@ -1,7 +1,7 @@
 //! The other half of [`sync`](super::sync): a tree is listed, and what is asked for is sent.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::Seek as _;
 use std::sync::{Mutex, PoisonError};
 
 use base::{Cancel, Fault, Kind};
@@ -115,31 +115,55 @@ impl Offer {
     ) -> Result<u64, Fault> {
         let data = |data| Packet { r#type: PacketType::Data.into(), id, data, ..Packet::default() };
         // A file that is gone by now is an empty one, as BuildKit's clients send it: the daemon sees it change.
-        if let Ok(mut file) = files.open(path) {
-            loop {
-                cancel.check().map_err(|_| Fault::cancelled())?;
-                let mut buffer = vec![0; CHUNK];
-                let count = file.read(&mut buffer).map_err(|error| {
-                    let fault = Fault::because(
-                        Kind::Environment,
-                        format!("cannot read `{}`", String::from_utf8_lossy(path)),
-                        error,
-                    );
+        let mut file = files.open(path).ok();
+        loop {
+            cancel.check().map_err(|_| Fault::cancelled())?;
+            let piece = match &mut file {
+                Some(file) => read(file).map_err(|error| {
+                    let path = String::from_utf8_lossy(path);
+                    let fault = Fault::because(Kind::Environment, format!("cannot read `{path}`"), error);
                     give_up(&self.packets, &fault);
                     fault
-                })?;
-                if count == 0 {
-                    break;
-                }
-                buffer.truncate(count);
-                batch::send(&self.packets, data(Bytes::from(buffer))).map_err(|_| gone())?;
-                total += count as u64;
-                sent(total);
+                })?,
+                None => Piece { bytes: Vec::new(), is_last: true },
+            };
+            total += piece.bytes.len() as u64;
+            let mut packets = Vec::with_capacity(2);
+            if !piece.bytes.is_empty() {
+                packets.push(data(Bytes::from(piece.bytes)));
+            }
+            if piece.is_last {
+                packets.push(data(Bytes::new()));
+            }
+            batch::send_all(&self.packets, packets).map_err(|_| gone())?;
+            sent(total);
+            if piece.is_last {
+                return Ok(total);
             }
         }
-        batch::send(&self.packets, data(Bytes::new())).map_err(|_| gone())?;
-        Ok(total)
     }
+}
+
+/// Bytes of a file.
+struct Piece {
+    bytes: Vec<u8>,
+    /// Nothing comes behind them.
+    is_last: bool,
+}
+
+/// Reads on in a file; of a small one all at once, into no more room than it takes.
+fn read(file: &mut File) -> std::io::Result<Piece> {
+    let size = file.metadata()?.len();
+    let room = size.saturating_sub(file.stream_position()?).saturating_add(1).min(CHUNK as u64);
+    let mut bytes = Vec::with_capacity(room as usize);
+    while bytes.len() < bytes.capacity() {
+        match rustix::io::read(&*file, rustix::buffer::spare_capacity(&mut bytes)) {
+            Ok(0) => return Ok(Piece { bytes, is_last: true }),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(Piece { bytes, is_last: false })
 }
 
 const GONE: &str = "the client is gone";

@@ -10,7 +10,8 @@ use std::task::{Context, Poll};
 use base::{Cancel, Fault, Kind};
 use files::receive::{Attributes, Receiver, Sent};
 use files::walk::{Filter, reset_owner, walk_each};
-use futures_util::Stream;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, stream};
 use proto::fsutil::Packet;
 use proto::health::health_server::{Health, HealthServer};
 use proto::health::{HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse};
@@ -22,15 +23,18 @@ use proto::moby::filesync::v1::auth_server::{Auth, AuthServer};
 use rustix::fs::{Mode, OFlags};
 use sys::path::{Links, Root};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::server::{Grpc, StreamingService};
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::send::Files;
 use super::service::{Calls, Service};
-use super::{MAX_MESSAGE, Offer, Transfer, batch, output, ssh, sync, tunnel};
+use super::{
+    CONNECTION_WINDOW, MAX_FRAME, MAX_MESSAGE, Offer, STREAM_WINDOW, Transfer, batch, frames, output, ssh, sync, tunnel,
+};
 use crate::others::remove_others;
 use crate::{Credentials, LocalDir, Output, SharedSession};
 
@@ -50,16 +54,49 @@ pub const METHODS: [&str; 10] = [
 /// Packets on their way.
 const QUEUE: usize = 16;
 
-/// Answers a daemon's questions over the messages of a `Session` call, until the daemon hangs up. Answers the messages
-/// to send first, then the end.
-pub fn serve<S>(session: SharedSession, incoming: S) -> (mpsc::Receiver<BytesMessage>, impl Future<Output = ()>)
+/// Where a session is asked for.
+pub const SESSION: &str = "/moby.buildkit.v1.Control/Session";
+
+/// Offers a session to a daemon and answers its questions until it hangs up. `metadata` says who we are.
+pub async fn serve(channel: Channel, metadata: MetadataMap, session: SharedSession) -> Result<(), Status> {
+    let (answered, answer) = tokio::sync::oneshot::channel();
+    let incoming = stream::once(answer).filter_map(async |body| body.ok()).flat_map(frames::carried);
+    let (tunnel, outgoing) = tunnel::tunnel(Box::pin(incoming));
+    let response = call(channel, metadata, frames::body(ReceiverStream::new(outgoing))).await?;
+    // Its other end lives in the tunnel.
+    let _ = answered.send(response);
+    answer_over(tunnel, session).await;
+    Ok(())
+}
+
+async fn call(mut channel: Channel, metadata: MetadataMap, body: Body) -> Result<Body, Status> {
+    let failed = |error: tonic::transport::Error| Status::unavailable(error.to_string());
+    let mut request = http::Request::new(body);
+    *request.method_mut() = http::Method::POST;
+    *request.version_mut() = http::Version::HTTP_2;
+    *request.uri_mut() = http::Uri::from_static(SESSION);
+    *request.headers_mut() = metadata.into_headers();
+    for (name, value) in [(http::header::TE, "trailers"), (http::header::CONTENT_TYPE, "application/grpc")] {
+        request.headers_mut().insert(name, http::HeaderValue::from_static(value));
+    }
+    std::future::poll_fn(|cx| tower::Service::poll_ready(&mut channel, cx)).await.map_err(failed)?;
+    let response = tower::Service::call(&mut channel, request).await.map_err(failed)?;
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() != tonic::Code::Ok => Err(status),
+        _ if response.status() != http::StatusCode::OK => Err(Status::unavailable(response.status().to_string())),
+        _ => Ok(response.into_body()),
+    }
+}
+
+/// Answers questions that come over a tunnel, until it ends.
+async fn answer_over<S>(tunnel: tunnel::Tunnel<S>, session: SharedSession)
 where
-    S: Stream<Item = Result<BytesMessage, Status>> + Send + Unpin + 'static,
+    S: Stream<Item = Result<Bytes, Status>> + Send + Unpin + 'static,
 {
-    let (tunnel, outgoing) = tunnel::tunnel(incoming);
     let router = tonic::transport::Server::builder()
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
         .add_service(Service(Syncing(session.clone())))
         .add_service(Service(Sending(session.clone())))
         .add_service(Service(super::serve_content::Content(session.clone())))
@@ -68,16 +105,11 @@ where
         .add_service(ssh::service(session.clone()))
         .add_service(HealthServer::new(Answers(session)));
     // One connection; it stays open until its other end closes it.
-    let connection = futures_util::StreamExt::chain(
-        futures_util::stream::iter([Ok::<_, io::Error>(Connection(tunnel))]),
-        futures_util::stream::pending(),
-    );
+    let connection = stream::iter([Ok::<_, io::Error>(Connection(tunnel))]).chain(stream::pending());
     let (closed, ended) = tokio::sync::oneshot::channel::<()>();
     let connection = Until { stream: Box::pin(connection), _closed: closed };
-    let serving = async move {
-        let _ = router.serve_with_incoming_shutdown(connection, async { drop(ended.await) }).await;
-    };
-    (outgoing, serving)
+    // How it ended concerns those who asked.
+    let _ = router.serve_with_incoming_shutdown(connection, async { drop(ended.await) }).await;
 }
 
 /// Keeps a sender as long as the stream lives.
@@ -102,7 +134,7 @@ impl<S> tonic::transport::server::Connected for Connection<S> {
     fn connect_info(&self) -> Self::ConnectInfo {}
 }
 
-impl<S: Stream<Item = Result<BytesMessage, Status>> + Unpin> tokio::io::AsyncRead for Connection<S> {
+impl<S: Stream<Item = Result<Bytes, Status>> + Unpin> tokio::io::AsyncRead for Connection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -404,8 +436,7 @@ impl StreamingService<Packet> for TreeCall {
                     _ => None,
                 }
             };
-            use futures_util::StreamExt as _;
-            let end = futures_util::stream::once(end).filter_map(async |end| end);
+            let end = stream::once(end).filter_map(async |end| end);
             let replies = UnboundedReceiverStream::new(replies).map(Ok).chain(end);
             Ok(Response::new(Box::pin(replies) as Replies<Packet>))
         })

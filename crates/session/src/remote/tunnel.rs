@@ -9,11 +9,12 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use futures_util::Stream;
-use proto::moby::buildkit::v1::BytesMessage;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_util::sync::PollSender;
 use tonic::Status;
+
+use super::frames;
 
 /// No message is larger; what is written comes in smaller pieces anyway.
 const CHUNK: usize = 1 << 20;
@@ -23,13 +24,14 @@ const QUEUE: usize = 16;
 /// Bytes both ways.
 pub struct Tunnel<S> {
     incoming: S,
-    /// What the last message holds that is not read yet.
+    /// What came and is not read yet.
     unread: Bytes,
-    outgoing: PollSender<BytesMessage>,
+    outgoing: PollSender<Bytes>,
 }
 
-/// A tunnel, and the messages that it wants to be sent.
-pub fn tunnel<S>(incoming: S) -> (Tunnel<S>, mpsc::Receiver<BytesMessage>) {
+/// A tunnel: what comes in is the bytes that messages carry, wherever one ends; what is to be sent are whole messages as
+/// [`frames`] makes them.
+pub fn tunnel<S>(incoming: S) -> (Tunnel<S>, mpsc::Receiver<Bytes>) {
     let (sender, outgoing) = mpsc::channel(QUEUE);
     (Tunnel { incoming, unread: Bytes::new(), outgoing: PollSender::new(sender) }, outgoing)
 }
@@ -38,11 +40,11 @@ fn gone() -> io::Error {
     io::ErrorKind::BrokenPipe.into()
 }
 
-impl<S: Stream<Item = Result<BytesMessage, Status>> + Unpin> AsyncRead for Tunnel<S> {
+impl<S: Stream<Item = Result<Bytes, Status>> + Unpin> AsyncRead for Tunnel<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         while self.unread.is_empty() {
             match ready!(Pin::new(&mut self.incoming).poll_next(cx)) {
-                Some(Ok(message)) => self.unread = message.data.into(),
+                Some(Ok(bytes)) => self.unread = bytes,
                 Some(Err(status)) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, status))),
                 None => return Poll::Ready(Ok(())),
             }
@@ -55,11 +57,8 @@ impl<S: Stream<Item = Result<BytesMessage, Status>> + Unpin> AsyncRead for Tunne
 }
 
 impl<S: Unpin> AsyncWrite for Tunnel<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.outgoing.poll_reserve(cx)).map_err(|_| gone())?;
-        let data = &buf[..buf.len().min(CHUNK)];
-        self.outgoing.send_item(BytesMessage { data: data.to_vec() }).map_err(|_| gone())?;
-        Poll::Ready(Ok(data.len()))
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -68,13 +67,16 @@ impl<S: Unpin> AsyncWrite for Tunnel<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.outgoing.poll_reserve(cx)).map_err(|_| gone())?;
-        let mut data = Vec::with_capacity(bufs.iter().map(|buf| buf.len()).sum::<usize>().min(CHUNK));
+        let length = bufs.iter().map(|buf| buf.len()).sum::<usize>().min(CHUNK);
+        let mut message = frames::of_bytes(length);
+        let mut left = length;
         for buf in bufs {
-            data.extend_from_slice(&buf[..buf.len().min(CHUNK - data.len())]);
+            let piece = &buf[..buf.len().min(left)];
+            message.extend_from_slice(piece);
+            left -= piece.len();
         }
-        let written = data.len();
-        self.outgoing.send_item(BytesMessage { data }).map_err(|_| gone())?;
-        Poll::Ready(Ok(written))
+        self.outgoing.send_item(message.into()).map_err(|_| gone())?;
+        Poll::Ready(Ok(length))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -93,22 +95,19 @@ impl<S: Unpin> AsyncWrite for Tunnel<S> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio_stream::StreamExt as _;
     use tokio_stream::wrappers::ReceiverStream;
+    use tonic::body::Body;
 
     use super::*;
 
     #[tokio::test]
     async fn bytes_arrive_in_order_and_ends_are_seen() {
-        let (to_b, from_a) = mpsc::channel(1);
-        let (mut b, mut b_out) = tunnel(ReceiverStream::new(from_a));
-        let (mut a, mut a_out) = tunnel(tokio_stream::empty::<Result<BytesMessage, Status>>());
-        tokio::spawn(async move {
-            while let Some(message) = a_out.recv().await {
-                to_b.send(Ok(message)).await.expect("b reads");
-            }
-        });
+        let (a, a_out) = tunnel(tokio_stream::empty::<Result<Bytes, Status>>());
+        let body = frames::body(ReceiverStream::new(a_out));
+        let (mut b, mut b_out) = tunnel(Box::pin(frames::carried(body)));
+        let mut a = a;
         let text: Vec<u8> = (0..3 * CHUNK).map(|i| i as u8).collect();
         let sent = text.clone();
         tokio::spawn(async move {
@@ -120,7 +119,17 @@ mod tests {
         assert!(got == text);
         b.shutdown().await.expect("closed");
         assert!(b_out.recv().await.is_none());
-        let mut nothing = tokio_stream::empty::<()>();
+    }
+
+    #[tokio::test]
+    async fn an_end_inside_of_a_message_is_an_error() {
+        let mut message = frames::of_bytes(5);
+        message.extend_from_slice(b"123");
+        let pieces = tokio_stream::iter([Bytes::from(message)]);
+        let mut carried = Box::pin(frames::carried(frames::body(pieces)));
+        assert_eq!(carried.next().await.expect("a piece").expect("good"), "123");
+        assert!(carried.next().await.expect("an error").is_err());
+        let mut nothing = Box::pin(frames::carried(Body::empty()));
         assert!(nothing.next().await.is_none());
     }
 }
