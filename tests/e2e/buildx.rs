@@ -226,7 +226,8 @@ fn secrets_and_progress_of_buildx() {
     let raw = buildx.run(&format!("--builder b build --progress=rawjson --no-cache {secrets} context"));
     let raw = raw.env("VAR", "louder").succeeds();
     let events: Vec<Value> = raw.stderr.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
-    let all = |key: &str| events.iter().flat_map(|event| event[key].as_array().cloned().unwrap_or_default());
+    let all =
+        |key: &'static str| events.iter().flat_map(move |event| event[key].as_array().cloned().unwrap_or_default());
     let step = all("vertexes").find(|vertex| vertex["name"].as_str().is_some_and(|name| name.contains("RUN ")));
     let digest = step.unwrap_or_else(|| panic!("{events:?}"))["digest"].clone();
     let ended = all("vertexes").any(|vertex| vertex["digest"] == digest && vertex["completed"].is_string());

@@ -1,7 +1,6 @@
 //! What of a client's files goes over the wire, and what sessions a build reads from: by clients that write down what they
 //! send.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -36,8 +35,8 @@ fn op(op: Option<pb::op::Op>, inputs: &[Digest]) -> Vec<u8> {
 }
 
 fn local(name: &str, attrs: &[(&str, &str)]) -> Vec<u8> {
-    let attrs: HashMap<String, String> = attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    op(Some(pb::op::Op::Source(pb::SourceOp { identifier: format!("local://{name}"), attrs })), &[])
+    let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    op(Some(pb::op::Op::Source(pb::SourceOp { identifier: format!("local://{name}"), attrs: attrs.collect() })), &[])
 }
 
 /// All of these trees in one.

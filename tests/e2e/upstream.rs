@@ -26,7 +26,8 @@ impl Upstream {
         symlink("hullworks", kitchen.world.path("buildctl")).unwrap();
         // What was fetched for the tests comes first here: the machine's own may be too old.
         let newer = std::env::var_os("HULLWORKS_TOOLS").map(std::path::PathBuf::from);
-        let dirs = newer.into_iter().chain(std::env::split_paths(&path())).chain(["/usr/sbin".into(), "/sbin".into()]);
+        let path = path();
+        let dirs = newer.into_iter().chain(std::env::split_paths(&path)).chain(["/usr/sbin".into(), "/sbin".into()]);
         let dirs = std::env::join_paths(dirs).unwrap();
         // Images as containerd has them: only so does its BuildKit write archives and caches. Steps get no network that
         // would want the machine's own.
