@@ -13,7 +13,7 @@ use session::local::LocalSession;
 use testkit::image::noise;
 
 use crate::daemon::Served;
-use crate::guest::{Guest, Limited, Most};
+use crate::guest::{Guest, Most};
 use crate::harness::{eventually, is_root};
 use crate::who::Who;
 
@@ -69,71 +69,6 @@ fn exports(guest: &Guest, session: &str, sources: Vec<Vec<u8>>) -> Result<wire::
 fn session(id: &str, dir: &Path, out: &Path) -> LocalSession {
     let session = LocalSession::new(id).with_dir("context", dir);
     session.with_output(session::Output::Directory(out.to_owned()))
-}
-
-/// A build of the Dockerfile of the context; what the client sent for it.
-fn builds(guest: &Guest, joined: &Limited) -> Vec<u8> {
-    drop(joined.take_sent());
-    let request = wire::SolveRequest {
-        session: joined.id.clone(),
-        frontend: "dockerfile.v0".to_owned(),
-        ..wire::SolveRequest::default()
-    };
-    guest.solves(request).unwrap();
-    joined.take_sent()
-}
-
-#[test]
-fn a_second_sync_moves_only_what_changed() {
-    for who in [Who::Root, Who::Single] {
-        let Some(served) = Served::new(who, "") else { continue };
-        let kitchen = &served.kitchen;
-        let content = |n: usize| format!("content-of-{n}-{}\n", "x".repeat(5000));
-        (0..100).for_each(|n| kitchen.file(&format!("d{}/f{n}", n % 7), content(n)));
-        let large = noise(7, 600_000);
-        kitchen.file("large", &large);
-        kitchen.dockerfile("FROM scratch\nCOPY . /\n");
-        let context = kitchen.world.path("context");
-        let with_context =
-            |id: &str| LocalSession::new(id).with_dir("context", &context).with_dir("dockerfile", &context);
-        let first = guest(&served);
-        let joined = first.joins(with_context("first"), Most::ALL);
-        let sent = builds(&first, &joined);
-        assert!((0..100).all(|n| contains(&sent, &format!("content-of-{n}-"))), "{who:?}: {} bytes", sent.len());
-        assert!(sent.len() > large.len() + 500_000, "{who:?}: {} bytes", sent.len());
-        drop(joined);
-        drop(first);
-
-        // Another client, and a daemon that was started again: the same directory.
-        let Served { kitchen, daemon } = served;
-        daemon.signal("TERM");
-        assert_eq!(daemon.ends_soon().code, Some(0));
-        let served = Served::again(kitchen, "");
-        let kitchen = &served.kitchen;
-        let second = guest(&served);
-        let joined = second.joins(with_context("second"), Most::ALL);
-        let nothing = builds(&second, &joined);
-        assert!(!(0..100).any(|n| contains(&nothing, &format!("content-of-{n}-"))), "{who:?}: nothing changed");
-        assert!(nothing.len() < 50_000, "{who:?}: {} bytes for names of 102 files", nothing.len());
-
-        kitchen.file("d3/f3", "changed-content-of-3");
-        kitchen.file("new", "content-of-new");
-        fs::remove_file(kitchen.world.path("context/d4/f4")).unwrap();
-        fs::rename(kitchen.world.path("context/d5/f5"), kitchen.world.path("context/d5/moved")).unwrap();
-        let changes = builds(&second, &joined);
-        for text in ["changed-content-of-3", "content-of-new", "content-of-5-"] {
-            assert!(contains(&changes, text), "{who:?}: {text}");
-        }
-        let others = (0..100).filter(|n| *n != 5).filter(|n| contains(&changes, &format!("content-of-{n}-")));
-        assert_eq!(others.collect::<Vec<_>>(), [3; 0], "{who:?}: they did not change");
-        assert!(changes.len() < 60_000, "{who:?}: {} bytes", changes.len());
-
-        // And it is the directory that comes out.
-        served.build("--output type=local,dest=out").succeeds();
-        let diff = kitchen.world.run("diff").args(["--recursive", "context", "out"]).ends();
-        assert_eq!(diff.code, Some(0), "{who:?}: {diff:?}");
-        served.ends();
-    }
 }
 
 #[test]
@@ -224,41 +159,6 @@ fn only_what_is_asked_for_is_sent() {
         assert_eq!(links, expected, "{what}");
     }
     drop(guest);
-    served.ends();
-}
-
-#[test]
-fn one_build_reads_from_the_sessions_of_several_clients() {
-    let Some(served) = Served::new(anybody(), "") else { return };
-    let kitchen = &served.kitchen;
-    kitchen.world.write("one/a", "of the first");
-    kitchen.world.write("two/b", "of the second");
-    let [first, second] = [(); 2].map(|()| guest(&served));
-    let (out, other) = (kitchen.world.path("out"), kitchen.world.path("other"));
-    let one = first.joins(session("one", &kitchen.world.path("one"), &out), Most::ALL);
-    let two = second.joins(session("two", &kitchen.world.path("two"), &other), Most::ALL);
-    let sources = || vec![local("context", &[("local.session", "one")]), local("context", &[("local.session", "two")])];
-    exports(&first, "one", sources()).unwrap();
-    let read = |dir: &Path| ["a", "b"].map(|name| fs::read_to_string(dir.join(name)).unwrap_or_default());
-    assert_eq!(read(&out), ["of the first", "of the second"]);
-    assert!(!other.exists(), "the result goes to who asked for it");
-    assert!(contains(&two.take_sent(), "of the second"));
-
-    // One that hangs up is missed by name, and found when it comes again.
-    two.leaves();
-    let gone = || exports(&first, "one", vec![local("context", &[("local.session", "two")])]);
-    let mut said = None;
-    // That it is gone may take a moment to be heard.
-    eventually(|| {
-        said = gone().err();
-        said.is_some()
-    });
-    assert!(said.as_ref().unwrap().message().contains("two"), "{said:?}");
-    kitchen.world.write("two/b", "of the second again");
-    let again = second.joins(session("two", &kitchen.world.path("two"), &other), Most::ALL);
-    eventually(|| exports(&first, "one", sources()).is_ok());
-    assert_eq!(read(&out), ["of the first", "of the second again"]);
-    drop((one, again, first, second));
     served.ends();
 }
 

@@ -31,7 +31,7 @@ pub fn buildx(served: &Served, args: &str) -> Invocation {
 }
 
 /// Puts a program of this machine with its libraries into the context, below `root`.
-pub fn pack(kitchen: &Kitchen, program: &str) {
+fn pack(kitchen: &Kitchen, program: &str) {
     let listed = Command::new("ldd").arg(program).output().unwrap();
     let text = String::from_utf8(listed.stdout).unwrap();
     let libraries = text.split_whitespace().filter(|word| word.starts_with('/'));

@@ -13,7 +13,6 @@ use session::local::LocalSession;
 use session::remote::{MAX_MESSAGE, serve};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -45,7 +44,6 @@ pub struct Limited {
     pub id: String,
     reached: watch::Receiver<bool>,
     sent: Arc<Mutex<Vec<u8>>>,
-    serving: JoinHandle<()>,
 }
 
 impl Guest {
@@ -120,7 +118,7 @@ impl Guest {
             metadata.append("x-docker-expose-session-grpc-method", tonic::metadata::MetadataValue::from_static(method));
         }
         let mut control = self.control();
-        let serving = self.runtime.as_ref().unwrap().spawn(async move {
+        self.runtime.as_ref().unwrap().spawn(async move {
             let incoming = control.session(request).await.unwrap().into_inner();
             let stalled = tell.clone();
             let incoming = incoming
@@ -153,7 +151,7 @@ impl Guest {
             };
             tokio::join!(serving, pass_on);
         });
-        Limited { id, reached, sent, serving }
+        Limited { id, reached, sent }
     }
 }
 
@@ -174,10 +172,5 @@ impl Limited {
     /// Takes what it sent since the last look, as far as that is kept.
     pub fn take_sent(&self) -> Vec<u8> {
         std::mem::take(&mut self.sent.lock().unwrap())
-    }
-
-    /// Hangs up; the connection of its client stays.
-    pub fn leaves(self) {
-        self.serving.abort();
     }
 }

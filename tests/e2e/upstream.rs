@@ -1,4 +1,4 @@
-//! BuildKit itself, as dockerd has it built in: our client with its daemon, and caches that either made, read by the other.
+//! BuildKit itself, as dockerd has it built in: our client with its daemon.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::harness::{Invocation, Running, or_skip, path, tools};
-use crate::kitchen::{Kitchen, steps};
+use crate::kitchen::Kitchen;
 use crate::who::Who;
 
 /// dockerd, and its BuildKit behind a socket.
@@ -149,62 +149,5 @@ fn our_client_builds_by_buildkit_s_daemon() {
     assert!(!upstream.buildctl("du").succeeds().text().contains("Total:\t\t0B"));
     upstream.buildctl("prune --all").succeeds();
     assert!(upstream.buildctl("du").succeeds().text().contains("Total:\t\t0B"));
-    upstream.ends();
-}
-
-/// What a step writes differs each time that it runs: who has the same had it from a cache.
-#[test]
-fn caches_are_read_by_buildkit_and_by_us_whoever_made_them() {
-    let Some(upstream) = Upstream::new() else { return };
-    let kitchen = &upstream.kitchen;
-    let host = kitchen.registry.host();
-    let all = [
-        "COPY --from=maker /b /",
-        "COPY a /",
-        "RUN --network=none cat /a /proc/sys/kernel/random/uuid > /b",
-        "RUN --network=none cat /b /proc/sys/kernel/random/uuid > /c",
-    ];
-    let busybox = format!("{host}/library/busybox");
-    let dockerfile =
-        format!("FROM {busybox} AS maker\n{}\n{}\nFROM {busybox}\n{}\n{}\n", all[1], all[2], all[0], all[3]);
-    kitchen.dockerfile(&dockerfile);
-    let is_cached = |ended: &crate::harness::Ended, what: &str| {
-        assert_eq!(steps(ended).1, all, "{what}: {ended:?}");
-    };
-
-    // Ours, by BuildKit.
-    kitchen.file("a", "ours\n");
-    let line = format!(
-        "--cache-to type=registry,ref={host}/ours/max,mode=max --cache-to type=registry,ref={host}/ours/min \
-         --cache-to type=registry,ref={host}/ours/index,mode=max,image-manifest=false,compression=zstd \
-         --cache-to type=local,dest=cache,mode=max --cache-to type=inline --output type=image,name={host}/ours/image,push=true"
-    );
-    kitchen.build(&line).succeeds();
-    kitchen.build("--output ours").succeeds();
-    let ours = upstream.read("ours/c");
-    let places = ["max", "min", "index", "image"].map(|name| format!("type=registry,ref={host}/ours/{name}"));
-    for place in places.into_iter().chain(["type=local,src=cache".to_owned()]) {
-        upstream.buildctl("prune --all").succeeds();
-        let ended = upstream.build(&format!("--import-cache {place} --output type=local,dest=by-them")).succeeds();
-        is_cached(&ended, &place);
-        assert_eq!(upstream.read("by-them/c"), ours, "{place}");
-    }
-
-    // BuildKit's, by us.
-    kitchen.file("a", "theirs\n");
-    let line = format!(
-        "--export-cache type=registry,ref={host}/theirs/max,mode=max --export-cache type=registry,ref={host}/theirs/min \
-         --export-cache type=local,dest=their-cache,mode=max --export-cache type=inline \
-         --output type=image,name={host}/theirs/image,push=true --output type=local,dest=theirs"
-    );
-    upstream.build(&line).succeeds();
-    let theirs = upstream.read("theirs/c");
-    assert_ne!(theirs, ours);
-    let places = ["max", "min", "image"].map(|name| format!("type=registry,ref={host}/theirs/{name}"));
-    for (n, place) in places.into_iter().chain(["type=local,src=their-cache".to_owned()]).enumerate() {
-        let line = format!("--cache-from {place} --output by-us{n}");
-        is_cached(&kitchen.build_on(&format!("state{n}"), &line).succeeds(), &place);
-        assert_eq!(upstream.read(&format!("by-us{n}/c")), theirs, "{place}");
-    }
     upstream.ends();
 }
