@@ -1,8 +1,8 @@
 //! Clients of a daemon that speak its protocol themselves, to do what no real client does.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
@@ -31,10 +31,19 @@ pub struct Most {
     pub written: usize,
 }
 
+impl Most {
+    /// All that there is.
+    pub const ALL: Most = Most { read: usize::MAX, written: usize::MAX };
+}
+
+/// How much of what a session sends is kept.
+const KEPT: usize = 4 << 20;
+
 /// A session that has such a limit, and when that was reached.
 pub struct Limited {
     pub id: String,
     reached: watch::Receiver<bool>,
+    sent: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Guest {
@@ -97,6 +106,8 @@ impl Guest {
         let (tell, reached) = watch::channel(false);
         let (read, written) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let tell = Arc::new(tell);
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let kept = sent.clone();
         let (queue, messages) = mpsc::channel(1);
         let mut request = tonic::Request::new(ReceiverStream::new(messages));
         let metadata = request.metadata_mut();
@@ -124,6 +135,11 @@ impl Guest {
             let pass_on = async {
                 while let Some(message) = outgoing.recv().await {
                     let size = message.data.len();
+                    {
+                        let mut kept = kept.lock().unwrap();
+                        let room = KEPT - kept.len();
+                        kept.extend_from_slice(&message.data[..size.min(room)]);
+                    }
                     if written.fetch_add(size, Ordering::Relaxed) + size >= most.written || *tell.borrow() {
                         tell.send_replace(true);
                         std::future::pending::<()>().await;
@@ -135,7 +151,7 @@ impl Guest {
             };
             tokio::join!(serving, pass_on);
         });
-        Limited { id, reached }
+        Limited { id, reached, sent }
     }
 }
 
@@ -151,5 +167,10 @@ impl Limited {
     /// Waits until the client does no more.
     pub async fn reached(&mut self) {
         self.reached.wait_for(|reached| *reached).await.unwrap();
+    }
+
+    /// Takes what it sent since the last look, as far as that is kept.
+    pub fn take_sent(&self) -> Vec<u8> {
+        std::mem::take(&mut self.sent.lock().unwrap())
     }
 }

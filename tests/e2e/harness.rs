@@ -75,7 +75,7 @@ pub fn has_tool(name: &str) -> bool {
 
 /// Where programs are: on this machine, then among those that were only fetched for the tests. They join here and not
 /// for all of cargo, which would build what depends on PATH again.
-fn path() -> OsString {
+pub fn path() -> OsString {
     let mut dirs: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
     dirs.extend(std::env::var_os("HULLWORKS_TOOLS").map(PathBuf::from));
     std::env::join_paths(dirs).unwrap()
@@ -382,14 +382,25 @@ impl Running {
 
     /// Waits until standard error says so.
     #[track_caller]
-    pub fn waits_until(&self, what: &str, mut is_said: impl FnMut(&str) -> bool) {
-        let said = || String::from_utf8_lossy(&self.stderr.bytes.lock().unwrap()).into_owned();
+    pub fn waits_until(&self, what: &str, is_said: impl FnMut(&str) -> bool) {
+        assert!(self.says_or_ends(is_said), "`{what}` was never said: {}", self.said());
+    }
+
+    /// Waits until standard error says so; false: it has none any more, and did not.
+    #[track_caller]
+    pub fn says_or_ends(&self, mut is_said: impl FnMut(&str) -> bool) -> bool {
+        let mut found = false;
         eventually(|| {
             let over = self.stderr.thread.is_finished();
-            let is_said = is_said(&said());
-            assert!(is_said || !over, "`{what}` was never said: {}", said());
-            is_said
+            found = is_said(&self.said());
+            found || over
         });
+        found
+    }
+
+    /// What it wrote to standard error so far.
+    pub fn said(&self) -> String {
+        String::from_utf8_lossy(&self.stderr.bytes.lock().unwrap()).into_owned()
     }
 
     /// Waits until standard output has this text.

@@ -1,0 +1,207 @@
+//! What of a client's files goes over the wire, and what sessions a build reads from: by clients that write down what they
+//! send.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use base::Digest;
+use proto::Message as _;
+use proto::moby::buildkit::v1 as wire;
+use proto::pb;
+use session::local::LocalSession;
+use testkit::image::noise;
+
+use crate::daemon::Served;
+use crate::guest::{Guest, Most};
+use crate::harness::{eventually, is_root};
+use crate::who::Who;
+
+fn anybody() -> Who {
+    if is_root() { Who::Root } else { Who::Single }
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+fn guest(served: &Served) -> Guest {
+    Guest::new(&served.kitchen.world.path("b.sock"))
+}
+
+fn op(op: Option<pb::op::Op>, inputs: &[Digest]) -> Vec<u8> {
+    let inputs = inputs.iter().map(|digest| pb::Input { digest: digest.to_string(), index: 0 }).collect();
+    pb::Op { inputs, op, ..pb::Op::default() }.encode_to_vec()
+}
+
+fn local(name: &str, attrs: &[(&str, &str)]) -> Vec<u8> {
+    let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    op(Some(pb::op::Op::Source(pb::SourceOp { identifier: format!("local://{name}"), attrs: attrs.collect() })), &[])
+}
+
+/// All of these trees in one.
+fn merged(sources: Vec<Vec<u8>>) -> pb::Definition {
+    let inputs: Vec<Digest> = sources.iter().map(Digest::of).collect();
+    let mut def = sources;
+    let last = match inputs.as_slice() {
+        [one] => *one,
+        several => {
+            let inputs = (0..several.len() as i64).map(|input| pb::MergeInput { input }).collect();
+            let merge = op(Some(pb::op::Op::Merge(pb::MergeOp { inputs })), several);
+            def.push(merge.clone());
+            Digest::of(&merge)
+        }
+    };
+    def.push(op(None, &[last]));
+    pb::Definition { def, ..pb::Definition::default() }
+}
+
+/// Builds what is made of local directories, into a directory of the client's that must be empty.
+fn exports(guest: &Guest, session: &str, sources: Vec<Vec<u8>>) -> Result<wire::SolveResponse, tonic::Status> {
+    guest.solves(wire::SolveRequest {
+        session: session.to_owned(),
+        definition: Some(merged(sources)),
+        exporters: vec![wire::Exporter { r#type: "local".to_owned(), ..wire::Exporter::default() }],
+        ..wire::SolveRequest::default()
+    })
+}
+
+fn session(id: &str, dir: &Path, out: &Path) -> LocalSession {
+    let session = LocalSession::new(id).with_dir("context", dir);
+    session.with_output(session::Output::Directory(out.to_owned()))
+}
+
+#[test]
+fn files_are_compared_as_the_source_says() {
+    let Some(served) = Served::new(anybody(), "") else { return };
+    let kitchen = &served.kitchen;
+    let guest = guest(&served);
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_500_000_000);
+    // Same length, same time, another content: only who looks at the bytes sees it.
+    let write = |text: &str| {
+        kitchen.file("file", text);
+        let file = fs::File::options().write(true).open(kitchen.world.path("context/file")).unwrap();
+        file.set_modified(at).unwrap();
+    };
+    for (differ, sees) in [("metadata", false), ("", false), ("none", true)] {
+        for (n, text) in ["text-one", "text-two"].into_iter().enumerate() {
+            write(text);
+            let out = kitchen.world.path(format!("out-{differ}-{n}"));
+            let id = session::random_id();
+            let joined = guest.joins(session(&id, &kitchen.world.path("context"), &out), Most::ALL);
+            let hint = format!("of-{differ}");
+            let attrs = [("local.differ", differ), ("local.sharedkeyhint", hint.as_str())];
+            exports(&guest, &id, vec![local("context", &attrs)]).unwrap();
+            let sent = contains(&joined.take_sent(), text);
+            let seen = fs::read_to_string(out.join("file")).unwrap();
+            let expected = if n == 0 || sees { (true, text) } else { (false, "text-one") };
+            assert_eq!((sent, seen.as_str()), expected, "`{differ}`, {n}");
+        }
+    }
+    let id = session::random_id();
+    let joined = guest.joins(session(&id, &kitchen.world.path("context"), &kitchen.world.path("x")), Most::ALL);
+    let refused = exports(&guest, &id, vec![local("context", &[("local.differ", "guess")])]).unwrap_err();
+    assert!(refused.message().contains("`guess` is not a way to compare files"), "{refused:?}");
+    drop((joined, guest));
+    served.ends();
+}
+
+#[test]
+fn only_what_is_asked_for_is_sent() {
+    let Some(served) = Served::new(anybody(), "") else { return };
+    let kitchen = &served.kitchen;
+    let guest = guest(&served);
+    for name in ["a/b/target", "a/b/other", "c/kept.txt", "c/left.log", "d"] {
+        kitchen.file(name, format!("content of {name}"));
+    }
+    let context = kitchen.world.path("context");
+    std::os::unix::fs::symlink("a/b/target", context.join("link")).unwrap();
+    std::os::unix::fs::symlink("link", context.join("chain")).unwrap();
+    let all = ["a/b/target", "a/b/other", "c/kept.txt", "c/left.log", "d"];
+    let cases: [(&str, &[(&str, &str)], &[&str]); 4] = [
+        ("follows", &[("local.followpaths", r#"["chain"]"#)], &["a/b/target"]),
+        ("includes", &[("local.includepattern", r#"["c", "d"]"#)], &["c/kept.txt", "c/left.log", "d"]),
+        (
+            "excludes",
+            &[("local.excludepatterns", r#"["**/*.log", "a", "!a/b/other"]"#)],
+            &["a/b/other", "c/kept.txt", "d"],
+        ),
+        (
+            "both",
+            &[
+                ("local.includepattern", r#"["c"]"#),
+                ("local.followpaths", r#"["link"]"#),
+                ("local.excludepatterns", r#"["c/left*"]"#),
+            ],
+            &["a/b/target", "c/kept.txt"],
+        ),
+    ];
+    for (what, attrs, expected) in cases {
+        let out = kitchen.world.path(what);
+        let id = session::random_id();
+        let joined = guest.joins(session(&id, &context, &out), Most::ALL);
+        let hinted: Vec<_> = attrs.iter().copied().chain([("local.sharedkeyhint", what)]).collect();
+        exports(&guest, &id, vec![local("context", &hinted)]).unwrap();
+        let sent = joined.take_sent();
+        for name in all {
+            let wanted = expected.contains(&name);
+            assert_eq!(contains(&sent, &format!("content of {name}")), wanted, "{what}: {name} was sent");
+            assert_eq!(out.join(name).exists(), wanted, "{what}: {name} is there");
+        }
+        // The links that lead there, too, and no others.
+        let links = ["chain", "link"].map(|link| out.join(link).is_symlink());
+        let expected = match what {
+            "follows" => [true, true],
+            "both" => [false, true],
+            "excludes" => [true, true],
+            _ => [false, false],
+        };
+        assert_eq!(links, expected, "{what}");
+    }
+    drop(guest);
+    served.ends();
+}
+
+/// Killed while it takes files in: the next one goes on, and nothing is left of the half.
+#[test]
+fn a_daemon_that_is_killed_while_it_takes_files_begins_again() {
+    for who in [Who::Root, Who::Single] {
+        let Some(served) = Served::new(who, "") else { continue };
+        served.kitchen.file("large", noise(3, 24 << 20));
+        served.kitchen.file("small", "small");
+        served.kitchen.dockerfile("FROM scratch\nCOPY . /\n");
+        let context = served.kitchen.world.path("context");
+        let client = guest(&served);
+        let session = LocalSession::new("half").with_dir("context", &context).with_dir("dockerfile", &context);
+        let mut joined = client.joins(session, Most { read: usize::MAX, written: 8 << 20 });
+        let request = wire::SolveRequest {
+            r#ref: "half".to_owned(),
+            session: joined.id.clone(),
+            frontend: "dockerfile.v0".to_owned(),
+            ..wire::SolveRequest::default()
+        };
+        let mut control = client.control();
+        client.waits(async {
+            tokio::select! {
+                () = joined.reached() => {}
+                solved = control.solve(request) => panic!("{solved:?}"),
+            }
+        });
+        let Served { kitchen, daemon } = served;
+        daemon.kill_after(Duration::ZERO).expect("it served");
+        drop((joined, client));
+        let dir = kitchen.world.path("daemon");
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        assert!(!mounts.contains(dir.to_str().unwrap()), "{mounts}");
+
+        let served = Served::again(kitchen, "");
+        served.build("--output type=local,dest=out").succeeds();
+        let diff = served.kitchen.world.run("diff").args(["--recursive", "context", "out"]).ends();
+        assert_eq!(diff.code, Some(0), "{who:?}: {diff:?}");
+        let used = || served.buildctl("du --filter inuse --format json").succeeds().text();
+        eventually(|| used() == "[]\n");
+        served.buildctl("prune --all").succeeds();
+        assert!(served.buildctl("du").succeeds().text().contains("Total:\t\t0B"));
+        served.ends();
+    }
+}
