@@ -12,7 +12,7 @@ use proto::Message as _;
 use proto::moby::buildkit::v1 as wire;
 use proto::moby::buildkit::v1::control_client::ControlClient;
 use session::remote::serve;
-use tonic::Status;
+use tonic::{Request, Status};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 
