@@ -52,6 +52,7 @@ impl wire::control_server::Control for Control {
         let shared = self.0.clone();
         // A task of its own: it winds up in good order, whatever becomes of the call.
         let solving = tokio::spawn(async move {
+            let session = request.session.clone();
             let solved = solve(&shared, request, &running.build).await;
             if let Some(recording) = recording {
                 recording.complete(running.build.clone(), trace, &solved).await;
@@ -60,6 +61,7 @@ impl wire::control_server::Control for Control {
                 let error = solved.as_ref().err().map(ToString::to_string);
                 trace.end(&running.build, error.as_deref());
             }
+            shared.sessions.settle(&session).await;
             solved
         });
         let solved = solving.await.map_err(|error| Status::internal(error.to_string()))?;

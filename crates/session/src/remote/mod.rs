@@ -20,6 +20,7 @@ pub mod tunnel;
 mod upload;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub struct RemoteSession {
     methods: HashSet<String>,
     channel: Channel,
     closed: CancellationToken,
+    /// Whether it ever answered anything.
+    has_answered: AtomicBool,
 }
 
 /// The clients that are connected.
@@ -98,6 +101,7 @@ impl Sessions {
             methods,
             channel,
             closed: closed.clone(),
+            has_answered: AtomicBool::new(false),
         });
         {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -117,6 +121,14 @@ impl Sessions {
             }
         });
         Ok(outgoing)
+    }
+
+    /// Before a client with that id is told that its build has ended: waits until it has read what was sent to it.
+    pub async fn settle(&self, id: &str) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
+        if let Some(session) = known {
+            health::settle(&session).await;
+        }
     }
 
     /// The client with that id; waits a moment for one that is about to connect.
