@@ -48,5 +48,6 @@ mod repositories;
 mod smoke;
 mod sources;
 mod steps;
+mod tokens;
 mod traces;
 mod trees;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use base::progress::Sink;
 use base::{Digest, Fault, Platform, Secret};
-use registry::{Credential, CredentialSource};
+use registry::{Credential, CredentialSource, FetchedToken, TokenRequest};
 use session::{Credentials, SharedSession};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
@@ -340,6 +340,16 @@ impl CredentialSource for SessionCredentials {
             Credentials::Refresh(token) => Credential::Refresh(token),
             Credentials::Bearer(token) => Credential::Bearer(token),
         }))
+    }
+
+    async fn token_authority(&self, host: &str) -> Result<Option<Digest>, registry::BoxError> {
+        Ok(self.0.token_authority(host).await?)
+    }
+
+    async fn fetch_token(&self, request: &TokenRequest) -> Result<FetchedToken, registry::BoxError> {
+        let TokenRequest { client_id, host, realm, service, scopes } = request.clone();
+        let token = self.0.fetch_token(session::TokenRequest { client_id, host, realm, service, scopes }).await?;
+        Ok(FetchedToken { value: token.value, lifetime: token.lifetime })
     }
 }
 

@@ -11,7 +11,7 @@ use engine::{Frontend, SolveRequest, SolveResponse};
 use proto::Message as _;
 use proto::moby::buildkit::v1 as wire;
 use proto::moby::buildkit::v1::control_client::ControlClient;
-use session::remote::serve;
+use session::remote::{Tokens, serve};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -52,21 +52,32 @@ fn stack(detail: &proto::protobuf::Any) -> Option<String> {
 }
 
 /// Solves a request by a daemon. The build belongs to the trace that the environment names, or to one of its own.
-pub async fn solve(channel: Channel, request: SolveRequest, environment: &Environment) -> Result<SolveResponse, Fault> {
+/// Without `tokens` it is the daemon that logs in to registries, by our credentials.
+pub async fn solve(
+    channel: Channel,
+    request: SolveRequest,
+    tokens: Option<Arc<dyn Tokens>>,
+    environment: &Environment,
+) -> Result<SolveResponse, Fault> {
     let caller = Caller::begin(environment.get("TRACEPARENT"));
-    let solved = solve_for(channel.clone(), request, &caller.header()).await;
+    let solved = solve_for(channel.clone(), request, tokens, &caller.header()).await;
     let error = solved.as_ref().err().map(Fault::cause);
     caller.end("build", error, channel, |name| environment.get(name).map(str::to_owned)).await;
     solved
 }
 
-async fn solve_for(channel: Channel, request: SolveRequest, trace: &str) -> Result<SolveResponse, Fault> {
+async fn solve_for(
+    channel: Channel,
+    request: SolveRequest,
+    tokens: Option<Arc<dyn Tokens>>,
+    trace: &str,
+) -> Result<SolveResponse, Fault> {
     let control =
         ControlClient::new(channel.clone()).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
     // One name for both: `--ref-file` has it.
     let session = request.session.id().to_owned();
     let reference = session.clone();
-    let answering = tokio::spawn(answer(control.clone(), request.session.clone()));
+    let answering = tokio::spawn(answer(control.clone(), request.session.clone(), tokens));
     let showing = tokio::spawn(show(control.clone(), reference.clone(), request.progress.clone()));
     let cancel = request.cancel.clone();
     let message = wire_request(request, reference, session)?;
@@ -94,7 +105,7 @@ async fn solve_for(channel: Channel, request: SolveRequest, trace: &str) -> Resu
 }
 
 /// Answers what the daemon asks, as long as it wants.
-async fn answer(mut control: ControlClient<Channel>, session: session::SharedSession) {
+async fn answer(mut control: ControlClient<Channel>, session: session::SharedSession, tokens: Option<Arc<dyn Tokens>>) {
     let (queue, messages) = tokio::sync::mpsc::channel(1);
     let mut request = Request::new(ReceiverStream::new(messages));
     let metadata = request.metadata_mut();
@@ -104,14 +115,14 @@ async fn answer(mut control: ControlClient<Channel>, session: session::SharedSes
     if let Ok(key) = shared_key().parse() {
         metadata.insert("x-docker-expose-session-sharedkey", key);
     }
-    for method in serve::METHODS {
+    for method in serve::methods(tokens.is_some()) {
         metadata.append("x-docker-expose-session-grpc-method", tonic::metadata::MetadataValue::from_static(method));
     }
     let incoming = match control.session(request).await {
         Ok(response) => response.into_inner(),
         Err(status) => return tracing::warn!(%status, "the daemon does not take the session"),
     };
-    let (mut outgoing, serving) = serve::serve(session, incoming);
+    let (mut outgoing, serving) = serve::serve(session, tokens, incoming);
     let pass_on = async {
         while let Some(message) = outgoing.recv().await {
             if queue.send(message).await.is_err() {

@@ -12,10 +12,12 @@ mod nearby;
 mod output;
 mod send;
 pub mod serve;
+mod serve_auth;
 mod serve_content;
 pub mod service;
 mod ssh;
 mod sync;
+mod tokens;
 pub mod tunnel;
 mod upload;
 
@@ -42,6 +44,7 @@ use tonic::{Code, Status};
 pub use nearby::Nearby;
 pub use output::Offer;
 pub use send::{Files, wire};
+pub use serve_auth::Tokens;
 pub use sync::{MemoryFiles, Transfer, sent};
 
 use crate::{Credentials, LocalDir, Output, Session, SharedSession, Upload};
@@ -265,13 +268,10 @@ impl Session for Client {
         }
         let mut auth = AuthClient::new(self.0.channel());
         let call = async {
-            let answer =
-                tokio::time::timeout(AUTH_TIMEOUT, auth.credentials(CredentialsRequest { host: host.to_owned() }));
-            match answer.await {
-                Ok(Ok(answer)) => Ok(Some(answer.into_inner())),
-                Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(None),
-                Ok(Err(status)) => Err(status),
-                Err(_) => Err(Status::deadline_exceeded("the client did not answer in time")),
+            match tokens::in_time(auth.credentials(CredentialsRequest { host: host.to_owned() })).await {
+                Ok(answer) => Ok(Some(answer)),
+                Err(status) if status.code() == Code::Unimplemented => Ok(None),
+                Err(status) => Err(status),
             }
         };
         let answer = self.0.ask(&format!("cannot get credentials for `{host}`"), call).await?;
@@ -282,6 +282,14 @@ impl Session for Client {
                 Some(Credentials::Basic { username: answer.username, password: Secret::new(answer.secret) })
             }
         }))
+    }
+
+    async fn token_authority(&self, host: &str) -> Result<Option<base::Digest>, Fault> {
+        tokens::authority(&self.0, host).await
+    }
+
+    async fn fetch_token(&self, request: crate::TokenRequest) -> Result<crate::Token, Fault> {
+        tokens::fetch(&self.0, request).await
     }
 
     async fn content(&self, name: &str) -> Result<Option<Arc<dyn crate::Blobs>>, Fault> {
