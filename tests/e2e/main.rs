@@ -14,6 +14,7 @@ mod machine;
 mod who;
 
 mod apps;
+mod buildx;
 mod cache;
 mod cases;
 mod checks;
