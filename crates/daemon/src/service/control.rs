@@ -228,6 +228,7 @@ async fn solve_by_client(
     };
     let bridge = shared.engine.begin(begin).await?;
     bridge.import(&request.cache_imports)?;
+    shared.engine.send_early(&bridge, &request.exports, &request.cache_exports)?;
     let (returning, returned) = ClientBuild::new(bridge.clone(), client.inputs);
     let returning = Arc::new(returning);
     build.attach(Some(returning.clone()));
