@@ -361,6 +361,8 @@ fn layers_go_to_the_cache_while_later_steps_run() {
     if crate::harness::has_tool("docker-buildx") {
         machine.buildx(&format!("create --name b --driver remote {}", machine.socket)).succeeds();
         let line = format!("--builder b build --progress=plain --cache-to type=registry,ref={host}/c/three,mode=max");
+        // What was made before is no news.
+        kitchen.file("a", "three\n");
         is_sent("c/three", machine.buildx(&format!("{line} context")).starts());
     } else {
         println!("docker-buildx is not asked: it is not there");
