@@ -114,7 +114,7 @@ impl Guest {
         metadata.insert("x-docker-expose-session-uuid", id.parse().unwrap());
         // Who does not answer is soon found out.
         metadata.insert("x-buildkit-session-health-custom-timeout", "1000".parse().unwrap());
-        for method in serve::METHODS {
+        for method in serve::methods(false) {
             metadata.append("x-docker-expose-session-grpc-method", tonic::metadata::MetadataValue::from_static(method));
         }
         let mut control = self.control();
@@ -131,7 +131,7 @@ impl Guest {
                     within
                 })
                 .chain(tokio_stream::pending());
-            let (mut outgoing, serving) = serve::serve(Arc::new(session), Box::pin(incoming));
+            let (mut outgoing, serving) = serve::serve(Arc::new(session), None, Box::pin(incoming));
             let pass_on = async {
                 while let Some(message) = outgoing.recv().await {
                     let size = message.data.len();

@@ -14,6 +14,7 @@ mod machine;
 mod who;
 
 mod apps;
+mod buildx;
 mod cache;
 mod cases;
 mod checks;
@@ -51,6 +52,7 @@ mod repositories;
 mod smoke;
 mod sources;
 mod steps;
+mod tokens;
 mod traces;
 mod trees;
 mod upstream;

@@ -327,3 +327,67 @@ fn daemons_share_caches_by_docker_buildx() {
         other.ends();
     }
 }
+
+/// Blobs that a repository was given.
+fn uploads(kitchen: &Kitchen, repository: &str) -> usize {
+    let path = format!("/v2/{repository}/blobs/uploads/");
+    kitchen
+        .registry
+        .requests()
+        .iter()
+        .filter(|request| request.path.starts_with(&path) && request.status == 201)
+        .count()
+}
+
+#[test]
+fn layers_go_to_the_cache_while_later_steps_run() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = kitchen(who) else { return };
+    let host = kitchen.registry.host();
+    // Two steps end, the third one does not.
+    kitchen.dockerfile("FROM busybox\nCOPY a /\nRUN cat /a > /b\nRUN echo $((1+1)) begun; sleep 1000\n");
+    let is_sent = |name: &str, build: Running| {
+        build.waits_until("that the last step runs", |said| said.contains("2 begun"));
+        eventually(|| uploads(&kitchen, name) == 2);
+        build.signal("INT");
+        let ended = build.ends_soon();
+        assert_ne!(ended.code, Some(0), "{ended:?}");
+        assert!(kitchen.registry.manifest(name, "latest").is_none(), "a build that failed left a cache");
+    };
+    is_sent("c/one", kitchen.build(&format!("--cache-to type=registry,ref={host}/c/one,mode=max")).starts());
+    let machine = Machine::new(&kitchen, "two");
+    let line = format!("--export-cache type=registry,ref={host}/c/two,mode=max");
+    is_sent("c/two", machine.buildctl(&line).starts());
+    if crate::harness::has_tool("docker-buildx") {
+        machine.buildx(&format!("create --name b --driver remote {}", machine.socket)).succeeds();
+        let line = format!("--builder b build --progress=plain --cache-to type=registry,ref={host}/c/three,mode=max");
+        // What was made before is no news.
+        kitchen.file("a", "three\n");
+        is_sent("c/three", machine.buildx(&format!("{line} context")).starts());
+    } else {
+        println!("docker-buildx is not asked: it is not there");
+    }
+    machine.ends();
+
+    // What went ahead is not sent again, and is part of the cache.
+    kitchen.dockerfile("FROM busybox\nCOPY a /\nRUN cat /a > /b\nRUN cat /b > /c\n");
+    kitchen.registry.forget_requests();
+    let line = format!("--cache-to type=registry,ref={host}/c/one,mode=max");
+    kitchen.build_on("other", &line).succeeds().says("exporting cache to registry");
+    let other = kitchen.build_on("third", &format!("--cache-from {host}/c/one --output out")).succeeds();
+    assert!(ran(&other).is_empty(), "{other:?}");
+}
+
+#[test]
+fn the_image_does_not_wait_for_the_cache() {
+    let Some(kitchen) = kitchen(if is_root() { Who::Root } else { Who::Single }) else { return };
+    let host = kitchen.registry.host();
+    // The cache's first blob never arrives.
+    kitchen.registry.fault(Fault::on(Method::POST, "/v2/c/slow/blobs/uploads/", Action::Hang));
+    let line = format!("--cache-to type=registry,ref={host}/c/slow,mode=max -t {host}/c/image:1 --push");
+    let build = kitchen.build(&line).starts();
+    eventually(|| kitchen.registry.manifest("c/image", "1").is_some());
+    build.signal("INT");
+    assert_ne!(build.ends_soon().code, Some(0));
+    assert!(kitchen.registry.manifest("c/slow", "latest").is_none());
+}

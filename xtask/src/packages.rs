@@ -1,5 +1,6 @@
 //! Debian packages that tasks need, installed when they are missing.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,12 +35,31 @@ pub const TESTS: &[&str] = &[
     "zstd",
 ];
 
-/// Packages of a suite that is newer than the machine's, unpacked for the tests and never installed. Tests do without
-/// them where they cannot be had. dockerd has BuildKit built in, and starts containerd; about 50 MB to download.
-pub const NEWER: &[&str] = &["containerd", "crane", "docker-buildx", "docker.io"];
+/// A package of a suite that is newer than the machine's, unpacked for the tests and never installed.
+#[derive(Clone, Copy)]
+pub struct Newer {
+    package: &'static str,
+    suite: &'static str,
+    /// What the names of its programs end with here.
+    suffix: &'static str,
+}
 
-/// Where [`NEWER`] comes from.
-const NEWER_SUITE: &str = "forky";
+/// Tests do without them where they cannot be had.
+pub const NEWER: &[Newer] = &[
+    // dockerd has BuildKit built in, and starts containerd; about 50 MB to download.
+    Newer { package: "containerd", suite: "forky", suffix: "" },
+    Newer { package: "crane", suite: "forky", suffix: "" },
+    Newer { package: "docker-buildx", suite: "forky", suffix: "" },
+    Newer { package: "docker.io", suite: "forky", suffix: "" },
+    // Two years older, and what machines of that suite have.
+    Newer { package: "docker-buildx", suite: "trixie", suffix: "-trixie" },
+];
+
+impl Newer {
+    fn name(self) -> String {
+        format!("{}{}", self.package, self.suffix)
+    }
+}
 
 /// Debian's keys, whatever the machine trusts besides.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -63,47 +83,52 @@ pub fn ensure(wanted: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks packages of a newer suite below the target directory and answers the directory of their programs. The machine's
+/// Unpacks packages of newer suites below the target directory and answers the directory of their programs. The machine's
 /// own packages and sources stay as they are: apt gets directories of its own. What cannot be had is said and left out:
 /// the tests that want it are skipped.
-pub fn unpack_newer(wanted: &[&str]) -> Result<PathBuf> {
+pub fn unpack_newer(wanted: &[Newer]) -> Result<PathBuf> {
     let dir = target_dir().join("debian");
     let programs = dir.join("bin");
     fs::create_dir_all(&programs).with_context(|| format!("make {}", programs.display()))?;
     let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
-    let missing: Vec<&str> = wanted.iter().copied().filter(|package| !dir.join(package).is_dir()).collect();
-    if !missing.is_empty()
-        && let Err(error) = fetch_newer(&dir, &missing)
-    {
-        println!("xtask: goes on without `{}` of Debian {NEWER_SUITE}: {error:#}", missing.join("`, `"));
+    let missing: Vec<Newer> = wanted.iter().copied().filter(|newer| !dir.join(newer.name()).is_dir()).collect();
+    let suites: BTreeSet<&str> = missing.iter().map(|newer| newer.suite).collect();
+    for suite in suites {
+        let of_suite: Vec<Newer> = missing.iter().copied().filter(|newer| newer.suite == suite).collect();
+        if let Err(error) = fetch_newer(&dir, suite, &of_suite) {
+            let packages: Vec<_> = of_suite.iter().map(|newer| newer.package).collect();
+            println!("xtask: goes on without `{}` of Debian {suite}: {error:#}", packages.join("`, `"));
+        }
     }
     let programs = dir.join("bin");
-    for package in wanted {
-        link_programs(&dir.join(package), &programs)?;
+    for newer in wanted {
+        link_programs(&dir.join(newer.name()), newer.suffix, &programs)?;
     }
     Ok(programs)
 }
 
 /// Each package on its own: the suite may have one and not the other.
-fn fetch_newer(dir: &Path, packages: &[&str]) -> Result<()> {
-    let apt = PrivateApt::new(dir.join("apt"))?;
+fn fetch_newer(dir: &Path, suite: &str, packages: &[Newer]) -> Result<()> {
+    let apt = PrivateApt::new(dir.join("apt"), suite)?;
     run(&mut apt.get("update"))?;
     let mut failed = Ok(());
-    for package in packages {
-        let unpacked = apt.unpack(package, &dir.join(package));
-        failed = failed.and(unpacked.with_context(|| format!("`{package}`")));
+    for newer in packages {
+        let unpacked = apt.unpack(newer.package, &dir.join(newer.name()));
+        failed = failed.and(unpacked.with_context(|| format!("`{}`", newer.package)));
     }
     remove(&apt.dir)?;
     failed
 }
 
 /// Links what a package has to start, docker's plugins included.
-fn link_programs(package: &Path, into: &Path) -> Result<()> {
+fn link_programs(package: &Path, suffix: &str, into: &Path) -> Result<()> {
     for place in ["usr/bin", "usr/sbin", "usr/libexec/docker/cli-plugins"] {
         let Ok(entries) = fs::read_dir(package.join(place)) else { continue };
         for entry in entries {
             let program = entry.with_context(|| format!("list {}", package.display()))?.path();
-            let link = into.join(program.file_name().context("a program has a name")?);
+            let mut name = program.file_name().context("a program has a name")?.to_owned();
+            name.push(suffix);
+            let link = into.join(name);
             // One that leads elsewhere, or nowhere, is of a target directory that was moved.
             if fs::read_link(&link).is_ok_and(|target| target == program) {
                 continue;
@@ -132,14 +157,14 @@ struct PrivateApt {
 
 impl PrivateApt {
     /// From nothing: an earlier run may have ended in the middle of anything.
-    fn new(dir: PathBuf) -> Result<PrivateApt> {
+    fn new(dir: PathBuf, suite: &str) -> Result<PrivateApt> {
         let mirror = mirror()?;
         remove(&dir)?;
         for folder in ["lists/partial", "archives/partial", "sources.list.d"] {
             let folder = dir.join(folder);
             fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         }
-        let source = format!("deb [signed-by={KEYRING}] {mirror} {NEWER_SUITE} main\n");
+        let source = format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
         fs::write(dir.join("sources.list"), source).with_context(|| format!("write to {}", dir.display()))?;
         Ok(PrivateApt { dir })
     }
@@ -235,7 +260,7 @@ mod tests {
         std::os::unix::fs::symlink("/dev/null", bin.join("moved")).expect("linked");
         // The second time nothing is left to do.
         for _ in 0..2 {
-            link_programs(&package, &bin).expect("linked");
+            link_programs(&package, "", &bin).expect("linked");
             for program in programs.map(|program| package.join(program)) {
                 let link = bin.join(program.file_name().expect("it has one"));
                 assert_eq!(fs::read_link(&link).expect("a link"), program);

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use base::progress::{Event, Sink, Warning};
+use base::progress::{Discard, Event, Sink, Warning};
 use base::report::{Label, Running, Tasks};
 use base::{ByteSize, Cancel, Fault};
 use export::{BuildResult, Exporter, PlatformResult};
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bridge::Bridge;
 use crate::cache;
+use crate::cache::early::Early;
 use crate::cache::export::{CacheExports, chain};
 use crate::cache::inline::Records;
 use crate::core::{Core, blocking, store_fault};
@@ -314,6 +315,9 @@ impl Engine {
         });
         let bridge = bridge.await?;
         bridge.import(&request.cache_imports)?;
+        if !is_question(&options) {
+            self.send_early(&bridge, &request.exports, &request.cache_exports)?;
+        }
         let result = bridge.solve(request.frontend).await?;
         if is_question(&options) {
             return Ok(SolveResponse { answer: result.metadata, ..SolveResponse::default() });
@@ -329,6 +333,16 @@ impl Engine {
         let job = Job::new(begin.session, begin.progress, begin.cancel, begin.entitlements, policies);
         let job = Arc::new(self.driver.begin(Arc::new(job)).await?);
         Ok(Bridge { core: self.core.clone(), job, has_dockerfile: self.has_dockerfile })
+    }
+
+    /// Has caches that get all steps get their layers while later steps run. It is said before the first step.
+    pub fn send_early(&self, bridge: &Bridge, exports: &[ExportRequest], caches: &[CacheOptions]) -> Result<(), Fault> {
+        let (exporters, caches) = (exporters(exports)?, CacheExports::read(caches)?);
+        let job = &bridge.job.job;
+        let nowhere = || Tasks::new(Arc::new(Discard), Label::phase("sending layers ahead").digest);
+        let early = Early::start(job, &caches, &exporters, |cancel| self.context(job, nowhere(), cancel));
+        *bridge.job.early.lock().unwrap_or_else(PoisonError::into_inner) = early;
+        Ok(())
     }
 
     /// Makes a result and does with it what `exports` say; several run one after another, caches beside them. `options` are
@@ -430,7 +444,17 @@ impl Engine {
         if caches.is_empty() {
             return exporting.await;
         }
-        let writing = caches.write(&self.core, &job.job, &keys, |running, cancel| self.context(job, running, cancel));
+        let early = job.early.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let writing = async {
+            if let Some(early) = early {
+                tokio::select! {
+                    () = early.finish() => {}
+                    () = job.job.cancel.cancelled() => {}
+                }
+            }
+            let context = |running: &Running, cancel| self.context(&job.job, running.tasks(), cancel);
+            caches.write(&self.core, &job.job, &keys, context).await
+        };
         // The image does not wait for the cache, and one that failed needs none.
         let (mut response, answers) = match select(pin!(exporting), pin!(writing)).await {
             Either::Left((exported, writing)) => (exported?, writing.await),
@@ -459,7 +483,7 @@ impl Engine {
             let running = Running::start(job.job.sink.clone(), &Label::phase(exporter.title()));
             let exporter = exporter.with_default_epoch(epoch).with_chosen_name(made.image_name());
             let cancel = Cancel::new();
-            let context = self.context(job, &running, cancel.clone());
+            let context = self.context(&job.job, running.tasks(), cancel.clone());
             let exported = tokio::select! {
                 exported = exporter.export(&context, result, output) => exported,
                 () = job.job.cancel.cancelled() => {
@@ -474,13 +498,13 @@ impl Engine {
         Ok(response)
     }
 
-    fn context(&self, job: &JobHandle, running: &Running, cancel: Cancel) -> export::Context {
+    fn context(&self, job: &Arc<Job>, tasks: Tasks, cancel: Cancel) -> export::Context {
         export::Context {
             store: self.core.store.clone(),
             registry: self.core.images.client.clone(),
-            credentials: job.job.credentials(),
-            lazy: Arc::new(LazyLayers { core: self.core.clone(), job: job.job.clone(), tasks: running.tasks() }),
-            tasks: running.tasks(),
+            credentials: job.credentials(),
+            lazy: Arc::new(LazyLayers { core: self.core.clone(), job: job.clone(), tasks: tasks.clone() }),
+            tasks,
             cancel,
             unfinished: self.core.threads.clone(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),

@@ -6,8 +6,8 @@
 use std::any::Any;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base::progress::Event as Progress;
@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache;
+use crate::cache::early::Early;
 use crate::cache::import::ReadCache;
 use crate::core::{Core, blocking};
 use crate::job::Job;
@@ -91,6 +92,8 @@ pub(crate) struct JobHandle {
     driver: Driver,
     id: JobId,
     pub(crate) job: Arc<Job>,
+    /// What sends layers to caches while steps run.
+    pub(crate) early: Mutex<Option<Early>>,
 }
 
 impl Driver {
@@ -117,7 +120,7 @@ impl Driver {
         let (reply, begun) = oneshot::channel();
         self.send(Message::Begin { job: job.clone(), reply });
         let id = begun.await.map_err(|_| stopped())?;
-        Ok(JobHandle { driver: self.clone(), id, job })
+        Ok(JobHandle { driver: self.clone(), id, job, early: Mutex::default() })
     }
 
     /// Waits until nothing is under way, saving to the cache included, but not longer than this. Answers what still is.
@@ -464,8 +467,14 @@ impl Owner {
                 let Some(ctx) = self.context(id, &vertex) else {
                     return self.solver.handle(Event::Exec(id, Err(Stopped::Cancelled)));
                 };
+                let is_kept = vertex.export_cache != Some(false) && !ctx.op.is_source();
                 self.spawn(id, ctx, Event::Exec, move |ctx| async move {
                     let trees = ops::run(&ctx, &inputs).await?;
+                    for tree in trees.iter().filter(|_| is_kept) {
+                        if let Tree::Snapshot(hold) = tree {
+                            ctx.jobs.iter().for_each(|job| job.has_made(hold));
+                        }
+                    }
                     Ok(trees.into_iter().map(|tree| output(&ctx.core, tree)).collect())
                 });
             }

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use base::progress::Sink;
 use base::{Digest, Fault, Platform, Secret};
-use registry::{Credential, CredentialSource};
+use registry::{Credential, CredentialSource, FetchedToken, TokenRequest};
 use session::{Credentials, SharedSession};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Entitlement;
@@ -49,6 +49,8 @@ pub(crate) struct Job {
     given_up: Mutex<GivenUp>,
     /// Cache mounts that are retired for steps of this build, and whether they stand on something. Whoever comes second waits.
     retired_mounts: Mutex<HashMap<CacheMountName, Once>>,
+    /// Who wants to know what steps made, as soon as they have.
+    made: Mutex<Option<mpsc::UnboundedSender<Arc<store::Hold>>>>,
     /// Its client looks into what failed.
     wants_wrecks: AtomicBool,
     /// How often the client's directories were found to be others than those that were read first.
@@ -92,11 +94,28 @@ impl Job {
             imports: Mutex::default(),
             given_up: Mutex::default(),
             retired_mounts: Mutex::default(),
+            made: Mutex::default(),
             wants_wrecks: AtomicBool::new(false),
             reading: AtomicU32::new(0),
             originals: Mutex::default(),
             converted: Mutex::default(),
             policies,
+        }
+    }
+
+    /// What steps make from now on. One may listen.
+    pub(crate) fn tell_made(&self) -> mpsc::UnboundedReceiver<Arc<store::Hold>> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
+    /// A step made this.
+    pub(crate) fn has_made(&self, hold: &Arc<store::Hold>) {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nothing is held for who does not listen any more.
+        if made.as_ref().is_some_and(|made| made.send(hold.clone()).is_err()) {
+            *made = None;
         }
     }
 
@@ -340,6 +359,16 @@ impl CredentialSource for SessionCredentials {
             Credentials::Refresh(token) => Credential::Refresh(token),
             Credentials::Bearer(token) => Credential::Bearer(token),
         }))
+    }
+
+    async fn token_authority(&self, host: &str) -> Result<Option<Digest>, registry::BoxError> {
+        Ok(self.0.token_authority(host).await?)
+    }
+
+    async fn fetch_token(&self, request: &TokenRequest) -> Result<FetchedToken, registry::BoxError> {
+        let TokenRequest { client_id, host, realm, service, scopes } = request.clone();
+        let token = self.0.fetch_token(session::TokenRequest { client_id, host, realm, service, scopes }).await?;
+        Ok(FetchedToken { value: token.value, lifetime: token.lifetime })
     }
 }
 

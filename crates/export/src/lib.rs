@@ -117,6 +117,14 @@ pub enum Exporter {
 }
 
 impl Exporter {
+    /// How it wants layers compressed, if it makes any.
+    pub fn compression(&self) -> Option<image::CompressionOptions> {
+        match self {
+            Exporter::Image(image, _) | Exporter::Archive { image, .. } => Some(image.compression),
+            Exporter::Tree { .. } => None,
+        }
+    }
+
     /// Reads an output's type and attributes. Unknown ones are refused by name.
     pub fn read(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Exporter, Fault> {
         Exporter::read_all(kind, attrs).map(|(exporter, _)| exporter)

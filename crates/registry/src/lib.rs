@@ -19,7 +19,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-pub use auth::{Anonymous, BoxError, Credential, CredentialSource};
+pub use auth::{Anonymous, BoxError, Credential, CredentialSource, FetchedToken, TokenRequest, fetch_token};
 pub use client::{Client, Limits};
 pub use config::{Registries, RegistryConfig};
 pub use error::{Answer, Class, Error, Role};

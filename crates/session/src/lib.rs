@@ -39,6 +39,18 @@ pub trait Session: Send + Sync {
     /// The user name and password, or token, for a registry host. None is anonymous.
     async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Fault>;
 
+    /// Whose tokens a registry host gets, where the client fetches them itself and keeps its passwords: a name that nobody
+    /// else can take. None where it does not.
+    async fn token_authority(&self, host: &str) -> Result<Option<Digest>, Fault> {
+        let _ = host;
+        Ok(None)
+    }
+
+    /// A token, fetched by a client that does so.
+    async fn fetch_token(&self, request: TokenRequest) -> Result<Token, Fault> {
+        Err(Fault::new(base::Kind::Internal, format!("the client fetches no tokens for `{}`", request.host)))
+    }
+
     /// The content store that the client offers under `name`, such as an OCI layout of its own. None when it offers none.
     async fn content(&self, name: &str) -> Result<Option<Arc<dyn Blobs>>, Fault>;
 
@@ -155,6 +167,30 @@ pub enum Credentials {
     Refresh(Secret),
     /// A bearer token to send as it is (`registrytoken`).
     Bearer(Secret),
+}
+
+/// The token of a registry that is wanted of a client.
+#[derive(Clone, Debug)]
+pub struct TokenRequest {
+    /// How token servers are to know who asks.
+    pub client_id: String,
+    /// The registry.
+    pub host: String,
+    /// The token server's URL.
+    pub realm: String,
+    /// How the token server knows the registry; may be empty.
+    pub service: String,
+    /// What the token must allow.
+    pub scopes: Vec<String>,
+}
+
+/// A token, and how long it is good for.
+#[derive(Debug)]
+pub struct Token {
+    /// What to send.
+    pub value: Secret,
+    /// From when it was asked for.
+    pub lifetime: std::time::Duration,
 }
 
 /// Where an exporter writes.

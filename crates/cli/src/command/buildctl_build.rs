@@ -1,14 +1,17 @@
 //! `buildctl build`, verbatim as BuildKit's users write it.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::PathBuf;
 
 use base::{Fault, Kind};
 use clap::Args;
 use engine::Frontend;
+use http_client::{KeyPair, TlsIdentity, Verify};
 use proto::Message as _;
 
 use super::{Action, not_yet};
+use crate::connect;
 use crate::daemonless::{BuildPlan, ImageLayout, Settings, run};
 use crate::display::Mode;
 use crate::environment::Environment;
@@ -107,17 +110,13 @@ impl BuildctlBuild {
     ) -> Result<(), run::Failure> {
         self.prepare_answers()?;
         self.refuse_what_is_not_there()?;
-        if !self.registry_auth_tlscontext.is_empty() {
-            return Err(not_yet("--registry-auth-tlscontext with a daemon")
-                .hint("name the certificates in `[registry.\"HOST\"]` of the daemon's buildkitd.toml")
-                .into());
-        }
+        let tokens = connect::tokens::fetcher(&environment, self.tls_identities()?);
         let plan = self.plan(&environment)?;
         ImageLayout::check(&plan.exports)?;
         let cancel = run::cancelled_by_signals()?;
         let out = Box::new(std::io::stderr());
-        run::drive(plan, &environment, out, cancel, |request| crate::connect::solve(channel, request, &environment))
-            .await
+        let solve = |request| connect::solve(channel, request, tokens, &environment);
+        run::drive(plan, &environment, out, cancel, solve).await
     }
 
     /// What an earlier build wrote nobody must take for this one's.
@@ -184,7 +183,22 @@ impl BuildctlBuild {
 
     /// Client and daemon are one here, so these certificates are the registry client's.
     fn add_tls_contexts(&self, settings: &mut Settings) -> Result<(), Fault> {
+        for (host, identity) in self.tls_identities()? {
+            let registry = settings.config.registry.entry(host).or_default();
+            if identity.verify == Verify::Skip {
+                registry.insecure = Some(true);
+            }
+            registry.ca.extend(identity.extra_roots);
+            let pairs = identity.keypairs.into_iter();
+            registry.keypair.extend(pairs.map(|pair| config::KeyPair { cert: pair.certificate, key: pair.key }));
+        }
+        Ok(())
+    }
+
+    /// How to speak TLS with who gives tokens, by registry.
+    fn tls_identities(&self) -> Result<BTreeMap<String, TlsIdentity>, Fault> {
         const FLAG: &str = "--registry-auth-tlscontext";
+        let mut identities: BTreeMap<String, TlsIdentity> = BTreeMap::new();
         for value in &self.registry_auth_tlscontext {
             let mut attrs = csv::attributes(FLAG, value)?;
             let mut take = |key: &str| attrs.remove(key).filter(|v| !v.is_empty());
@@ -199,16 +213,16 @@ impl BuildctlBuild {
             }
             let host = host.split_once("://").map_or(host.as_str(), |(_, host)| host);
             let host = host.split('/').next().unwrap_or(host);
-            let registry = settings.config.registry.entry(host.to_owned()).or_default();
+            let identity = identities.entry(host.to_owned()).or_default();
             if insecure {
-                registry.insecure = Some(true);
+                identity.verify = Verify::Skip;
             }
-            registry.ca.extend(ca.map(PathBuf::from));
-            if let (Some(cert), Some(key)) = (cert, key) {
-                registry.keypair.push(config::KeyPair { cert: cert.into(), key: key.into() });
+            identity.extra_roots.extend(ca.map(PathBuf::from));
+            if let (Some(certificate), Some(key)) = (cert, key) {
+                identity.keypairs.push(KeyPair { certificate: certificate.into(), key: key.into() });
             }
         }
-        Ok(())
+        Ok(identities)
     }
 }
 

@@ -11,10 +11,10 @@ use engine::{Frontend, SolveRequest, SolveResponse};
 use proto::Message as _;
 use proto::moby::buildkit::v1 as wire;
 use proto::moby::buildkit::v1::control_client::ControlClient;
-use session::remote::serve;
-use tonic::{Request, Status};
+use session::remote::{Tokens, serve};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
+use tonic::{Request, Status};
 
 use super::address::LARGEST;
 use crate::environment::Environment;
@@ -52,21 +52,32 @@ fn stack(detail: &proto::protobuf::Any) -> Option<String> {
 }
 
 /// Solves a request by a daemon. The build belongs to the trace that the environment names, or to one of its own.
-pub async fn solve(channel: Channel, request: SolveRequest, environment: &Environment) -> Result<SolveResponse, Fault> {
+/// Without `tokens` it is the daemon that logs in to registries, by our credentials.
+pub async fn solve(
+    channel: Channel,
+    request: SolveRequest,
+    tokens: Option<Arc<dyn Tokens>>,
+    environment: &Environment,
+) -> Result<SolveResponse, Fault> {
     let caller = Caller::begin(environment.get("TRACEPARENT"));
-    let solved = solve_for(channel.clone(), request, &caller.header()).await;
+    let solved = solve_for(channel.clone(), request, tokens, &caller.header()).await;
     let error = solved.as_ref().err().map(Fault::cause);
     caller.end("build", error, channel, |name| environment.get(name).map(str::to_owned)).await;
     solved
 }
 
-async fn solve_for(channel: Channel, request: SolveRequest, trace: &str) -> Result<SolveResponse, Fault> {
+async fn solve_for(
+    channel: Channel,
+    request: SolveRequest,
+    tokens: Option<Arc<dyn Tokens>>,
+    trace: &str,
+) -> Result<SolveResponse, Fault> {
     let control =
         ControlClient::new(channel.clone()).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
     // One name for both: `--ref-file` has it.
     let session = request.session.id().to_owned();
     let reference = session.clone();
-    let answering = tokio::spawn(answer(channel.clone(), request.session.clone()));
+    let answering = tokio::spawn(answer(channel.clone(), request.session.clone(), tokens));
     let showing = tokio::spawn(show(control.clone(), reference.clone(), request.progress.clone()));
     let cancel = request.cancel.clone();
     let message = wire_request(request, reference, session)?;
@@ -94,7 +105,7 @@ async fn solve_for(channel: Channel, request: SolveRequest, trace: &str) -> Resu
 }
 
 /// Answers what the daemon asks, as long as it wants.
-async fn answer(channel: Channel, session: session::SharedSession) {
+async fn answer(channel: Channel, session: session::SharedSession, tokens: Option<Arc<dyn Tokens>>) {
     let mut metadata = MetadataMap::new();
     if let Ok(id) = session.id().parse() {
         metadata.insert("x-docker-expose-session-uuid", id);
@@ -102,10 +113,10 @@ async fn answer(channel: Channel, session: session::SharedSession) {
     if let Ok(key) = shared_key().parse() {
         metadata.insert("x-docker-expose-session-sharedkey", key);
     }
-    for method in serve::METHODS {
+    for method in serve::methods(tokens.is_some()) {
         metadata.append("x-docker-expose-session-grpc-method", MetadataValue::from_static(method));
     }
-    if let Err(status) = serve::serve(channel, metadata, session).await {
+    if let Err(status) = serve::serve(channel, metadata, session, tokens).await {
         tracing::warn!(%status, "the daemon does not take the session");
     }
 }

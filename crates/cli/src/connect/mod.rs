@@ -4,6 +4,7 @@ mod address;
 mod build;
 mod program;
 mod question;
+pub mod tokens;
 
 pub(crate) use address::LARGEST;
 pub use address::{Remote, connect, stream};

@@ -72,6 +72,7 @@ impl wire::control_server::Control for Control {
         let shared = self.0.clone();
         // A task of its own: it winds up in good order, whatever becomes of the call.
         let solving = tokio::spawn(async move {
+            let session = request.session.clone();
             let solved = solve(&shared, request, &running.build).await;
             if let Some(recording) = recording {
                 recording.complete(running.build.clone(), trace, &solved).await;
@@ -80,6 +81,7 @@ impl wire::control_server::Control for Control {
                 let error = solved.as_ref().err().map(ToString::to_string);
                 trace.end(&running.build, error.as_deref());
             }
+            shared.sessions.settle(&session).await;
             solved
         });
         let solved = solving.await.map_err(|error| Status::internal(error.to_string()))?;
@@ -245,6 +247,7 @@ async fn solve_by_client(
     };
     let bridge = shared.engine.begin(begin).await?;
     bridge.import(&request.cache_imports)?;
+    shared.engine.send_early(&bridge, &request.exports, &request.cache_exports)?;
     let (returning, returned) = ClientBuild::new(bridge.clone(), client.inputs);
     let returning = Arc::new(returning);
     build.attach(Some(returning.clone()));

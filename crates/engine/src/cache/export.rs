@@ -55,6 +55,11 @@ impl CacheExports {
         self.list.is_empty()
     }
 
+    /// Those beside images.
+    pub(crate) fn list(&self) -> &[ExportOptions] {
+        &self.list
+    }
+
     /// Writes all caches side by side. Answers what clients want to know of them.
     pub(crate) async fn write(
         &self,
@@ -355,16 +360,8 @@ async fn to_client(
     layers: &[Layer],
     documents: &Documents,
 ) -> Result<(), Fault> {
-    let content = context.store.content();
     for layer in layers {
-        let Descriptor { digest, size, .. } = layer.descriptor;
-        let _task = context.tasks.start(format!("writing layer {digest}"), size);
-        if !content.has(&digest) {
-            context.lazy.fetch_blob(layer.snapshot).await?;
-        }
-        let blob = content.get(&digest).map_err(|e| crate::core::store_fault("cannot read a layer", e))?;
-        let blob = blob.ok_or_else(|| Fault::new(Kind::Internal, format!("layer {digest} is gone")))?;
-        cache.put(&digest, size, Box::new(blob.file)).await?;
+        put_layer(context, cache, layer).await?;
     }
     for (doing, descriptor, bytes) in [
         (documents.writing_config(), &documents.config_descriptor, &documents.config),
@@ -375,4 +372,17 @@ async fn to_client(
         cache.put(&descriptor.digest, descriptor.size, Box::new(std::io::Cursor::new(bytes.clone()))).await?;
     }
     Ok(())
+}
+
+/// Keeps a layer in a client's directory.
+pub(crate) async fn put_layer(context: &Context, cache: &dyn CacheDir, layer: &Layer) -> Result<(), Fault> {
+    let content = context.store.content();
+    let Descriptor { digest, size, .. } = layer.descriptor;
+    let _task = context.tasks.start(format!("writing layer {digest}"), size);
+    if !content.has(&digest) {
+        context.lazy.fetch_blob(layer.snapshot).await?;
+    }
+    let blob = content.get(&digest).map_err(|e| crate::core::store_fault("cannot read a layer", e))?;
+    let blob = blob.ok_or_else(|| Fault::new(Kind::Internal, format!("layer {digest} is gone")))?;
+    cache.put(&digest, size, Box::new(blob.file)).await
 }

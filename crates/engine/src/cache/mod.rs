@@ -1,9 +1,10 @@
 //! Caches between machines: what a build reads beside the local cache, and what it leaves for others.
 //!
 //! `remotecache` knows the format. Here a cache is fetched ([`import`]), what it has becomes lazy snapshots ([`load`]), and
-//! the results of a build become a cache ([`export`], [`inline`]). A cache never fails a build that reads it: one that
-//! cannot be had is a miss, and so is a layer that turns out to be gone ([`lost`]).
+//! the results of a build become a cache ([`export`], [`inline`]), some of it while steps run ([`early`]). A cache never
+//! fails a build that reads it: one that cannot be had is a miss, and so is a layer that turns out to be gone ([`lost`]).
 
+pub(crate) mod early;
 pub(crate) mod export;
 pub(crate) mod import;
 pub(crate) mod inline;

@@ -5,6 +5,7 @@
 //! the [`Wallet`] of one [`Repository`](crate::Repository), so that every build and every push asks for them anew.
 
 mod challenge;
+mod delegate;
 mod scope;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use http_client::Client;
 use tokio::time::Instant;
 
 pub(crate) use challenge::{Challenge, parse_challenges};
+pub use delegate::{FetchedToken, TokenRequest, fetch_token};
 pub(crate) use scope::Scopes;
 
 use crate::Error;
@@ -50,6 +52,18 @@ pub enum Credential {
 pub trait CredentialSource: Send + Sync {
     /// The credential for a host such as `registry-1.docker.io` or `localhost:5000`. None is anonymous.
     async fn get(&self, host: &str) -> Result<Option<Credential>, BoxError>;
+
+    /// Whose tokens a host gets, where the source fetches them itself and shows no credential: a name that nobody else can
+    /// take. None where it does not.
+    async fn token_authority(&self, host: &str) -> Result<Option<Digest>, BoxError> {
+        let _ = host;
+        Ok(None)
+    }
+
+    /// A token, of a source that has an authority for the host.
+    async fn fetch_token(&self, request: &TokenRequest) -> Result<FetchedToken, BoxError> {
+        Err(format!("no tokens are fetched for `{}`", request.host).into())
+    }
 }
 
 /// Has no credentials.
@@ -80,11 +94,27 @@ impl Credential {
 pub(crate) struct Wallet {
     source: Arc<dyn CredentialSource>,
     known: tokio::sync::Mutex<HashMap<String, Option<Credential>>>,
+    authorities: tokio::sync::Mutex<HashMap<String, Option<Digest>>>,
 }
 
 impl Wallet {
     pub(crate) fn new(source: Arc<dyn CredentialSource>) -> Wallet {
-        Wallet { source, known: tokio::sync::Mutex::default() }
+        Wallet { source, known: tokio::sync::Mutex::default(), authorities: tokio::sync::Mutex::default() }
+    }
+
+    /// Whose tokens the host gets, where the source fetches them.
+    async fn token_authority(&self, host: &str) -> Result<Option<Digest>, Error> {
+        let mut known = self.authorities.lock().await;
+        if let Some(authority) = known.get(host) {
+            return Ok(*authority);
+        }
+        let authority = self
+            .source
+            .token_authority(host)
+            .await
+            .map_err(|source| Error::Credentials { host: host.to_owned(), source })?;
+        known.insert(host.to_owned(), authority);
+        Ok(authority)
     }
 
     /// The credential, and whether it was asked for just now. Concurrent askers wait for one answer.
@@ -101,6 +131,7 @@ impl Wallet {
 
     async fn forget(&self, host: &str) {
         self.known.lock().await.remove(host);
+        self.authorities.lock().await.remove(host);
     }
 }
 
@@ -129,6 +160,35 @@ pub(crate) struct Party<'a> {
     pub wallet: &'a Wallet,
     /// What the login is for, in error texts.
     pub subject: &'a str,
+}
+
+/// How token servers know us.
+const CLIENT_ID: &str = "hullworks";
+
+impl Party<'_> {
+    fn asker(&self) -> Asker<'_> {
+        Asker { host: self.host, client: self.client, client_id: CLIENT_ID, subject: self.subject }
+    }
+}
+
+/// Who asks a token server.
+struct Asker<'a> {
+    host: &'a str,
+    client: &'a Client,
+    client_id: &'a str,
+    subject: &'a str,
+}
+
+impl Asker<'_> {
+    fn malformed(&self, cause: String) -> Error {
+        Error::Malformed { subject: self.subject.to_owned(), host: self.host.to_owned(), cause }
+    }
+}
+
+/// Who logs in to a token server.
+enum Login {
+    Ours(Option<Credential>),
+    Theirs(Digest),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -164,6 +224,12 @@ impl Authority {
     pub(crate) async fn grant(&self, party: &Party<'_>, scopes: &Scopes) -> Result<Option<Grant>, Error> {
         let challenge = self.challenges.lock().unwrap_or_else(PoisonError::into_inner).get(party.origin).cloned();
         let Some(challenge) = challenge else { return Ok(None) };
+        if let Challenge::Bearer { realm, service, scope: _ } = &challenge
+            && let Some(authority) = party.wallet.token_authority(party.host).await?
+        {
+            let realm = token::Realm { url: realm.clone(), service: service.clone() };
+            return self.token(party, &realm, Login::Theirs(authority), scopes).await.map(Some);
+        }
         let (credential, age) = party.wallet.get(party.host).await?;
         match (challenge, credential) {
             (_, Some(Credential::Bearer(token))) => Ok(bearer(token.expose()).map(|h| Grant::plain(h, age))),
@@ -174,7 +240,7 @@ impl Authority {
             (Challenge::Basic, _) => Ok(None),
             (Challenge::Bearer { realm, service, scope: _ }, credential) => {
                 let realm = token::Realm { url: realm, service };
-                self.token(party, &realm, credential, scopes).await.map(Some)
+                self.token(party, &realm, Login::Ours(credential), scopes).await.map(Some)
             }
         }
     }
@@ -183,12 +249,15 @@ impl Authority {
         &self,
         party: &Party<'_>,
         realm: &token::Realm,
-        credential: Option<Credential>,
+        login: Login,
         scopes: &Scopes,
     ) -> Result<Grant, Error> {
         let key = TokenKey {
             origin: party.origin.to_owned(),
-            credential: Credential::fingerprint(credential.as_ref()),
+            credential: match &login {
+                Login::Ours(credential) => Credential::fingerprint(credential.as_ref()),
+                Login::Theirs(authority) => *authority,
+            },
             scopes: scopes.to_string(),
         };
         let slot = self.slot(&key);
@@ -196,7 +265,20 @@ impl Authority {
         let (token, age) = match slot.as_ref().filter(|token| token.expires > Instant::now()) {
             Some(token) => (token, Age::Kept),
             None => {
-                let token = token::fetch(party, realm, credential.as_ref(), scopes).await?;
+                let token = match &login {
+                    Login::Ours(credential) => {
+                        if credential.is_some() {
+                            realm.check(party)?;
+                        }
+                        let first = token::First::Get;
+                        token::fetch(&party.asker(), realm, credential.as_ref(), scopes, first).await?
+                    }
+                    Login::Theirs(_) => {
+                        // Credentials that we do not see go there, too.
+                        realm.check(party)?;
+                        delegate::fetch(party, realm, scopes).await?
+                    }
+                };
                 (&*slot.insert(token), Age::Fresh)
             }
         };

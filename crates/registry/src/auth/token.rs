@@ -14,14 +14,14 @@ use tokio::time::Instant;
 use url::form_urlencoded::Serializer;
 use url::{Position, Url};
 
-use super::{Credential, Party, Scopes, basic};
+use super::{Asker, Credential, Party, Scopes, basic};
 use crate::Error;
 use crate::error::{Answer, Role};
 
-/// How token servers know us.
-const CLIENT_ID: &str = "hullworks";
 /// The lifetime of a token that states none (distribution's `auth/token`).
-const DEFAULT_LIFETIME: u64 = 60;
+pub(super) const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
+/// No token is used longer.
+const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// Tokens of a megabyte would be no tokens.
 const TOKEN_LIMIT: u64 = 1 << 20;
 
@@ -34,31 +34,49 @@ pub(super) struct Realm {
 /// A token and the moment from which it is not used any more, somewhat before the server drops it.
 pub(super) struct Token {
     pub value: Secret,
+    pub lifetime: Duration,
     pub expires: Instant,
 }
 
+impl Token {
+    /// Counted from before the request on our own clock: the server's (`issued_at`) may differ.
+    pub(super) fn new(value: Secret, asked: Instant, lifetime: Duration) -> Token {
+        let lifetime = if lifetime.is_zero() { DEFAULT_LIFETIME } else { lifetime.min(LONGEST_LIFETIME) };
+        Token { value, lifetime, expires: asked + lifetime.mul_f64(0.9) }
+    }
+}
+
+/// Which way a password is tried first; the other one follows where the server says that it does not do it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum First {
+    Get,
+    Post,
+}
+
 pub(super) async fn fetch(
-    party: &Party<'_>,
+    asker: &Asker<'_>,
     realm: &Realm,
     credential: Option<&Credential>,
     scopes: &Scopes,
+    first: First,
 ) -> Result<Token, Error> {
-    let url = realm.check(party, credential)?;
-    let get = Get { party, realm, url: &url, scopes };
+    let url = realm.url(asker)?;
+    let get = Get { asker, realm, url: &url, scopes };
     let asked = Instant::now();
     let response = match credential {
         None | Some(Credential::Bearer(_)) => get.send(None).await?,
         Some(Credential::Basic { username, password }) => {
-            let response = get.send(Some((username, password))).await?;
+            let fields = [
+                ("grant_type", "password".as_bytes()),
+                ("username", username.as_bytes()),
+                ("password", password.expose()),
+            ];
+            let login = Some((username.as_str(), password));
+            let response = if first == First::Get { get.send(login).await? } else { get.post(&fields).await? };
             match response.status().as_u16() {
                 // Of 2017, GCR is known to answer 404; of 2018, Artifactory 401 (facts noted in containerd).
                 401 | 404 | 405 => {
-                    let fields = [
-                        ("grant_type", "password".as_bytes()),
-                        ("username", username.as_bytes()),
-                        ("password", password.expose()),
-                    ];
-                    let second = get.post(&fields).await?;
+                    let second = if first == First::Get { get.post(&fields).await? } else { get.send(login).await? };
                     if second.status().is_success() { second } else { better_refusal(response, second) }
                 }
                 _ => response,
@@ -73,7 +91,7 @@ pub(super) async fn fetch(
             }
         }
     };
-    read(party, &url, response, asked).await
+    read(asker, &url, response, asked).await
 }
 
 /// A login that failed both ways is told in the words of the one that the server does.
@@ -82,23 +100,28 @@ fn better_refusal(first: Response, second: Response) -> Response {
 }
 
 impl Realm {
-    /// The server's URL, if credentials may go there.
-    fn check(&self, party: &Party<'_>, credential: Option<&Credential>) -> Result<Url, Error> {
-        let malformed =
-            |cause: String| Error::Malformed { subject: party.subject.to_owned(), host: party.host.to_owned(), cause };
+    fn url(&self, asker: &Asker<'_>) -> Result<Url, Error> {
         let shown = base::redact_url(&self.url);
-        let url = Url::parse(&self.url).map_err(|error| malformed(format!("token server `{shown}`: {error}")))?;
+        let url = Url::parse(&self.url).map_err(|error| asker.malformed(format!("token server `{shown}`: {error}")))?;
         match url.scheme() {
-            "https" => Ok(url),
-            "http" if credential.is_none() || party.origin.starts_with("http:") => Ok(url),
-            "http" => Err(malformed(format!("token server `{shown}` would get the credentials without encryption"))),
-            scheme => Err(malformed(format!("token server `{shown}`: scheme `{scheme}` is not supported"))),
+            "https" | "http" => Ok(url),
+            scheme => Err(asker.malformed(format!("token server `{shown}`: scheme `{scheme}` is not supported"))),
         }
+    }
+
+    /// Whether credentials may go to the server.
+    pub(super) fn check(&self, party: &Party<'_>) -> Result<(), Error> {
+        let asker = party.asker();
+        if self.url(&asker)?.scheme() == "https" || party.origin.starts_with("http:") {
+            return Ok(());
+        }
+        let shown = base::redact_url(&self.url);
+        Err(asker.malformed(format!("token server `{shown}` would get the credentials without encryption")))
     }
 }
 
 struct Get<'a> {
-    party: &'a Party<'a>,
+    asker: &'a Asker<'a>,
     realm: &'a Realm,
     url: &'a Url,
     scopes: &'a Scopes,
@@ -137,7 +160,7 @@ impl Get<'_> {
 
     fn form(&self, fields: &[(&str, &[u8])]) -> String {
         let mut form = Serializer::new(String::new());
-        form.append_pair("client_id", CLIENT_ID);
+        form.append_pair("client_id", self.asker.client_id);
         form.append_pair("service", self.realm.service.as_deref().unwrap_or_default());
         let scope = self.scopes.to_string();
         if !scope.is_empty() {
@@ -151,19 +174,19 @@ impl Get<'_> {
     }
 
     fn retry(&self) -> Retry {
-        self.party.client.retry_policy().clone()
+        self.asker.client.retry_policy().clone()
     }
 
     async fn run(&self, request: Request) -> Result<Response, Error> {
-        self.party
+        self.asker
             .client
             .send(&request)
             .await
-            .map_err(|source| Error::Transport { subject: self.party.subject.to_owned(), source })
+            .map_err(|source| Error::Transport { subject: self.asker.subject.to_owned(), source })
     }
 }
 
-async fn read(party: &Party<'_>, url: &Url, response: Response, asked: Instant) -> Result<Token, Error> {
+async fn read(asker: &Asker<'_>, url: &Url, response: Response, asked: Instant) -> Result<Token, Error> {
     #[derive(Deserialize)]
     struct Document {
         #[serde(default)]
@@ -176,17 +199,17 @@ async fn read(party: &Party<'_>, url: &Url, response: Response, asked: Instant) 
     }
     let host = url[Position::BeforeHost..Position::AfterPort].to_owned();
     if !response.status().is_success() {
-        return Err(Error::Answer(Answer::read(party.subject, &host, Role::TokenServer, response).await));
+        return Err(Error::Answer(Answer::read(asker.subject, &host, Role::TokenServer, response).await));
     }
     let malformed = |cause: &str| Error::Malformed {
-        subject: party.subject.to_owned(),
+        subject: asker.subject.to_owned(),
         host: host.clone(),
         cause: cause.to_owned(),
     };
     let bytes = response
         .bytes(TOKEN_LIMIT)
         .await
-        .map_err(|source| Error::Transport { subject: party.subject.to_owned(), source })?;
+        .map_err(|source| Error::Transport { subject: asker.subject.to_owned(), source })?;
     // The document is not quoted: it may hold a token.
     let document: Document =
         serde_json::from_slice(&bytes).map_err(|_| malformed("no JSON where a token should be"))?;
@@ -199,7 +222,5 @@ async fn read(party: &Party<'_>, url: &Url, response: Response, asked: Instant) 
         serde_json::Value::String(text) => text.trim().parse().unwrap_or(0),
         _ => 0,
     };
-    let seconds = if seconds == 0 { DEFAULT_LIFETIME } else { seconds.min(24 * 3600) };
-    // Counted from before the request on our own clock: theirs (`issued_at`) may differ.
-    Ok(Token { value: Secret::new(value), expires: asked + Duration::from_secs(seconds).mul_f64(0.9) })
+    Ok(Token::new(Secret::new(value), asked, Duration::from_secs(seconds)))
 }

@@ -21,6 +21,9 @@ const TAG: &str = "org.opencontainers.image.ref.name";
 
 const NAME: &str = "io.containerd.image.name";
 
+/// No manifest is larger.
+const MAX_MANIFEST: u64 = 4 << 20;
+
 /// A directory with caches or images.
 #[derive(Debug)]
 pub struct LocalCache {
@@ -55,8 +58,13 @@ impl LocalCache {
     pub fn tag(&self, tag: &str) -> Result<(), Fault> {
         let Some(digest) = *self.last.lock().unwrap_or_else(PoisonError::into_inner) else { return Ok(()) };
         let blob = self.blob(&digest);
-        let bytes = std::fs::read(&blob).map_err(|error| failed("read", &blob, error))?;
+        let size = std::fs::metadata(&blob).map_err(|error| failed("read", &blob, error))?.len();
+        let bytes = if size > MAX_MANIFEST { Vec::new() } else { std::fs::read(&blob).unwrap_or_default() };
         let manifest: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        // A layer, and no manifest after it: the cache was not written.
+        if !manifest["mediaType"].is_string() {
+            return Ok(());
+        }
         let entry = json!({
             "mediaType": manifest["mediaType"],
             "digest": digest.to_string(),
@@ -211,6 +219,8 @@ mod tests {
         };
         let (one, two) = (br#"{"mediaType":"x/one"}"#, br#"{"mediaType":"x/two"}"#);
         put(b"a layer").await.expect("kept");
+        cache.tag("latest").expect("nothing to tag");
+        assert_eq!(cache.find("latest").expect("nothing there"), None, "a layer is no cache");
         put(one).await.expect("kept");
         cache.tag("latest").expect("tagged");
         put(two).await.expect("kept");

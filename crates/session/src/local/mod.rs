@@ -5,6 +5,7 @@ mod cache;
 pub mod docker_config;
 mod layout;
 pub mod ssh;
+mod token_seed;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use base::{Fault, Kind, Secret};
 pub use cache::LocalCache;
 pub use layout::Layout;
 pub use ssh::SshSource;
+pub use token_seed::TokenSeeds;
 
 use crate::{Agent, Blobs, CacheDir, Credentials, LocalDir, Output, Session};
 

@@ -1,12 +1,13 @@
 //! Whether a client is still there: a connection may stay open whose other end answers nothing any more.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use proto::health::HealthCheckRequest;
 use proto::health::health_client::HealthClient;
 use tokio::time::Instant;
-use tonic::Code;
 use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
 
 use super::RemoteSession;
 
@@ -42,6 +43,33 @@ impl Pace {
     }
 }
 
+/// How long the end of a build waits for a client to have read everything.
+const SETTLES_WITHIN: Duration = Duration::from_secs(1);
+
+/// Waits until the client has read what was sent to it so far, as long as it is there: it answers in order. BuildKit's clients
+/// misread what reaches a session that they close, and complain.
+pub(super) async fn settle(session: &RemoteSession) {
+    let ask = async {
+        // What we say when a connection begins may come after the first question.
+        while !session.has_answered.load(Ordering::Acquire) {
+            if !is_answer(&HealthClient::new(session.channel.clone()).check(HealthCheckRequest::default()).await) {
+                return;
+            }
+            session.has_answered.store(true, Ordering::Release);
+        }
+        let _ = HealthClient::new(session.channel.clone()).check(HealthCheckRequest::default()).await;
+    };
+    tokio::select! {
+        () = session.closed.cancelled() => {}
+        _ = tokio::time::timeout(SETTLES_WITHIN, ask) => {}
+    }
+}
+
+/// The client is there, whatever it says.
+fn is_answer<T>(answer: &Result<T, Status>) -> bool {
+    answer.as_ref().map_or_else(|status| status.code() == Code::Unimplemented, |_| true)
+}
+
 /// Waits until the client is gone, and asks it now and then whether it is. Where it does not answer, the session is closed.
 pub(super) async fn watch(session: &RemoteSession, pace: Pace) {
     let mut failures = 0;
@@ -62,11 +90,11 @@ pub(super) async fn watch(session: &RemoteSession, pace: Pace) {
             answer = check => answer,
         };
         last = asked.elapsed();
-        match answer {
-            // It is there, whatever it says.
-            Ok(Ok(_)) => failures = 0,
-            Ok(Err(status)) if status.code() == Code::Unimplemented => failures = 0,
-            _ => failures += 1,
+        if answer.is_ok_and(|answer| is_answer(&answer)) {
+            session.has_answered.store(true, Ordering::Release);
+            failures = 0;
+        } else {
+            failures += 1;
         }
         if failures >= pace.failures {
             tracing::warn!(session = session.id, "the client does not answer any more");

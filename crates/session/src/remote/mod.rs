@@ -13,14 +13,17 @@ mod nearby;
 mod output;
 mod send;
 pub mod serve;
+mod serve_auth;
 mod serve_content;
 pub mod service;
 mod ssh;
 mod sync;
+mod tokens;
 pub mod tunnel;
 mod upload;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -44,6 +47,7 @@ use tonic::{Code, Status};
 pub use nearby::Nearby;
 pub use output::Offer;
 pub use send::{Files, wire};
+pub use serve_auth::Tokens;
 pub use sync::{MemoryFiles, Transfer, sent};
 
 use crate::{Credentials, LocalDir, Output, Session, SharedSession, Upload};
@@ -71,6 +75,8 @@ pub struct RemoteSession {
     methods: HashSet<String>,
     channel: Channel,
     closed: CancellationToken,
+    /// Whether it ever answered anything.
+    has_answered: AtomicBool,
 }
 
 /// The clients that are connected.
@@ -102,6 +108,7 @@ impl Sessions {
             methods,
             channel,
             closed: closed.clone(),
+            has_answered: AtomicBool::new(false),
         });
         {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,6 +128,14 @@ impl Sessions {
             }
         });
         Ok(frames::answer(ReceiverStream::new(outgoing)))
+    }
+
+    /// Before a client with that id is told that its build has ended: waits until it has read what was sent to it.
+    pub async fn settle(&self, id: &str) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
+        if let Some(session) = known {
+            health::settle(&session).await;
+        }
     }
 
     /// The client with that id; waits a moment for one that is about to connect.
@@ -258,13 +273,10 @@ impl Session for Client {
         }
         let mut auth = AuthClient::new(self.0.channel());
         let call = async {
-            let answer =
-                tokio::time::timeout(AUTH_TIMEOUT, auth.credentials(CredentialsRequest { host: host.to_owned() }));
-            match answer.await {
-                Ok(Ok(answer)) => Ok(Some(answer.into_inner())),
-                Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(None),
-                Ok(Err(status)) => Err(status),
-                Err(_) => Err(Status::deadline_exceeded("the client did not answer in time")),
+            match tokens::in_time(auth.credentials(CredentialsRequest { host: host.to_owned() })).await {
+                Ok(answer) => Ok(Some(answer)),
+                Err(status) if status.code() == Code::Unimplemented => Ok(None),
+                Err(status) => Err(status),
             }
         };
         let answer = self.0.ask(&format!("cannot get credentials for `{host}`"), call).await?;
@@ -275,6 +287,14 @@ impl Session for Client {
                 Some(Credentials::Basic { username: answer.username, password: Secret::new(answer.secret) })
             }
         }))
+    }
+
+    async fn token_authority(&self, host: &str) -> Result<Option<base::Digest>, Fault> {
+        tokens::authority(&self.0, host).await
+    }
+
+    async fn fetch_token(&self, request: crate::TokenRequest) -> Result<crate::Token, Fault> {
+        tokens::fetch(&self.0, request).await
     }
 
     async fn content(&self, name: &str) -> Result<Option<Arc<dyn crate::Blobs>>, Fault> {

@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use base::{Cancel, Fault, Kind};
+use bytes::Bytes;
 use files::receive::{Attributes, Receiver, Sent};
 use files::walk::{Filter, reset_owner, walk_each};
-use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use proto::fsutil::Packet;
 use proto::health::health_server::{Health, HealthServer};
@@ -18,8 +19,7 @@ use proto::health::{HealthCheckRequest, HealthCheckResponse, HealthListRequest, 
 use proto::moby::buildkit::secrets::v1::secrets_server::{Secrets, SecretsServer};
 use proto::moby::buildkit::secrets::v1::{GetSecretRequest, GetSecretResponse};
 use proto::moby::buildkit::v1::BytesMessage;
-use proto::moby::filesync::v1 as filesync;
-use proto::moby::filesync::v1::auth_server::{Auth, AuthServer};
+use proto::moby::filesync::v1::auth_server::AuthServer;
 use rustix::fs::{Mode, OFlags};
 use sys::path::{Links, Root};
 use tokio::sync::mpsc;
@@ -31,15 +31,17 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::send::Files;
+use super::serve_auth::{Logins, Tokens};
 use super::service::{Calls, Service};
 use super::{
-    CONNECTION_WINDOW, MAX_FRAME, MAX_MESSAGE, Offer, STREAM_WINDOW, Transfer, batch, frames, output, ssh, sync, tunnel,
+    CONNECTION_WINDOW, MAX_FRAME, MAX_MESSAGE, Offer, STREAM_WINDOW, Transfer, batch, frames, output, ssh, sync,
+    tokens, tunnel,
 };
 use crate::others::remove_others;
-use crate::{Credentials, LocalDir, Output, SharedSession};
+use crate::{LocalDir, Output, SharedSession};
 
-/// What a client of this kind answers, for its `Session` call.
-pub const METHODS: [&str; 10] = [
+/// Of every client.
+const METHODS: [&str; 10] = [
     sync::METHOD,
     output::METHOD,
     "/moby.filesync.v1.Auth/Credentials",
@@ -51,21 +53,34 @@ pub const METHODS: [&str; 10] = [
     proto::content::READ,
     proto::content::WRITE,
 ];
+/// Only of a client that fetches tokens.
+const OF_TOKENS: [&str; 3] = [tokens::FETCH, tokens::AUTHORITY, tokens::VERIFY];
 /// Packets on their way.
 const QUEUE: usize = 16;
 
 /// Where a session is asked for.
 pub const SESSION: &str = "/moby.buildkit.v1.Control/Session";
 
-/// Offers a session to a daemon and answers its questions until it hangs up. `metadata` says who we are.
-pub async fn serve(channel: Channel, metadata: MetadataMap, session: SharedSession) -> Result<(), Status> {
+/// What a client of this kind answers, for its `Session` call.
+pub fn methods(tokens: bool) -> impl Iterator<Item = &'static str> {
+    METHODS.into_iter().chain(OF_TOKENS.into_iter().filter(move |_| tokens))
+}
+
+/// Offers a session to a daemon and answers its questions until it hangs up. `metadata` says who we are. Without `tokens`
+/// it is the daemon that fetches them, by our credentials.
+pub async fn serve(
+    channel: Channel,
+    metadata: MetadataMap,
+    session: SharedSession,
+    tokens: Option<Arc<dyn Tokens>>,
+) -> Result<(), Status> {
     let (answered, answer) = tokio::sync::oneshot::channel();
     let incoming = stream::once(answer).filter_map(async |body| body.ok()).flat_map(frames::carried);
     let (tunnel, outgoing) = tunnel::tunnel(Box::pin(incoming));
     let response = call(channel, metadata, frames::body(ReceiverStream::new(outgoing))).await?;
     // Its other end lives in the tunnel.
     let _ = answered.send(response);
-    answer_over(tunnel, session).await;
+    answer_over(tunnel, session, tokens).await;
     Ok(())
 }
 
@@ -89,7 +104,7 @@ async fn call(mut channel: Channel, metadata: MetadataMap, body: Body) -> Result
 }
 
 /// Answers questions that come over a tunnel, until it ends.
-async fn answer_over<S>(tunnel: tunnel::Tunnel<S>, session: SharedSession)
+async fn answer_over<S>(tunnel: tunnel::Tunnel<S>, session: SharedSession, tokens: Option<Arc<dyn Tokens>>)
 where
     S: Stream<Item = Result<Bytes, Status>> + Send + Unpin + 'static,
 {
@@ -100,7 +115,7 @@ where
         .add_service(Service(Syncing(session.clone())))
         .add_service(Service(Sending(session.clone())))
         .add_service(Service(super::serve_content::Content(session.clone())))
-        .add_service(AuthServer::new(Answers(session.clone())))
+        .add_service(AuthServer::new(Logins { session: session.clone(), tokens }))
         .add_service(SecretsServer::new(Answers(session.clone())))
         .add_service(ssh::service(session.clone()))
         .add_service(HealthServer::new(Answers(session)));
@@ -175,48 +190,6 @@ struct Answers(SharedSession);
 
 pub(super) fn refused(fault: Fault) -> Status {
     Status::unknown(fault.cause())
-}
-
-#[tonic::async_trait]
-impl Auth for Answers {
-    async fn credentials(
-        &self,
-        request: Request<filesync::CredentialsRequest>,
-    ) -> Result<Response<filesync::CredentialsResponse>, Status> {
-        let found = self.0.credentials(&request.get_ref().host).await.map_err(refused)?;
-        let text = |secret: base::Secret| String::from_utf8_lossy(secret.expose()).into_owned();
-        Ok(Response::new(match found {
-            None | Some(Credentials::Bearer(_)) => filesync::CredentialsResponse::default(),
-            Some(Credentials::Basic { username, password }) => {
-                filesync::CredentialsResponse { username, secret: text(password) }
-            }
-            // Without a user it is an identity token.
-            Some(Credentials::Refresh(token)) => {
-                filesync::CredentialsResponse { username: String::new(), secret: text(token) }
-            }
-        }))
-    }
-
-    async fn fetch_token(
-        &self,
-        _: Request<filesync::FetchTokenRequest>,
-    ) -> Result<Response<filesync::FetchTokenResponse>, Status> {
-        Err(Status::unimplemented("tokens are fetched by the daemon"))
-    }
-
-    async fn get_token_authority(
-        &self,
-        _: Request<filesync::GetTokenAuthorityRequest>,
-    ) -> Result<Response<filesync::GetTokenAuthorityResponse>, Status> {
-        Err(Status::unimplemented("tokens are fetched by the daemon"))
-    }
-
-    async fn verify_token_authority(
-        &self,
-        _: Request<filesync::VerifyTokenAuthorityRequest>,
-    ) -> Result<Response<filesync::VerifyTokenAuthorityResponse>, Status> {
-        Err(Status::unimplemented("tokens are fetched by the daemon"))
-    }
 }
 
 #[tonic::async_trait]
