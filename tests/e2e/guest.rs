@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
+use proto::Message as _;
 use proto::moby::buildkit::v1 as wire;
 use proto::moby::buildkit::v1::control_client::ControlClient;
 use session::Session as _;
@@ -130,10 +131,13 @@ impl Guest {
                     }
                     within
                 })
+                .map(|message| message.map(|message| message.data.into()))
                 .chain(tokio_stream::pending());
-            let (mut outgoing, serving) = serve::serve(Arc::new(session), None, Box::pin(incoming));
+            let (mut outgoing, serving) = serve::serve_over(Box::pin(incoming), Arc::new(session), None);
             let pass_on = async {
-                while let Some(message) = outgoing.recv().await {
+                while let Some(framed) = outgoing.recv().await {
+                    // Behind the length.
+                    let message = wire::BytesMessage::decode(&framed[5..]).unwrap();
                     let size = message.data.len();
                     {
                         let mut kept = kept.lock().unwrap();

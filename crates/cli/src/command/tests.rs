@@ -77,6 +77,7 @@ its commands, and where a flag has one value, the last one counts. `--format` ta
 | `SOURCE_DATE_EPOCH` | a build argument, where none is given |
 | `DOCKER_DEFAULT_PLATFORM` | `hullworks build`: the platform, where none is given |
 | `DOCKER_CONFIG`, `DOCKER_AUTH_CONFIG` | where registry credentials are, or what they are |
+| `BUILDKIT_NO_CLIENT_TOKEN` | `buildctl`: the daemon fetches the tokens of registries, by the password |
 | `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`, `ALL_PROXY` | for registries, in upper or lower case; steps get proxies by `--build-arg` or docker's `config.json` |
 | `XDG_CONFIG_HOME`, `XDG_DATA_HOME` | an ordinary user's `buildkitd.toml` and state directory |
 | `XDG_RUNTIME_DIR` | where an ordinary user's `buildkitd` listens, and `buildctl` looks for it: `buildkit/buildkitd.sock` in it |

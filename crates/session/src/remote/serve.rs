@@ -76,12 +76,26 @@ pub async fn serve(
 ) -> Result<(), Status> {
     let (answered, answer) = tokio::sync::oneshot::channel();
     let incoming = stream::once(answer).filter_map(async |body| body.ok()).flat_map(frames::carried);
-    let (tunnel, outgoing) = tunnel::tunnel(Box::pin(incoming));
+    let (outgoing, answering) = serve_over(Box::pin(incoming), session, tokens);
     let response = call(channel, metadata, frames::body(ReceiverStream::new(outgoing))).await?;
     // Its other end lives in the tunnel.
     let _ = answered.send(response);
-    answer_over(tunnel, session, tokens).await;
+    answering.await;
     Ok(())
+}
+
+/// Answers the questions that come in, whoever brings them: `incoming` is what messages carry. What is to be sent are whole
+/// messages, as gRPC frames them.
+pub fn serve_over<S>(
+    incoming: S,
+    session: SharedSession,
+    tokens: Option<Arc<dyn Tokens>>,
+) -> (mpsc::Receiver<Bytes>, impl Future<Output = ()>)
+where
+    S: Stream<Item = Result<Bytes, Status>> + Send + Unpin + 'static,
+{
+    let (tunnel, outgoing) = tunnel::tunnel(incoming);
+    (outgoing, answer_over(tunnel, session, tokens))
 }
 
 async fn call(mut channel: Channel, metadata: MetadataMap, body: Body) -> Result<Body, Status> {
