@@ -118,7 +118,9 @@ fn only_what_is_asked_for_is_sent() {
     std::os::unix::fs::symlink("a/b/target", context.join("link")).unwrap();
     std::os::unix::fs::symlink("link", context.join("chain")).unwrap();
     let all = ["a/b/target", "a/b/other", "c/kept.txt", "c/left.log", "d"];
-    let cases: [(&str, &[(&str, &str)], &[&str]); 4] = [
+    /// Attributes of the source.
+    type Attrs = &'static [(&'static str, &'static str)];
+    let cases: [(&str, Attrs, &[&str]); 4] = [
         ("follows", &[("local.followpaths", r#"["chain"]"#)], &["a/b/target"]),
         ("includes", &[("local.includepattern", r#"["c", "d"]"#)], &["c/kept.txt", "c/left.log", "d"]),
         (
