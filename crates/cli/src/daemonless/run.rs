@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::future::Future;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use crate::display::{self, Display, Mode, Notice};
 use crate::environment::Environment;
 use crate::fault::{FailedStep, print_warning};
 use crate::metadata;
+use crate::spec::output;
 
 /// Why a command failed, and the last output of the steps that did.
 #[derive(Debug)]
@@ -209,6 +210,9 @@ where
     S: FnOnce(SolveRequest) -> F,
     F: Future<Output = Result<SolveResponse, Fault>>,
 {
+    let caches = plan.cache_exports.iter().filter_map(|cache| cache.attrs.get("dest")).map(Path::new);
+    let kept = plan.dirs.values().chain(plan.layouts.values()).map(PathBuf::as_path).chain(caches);
+    output::expect_spared(&plan.exports, kept)?;
     let reference = session::random_id();
     if let Some(path) = &plan.ref_file {
         metadata::write(path.clone(), reference.clone(), &cancel).await?;

@@ -38,17 +38,48 @@ pub fn expect_distinct(exports: &[Export]) -> Result<(), Fault> {
     }
     let mut taken = BTreeSet::new();
     for export in exports {
-        let (Output::File(path) | Output::Directory(path)) = &export.output else { continue };
+        let (Output::File(path) | Output::Directory(path) | Output::Mirror(path)) = &export.output else { continue };
         // A device or a pipe takes what it gets.
         if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
             continue;
         }
-        let place = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.clone());
-        if !taken.insert(place) {
+        if !taken.insert(place(path)) {
             return Err(Fault::user(format!("two outputs go to `{}`: each needs a dest= of its own", path.display())));
         }
     }
+    for export in exports {
+        let Output::Mirror(mirror) = &export.output else { continue };
+        let mirrored = place(mirror);
+        if let Some(lost) = taken.iter().find(|other| **other != mirrored && other.starts_with(&mirrored)) {
+            return Err(Fault::user(format!(
+                "mode=delete of `{}` would delete the output `{}`",
+                mirror.display(),
+                lost.display()
+            )));
+        }
+    }
     Ok(())
+}
+
+/// Refuses outputs with `mode=delete` that would delete what the build reads or keeps in `places`.
+pub fn expect_spared<'a>(
+    exports: &[Export],
+    places: impl IntoIterator<Item = &'a std::path::Path>,
+) -> Result<(), Fault> {
+    let mirror = |export: &Export| match &export.output {
+        Output::Mirror(path) => Some(place(path)),
+        _ => None,
+    };
+    let mirrors: Vec<_> = exports.iter().filter_map(mirror).collect();
+    match places.into_iter().find(|kept| mirrors.iter().any(|mirror| place(kept).starts_with(mirror))) {
+        Some(kept) => Err(Fault::user(format!("mode=delete would delete `{}`, which the build needs", kept.display()))),
+        None => Ok(()),
+    }
+}
+
+/// Where a path leads, there or not.
+fn place(path: &std::path::Path) -> std::path::PathBuf {
+    std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
 }
 
 fn attributes(value: &str) -> Result<BTreeMap<String, String>, Fault> {

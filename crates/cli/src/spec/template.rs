@@ -135,8 +135,16 @@ impl<'a> Parser<'a> {
             let block = match words.tokens.peek() {
                 None => continue,
                 Some(Token::Word(word)) => match word.as_str() {
-                    "end" => return Ok((nodes, Stop::End)),
-                    "else" => return Ok((nodes, Stop::Else)),
+                    word @ ("end" | "else") => {
+                        let stop = if word == "end" { Stop::End } else { Stop::Else };
+                        words.tokens.next();
+                        return match words.tokens.peek() {
+                            None => Ok((nodes, stop)),
+                            Some(_) => {
+                                Err("nothing may stand behind `end` and `else`: put another `if` inside".to_owned())
+                            }
+                        };
+                    }
                     "if" => Some(Block::If),
                     "with" => Some(Block::With),
                     "range" => Some(Block::Range),
@@ -492,6 +500,8 @@ mod tests {
             ("{{range .}}{{.Id2}}{{end}}", "there is no field `Id2`, but id, size"),
             ("{{range .}}", "an `end` is missing"),
             ("{{end}}", "without a beginning"),
+            ("{{if .}}a{{else if .}}b{{end}}", "put another `if` inside"),
+            ("{{if .}}a{{end b}}", "nothing may stand behind"),
             ("{{printf \"%s\" .}}", "`printf` is not known here"),
             ("{{json .", "a `}}` is missing"),
             ("{{$x := .}}", "`:` is not understood"),

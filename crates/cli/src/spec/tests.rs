@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use base::Fault;
-use engine::Entitlement;
+use engine::{Entitlement, ExportRequest};
 use session::Output;
 use session::local::SecretSource;
 
@@ -353,4 +353,28 @@ fn named_contexts() {
     assert!(matches!(context, NamedContext::Layout { path, .. } if path == with_at));
     assert!(context::is_remote("git@github.com:a/b.git") && context::is_remote("github.com/a/b"));
     assert!(!context::is_remote("./github.com"));
+}
+
+#[test]
+fn what_deletes_spares_other_outputs_and_what_the_build_reads() {
+    let export =
+        |output| Export { request: ExportRequest { kind: "local".to_owned(), attrs: BTreeMap::new() }, output };
+    let mirror = |path: &str| export(Output::Mirror(path.into()));
+    let dir = |path: &str| export(Output::Directory(path.into()));
+    let file = |path: &str| export(Output::File(path.into()));
+    let distinct = |exports: &[Export]| output::expect_distinct(exports).map_err(|fault| fault.to_string());
+    assert_eq!(distinct(&[mirror("no/out"), dir("no/other"), file("no/out.tar")]), Ok(()));
+    assert_eq!(distinct(&[dir("no/out"), file("no/out/x.tar")]), Ok(()));
+    for (exports, why) in [
+        ([mirror("no/out"), dir("no/out")], "two outputs go to `no/out`"),
+        ([mirror("no/out"), mirror("no/out")], "two outputs go to `no/out`"),
+        ([file("no/out/x.tar"), mirror("no/out")], "mode=delete of `no/out` would delete the output"),
+    ] {
+        assert!(distinct(&exports).is_err_and(|said| said.contains(why)), "{why}");
+    }
+    let spared = |exports: &[Export], kept: &str| output::expect_spared(exports, [std::path::Path::new(kept)]).is_ok();
+    assert!(spared(&[mirror("no/out")], "no"));
+    assert!(spared(&[dir("no")], "no/context"));
+    assert!(!spared(&[mirror("no")], "no/context"));
+    assert!(!spared(&[mirror(".")], "."));
 }

@@ -13,6 +13,8 @@ use super::{Offer, batch};
 
 /// What is read at once.
 const CHUNK: usize = 128 << 10;
+/// The least that is.
+const SMALL: u64 = 4 << 10;
 
 /// Files that can be offered.
 pub trait Files: Sync {
@@ -154,7 +156,8 @@ struct Piece {
 /// Reads on in a file; of a small one all at once, into no more room than it takes.
 fn read(file: &mut File) -> std::io::Result<Piece> {
     let size = file.metadata()?.len();
-    let room = size.saturating_sub(file.stream_position()?).saturating_add(1).min(CHUNK as u64);
+    // Some file systems say 0 of files that they make up as they are read.
+    let room = size.saturating_sub(file.stream_position()?).saturating_add(1).clamp(SMALL, CHUNK as u64);
     let mut bytes = Vec::with_capacity(room as usize);
     while bytes.len() < bytes.capacity() {
         match rustix::io::read(&*file, rustix::buffer::spare_capacity(&mut bytes)) {

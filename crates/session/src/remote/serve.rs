@@ -126,6 +126,8 @@ where
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)
+        // Patterns and paths of a context come as headers.
+        .http2_max_header_list_size(MAX_MESSAGE as u32)
         .add_service(Service(Syncing(session.clone())))
         .add_service(Service(Sending(session.clone())))
         .add_service(Service(super::serve_content::Content(session.clone())))
@@ -430,20 +432,24 @@ impl StreamingService<Packet> for TreeCall {
     }
 }
 
-fn take_tree(dir: &std::path::Path, is_mirror: bool, transfer: Transfer) -> Result<(), Fault> {
+fn take_tree(dir: &std::path::Path, is_mirror: bool, mut transfer: Transfer) -> Result<(), Fault> {
     let failed =
         |error: io::Error| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), error);
     std::fs::create_dir_all(dir).map_err(failed)?;
     let root = Root::open(dir).map_err(failed)?;
     let mut receiver = Receiver::beside(&root);
-    transfer.into_dir(&mut receiver, &Cancel::new(), &mut |_| ())?;
-    let taken = receiver.finish();
-    let taken =
-        taken.map_err(|e| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), e))?;
-    match is_mirror {
-        true => remove_others(dir, &taken.into_entries().map(|entry| entry.path).collect()).map_err(failed),
-        false => Ok(()),
-    }
+    let received = transfer.receive(&Cancel::new(), &mut |_| (), &mut receiver);
+    let settled = received.and_then(|()| {
+        let taken = receiver.finish();
+        let taken =
+            taken.map_err(|e| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), e))?;
+        match is_mirror {
+            true => remove_others(dir, &taken.into_entries().map(|entry| entry.path).collect()).map_err(failed),
+            false => Ok(()),
+        }
+    });
+    // The daemon's build ends with this, and we may with it: nothing is left to be done then.
+    transfer.end(settled)
 }
 
 /// Takes one stream into a file or to standard output.

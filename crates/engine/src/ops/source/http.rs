@@ -306,11 +306,19 @@ async fn request(asking: &Asking<'_>, source: &HttpSource) -> Result<Request, Fa
     for (name, kind) in secrets {
         match crate::job::secret(asking.jobs, &name).await? {
             Some(secret) => {
-                let value = String::from_utf8_lossy(secret.expose()).into_owned();
-                request = request.header(header::AUTHORIZATION, &format!("{kind}{value}"));
+                // Files of secrets often end with a line break.
+                let value = String::from_utf8_lossy(secret.expose()).trim_end_matches(['\r', '\n']).to_owned();
+                let value = format!("{kind}{value}");
+                if http_client::header::HeaderValue::from_str(&value).is_err() {
+                    return Err(Fault::user(format!("secret {name} is no value of an HTTP header")));
+                }
+                request = request.header(header::AUTHORIZATION, &value);
             }
             None if !source.auth_secret.is_empty() => {
-                return Err(Fault::user(format!("secret {name}: not found, which `{}` needs", source.text)));
+                return Err(Fault::user(format!(
+                    "secret {name}: not found, which `{}` needs",
+                    base::redact_url(&source.text)
+                )));
             }
             None => {}
         }
@@ -325,7 +333,7 @@ async fn upload(asking: &Asking<'_>, source: &HttpSource) -> Result<mpsc::Receiv
             return Ok(body);
         }
     }
-    Err(Fault::user(format!("the client uploads nothing as `{}`", source.text)))
+    Err(Fault::user(format!("the client uploads nothing as `{}`", base::redact_url(&source.text))))
 }
 
 /// What an answer says of its body.

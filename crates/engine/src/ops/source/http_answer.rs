@@ -22,8 +22,13 @@ pub(super) fn file_name(wanted: &str, address: &Url, disposition: Option<&str>) 
 /// The name in `Content-Disposition`.
 fn disposed(text: &str) -> Option<String> {
     let mut found = None;
-    for parameter in text.split(';').skip(1) {
-        let (name, value) = parameter.split_once('=')?;
+    let mut is_quoted = false;
+    let ends = |c: char| {
+        is_quoted ^= c == '"';
+        c == ';' && !is_quoted
+    };
+    for parameter in text.split(ends).skip(1) {
+        let Some((name, value)) = parameter.split_once('=') else { continue };
         let value = value.trim();
         match name.trim().to_ascii_lowercase().as_str() {
             // What can say more wins (RFC 6266).
@@ -89,6 +94,8 @@ mod tests {
             ("https://h/a", "x/y", Some("attachment; filename=z"), "y"),
             ("https://h/a", "", Some("attachment; filename=\"p/z.tar\""), "z.tar"),
             ("https://h/a", "", Some("attachment; filename=z; filename*=UTF-8''%c3%a4"), "ä"),
+            ("https://h/a", "", Some("attachment; filename=\"z.tar\";"), "z.tar"),
+            ("https://h/a", "", Some("attachment; filename=\"z;1.tar\"; size=3"), "z;1.tar"),
             ("https://h/a", "", Some("inline"), "a"),
             ("https://h/a", "", Some("attachment; filename=.."), "download"),
         ] {
