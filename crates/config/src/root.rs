@@ -211,7 +211,7 @@ section! {
     pub struct Frontends {
         /// The built-in Dockerfile frontend.
         dockerfile: DockerfileFrontend = "dockerfile.v0",
-        /// Frontends that are images.
+        /// Frontends that are images. Without effect so far.
         gateway: GatewayFrontend = "gateway.v0",
     }
 }

@@ -145,15 +145,15 @@ section! {
     pub struct Network {
         /// `auto` or `host`; `cni` and `bridge` are not offered yet.
         mode: String = "networkMode",
-        /// CNI configuration file.
+        /// CNI configuration file. Without effect so far.
         cni_config_path: PathBuf = "cniConfigPath",
-        /// Directory of CNI plugins.
+        /// Directory of CNI plugins. Without effect so far.
         cni_binary_path: PathBuf = "cniBinaryPath",
-        /// How many network namespaces are kept ready.
+        /// How many network namespaces are kept ready. Without effect so far.
         cni_pool_size: u32 = "cniPoolSize",
-        /// Name of the bridge in mode `bridge`.
+        /// Name of the bridge in mode `bridge`. Without effect so far.
         bridge_name: String = "bridgeName",
-        /// Subnet of the bridge in mode `bridge`.
+        /// Subnet of the bridge in mode `bridge`. Without effect so far.
         bridge_subnet: String = "bridgeSubnet",
     }
 }

@@ -147,6 +147,13 @@ impl Bridge {
         Ok(ImageConfig { reference, digest: image.root.digest, config: image.config.clone() })
     }
 
+    /// Begins what people see of a question about a source.
+    fn resolving(&self, kind: &str, source: &llb::pb::SourceOp, log_name: &str) -> Running {
+        let shown = base::redact_url(&source.identifier);
+        let label = if log_name.is_empty() { format!("resolve {kind} source {shown}") } else { log_name.to_owned() };
+        Running::start(self.job.job.sink.clone(), &Label::phase(&label))
+    }
+
     /// Finds what a git source stands for, and the objects behind it where they are wanted.
     pub async fn resolve_git(
         &self,
@@ -155,9 +162,7 @@ impl Bridge {
         log_name: &str,
     ) -> Result<GitDescription, Fault> {
         let job = &self.job.job;
-        let shown = base::redact_url(&source.identifier);
-        let label = if log_name.is_empty() { format!("resolve git source {shown}") } else { log_name.to_owned() };
-        let running = Running::start(job.sink.clone(), &Label::phase(&label));
+        let running = self.resolving("git", source, log_name);
         let jobs = std::slice::from_ref(job);
         let asking = Asking { core: &self.core, jobs, tasks: running.tasks(), cancel: job.cancel.clone() };
         let described = asking.describe(source, wants_objects).await;
@@ -167,9 +172,7 @@ impl Bridge {
     /// Finds what a source of the web is now. The build that asks reads that.
     pub async fn resolve_http(&self, source: &llb::pb::SourceOp, log_name: &str) -> Result<HttpDescription, Fault> {
         let job = &self.job.job;
-        let shown = base::redact_url(&source.identifier);
-        let label = if log_name.is_empty() { format!("resolve http source {shown}") } else { log_name.to_owned() };
-        let running = Running::start(job.sink.clone(), &Label::phase(&label));
+        let running = self.resolving("http", source, log_name);
         let jobs = std::slice::from_ref(job);
         let asking = Asking { core: &self.core, jobs, tasks: running.tasks(), cancel: job.cancel.clone() };
         let described = asking.describe_file(source).await;

@@ -198,20 +198,13 @@ impl<'a> Parser<'a> {
                     }
                     after
                 }
-                '$' => {
-                    tokens.push(Token::Whole);
-                    &trimmed[1..]
-                }
-                '(' => {
-                    tokens.push(Token::Open);
-                    &trimmed[1..]
-                }
-                ')' => {
-                    tokens.push(Token::Close);
-                    &trimmed[1..]
-                }
-                '|' => {
-                    tokens.push(Token::Pipe);
+                '$' | '(' | ')' | '|' => {
+                    tokens.push(match first {
+                        '$' => Token::Whole,
+                        '(' => Token::Open,
+                        ')' => Token::Close,
+                        _ => Token::Pipe,
+                    });
                     &trimmed[1..]
                 }
                 '"' | '`' => {
