@@ -9,8 +9,7 @@ use hyper_util::rt::TokioIo;
 use proto::Message as _;
 use proto::moby::buildkit::v1 as wire;
 use proto::moby::buildkit::v1::control_client::ControlClient;
-use session::Session as _;
-use session::local::LocalSession;
+use session::Session;
 use session::remote::{MAX_MESSAGE, serve};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
@@ -102,7 +101,7 @@ impl Guest {
     }
 
     /// Opens a session.
-    pub fn joins(&self, session: LocalSession, most: Most) -> Limited {
+    pub fn joins(&self, session: impl Session + 'static, most: Most) -> Limited {
         let id = session.id().to_owned();
         let (tell, reached) = watch::channel(false);
         let (read, written) = (AtomicUsize::new(0), AtomicUsize::new(0));

@@ -37,6 +37,7 @@ mod full_disk;
 mod history;
 mod hostile;
 mod large;
+mod late_exports;
 mod layouts;
 mod leftovers;
 mod one_state;

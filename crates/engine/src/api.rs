@@ -83,6 +83,8 @@ pub struct SolveRequest {
     pub frontend: Frontend,
     /// What happens with the result; several run one after another. None: the build is only run.
     pub exports: Vec<ExportRequest>,
+    /// Whether the client is asked for more of them when the result is there.
+    pub late_exports: bool,
     /// `--import-cache`.
     pub cache_imports: Vec<CacheOptions>,
     /// `--export-cache`.
@@ -162,6 +164,16 @@ pub struct ExportRequest {
     /// Its attributes, such as `name`, `push`, `compression`. Where it goes is the session's business:
     /// `session.output(i)` is asked for the i-th export.
     pub attrs: BTreeMap<String, String>,
+}
+
+/// What is to become of a result.
+#[derive(Clone, Debug, Default)]
+pub struct Exports {
+    /// What the client asked for with the build.
+    pub asked: Vec<ExportRequest>,
+    /// The client is asked for more when the result is there, and told what all came to
+    /// ([`Session::late_exports`](session::Session::late_exports)): by these names it can look into the trees.
+    pub late: Option<Vec<String>>,
 }
 
 /// One `--import-cache` or `--export-cache`.
@@ -322,7 +334,10 @@ impl Engine {
         if is_question(&options) {
             return Ok(SolveResponse { answer: result.metadata, ..SolveResponse::default() });
         }
-        self.make_and_export(&bridge.job, result, &request.exports, &caches, &options).await
+        // No gateway answers its client: there are no names for trees.
+        let late = request.late_exports.then(Vec::new);
+        let exports = Exports { asked: request.exports, late };
+        self.make_and_export(&bridge.job, result, exports, &caches, &options).await
     }
 
     /// Begins a build whose frontend is elsewhere: whoever has the bridge asks what it needs, and gives the result to
@@ -351,7 +366,7 @@ impl Engine {
         &self,
         bridge: &Bridge,
         result: &FrontendResult,
-        exports: &[ExportRequest],
+        exports: Exports,
         caches: &[CacheOptions],
         options: &BTreeMap<String, String>,
     ) -> Result<SolveResponse, Fault> {
@@ -370,22 +385,33 @@ impl Engine {
         &self,
         job: &Arc<JobHandle>,
         mut result: FrontendResult,
-        exports: &[ExportRequest],
+        exports: Exports,
         caches: &CacheExports,
         options: &BTreeMap<String, String>,
     ) -> Result<SolveResponse, Fault> {
+        let session = &job.job.session;
+        let Exports { asked: mut exports, late } = exports;
+        let tells = late.is_some();
+        if let Some(refs) = late {
+            let late = session.late_exports(result.metadata.clone(), refs).await?;
+            exports.extend(late.into_iter().map(|late| ExportRequest { kind: late.kind, attrs: late.attrs }));
+        }
         // Before anything is done: what is wrong with them is said now.
-        exporters(exports)?;
+        exporters(&exports)?;
         let mut is_verified = false;
         loop {
             let built = result.build(job).await?;
             if !std::mem::replace(&mut is_verified, true) {
                 warn_of_platforms(job, options, &result)?;
             }
-            match self.export_built(job, &result, built, exporters(exports)?, caches, options).await {
+            match self.export_built(job, &result, built, exporters(&exports)?, caches, options).await {
                 Err(fault) if job.job.gives_up(&fault) => {
                     tracing::warn!(%fault, "going on without a cache");
                     result = result.anew();
+                }
+                Ok(response) if tells => {
+                    session.exported(&response.exporter_response).await?;
+                    return Ok(response);
                 }
                 exported => return exported,
             }

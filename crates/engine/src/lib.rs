@@ -36,7 +36,7 @@ mod wreck;
 
 pub use ::dockerfile::Unsupported;
 pub use api::{
-    Begin, CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Frontend, Inputs, PruneOptions,
+    Begin, CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Exports, Frontend, Inputs, PruneOptions,
     SnapshotterChoice, SolveRequest, SolveResponse, UsageRecord, is_question,
 };
 pub use bridge::{Bridge, ImageConfig};

@@ -82,6 +82,7 @@ fn request(frontend: Frontend, session: impl Session + 'static, progress: Arc<dy
     SolveRequest {
         frontend,
         exports: Vec::new(),
+        late_exports: false,
         cache_imports: Vec::new(),
         cache_exports: Vec::new(),
         entitlements: Vec::new(),

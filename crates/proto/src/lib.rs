@@ -5,9 +5,11 @@
 
 pub mod content;
 mod definition;
+pub mod exporter;
 pub mod fsutil;
 pub mod json;
 pub mod otlp;
+pub mod solve;
 
 pub use bollard_buildkit_proto::fsutil as generated_fsutil;
 pub use bollard_buildkit_proto::google::{protobuf, rpc};

@@ -7,6 +7,7 @@ pub mod local;
 pub mod others;
 pub mod remote;
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -72,6 +73,24 @@ pub trait Session: Send + Sync {
     /// The store that takes images which are to lie in the client's directory, blob by blob. None where it has none.
     async fn export_store(&self) -> Result<Option<Arc<dyn CacheDir>>, Fault> {
         Ok(None)
+    }
+
+    /// What the client wants the result for, beside the outputs that it asked for before: it is told the frontend's words
+    /// about the result, and by which names the build's gateway knows its trees.
+    async fn late_exports(
+        &self,
+        about: BTreeMap<String, Vec<u8>>,
+        refs: Vec<String>,
+    ) -> Result<Vec<LateExport>, Fault> {
+        let _ = (about, refs);
+        Ok(Vec::new())
+    }
+
+    /// Tells a client that was asked for [`late_exports`](Self::late_exports) what all outputs came to. Its error fails the
+    /// build.
+    async fn exported(&self, response: &BTreeMap<String, String>) -> Result<(), Fault> {
+        let _ = response;
+        Ok(())
     }
 
     /// Where the result number `index` of the request goes, when an exporter writes to the client.
@@ -147,10 +166,19 @@ pub trait RemoteStream: std::io::Write + Send {
 #[async_trait]
 pub trait RemoteOutput: Send + Sync + std::fmt::Debug {
     /// Begins one stream; `about` are the exporter's words about it.
-    async fn stream(&self, about: &std::collections::BTreeMap<String, String>) -> Result<Box<dyn RemoteStream>, Fault>;
+    async fn stream(&self, about: &BTreeMap<String, String>) -> Result<Box<dyn RemoteStream>, Fault>;
 
     /// Begins to send a tree of files.
     async fn tree(&self) -> Result<remote::Offer, Fault>;
+}
+
+/// An output that a client names when the result is there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LateExport {
+    /// `image`, `oci`, ..
+    pub kind: String,
+    /// Its attributes.
+    pub attrs: BTreeMap<String, String>,
 }
 
 /// What logs in to a registry.

@@ -288,6 +288,7 @@ fn request(
     SolveRequest {
         frontend: plan.frontend.clone(),
         exports: plan.exports.iter().map(|export| export.request.clone()).collect(),
+        late_exports: false,
         cache_imports: plan.cache_imports.clone(),
         cache_exports: plan.cache_exports.clone(),
         entitlements: plan.entitlements.clone(),

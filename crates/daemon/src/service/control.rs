@@ -7,24 +7,30 @@ use std::time::Duration;
 
 use base::{ByteSize, Fault};
 use engine::{
-    Begin, CacheOptions, Entitlement, ExportRequest, Frontend, Inputs, PruneOptions, SolveRequest, UsageRecord,
+    Begin, CacheOptions, Entitlement, ExportRequest, Exports, Frontend, Inputs, PruneOptions, SolveRequest, UsageRecord,
 };
 use futures_util::{Stream, StreamExt as _};
 use proto::Message as _;
 use proto::moby::buildkit::v1 as wire;
 use proto::moby::buildkit::v1::types;
+use proto::solve::{SOLVE, Solve};
 use session::SharedSession;
 use session::local::LocalSession;
-use session::remote::Client;
 use session::remote::service::Calls;
+use session::remote::{Client, MAX_MESSAGE};
 use tonic::body::Body;
+use tonic::server::Grpc;
 use tonic::{Request, Response, Status, Streaming};
+use tonic_prost::ProstCodec;
 
 use super::gateway::ClientBuild;
 use super::status::{responses, time};
 use crate::filter::Filter;
 use crate::history::Recording;
 use crate::{BUILDKIT_VERSION, Identity, Shared};
+
+/// Outputs are as BuildKit's release 0.31 writes them, by its number for that.
+const COMPATIBILITY_VERSION: i64 = 30;
 
 pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -34,7 +40,8 @@ fn failed(fault: Fault) -> Status {
     super::error::status(&fault)
 }
 
-/// The service, but for sessions: of what they carry nothing is copied, which generated code cannot do.
+/// The service, but for what generated code cannot do: of what sessions carry nothing is copied, and no field of a request to
+/// solve is overlooked.
 #[derive(Clone)]
 pub(crate) struct WithSessions {
     pub(crate) control: wire::control_server::ControlServer<Control>,
@@ -48,19 +55,28 @@ impl Calls for WithSessions {
         if request.uri().path() == session::remote::serve::SESSION {
             return self.shared.sessions.serve(request).unwrap_or_else(|fault| failed(fault).into_http());
         }
+        if request.uri().path() == SOLVE {
+            let codec = ProstCodec::<wire::SolveResponse, Solve>::default();
+            let control = Arc::new(Control(self.shared));
+            let call = tower::service_fn(move |request| {
+                let control = control.clone();
+                async move { control.solve_all(request).await }
+            });
+            return Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE).unary(call, request).await;
+        }
         let Ok(response) = tower::Service::call(&mut self.control, request).await;
         response
     }
 }
 
-#[tonic::async_trait]
-impl wire::control_server::Control for Control {
-    async fn solve(&self, request: Request<wire::SolveRequest>) -> Result<Response<wire::SolveResponse>, Status> {
+impl Control {
+    async fn solve_all(&self, request: Request<Solve>) -> Result<Response<wire::SolveResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let request = is_all_known(request).map_err(failed)?;
         if self.0.draining.is_cancelled() {
             return Err(Status::unavailable("the daemon is about to end: try again"));
         }
-        let trace = self.0.traces.begin(request.metadata());
-        let request = request.into_inner();
+        let trace = self.0.traces.begin(&metadata);
         let running =
             self.0.builds.begin(&request.r#ref).ok_or_else(|| {
                 Status::already_exists(format!("a build with reference {} runs already", request.r#ref))
@@ -88,6 +104,14 @@ impl wire::control_server::Control for Control {
         hung_up.disarm();
         let exporter_response = solved.map_err(failed)?.exporter_response.into_iter().collect();
         Ok(Response::new(wire::SolveResponse { exporter_response }))
+    }
+}
+
+#[tonic::async_trait]
+impl wire::control_server::Control for Control {
+    async fn solve(&self, _: Request<wire::SolveRequest>) -> Result<Response<wire::SolveResponse>, Status> {
+        // `WithSessions` stands in front.
+        Err(Status::internal("requests to solve are answered elsewhere"))
     }
 
     type StatusStream = Answers<wire::StatusResponse>;
@@ -217,6 +241,22 @@ pub(super) fn worker(identity: &Identity) -> types::WorkerRecord {
     }
 }
 
+/// A request all of whose wishes can be met here.
+fn is_all_known(request: Solve) -> Result<wire::SolveRequest, Fault> {
+    match request.compatibility_version {
+        0 | COMPATIBILITY_VERSION => {}
+        version => {
+            return Err(Fault::user(format!(
+                "unsupported compatibility-version {version} (supported: {COMPATIBILITY_VERSION})"
+            )));
+        }
+    }
+    if request.proxy_network {
+        return Err(Fault::user("a proxy for the network of steps (`--proxy-network`) is not supported yet"));
+    }
+    Ok(request.request)
+}
+
 /// One build, whoever its frontend is.
 async fn solve(
     shared: &Shared,
@@ -257,7 +297,9 @@ async fn solve_by_client(
     };
     let response = match result {
         Ok(result) => {
-            shared.engine.export(&bridge, &result, &request.exports, &request.cache_exports, &client.options).await
+            let names = || result.all().into_iter().map(|tree| returning.name(Some(tree.clone()))).collect();
+            let exports = Exports { asked: request.exports, late: request.late_exports.then(names) };
+            shared.engine.export(&bridge, &result, exports, &request.cache_exports, &client.options).await
         }
         Err(fault) => Err(fault),
     };
@@ -328,6 +370,7 @@ async fn solve_request(
     let request = SolveRequest {
         frontend,
         exports,
+        late_exports: request.enable_session_exporter,
         cache_imports,
         cache_exports,
         entitlements,

@@ -91,7 +91,7 @@ impl ClientBuild {
     }
 
     /// Gives a reference a name for the client; an empty tree has none.
-    fn name(&self, reference: Option<Ref>) -> String {
+    pub(super) fn name(&self, reference: Option<Ref>) -> String {
         reference.map_or_else(String::new, |reference| self.refs.add(reference))
     }
 

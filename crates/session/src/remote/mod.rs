@@ -7,6 +7,7 @@
 mod batch;
 mod chosen;
 mod content;
+mod exporter;
 mod frames;
 mod health;
 mod nearby;
@@ -165,8 +166,14 @@ where
     S: Stream<Item = Result<Bytes, Status>> + Send + 'static,
 {
     use futures_util::StreamExt as _;
-    let ends = closed.clone();
+    let (ends, breaks) = (closed.clone(), closed.clone());
     let incoming = incoming
+        .inspect(move |message| {
+            // Nothing follows, and nobody may ask for what follows.
+            if message.is_err() {
+                breaks.cancel();
+            }
+        })
         .take_until(closed.clone().cancelled_owned())
         .chain(futures_util::stream::once(async move { ends.cancel() }).filter_map(async |()| None));
     let (tunnel, outgoing) = tunnel::tunnel(Box::pin(incoming));
@@ -328,6 +335,18 @@ impl Session for Client {
     async fn other(&self, id: &str) -> Option<SharedSession> {
         let other = self.1.get(id).await.ok()?;
         Some(Arc::new(Client(other, self.1.clone())))
+    }
+
+    async fn late_exports(
+        &self,
+        about: BTreeMap<String, Vec<u8>>,
+        refs: Vec<String>,
+    ) -> Result<Vec<crate::LateExport>, Fault> {
+        exporter::find(&self.0, about, refs).await
+    }
+
+    async fn exported(&self, response: &BTreeMap<String, String>) -> Result<(), Fault> {
+        exporter::finalize(&self.0, response).await
     }
 
     async fn output(&self, index: usize) -> Result<Output, Fault> {

@@ -41,7 +41,7 @@ use crate::others::remove_others;
 use crate::{LocalDir, Output, SharedSession};
 
 /// Of every client.
-const METHODS: [&str; 10] = [
+const METHODS: [&str; 12] = [
     sync::METHOD,
     output::METHOD,
     "/moby.filesync.v1.Auth/Credentials",
@@ -52,6 +52,8 @@ const METHODS: [&str; 10] = [
     proto::content::INFO,
     proto::content::READ,
     proto::content::WRITE,
+    proto::exporter::FIND,
+    proto::exporter::FINALIZE,
 ];
 /// Only of a client that fetches tokens.
 const OF_TOKENS: [&str; 3] = [tokens::FETCH, tokens::AUTHORITY, tokens::VERIFY];
@@ -131,6 +133,7 @@ where
         .add_service(Service(Syncing(session.clone())))
         .add_service(Service(Sending(session.clone())))
         .add_service(Service(super::serve_content::Content(session.clone())))
+        .add_service(Service(super::exporter::Exporters(session.clone())))
         .add_service(AuthServer::new(Logins { session: session.clone(), tokens }))
         .add_service(SecretsServer::new(Answers(session.clone())))
         .add_service(ssh::service(session.clone()))
