@@ -151,3 +151,46 @@ fn our_client_builds_by_buildkit_s_daemon() {
     assert!(upstream.buildctl("du").succeeds().text().contains("Total:\t\t0B"));
     upstream.ends();
 }
+
+/// Steps write what no other run of them writes: what is the same afterwards came out of the cache.
+#[test]
+fn caches_pass_between_buildkit_and_us() {
+    let Some(upstream) = Upstream::new() else { return };
+    let kitchen = &upstream.kitchen;
+    let host = kitchen.registry.host();
+    kitchen.file("a", "one");
+    let unique = "RUN --network=none cat /proc/sys/kernel/random/uuid";
+    let busybox = format!("FROM {host}/library/busybox");
+    kitchen.dockerfile(&format!(
+        "{busybox} AS maker\nCOPY a /\n{unique} > /b && cat /a >> /b\n{busybox}\nCOPY --from=maker /b /\n{unique} > /c\n"
+    ));
+    let made = |out: &str| [upstream.read(&format!("{out}/b")), upstream.read(&format!("{out}/c"))];
+    let theirs = |args: &str| {
+        upstream.buildctl("prune --all").succeeds();
+        upstream.build(args).succeeds()
+    };
+    let kinds = [
+        ("type=local,mode=max,dest=", "type=local,src="),
+        ("type=registry,mode=max,ref=", "type=registry,ref="),
+        ("type=registry,mode=min,compression=zstd,force-compression=true,ref=", "type=registry,ref="),
+        ("type=registry,mode=max,image-manifest=false,ref=", "type=registry,ref="),
+    ];
+    for (at, (write, read)) in kinds.into_iter().enumerate() {
+        let place = |maker: &str| match write.starts_with("type=local") {
+            true => format!("cache-{maker}"),
+            false => format!("{host}/cache/{maker}:{at}"),
+        };
+        let (write, read) = (|maker| format!("{write}{}", place(maker)), |maker| format!("{read}{}", place(maker)));
+        let out = |who: &str| format!("{who}{at}");
+
+        kitchen.build_on(&out("s"), &format!("--cache-to {} --output {}", write("us"), out("us"))).succeeds();
+        theirs(&format!("--import-cache {} --output type=local,dest={}", read("us"), out("of-us")));
+        assert_eq!(made(&out("of-us")), made(&out("us")), "{}", write("us"));
+
+        theirs(&format!("--export-cache {} --output type=local,dest={}", write("them"), out("them")));
+        kitchen.build_on(&out("t"), &format!("--cache-from {} --output {}", read("them"), out("of-them"))).succeeds();
+        assert_eq!(made(&out("of-them")), made(&out("them")), "{}", write("them"));
+        assert_ne!(made(&out("them")), made(&out("us")), "each made its own");
+    }
+    upstream.ends();
+}

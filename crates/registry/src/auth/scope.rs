@@ -35,7 +35,10 @@ impl Scopes {
         let mut new = false;
         for scope in text.split_ascii_whitespace() {
             // `type:name:actions`, where a name may hold colons (a host with a port).
-            let Some((resource, actions)) = scope.rsplit_once(':') else { continue };
+            // What has no actions is passed on as it is.
+            let parts = scope.rsplit_once(':').filter(|(_, actions)| !actions.is_empty());
+            let (resource, actions) = parts.unwrap_or((scope, ""));
+            new |= !self.0.contains_key(resource);
             let set = self.0.entry(resource.to_owned()).or_default();
             for action in actions.split(',').filter(|action| !action.is_empty()) {
                 new |= set.insert(action.to_owned());
@@ -47,6 +50,9 @@ impl Scopes {
     /// The scopes one by one, as a token request lists them.
     pub(crate) fn each(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|(resource, actions)| {
+            if actions.is_empty() {
+                return resource.clone();
+            }
             let actions: Vec<&str> = actions.iter().map(String::as_str).collect();
             format!("{resource}:{}", actions.join(","))
         })

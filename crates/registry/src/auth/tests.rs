@@ -74,9 +74,13 @@ fn scopes_have_one_spelling() {
     let mut scopes = Scopes::push("team/app").and_pull("base/os");
     assert_eq!(scopes.to_string(), "repository:base/os:pull repository:team/app:pull,push");
     assert!(!scopes.merge("repository:team/app:push,pull"), "known already");
-    assert!(scopes.merge("repository:team/app:delete registry:catalog:* garbage"));
+    assert!(scopes.merge("repository:team/app:delete registry:catalog:* everything"));
+    assert!(!scopes.merge("everything"), "known already");
     let all: Vec<String> = scopes.each().collect();
-    assert_eq!(all, ["registry:catalog:*", "repository:base/os:pull", "repository:team/app:delete,pull,push"]);
+    assert_eq!(
+        all,
+        ["everything", "registry:catalog:*", "repository:base/os:pull", "repository:team/app:delete,pull,push"]
+    );
     // A name may hold a port.
     assert!(scopes.merge("repository:host:5000/x:pull"));
     assert!(scopes.to_string().contains("repository:host:5000/x:pull"));
