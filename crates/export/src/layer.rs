@@ -167,11 +167,12 @@ fn make(
     epoch: Option<i64>,
     cancel: &base::Cancel,
 ) -> Result<LayerRecord, Fault> {
-    let map = EntryMap::of(epoch);
-    store
-        .snapshots()
-        .make_blob_with(&id, variant, wanted, cancel, |entry| map.apply(entry))
-        .map_err(|e| store_fault("cannot write a layer", e))
+    let snapshots = store.snapshots();
+    let made = match EntryMap::of(epoch) {
+        EntryMap::Keep => snapshots.make_blob(&id, variant, wanted, cancel),
+        map => snapshots.make_blob_with(&id, variant, wanted, cancel, |entry| map.apply(entry)),
+    };
+    made.map_err(|e| store_fault("cannot write a layer", e))
 }
 
 /// What becomes of an entry on its way out.

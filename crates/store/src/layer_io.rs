@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use base::Cancel;
 use files::untar;
 use image::Descriptor;
-use image::layer::compression::{Compression, CompressionOptions, Compressor, Unpacker};
+use image::layer::compression::{Compression, CompressionOptions, Compressor, Tar, Unpacker};
 use image::layer::{Entry, EntryKind, Time, tar};
 
 use crate::{Change, ChangeKind, Error, FileKind, LayerRecord, Result, SnapshotId, Snapshots};
@@ -120,7 +120,8 @@ impl Snapshots {
 
     /// The snapshot's layer blob in this compression; made, stored and recorded if it is not there.
     ///
-    /// `variant` names the compression and whatever else decides the bytes (kind, level).
+    /// `variant` names the compression and whatever else decides the bytes (kind, level). A tar that was written before is not
+    /// digested again.
     pub fn make_blob(
         &self,
         id: &SnapshotId,
@@ -128,7 +129,12 @@ impl Snapshots {
         options: &CompressionOptions,
         cancel: &Cancel,
     ) -> Result<LayerRecord> {
-        self.make_blob_with(id, variant, options, cancel, |_| {})
+        let known = self.0.inner.snapshots.table().tars.get(id).copied();
+        let (record, tar) = self.make(id, variant, options, cancel, |_| {}, known)?;
+        if let Some(tar) = tar {
+            self.0.inner.snapshots.table().tars.insert(*id, tar);
+        }
+        Ok(record)
     }
 
     /// The same, each entry changed by `map` before it is written; `variant` says how.
@@ -140,23 +146,39 @@ impl Snapshots {
         cancel: &Cancel,
         map: impl Fn(&mut Entry),
     ) -> Result<LayerRecord> {
+        self.make(id, variant, options, cancel, map, None).map(|(record, _)| record)
+    }
+
+    /// What is on record, and what was written if it was not.
+    fn make(
+        &self,
+        id: &SnapshotId,
+        variant: &str,
+        options: &CompressionOptions,
+        cancel: &Cancel,
+        map: impl Fn(&mut Entry),
+        known: Option<Tar>,
+    ) -> Result<(LayerRecord, Option<Tar>)> {
         let content = self.0.content();
-        self.make_layer(id, variant, || {
-            let compressor = Compressor::new(content.trusted_writer()?, options)?;
+        let mut written = None;
+        let record = self.make_layer(id, variant, || {
+            let compressor = Compressor::of(known, content.trusted_writer()?, options)?;
             let compressor = self.write_tar_with(id, compressor, cancel, map)?;
             let (compressed, writer) = compressor.finish()?;
             // Held until the record refers to it.
             let _hold = content.hold(&compressed.digest);
             writer.finish_trusted(compressed.digest)?;
             content.attach(&compressed.digest, id)?;
-            Ok(LayerRecord {
+            written = Some(compressed.tar());
+            Ok::<_, Error>(LayerRecord {
                 digest: compressed.digest,
                 size: compressed.size,
                 diff_id: compressed.diff_id,
                 media_type: media_type(options.kind).to_owned(),
                 annotations: Default::default(),
             })
-        })
+        })?;
+        Ok((record, written))
     }
 }
 

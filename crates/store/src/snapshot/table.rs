@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use base::Digest;
+use image::layer::compression::Tar;
 
 use super::cache_mount::Instances;
 use super::lazy::LazyLayer;
@@ -56,6 +57,8 @@ pub(crate) struct Table {
     by_chain: HashMap<Digest, Vec<SnapshotId>>,
     /// Records whose use was counted since the database was told.
     used: HashSet<SnapshotId>,
+    /// What the tars of snapshots are, where one was written since the store was opened.
+    pub(crate) tars: HashMap<SnapshotId, Tar>,
 }
 
 impl Table {
@@ -71,6 +74,7 @@ impl Table {
 
     pub(super) fn remove(&mut self, id: SnapshotId) -> Option<Record> {
         let record = self.records.remove(&id)?;
+        self.tars.remove(&id);
         if let Some(parent) = record.parent.and_then(|parent| self.records.get_mut(&parent)) {
             parent.children -= 1;
         }

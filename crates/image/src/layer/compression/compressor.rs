@@ -24,6 +24,22 @@ pub struct Compressed {
     pub size: u64,
 }
 
+impl Compressed {
+    /// What was compressed.
+    pub fn tar(&self) -> Tar {
+        Tar { diff_id: self.diff_id, size: self.uncompressed_size }
+    }
+}
+
+/// A tar stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tar {
+    /// Its sha256.
+    pub diff_id: Digest,
+    /// Its bytes.
+    pub size: u64,
+}
+
 /// Compresses what is written to it and passes it to a sink, on threads of its own.
 ///
 /// Call [`finish`](Compressor::finish) at the end: a compressor that is dropped leaves the blob without its end and
@@ -34,6 +50,8 @@ pub struct Compressor<W: Write + Send + 'static> {
     pool: Pool,
     block: Vec<u8>,
     count: u64,
+    /// What is going to be written.
+    known: Option<Tar>,
     state: State<W>,
 }
 
@@ -48,10 +66,16 @@ enum State<W> {
 struct Running<W> {
     jobs: SyncSender<Job>,
     order: SyncSender<Receiver<Result<Encoded, Error>>>,
-    hash: SyncSender<Arc<Block>>,
-    hasher: JoinHandle<Hasher>,
+    /// None where the digest is known.
+    hash: Option<Hashing>,
     output: JoinHandle<Result<Output<W>, Error>>,
     workers: Vec<JoinHandle<()>>,
+}
+
+/// A thread that digests blocks.
+struct Hashing {
+    blocks: SyncSender<Arc<Block>>,
+    thread: JoinHandle<Hasher>,
 }
 
 #[derive(Clone, Copy)]
@@ -92,6 +116,12 @@ enum Bytes {
 impl<W: Write + Send + 'static> Compressor<W> {
     /// Starts a blob.
     pub fn new(sink: W, options: &CompressionOptions) -> Result<Compressor<W>, Error> {
+        Self::of(None, sink, options)
+    }
+
+    /// Starts a blob of a tar that may be known already, and whose digest then is believed; that its size is another is an
+    /// error in the end.
+    pub fn of(known: Option<Tar>, sink: W, options: &CompressionOptions) -> Result<Compressor<W>, Error> {
         options.validate()?;
         let codec = match options.kind {
             Compression::Uncompressed => Codec::Store,
@@ -107,6 +137,8 @@ impl<W: Write + Send + 'static> Compressor<W> {
             pool: Pool::default(),
             block: Vec::new(),
             count: 0,
+            // What is stored as it is has no other digest that would be right if this one were not.
+            known: known.filter(|_| options.kind != Compression::Uncompressed),
             state: State::Small(sink),
         })
     }
@@ -123,7 +155,7 @@ impl<W: Write + Send + 'static> Compressor<W> {
                         return Err(running.join_failed());
                     }
                 }
-                running.finish(self.count)
+                running.finish(self.count, self.known)
             }
             State::Failed => Err(Error::Io(io::Error::other("the compressor failed before"))),
         }
@@ -139,7 +171,7 @@ impl<W: Write + Send + 'static> Compressor<W> {
             let encoded = BlockEncoder::new(self.codec)?.encode(&block, Vec::new())?;
             output.put(&encoded)?;
         }
-        output.finish(hasher, self.count)
+        output.finish(hasher.finish(), self.count)
     }
 
     fn dispatch(&mut self) -> Result<(), Error> {
@@ -147,7 +179,7 @@ impl<W: Write + Send + 'static> Compressor<W> {
         let full = std::mem::replace(&mut self.block, next);
         let state = std::mem::replace(&mut self.state, State::Failed);
         let running = match state {
-            State::Small(sink) => Running::start(self.codec, self.threads, &self.pool, sink)?,
+            State::Small(sink) => Running::start(self.codec, self.threads, self.known.is_some(), &self.pool, sink)?,
             State::Running(running) => running,
             State::Failed => return Err(Error::Io(io::Error::other("the compressor failed before"))),
         };
@@ -165,7 +197,9 @@ impl<W: Write + Send + 'static> Compressor<W> {
         let (reply, encoded) = sync_channel(1);
         // The place in the output first: its bound is what limits the blocks in flight.
         running.order.send(encoded).map_err(|_| Stopped)?;
-        running.hash.send(block.clone()).map_err(|_| Stopped)?;
+        if let Some(hash) = &running.hash {
+            hash.blocks.send(block.clone()).map_err(|_| Stopped)?;
+        }
         match self.codec {
             Codec::Store => {
                 reply.send(Ok(Encoded { bytes: Bytes::Block(block), crc: Crc::new() })).map_err(|_| Stopped)
@@ -205,15 +239,10 @@ impl<W: Write + Send + 'static> Drop for Compressor<W> {
 struct Stopped;
 
 impl<W: Write + Send + 'static> Running<W> {
-    fn start(codec: Codec, threads: usize, pool: &Pool, sink: W) -> Result<Running<W>, Error> {
+    fn start(codec: Codec, threads: usize, known: bool, pool: &Pool, sink: W) -> Result<Running<W>, Error> {
         let (jobs, job_queue) = sync_channel::<Job>(threads);
         let (order, ordered) = sync_channel::<Receiver<Result<Encoded, Error>>>(threads + 1);
-        let (hash, to_hash) = sync_channel::<Arc<Block>>(threads);
-        let hasher = spawn("diff-id", move || {
-            let mut hasher = Digest::hasher();
-            to_hash.iter().for_each(|block| hasher.update(&block.data));
-            hasher
-        })?;
+        let hash = if known { None } else { Some(Hashing::start(threads)?) };
         let recycle = pool.clone();
         let output = spawn("blob", move || {
             let mut output = Output::start(codec, sink)?;
@@ -237,25 +266,31 @@ impl<W: Write + Send + 'static> Running<W> {
             spawn("compress", move || work(codec, &queue, &pool))
         });
         let workers = workers.collect::<Result<Vec<_>, Error>>()?;
-        Ok(Running { jobs, order, hash, hasher, output, workers })
+        Ok(Running { jobs, order, hash, output, workers })
     }
 
-    fn finish(self, count: u64) -> Result<(Compressed, W), Error> {
-        drop((self.jobs, self.order, self.hash));
+    fn finish(self, count: u64, known: Option<Tar>) -> Result<(Compressed, W), Error> {
+        drop((self.jobs, self.order));
+        let hasher = self.hash.map(Hashing::end);
         let output = join(self.output)?;
-        let hasher = self.hasher.join().map_err(|_| stopped())?;
+        let hasher = hasher.transpose()?;
         for worker in self.workers {
             worker.join().map_err(|_| stopped())?;
         }
-        output.finish(hasher, count)
+        let diff_id = match (hasher, known) {
+            (Some(hasher), _) => hasher.finish(),
+            (None, Some(tar)) if tar.size == count => tar.diff_id,
+            (None, _) => return Err(Error::Io(io::Error::other("a layer is not what it was before"))),
+        };
+        output.finish(diff_id, count)
     }
 
     /// Nobody wants the blob.
     fn stop(self) {
-        drop((self.jobs, self.order, self.hash));
+        drop((self.jobs, self.order));
         // What they came to does not matter, their panics neither.
+        let _ = self.hash.map(Hashing::end);
         let _ = self.output.join();
-        let _ = self.hasher.join();
         for worker in self.workers {
             let _ = worker.join();
         }
@@ -263,10 +298,27 @@ impl<W: Write + Send + 'static> Running<W> {
 
     /// A channel is closed: the output has the reason.
     fn join_failed(self) -> Error {
-        match self.finish(0) {
+        match self.finish(0, None) {
             Err(error) => error,
             Ok(_) => stopped(),
         }
+    }
+}
+
+impl Hashing {
+    fn start(threads: usize) -> Result<Hashing, Error> {
+        let (blocks, to_hash) = sync_channel::<Arc<Block>>(threads);
+        let thread = spawn("diff-id", move || {
+            let mut hasher = Digest::hasher();
+            to_hash.iter().for_each(|block| hasher.update(&block.data));
+            hasher
+        })?;
+        Ok(Hashing { blocks, thread })
+    }
+
+    fn end(self) -> Result<Hasher, Error> {
+        drop(self.blocks);
+        self.thread.join().map_err(|_| stopped())
     }
 }
 
@@ -374,7 +426,7 @@ impl<W: Write> Output<W> {
         Ok(self.sink.write_all(bytes)?)
     }
 
-    fn finish(mut self, diff: Hasher, uncompressed_size: u64) -> Result<(Compressed, W), Error> {
+    fn finish(mut self, diff_id: Digest, uncompressed_size: u64) -> Result<(Compressed, W), Error> {
         match self.codec {
             Codec::Gzip(_) => self.write(&gzip::trailer(&self.crc))?,
             Codec::Zstd(level) if self.blocks == 0 => {
@@ -385,7 +437,6 @@ impl<W: Write> Output<W> {
             _ => {}
         }
         self.sink.flush()?;
-        let diff_id = diff.finish();
         let digest = match self.codec {
             Codec::Store => diff_id,
             _ => self.hasher.finish(),

@@ -22,7 +22,7 @@ mod zstd;
 use std::fmt;
 use std::str::FromStr;
 
-pub use compressor::{Compressed, Compressor};
+pub use compressor::{Compressed, Compressor, Tar};
 pub use decompressor::Decompressor;
 pub use unpack::{Unpacked, Unpacker};
 pub use verify::VerifyingReader;

@@ -60,6 +60,26 @@ fn decompress(blob: &[u8]) -> Result<Vec<u8>, Error> {
 
 const KINDS: [Compression; 3] = [Compression::Uncompressed, Compression::Gzip, Compression::Zstd];
 
+#[test]
+fn of_a_tar_that_is_known_comes_the_same_blob() {
+    let content = mixed(3, 3 * MIB + 17);
+    for kind in KINDS {
+        let options = CompressionOptions::new(kind, 2);
+        let (plain, blob) = compress(&content, options, MIB);
+        let again = |tar: Tar| {
+            let mut compressor = Compressor::of(Some(tar), Vec::new(), &options).expect("valid options");
+            compressor.write_all(&content).expect("a vector takes all");
+            compressor.finish()
+        };
+        assert_eq!(again(plain.tar()).expect("a vector takes all"), (plain, blob), "{kind}");
+        let other = again(Tar { size: 1, ..plain.tar() });
+        match kind {
+            Compression::Uncompressed => assert_eq!(other.expect("digested").0, plain),
+            _ => assert!(other.expect_err("another size").to_string().contains("not what it was"), "{kind}"),
+        }
+    }
+}
+
 /// A sink that tells when it is gone.
 struct Told(std::sync::Arc<std::sync::atomic::AtomicBool>);
 
