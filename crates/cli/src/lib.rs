@@ -19,6 +19,7 @@ pub mod spec;
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use base::{Fault, Kind};
 use command::Action;
@@ -61,22 +62,27 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Action::Print(text) => Ok(print(&text)?),
         Action::Simple(work) => Ok(work()?),
         Action::Client(work) => {
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-            let runtime = runtime.map_err(|error| Fault::because(Kind::Environment, "cannot start threads", error))?;
+            let runtime = runtime()?;
             let result = runtime.block_on(work(environment));
             runtime.shutdown_background();
             result
         }
         Action::Engine(work) => {
             environment.isolation = Some(isolate()?);
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-            let runtime = runtime.map_err(|error| Fault::because(Kind::Environment, "cannot start threads", error))?;
+            let runtime = runtime()?;
             let result = runtime.block_on(work(environment));
             // The engine is closed; a thread that is stuck in a system call must not keep us.
             runtime.shutdown_background();
             result
         }
     }
+}
+
+/// Threads for what waits for the disk end soon after: each keeps memory for itself as long as it lives.
+fn runtime() -> Result<tokio::runtime::Runtime, Fault> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.enable_all().thread_keep_alive(Duration::from_millis(500)).build();
+    runtime.map_err(|error| Fault::because(Kind::Environment, "cannot start threads", error))
 }
 
 fn comes_later(program: Program) -> Fault {
