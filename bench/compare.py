@@ -21,15 +21,16 @@ are only unpacked below --work, which keeps them, the base images and the contex
 Every step of a case runs on each side in turn, so that whatever else the machine does falls on all of them, and
 who begins changes from round to round. All steps use the host's network, as ours do unless told otherwise.
 A case begins on an empty state, with a daemon that has just come up. "Start to ready" ends with the first answer to the
-side's own client, whose time is part of it; its row in the second table is the daemon at rest.
+side's own client, whose time is part of it; its row in the last table is the daemon at rest.
 
 The case `sync` goes over TCP with mutual TLS, through a proxy of ours (bench/delay.py) that makes every way there and back
 0 or 5 ms longer.
 
-The first table shows medians in seconds and ours/peer, the second one the largest resident set in MB of all
-rounds: of the daemon, or without one, of the largest process. Below 1 we are better; the last column is where we want to be
-beside BuildKit's own buildkitd. A case that failed on a side says so, has no ratio there, and makes the exit status 1. Nothing
-here asserts a time. Put --work on a tmpfs to leave the disk out; it then takes 8 GB.
+The tables show medians in seconds and ours/peer; the same of CPU seconds, of clients, daemons and their children, which vary
+less on a busy machine; and the largest resident set in MB of all rounds: of the daemon, or without one, of the largest process.
+Below 1 we are better; the last column is where we want to be beside BuildKit's own buildkitd. A case that failed on a side says
+so, has no ratio there, and makes the exit status 1. Nothing here asserts a time. Put --work on a tmpfs to leave the disk out; it
+then takes 8 GB.
 """
 
 import argparse
@@ -82,13 +83,10 @@ def measure(steps, sides, work, results):
                     side.reset()
                 if step.stopped:
                     side.halt()
-                if step.context:
-                    seconds, memory = side.build(step, dest)
-                else:
-                    seconds, memory = side.start(), side.idle()
+                cost = side.build(step, dest) if step.context else side.rest()
                 if step.compression and not dest.exists():
                     raise Failed(f"no archive came out at {dest}")
-                results.add(step, side, seconds, memory)
+                results.add(step, side, cost)
             except (Failed, OSError) as error:
                 print(f"!! {side.name}, {step.name or step.context}: {error}", file=sys.stderr)
                 results.fail(steps[at:], side, str(error))

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -20,15 +21,25 @@ class Failed(Exception):
     """A command of a side failed: its case has no figure there, the others go on."""
 
 
-def run(*args, env=None, timeout=1800):
-    """Wall seconds, and the resident set in MB of the largest of the processes.
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    seconds: float  # that somebody waits
+    cpu: float  # seconds, of all processes that took part
+    megabytes: float  # resident, the most of a process
 
-    GNU time starts the command: a child of ours would begin with this program's own size as its maximum.
+    def then(self, other):
+        return Cost(self.seconds + other.seconds, self.cpu + other.cpu, max(self.megabytes, other.megabytes))
+
+
+def run(*args, env=None, timeout=1800):
+    """What a command costs.
+
+    GNU time starts it: a child of ours would begin with this program's own size as its maximum.
     """
     with tempfile.NamedTemporaryFile("r") as figures:
         start = time.monotonic()
         process = subprocess.Popen(
-            ["/usr/bin/time", "-o", figures.name, "-f", "%M", *args], env=env, start_new_session=True,
+            ["/usr/bin/time", "-o", figures.name, "-f", "%M %U %S", *args], env=env, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         try:
@@ -44,15 +55,16 @@ def run(*args, env=None, timeout=1800):
         if process.returncode:
             tail = out.decode(errors="replace")[-1500:]
             raise Failed(f"{' '.join(map(str, args))}: exit {process.returncode}\n{tail}")
-        return seconds, int(figures.read().split()[-1]) / 1024
+        kilobytes, user, system = figures.read().split()[-3:]
+        return Cost(seconds, float(user) + float(system), int(kilobytes) / 1024)
 
 
 def run_all(commands, env=None):
     """The same of several, all at once."""
     with concurrent.futures.ThreadPoolExecutor(len(commands)) as pool:
         start = time.monotonic()
-        peaks = [peak for _, peak in pool.map(lambda command: run(*command, env=env), commands)]
-        return time.monotonic() - start, max(peaks)
+        costs = list(pool.map(lambda command: run(*command, env=env), commands))
+        return Cost(time.monotonic() - start, sum(c.cpu for c in costs), max(c.megabytes for c in costs))
 
 
 def wait(ready, process, what, seconds=60):
@@ -86,6 +98,12 @@ def memory(pids, field):
 def forget_peaks(pids):
     for pid in pids:
         pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def cpu(pids):
+    """Seconds of theirs so far, and of their children that have ended."""
+    stats = (pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids)
+    return sum(int(ticks) for stat in stats for ticks in stat[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
 def free_port():

@@ -10,25 +10,26 @@ from cases import BUDGETS, MEMORY_BUDGETS, PEAK, PROGRAMS
 class Results:
     def __init__(self, way, sides):
         self.way, self.sides = way, [side.name for side in sides]
-        self.seconds, self.memory, self.failed, self.reasons = {}, {}, {}, {}
+        self.seconds, self.cpu, self.memory, self.failed, self.reasons = {}, {}, {}, {}, {}
         self.sizes = {side.name: [sum(map(os.path.getsize, side.programs())) / 1e6] for side in sides}
 
-    def add(self, step, side, seconds, memory):
-        if step.name:
-            self.seconds.setdefault(step.name, {}).setdefault(side.name, []).append(seconds)
-            self.memory.setdefault(step.name, {}).setdefault(side.name, []).append(memory)
+    def add(self, step, side, cost):
+        kinds = ((self.seconds, cost.seconds), (self.cpu, cost.cpu), (self.memory, cost.megabytes))
+        for figures, figure in kinds if step.name else ():
+            figures.setdefault(step.name, {}).setdefault(side.name, []).append(figure)
 
     def fail(self, steps, side, why):
         names = [step.name for step in steps if step.name]
         for name in names:
-            self.seconds.setdefault(name, {})
-            self.memory.setdefault(name, {})
+            for figures in (self.seconds, self.cpu, self.memory):
+                figures.setdefault(name, {})
             self.failed.setdefault(name, []).append(side.name)
         self.reasons.setdefault((side.name, names[0]), f"{side.name} failed at `{names[0]}`: {why.splitlines()[-1]}")
 
     def show(self):
         print(f"\n{self.way}")
         self.table("seconds", self.seconds, BUDGETS[self.way], statistics.median, 3)
+        self.table("CPU seconds", self.cpu, {}, statistics.median, 2)
         self.table("MB", self.megabytes(), MEMORY_BUDGETS[self.way], max, 1)
 
     def megabytes(self):
@@ -39,7 +40,7 @@ class Results:
         return {**self.memory, PEAK: peaks, PROGRAMS: self.sizes}
 
     def figures(self):
-        return {"seconds": self.seconds, "MB": self.megabytes(), "failed": list(self.reasons.values())}
+        return {"seconds": self.seconds, "CPU seconds": self.cpu, "MB": self.megabytes(), "failed": list(self.reasons.values())}
 
     def table(self, title, figures, budgets, summary, digits):
         print(f"\n{title:40}" + "".join(f"{side:>10}" for side in self.sides)
@@ -51,7 +52,7 @@ class Results:
             for side in self.sides:
                 row += f"{known[side]:10.{digits}f}" if side in known else f"{'failed' if side in failed else '-':>10}"
             for peer in self.sides[1:]:
-                row += f"{known['ours'] / known[peer]:11.2f}" if {"ours", peer} <= known.keys() else f"{'-':>11}"
+                row += f"{known['ours'] / known[peer]:11.2f}" if "ours" in known and known.get(peer) else f"{'-':>11}"
             print(row + (f"{budgets[name]:9.2f}" if name in budgets else ""))
 
 

@@ -1,7 +1,7 @@
 """Who builds it: we and our peers, as daemons and without.
 
 `reset` leaves an empty state and a side that is ready to build, `halt` ends what runs beside builds, `start` gives the
-seconds until it is ready again; each `build` its seconds and MB.
+seconds until it is ready again; each `build` what it cost.
 """
 
 import json
@@ -12,7 +12,7 @@ import time
 
 from cases import AT_ONCE
 from delay import Proxy
-from machine import forget_peaks, forky, free_port, memory, run_all, stop, wait, wipe
+from machine import Cost, cpu, forget_peaks, forky, free_port, memory, run_all, stop, wait, wipe
 
 
 def outputs(step, dest, side):
@@ -78,6 +78,11 @@ class Resident(Side):
         wait(self.answers, self.process, f"{self.name}, see {self.log}:")
         return time.monotonic() - start
 
+    def rest(self):
+        """What it cost to come up, and costs at rest."""
+        seconds = self.start()
+        return Cost(seconds, cpu(self.pids()), memory(self.pids(), "VmRSS"))
+
     def answers(self):
         """By its own client, whose time counts: a socket that is there says little."""
         return self.path.exists() and not subprocess.run(self.ask(), env=self.env, capture_output=True).returncode
@@ -90,16 +95,14 @@ class Resident(Side):
     def pids(self):
         return [self.process.pid]
 
-    def idle(self):
-        return memory(self.pids(), "VmRSS")
-
     def build(self, step, dest):
         starting = self.start()
         commands, env = self.client(step, dest)
         pids = self.pids()
         forget_peaks(pids)
-        seconds, _ = run_all(commands, env=env)
-        return starting + seconds, memory(pids, "VmHWM")
+        before = cpu(pids)
+        cost = run_all(commands, env=env)
+        return Cost(starting + cost.seconds, cost.cpu + cpu(pids) - before, memory(pids, "VmHWM"))
 
     def halt(self):
         while self.proxies:
@@ -257,13 +260,12 @@ class Buildah(Side):
     def build(self, step, dest):
         command = [*self.command, "build", "--isolation", "chroot", "--layers", "-t", "bench"]
         command += ["--no-cache"] * step.no_cache
-        seconds, peak = run_all([[*command, context] for context in contexts(step, self.bench.work)], env=self.env)
+        cost = run_all([[*command, context] for context in contexts(step, self.bench.work)], env=self.env)
         if step.compression or step.push:
             to = f"docker://{self.image()}" if step.push else f"oci-archive:{dest}"
             command = [*self.command, "push", "--compression-format", step.compression or "gzip", "bench", to]
-            more, other = run_all([command], env=self.env)
-            seconds, peak = seconds + more, max(peak, other)
-        return seconds, peak
+            cost = cost.then(run_all([command], env=self.env))
+        return cost
 
 
 PEERS = {
