@@ -100,10 +100,16 @@ def forget_peaks(pids):
         pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def cpu(pids):
-    """Seconds of theirs so far, and of their children that have ended."""
-    stats = (pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids)
-    return sum(int(ticks) for stat in stats for ticks in stat[11:15]) / os.sysconf("SC_CLK_TCK")
+def cpu(pid):
+    """Seconds so far of a daemon, of those that it started, and so on, also where they have ended."""
+    ticks, found = 0, [pid]
+    for one in found:
+        with contextlib.suppress(OSError):  # it has just ended
+            stat = pathlib.Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, stat[11:15]))
+            for children in pathlib.Path(f"/proc/{one}/task").glob("*/children"):
+                found += children.read_text().split()
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def free_port():

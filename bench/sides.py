@@ -81,7 +81,7 @@ class Resident(Side):
     def rest(self):
         """What it cost to come up, and costs at rest."""
         seconds = self.start()
-        return Cost(seconds, cpu(self.pids()), memory(self.pids(), "VmRSS"))
+        return Cost(seconds, cpu(self.process.pid), memory(self.pids(), "VmRSS"))
 
     def answers(self):
         """By its own client, whose time counts: a socket that is there says little."""
@@ -100,9 +100,9 @@ class Resident(Side):
         commands, env = self.client(step, dest)
         pids = self.pids()
         forget_peaks(pids)
-        before = cpu(pids)
+        before = cpu(self.process.pid)
         cost = run_all(commands, env=env)
-        return Cost(starting + cost.seconds, cost.cpu + cpu(pids) - before, memory(pids, "VmHWM"))
+        return Cost(starting + cost.seconds, cost.cpu + cpu(self.process.pid) - before, memory(pids, "VmHWM"))
 
     def halt(self):
         while self.proxies:
