@@ -87,7 +87,7 @@ impl Transfer {
         came: &mut dyn FnMut(u64),
     ) -> Result<(), Fault> {
         let received = self.receive_chosen(receiver, chosen, cancel, came);
-        self.end(received)
+        self.leave(received)
     }
 
     fn receive_chosen(

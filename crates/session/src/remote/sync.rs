@@ -127,14 +127,14 @@ impl Transfer {
         came: &mut dyn FnMut(u64),
     ) -> Result<(), Fault> {
         let received = self.receive(cancel, came, receiver);
-        self.end(received)
+        self.leave(received)
     }
 
     /// Takes the regular files as they are; for the few small ones that a frontend reads.
     pub fn into_memory(mut self, cancel: &Cancel, came: &mut dyn FnMut(u64)) -> Result<MemoryFiles, Fault> {
         let mut memory = Memory::default();
         let received = self.receive(cancel, came, &mut memory);
-        self.end(received)?;
+        self.leave(received)?;
         Ok(memory.files)
     }
 
@@ -200,18 +200,28 @@ impl Transfer {
         Ok(())
     }
 
-    /// Says good-bye, or why not.
-    pub(super) fn end(mut self, received: Result<(), Fault>) -> Result<(), Fault> {
+    /// Says good-bye, or why not. Nobody waits until the other side has said so, too, which tells nothing new and takes as
+    /// long as the line is.
+    pub(super) fn leave(self, received: Result<(), Fault>) -> Result<(), Fault> {
+        let mut incoming = self.part(received)?;
+        let rest = async move { while let Some(Ok(_)) = incoming.recv().await {} };
+        tokio::runtime::Handle::current().spawn(rest);
+        Ok(())
+    }
+
+    /// Says good-bye, or why not, and waits until the other side has said so, too, or is silent.
+    pub(super) fn end(self, received: Result<(), Fault>) -> Result<(), Fault> {
+        let mut incoming = self.part(received)?;
+        while let Some(Ok(_)) = incoming.blocking_recv() {}
+        Ok(())
+    }
+
+    /// Nothing more is asked for; what still comes is the answer to that.
+    fn part(self, received: Result<(), Fault>) -> Result<batch::Receiver, Fault> {
         match received {
             Ok(()) => {
                 self.ask(PacketType::Fin, 0);
-                // The client is done when it has said so, or is silent.
-                while let Ok(packet) = self.next(&Cancel::new()) {
-                    if packet.r#type() == PacketType::Err {
-                        break;
-                    }
-                }
-                Ok(())
+                Ok(self.incoming)
             }
             Err(fault) => {
                 let data = fault.to_string().into();
@@ -346,6 +356,27 @@ pub fn sent(stat: Stat) -> Sent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// On a long line every answer that is waited for takes long.
+    #[tokio::test]
+    async fn the_end_is_not_talked_about() {
+        let (batches, incoming) = batch::channel();
+        let (outgoing, mut asked) = mpsc::unbounded_channel();
+        let transfer = Transfer::new("context".to_owned(), incoming, outgoing);
+        let taking = tokio::task::spawn_blocking(|| transfer.into_memory(&Cancel::new(), &mut |_| ()));
+        let packet = |kind: PacketType| Packet { r#type: kind.into(), ..Packet::default() };
+        let file = Packet { stat: Some(Stat { path: b"a".to_vec(), ..Stat::default() }), ..packet(PacketType::Stat) };
+        batches.send(Ok(vec![file, packet(PacketType::Stat)])).await.expect("it listens");
+        assert_eq!(asked.recv().await.map(|packet| packet.r#type()), Some(PacketType::Req));
+        let data = Packet { data: "text".into(), ..packet(PacketType::Data) };
+        batches.send(Ok(vec![data, packet(PacketType::Data)])).await.expect("it listens");
+        let files = taking.await.expect("it ends").expect("all came");
+        assert_eq!(files.get("a"), Some(&b"text"[..]));
+        assert_eq!(asked.recv().await.map(|packet| packet.r#type()), Some(PacketType::Fin));
+        assert_eq!(asked.recv().await, None, "nothing is said after the good-bye");
+        // What the client says to that is still taken.
+        batches.send(Ok(vec![packet(PacketType::Fin)])).await.expect("it listens");
+    }
 
     #[test]
     fn links_are_followed_inside() {
