@@ -112,7 +112,7 @@ fn images_are_looked_at_and_put_together() {
 fn progress_is_for_programs_too() {
     with_each_client(|docker| {
         docker.served.kitchen.dockerfile("FROM busybox\nRUN echo heard-$((40 + 2)); exit 3\n");
-        let failed = docker.run("--builder b build --progress=rawjson context").fails();
+        let failed = docker.run("--builder b build --progress=rawjson -o type=cacheonly context").fails();
         // Documents, over several lines each where the client is the older one; then its error for people.
         let documents = serde_json::Deserializer::from_str(&failed.stderr).into_iter();
         let events: Vec<Value> = documents.map_while(Result::ok).collect();

@@ -9,6 +9,7 @@ use testkit::image::{File, TestImage, tar};
 
 use crate::buildx::with_each_client;
 use crate::harness::or_skip;
+use crate::who::Who;
 
 const OUT: &str = "-o type=local,dest=out";
 
@@ -87,14 +88,19 @@ fn contexts_have_names() {
         }
         let host = kitchen.registry.host();
         // As a base, where it can be one, and as what is copied from.
-        for (source, text, is_base) in [
+        let of_git = [
+            (format!("{}#main", repository.url), "of git", false),
+            (format!("{}#main:d", repository.url), "below", false),
+        ];
+        let others = [
             ("dir".to_owned(), "of a directory", false),
             (format!("docker-image://{host}/some/image:v1"), "of an image", true),
             ("oci-layout://layout:v1".to_owned(), "of a layout", true),
             (format!("oci-layout://layout@{}", layout.digest()), "of a layout", true),
-            (format!("{}#main", repository.url), "of git", false),
-            (format!("{}#main:d", repository.url), "below", false),
-        ] {
+        ];
+        // A daemon whose PATH leads nowhere has no git.
+        let of_git = of_git.into_iter().filter(|_| kitchen.who != Who::Single);
+        for (source, text, is_base) in others.into_iter().chain(of_git) {
             let dockerfile = match is_base {
                 true => "FROM named\nRUN cp /f /ran\nCOPY --from=named f /copied\n",
                 false => "FROM busybox\nRUN --mount=from=named,target=/m cp /m/f /ran\nCOPY --from=named f /copied\n",

@@ -64,11 +64,11 @@ fn a_raw_socket_is_passed_on_as_it_is() {
     let kitchen = &served.kitchen;
     let world = &kitchen.world;
     pack(kitchen, "/usr/bin/ssh-add");
-    kitchen.who.run(world, "/usr/bin/ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", "key"]).succeeds();
+    kitchen.who.run(world, "ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", "key"]).succeeds();
     let socket = world.path("agent.sock");
-    let agent = kitchen.who.run(world, "/usr/bin/ssh-agent").args(["-D", "-a", socket.to_str().unwrap()]).starts();
+    let agent = kitchen.who.run(world, "ssh-agent").args(["-D", "-a", socket.to_str().unwrap()]).starts();
     eventually(|| socket.exists());
-    let add = |args: &str| kitchen.who.run(world, "/usr/bin/ssh-add").env("SSH_AUTH_SOCK", &socket).arg(args);
+    let add = |args: &str| kitchen.who.run(world, "ssh-add").env("SSH_AUTH_SOCK", &socket).arg(args);
     kitchen.dockerfile("FROM busybox\nCOPY root /\nRUN --mount=type=ssh,id=raw,required=true /usr/bin/ssh-add -D\n");
     let at = socket.display();
     for raw in ["", ",raw=false"] {
