@@ -1,10 +1,72 @@
 //! docker's clients as users have them: the newest that Debian packages, and the one of a suite two years older.
 
 use std::fs;
+use std::path::PathBuf;
 
 use crate::daemon::Served;
-use crate::harness::{Ended, is_root, or_skip, tools};
+use crate::harness::{Ended, Invocation, is_root, or_skip, tools};
 use crate::who::Who;
+
+/// The newest here, which has commands that the older one has not.
+pub const NEWEST: &str = "docker-buildx";
+pub const OLDER: &str = "docker-buildx-trixie";
+
+/// A client, and a daemon that is its builder `b`.
+pub struct Docker {
+    pub served: Served,
+    client: &'static str,
+}
+
+impl Docker {
+    /// None, with the reason told, where that cannot be.
+    pub fn new(client: &'static str, flags: &str) -> Option<Docker> {
+        or_skip(tools(&[client]))?;
+        let served = Served::new(if is_root() { Who::Root } else { Who::Single }, flags)?;
+        Some(Docker::of(served, client))
+    }
+
+    /// The client of a daemon that is there.
+    pub fn of(served: Served, client: &'static str) -> Docker {
+        let docker = Docker { served, client };
+        let socket = docker.path("b.sock");
+        docker.run(&format!("create --name b --driver remote unix://{}", socket.display())).succeeds();
+        docker
+    }
+
+    pub fn is_newest(&self) -> bool {
+        self.client == NEWEST
+    }
+
+    /// Starts it with these words.
+    pub fn run(&self, line: &str) -> Invocation {
+        let kitchen = &self.served.kitchen;
+        let run = kitchen.who.run(&kitchen.world, self.client).env("DOCKER_CONFIG", self.path("docker"));
+        run.args(line.split_whitespace())
+    }
+
+    /// Builds.
+    pub fn build(&self, args: &str) -> Invocation {
+        self.run(&format!("--builder b build --progress=plain {args}"))
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.served.kitchen.world.path(name)
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        read(&self.served, name)
+    }
+}
+
+/// Does the same with each client that is here, and a daemon of its own.
+pub fn with_each_client(test: impl Fn(&Docker)) {
+    for client in [NEWEST, OLDER] {
+        if let Some(docker) = Docker::new(client, "") {
+            test(&docker);
+            docker.served.ends();
+        }
+    }
+}
 
 fn read(served: &Served, name: &str) -> String {
     fs::read_to_string(served.kitchen.world.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -82,10 +144,10 @@ fn works(client: &str) {
 
 #[test]
 fn the_newest_client_works() {
-    works("docker-buildx");
+    works(NEWEST);
 }
 
 #[test]
 fn an_older_client_works() {
-    works("docker-buildx-trixie");
+    works(OLDER);
 }

@@ -12,10 +12,12 @@ use proto::pb;
 use session::local::LocalSession;
 use testkit::image::noise;
 
+use crate::buildx::{Docker, NEWEST};
 use crate::daemon::Served;
 use crate::guest::{Guest, Most};
-use crate::harness::{eventually, is_root};
+use crate::harness::{Ended, eventually, is_root};
 use crate::who::Who;
+use crate::wire::Wire;
 
 fn anybody() -> Who {
     if is_root() { Who::Root } else { Who::Single }
@@ -206,4 +208,88 @@ fn a_daemon_that_is_killed_while_it_takes_files_begins_again() {
         assert!(served.buildctl("du").succeeds().text().contains("Total:\t\t0B"));
         served.ends();
     }
+}
+
+/// What a context of many files and a large one costs on the wire: at first, when it is the same, when a file changed.
+fn costs(served: &Served, wire: &Wire, builds: impl Fn() -> Ended) {
+    const FILES: usize = 2000;
+    const LARGE: usize = 16 << 20;
+    for n in 0..FILES {
+        served.kitchen.world.write(&format!("context/d{}/f{n}", n % 20), noise(n as u64, 4096));
+    }
+    served.kitchen.file("large", noise(1, LARGE));
+    served.kitchen.dockerfile("FROM scratch\nCOPY . /\n");
+    let whole = (LARGE + FILES * 4096) as u64;
+    wire.take();
+    let sent = || {
+        let ended = builds();
+        let (sent, received) = wire.take();
+        // What comes back are questions and progress.
+        assert!(received < whole / 10, "{received} bytes came back: {ended:?}");
+        sent
+    };
+    let first = sent();
+    assert!((whole..whole + whole / 5).contains(&first), "{first} of {whole}");
+    // A name, a mode and times of each file, and no content.
+    let same = sent();
+    assert!(same < first / 50, "{same} bytes for a context that is the same, {first} at first");
+    let changed = noise(7, 1 << 20);
+    served.kitchen.file("d3/f3", &changed);
+    fs::remove_file(served.kitchen.world.path("context/d4/f4")).unwrap();
+    let once = sent();
+    let most = same + same / 2 + changed.len() as u64;
+    assert!((changed.len() as u64..most).contains(&once), "{once} bytes for one changed file, {same} for none");
+    assert!(sent() < first / 50, "what changed once is sent again");
+}
+
+#[test]
+fn a_second_sync_moves_only_what_changed() {
+    let Some(served) = Served::new(anybody(), "") else { return };
+    let wire = Wire::before(&served.kitchen.world.path("b.sock"));
+    costs(&served, &wire, || {
+        let address = format!("unix://{}", wire.path.display());
+        let line = "build --progress=plain --frontend=dockerfile.v0 --local=context=context --local=dockerfile=context";
+        let world = &served.kitchen.world;
+        let client = served.kitchen.who.run(world, world.path("buildctl").to_str().unwrap());
+        client.args(["--addr", &address]).args(line.split_whitespace()).succeeds()
+    });
+    let listed = served.buildctl("du --verbose --filter type==source.local").succeeds().text();
+    assert_eq!(listed.matches("local source for context").count(), 1, "a context is kept twice: {listed}");
+    served.ends();
+}
+
+#[test]
+fn a_second_sync_of_docker_moves_only_what_changed() {
+    let Some(docker) = Docker::new(NEWEST, "") else { return };
+    let wire = Wire::before(&docker.path("b.sock"));
+    docker.run(&format!("create --name counted --driver remote unix://{}", wire.path.display())).succeeds();
+    costs(&docker.served, &wire, || docker.run("--builder counted build --progress=plain context").succeeds());
+    docker.served.ends();
+}
+
+#[test]
+fn a_build_reads_from_the_sessions_that_its_sources_name() {
+    let Some(served) = Served::new(anybody(), "") else { return };
+    let kitchen = &served.kitchen;
+    let guest = guest(&served);
+    for name in ["one", "two"] {
+        kitchen.world.write(&format!("{name}/{name}"), name);
+    }
+    kitchen.who.own(&kitchen.world, "two");
+    let out = |name: &str| kitchen.world.path(format!("out-{name}"));
+    let joins = |dir: &str, to: &str| {
+        let id = session::random_id();
+        (guest.joins(session(&id, &kitchen.world.path(dir), &out(to)), Most::ALL), id)
+    };
+    let ((_first, one), (second, two)) = (joins("one", "both"), joins("two", "none"));
+    // The build is the first one's, and so is what it makes; each source is somebody's.
+    let sources = || vec![local("context", &[("local.session", &one)]), local("context", &[("local.session", &two)])];
+    exports(&guest, &one, sources()).unwrap();
+    let read = |name: &str| fs::read_to_string(out("both").join(name)).unwrap();
+    assert_eq!((read("one"), read("two")), ("one".into(), "two".into()));
+    assert!(contains(&second.take_sent(), "two"));
+    assert!(!out("none").exists(), "the other client got what was built");
+    drop(second);
+    drop(guest);
+    served.ends();
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::buildx::{Docker, NEWEST, OLDER};
 use crate::daemon::Served;
 use crate::definitions::field;
 use crate::harness::{Invocation, Running, eventually, is_root};
@@ -31,7 +32,7 @@ pub fn buildx(served: &Served, args: &str) -> Invocation {
 }
 
 /// Puts a program of this machine with its libraries into the context, below `root`.
-fn pack(kitchen: &Kitchen, program: &str) {
+pub fn pack(kitchen: &Kitchen, program: &str) {
     let listed = Command::new("ldd").arg(program).output().unwrap();
     let text = String::from_utf8(listed.stdout).unwrap();
     let libraries = text.split_whitespace().filter(|word| word.starts_with('/'));
@@ -149,6 +150,44 @@ fn a_dockerfile_is_asked_in_the_place_of_a_build() {
     served.ends();
 }
 
+/// Clients name the image that has the newest syntax; it is not fetched, the built-in frontend has that.
+#[test]
+fn the_image_of_the_dockerfile_frontend_is_built_in() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let kitchen = &served.kitchen;
+    kitchen.dockerfile("# syntax=docker/dockerfile:1.9\nFROM busybox\nRUN echo hi > /f\n");
+    let gateway = |source: &str, more: &str| {
+        let line = "build --progress=plain --frontend=gateway.v0 --local=context=context --local=dockerfile=context";
+        served.buildctl(&format!("{line} --opt source={source} {more}"))
+    };
+    for source in
+        ["dockerfile.v0", "docker/dockerfile", "docker.io/docker/dockerfile:1", "docker/dockerfile-upstream:master"]
+    {
+        gateway(source, "--output type=local,dest=out").succeeds();
+        assert_eq!(fs::read_to_string(kitchen.world.path("out/f")).unwrap(), "hi\n", "{source}");
+        fs::remove_dir_all(kitchen.world.path("out")).unwrap();
+        let replaced = format!("--opt context:{source}=docker-image://docker.io/library/busybox");
+        gateway(source, &replaced).fails().says("frontend `gateway.v0` is not supported yet");
+    }
+    gateway("docker.io/other/dockerfile", "").fails().says("frontend `gateway.v0` is not supported yet");
+    for client in [NEWEST, OLDER] {
+        if !crate::harness::has_tool(client) {
+            continue;
+        }
+        let served = Served::new(anyone(), "").expect("there was one");
+        served.kitchen.dockerfile("FROM busybox\nRUN echo hi > /f\n");
+        let docker = Docker::of(served, client);
+        let build = |syntax: &str| {
+            docker.build(&format!("--build-arg BUILDKIT_SYNTAX={syntax} -o type=local,dest=out context"))
+        };
+        build("docker/dockerfile:1").succeeds();
+        assert_eq!(docker.read("out/f"), "hi\n");
+        build("docker.io/other/dockerfile").fails().says("is not supported yet");
+        docker.served.ends();
+    }
+    served.ends();
+}
+
 #[test]
 fn a_target_of_bake_is_the_context_of_another() {
     needs!(tool "docker-buildx");
@@ -177,7 +216,7 @@ fn a_definition_comes_on_standard_input() {
 }
 
 /// LLB that runs a command on busybox, as bytes: a client of its own would write it so.
-fn definition(args: &[&str]) -> Vec<u8> {
+pub fn definition(args: &[&str]) -> Vec<u8> {
     let digest = |op: &[u8]| base::Digest::of(op).to_string();
     let platform = field(10, [field(1, std::env::consts::ARCH.replace("x86_64", "amd64")), field(2, "linux")].concat());
     let image = [field(3, field(1, "docker-image://docker.io/library/busybox:latest")), platform.clone()].concat();

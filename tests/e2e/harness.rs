@@ -70,7 +70,13 @@ pub fn is_static() -> bool {
 
 /// Whether a program is in PATH.
 pub fn has_tool(name: &str) -> bool {
-    std::env::split_paths(&path()).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(name).is_file())
+    find_tool(name).is_some()
+}
+
+/// Where a program is, if PATH has it.
+pub fn find_tool(name: &str) -> Option<PathBuf> {
+    let dirs: Vec<PathBuf> = std::env::split_paths(&path()).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
+    dirs.into_iter().map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 /// Where programs are: on this machine, then among those that were only fetched for the tests. They join here and not

@@ -8,7 +8,7 @@ use std::os::unix::fs::{chown, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{Invocation, USER, World, binary, can_unshare, has_tool, is_root};
+use crate::harness::{Invocation, USER, World, binary, can_unshare, find_tool, has_tool, is_root};
 
 /// Whoever a test acts as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,9 @@ impl Who {
 
     /// Starts a program in the world as them.
     pub fn run(self, world: &World, program: &str) -> Invocation {
+        // It is found here: where they look there is nothing.
+        let found = find_tool(program);
+        let program = found.as_ref().and_then(|path| path.to_str()).unwrap_or(program);
         let user = world.run("setpriv").args(["--reuid=1000", "--regid=1000", "--clear-groups", "--"]);
         match self {
             Who::Root => world.run(program),

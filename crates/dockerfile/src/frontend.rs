@@ -199,13 +199,16 @@ fn other_frontend(options: &Options, found: &Found) -> Option<Gateway> {
             (syntax, place)
         }
     };
-    let built_in = |reference: Reference| {
-        matches!(reference.name().as_str(), "docker.io/docker/dockerfile" | "docker.io/docker/dockerfile-upstream")
-    };
-    if Reference::parse(&syntax.image).is_ok_and(built_in) {
+    if is_this(&syntax.image) {
         return None;
     }
     Some(Gateway { image: syntax.image, cmdline: syntax.cmdline, place })
+}
+
+/// Whether a frontend image has what is built in here.
+pub fn is_this(image: &str) -> bool {
+    let names = ["docker.io/docker/dockerfile", "docker.io/docker/dockerfile-upstream"];
+    Reference::parse(image).is_ok_and(|reference| names.contains(&reference.name().as_str()))
 }
 
 /// A Dockerfile, read.

@@ -132,17 +132,19 @@ pub enum Frontend {
 }
 
 impl Frontend {
-    /// `gateway.v0` with a built-in frontend as its source is that one, unless a context stands for the source.
+    /// `gateway.v0` with a built-in frontend as its source, or an image that has the same, is that one, unless a context
+    /// stands for the source.
     pub(crate) fn built_in(self) -> Frontend {
         const BUILT_IN: &str = "dockerfile.v0";
+        let is_it = |source: &str| source == BUILT_IN || ::dockerfile::is_this(source);
         let is_context = |key: &String| {
-            let rest = key.strip_prefix("context:").and_then(|name| name.strip_prefix(BUILT_IN));
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+            let name = key.strip_prefix("context:").and_then(|name| name.split("::").next());
+            name.is_some_and(is_it)
         };
         match self {
             Frontend::Named { name, mut options, inputs }
                 if name == "gateway.v0"
-                    && options.get("source").is_some_and(|source| source == BUILT_IN)
+                    && options.get("source").is_some_and(|source| is_it(source))
                     && !options.keys().any(is_context) =>
             {
                 options.remove("source");
@@ -537,13 +539,23 @@ impl Engine {
         }
     }
 
-    /// A build gets only what it asks for and the builder allows.
+    /// A build gets only what it asks for and the builder allows; who allows devices allows each of them.
     fn check_rights(&self, wanted: &[Entitlement]) -> Result<(), Fault> {
-        match wanted.iter().find(|right| !self.entitlements.contains(right)) {
+        let whole = |right: &Entitlement| match right {
+            Entitlement::Device(_) => Entitlement::Device(None),
+            other => other.clone(),
+        };
+        let allows =
+            |right: &Entitlement| self.entitlements.contains(right) || self.entitlements.contains(&whole(right));
+        match wanted.iter().find(|right| !allows(right)) {
             None => Ok(()),
-            Some(right) => Err(Fault::user(format!("the builder does not allow the entitlement `{right}`")).hint(
-                format!("start it with `--allow-insecure-entitlement {right}`, or list it in `insecure-entitlements`"),
-            )),
+            Some(right) => {
+                let fault = Fault::user(format!("the builder does not allow the entitlement `{right}`"));
+                let right = whole(right);
+                Err(fault.hint(format!(
+                    "start it with `--allow-insecure-entitlement {right}`, or list it in `insecure-entitlements`"
+                )))
+            }
         }
     }
 
