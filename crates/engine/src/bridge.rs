@@ -12,7 +12,6 @@ use proto::Message as _;
 use remotecache::ImportOptions;
 use sys::path::{Links, Root};
 
-use crate::api::{CacheOptions, Frontend};
 use crate::cache;
 use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
@@ -20,6 +19,7 @@ use crate::frontend;
 use crate::look;
 use crate::ops::source::{Asking, GitDescription, HttpDescription, ResolveMode, Source};
 use crate::policy::Rules;
+use crate::request::{CacheOptions, Frontend};
 use crate::result::{FrontendResult, Ref, Refs};
 use crate::tree::Tree;
 

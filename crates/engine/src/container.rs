@@ -16,13 +16,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::Entitlement;
 use crate::bridge::Bridge;
 use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
 use crate::look;
 use crate::ops::exec::{self, Prepared};
 use crate::ops::{Op, OpContext};
+use crate::request::Entitlement;
 use crate::result::Ref;
 use crate::tree::Tree;
 

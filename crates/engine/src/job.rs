@@ -12,13 +12,13 @@ use session::{Credentials, SharedSession};
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::Entitlement;
 use crate::cache::import::Import;
 use crate::cache::lost::GivenUp;
 use crate::images::ResolvedImage;
 use crate::layout::StoreName;
 use crate::ops::source::{Commit, Download, ResolveMode};
 use crate::places::Places;
+use crate::request::Entitlement;
 use base::report::Label;
 
 /// How often the client's directories are read in one build, where they change while they are.

@@ -11,6 +11,7 @@ mod container;
 mod content;
 mod core;
 mod driver;
+mod exporting;
 mod fill;
 mod flight;
 mod frontend;
@@ -24,6 +25,7 @@ mod open;
 mod ops;
 mod places;
 mod policy;
+mod request;
 mod result;
 mod shadow;
 mod show;
@@ -35,17 +37,19 @@ mod verify;
 mod wreck;
 
 pub use ::dockerfile::Unsupported;
-pub use api::{
-    Begin, CacheOptions, Engine, EngineOptions, Entitlement, ExportRequest, Exports, Frontend, Inputs, PruneOptions,
-    SnapshotterChoice, SolveRequest, SolveResponse, UsageRecord, is_question,
-};
+pub use api::{Engine, EngineOptions, SnapshotterChoice};
 pub use bridge::{Bridge, ImageConfig};
 pub use container::{Container, Control, NewContainer, NewProcess, ProcessIo, StepIo};
 pub use executor::Exit;
 pub use open::in_use;
 pub use ops::CAPS as LLB_CAPS;
 pub use ops::source::{GitDescription, HttpDescription};
+pub use request::{
+    Begin, CacheOptions, Entitlement, ExportRequest, Exports, Frontend, Inputs, SolveRequest, SolveResponse,
+    is_question,
+};
 pub use result::{FrontendResult, Ref, Refs};
 pub use step_log::LogLimits;
 pub use store::Reserve;
+pub use usage::{PruneOptions, UsageRecord};
 pub use wreck::{Subject, Wreck, wreck};

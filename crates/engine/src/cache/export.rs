@@ -16,11 +16,11 @@ use solver::cache_export::{self, Chain, ChainRecord};
 use solver::{CacheKey, CacheStore, SourceId};
 use store::{Hold, SnapshotId};
 
-use crate::api::CacheOptions;
 use crate::cache::load;
 use crate::cache::lost::is_lost;
 use crate::core::{Core, blocking};
 use crate::job::Job;
+use crate::request::CacheOptions;
 
 /// Where the manifest of a cache is answered.
 const ANSWER: &str = "cache.manifest";

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use base::{Fault, Kind};
 use serde::Deserialize;
 
-use crate::api::CacheOptions;
+use crate::request::CacheOptions;
 
 /// Takes the caches to read out of a frontend's options: they are ours to read.
 pub(crate) fn take_imports(options: &mut BTreeMap<String, String>) -> Result<Vec<CacheOptions>, Fault> {

@@ -16,12 +16,12 @@ use proto::Message as _;
 use rustix::fs::{Mode, OFlags};
 use sys::path::{Links, Root};
 
-use crate::api::Inputs;
 use crate::core::{Core, blocking};
 use crate::driver::JobHandle;
 use crate::local::{Found, find};
 use crate::ops::source::{Asking, ResolveMode, Source};
 use crate::policy::Rules;
+use crate::request::Inputs;
 use crate::result::{FrontendResult, Ref, Refs};
 use crate::tree::Tree;
 

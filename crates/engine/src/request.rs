@@ -1,0 +1,177 @@
+//! What clients ask of the engine, and what it answers.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use base::Fault;
+use base::progress::Sink;
+use session::SharedSession;
+use tokio_util::sync::CancellationToken;
+
+/// One build.
+pub struct SolveRequest {
+    /// What makes the LLB.
+    pub frontend: Frontend,
+    /// What happens with the result; several run one after another. None: the build is only run.
+    pub exports: Vec<ExportRequest>,
+    /// Whether the client is asked for more of them when the result is there.
+    pub late_exports: bool,
+    /// `--import-cache`.
+    pub cache_imports: Vec<CacheOptions>,
+    /// `--export-cache`.
+    pub cache_exports: Vec<CacheOptions>,
+    /// `--allow`.
+    pub entitlements: Vec<Entitlement>,
+    /// Which sources may be used, and which in the place of others.
+    pub source_policies: Vec<llb::policy::Policy>,
+    /// The client.
+    pub session: SharedSession,
+    /// Where progress goes.
+    pub progress: Arc<dyn Sink>,
+    /// Ends the build early.
+    pub cancel: CancellationToken,
+}
+
+/// What a build begins with.
+pub struct Begin {
+    /// The client.
+    pub session: SharedSession,
+    /// Where progress goes.
+    pub progress: Arc<dyn Sink>,
+    /// Ends the build early.
+    pub cancel: CancellationToken,
+    /// Rights that it asks for.
+    pub entitlements: Vec<Entitlement>,
+    /// Which sources may be used, and which in the place of others.
+    pub source_policies: Vec<llb::policy::Policy>,
+}
+
+/// What makes the LLB.
+#[derive(Clone, Debug)]
+pub enum Frontend {
+    /// A frontend by name (`dockerfile.v0`, `gateway.v0`) with its `--opt` values.
+    Named {
+        /// Its name.
+        name: String,
+        /// `--opt key=value`.
+        options: BTreeMap<String, String>,
+        /// What the client made for it, by names that the options use.
+        inputs: Inputs,
+    },
+    /// A marshalled `pb.Definition`.
+    Llb(Vec<u8>),
+}
+
+impl Frontend {
+    /// `gateway.v0` with a built-in frontend as its source, or an image that has the same, is that one, unless a context
+    /// stands for the source.
+    pub(crate) fn built_in(self) -> Frontend {
+        const BUILT_IN: &str = "dockerfile.v0";
+        let is_it = |source: &str| source == BUILT_IN || ::dockerfile::is_this(source);
+        let is_context = |key: &String| {
+            let name = key.strip_prefix("context:").and_then(|name| name.split("::").next());
+            name.is_some_and(is_it)
+        };
+        match self {
+            Frontend::Named { name, mut options, inputs }
+                if name == "gateway.v0"
+                    && options.get("source").is_some_and(|source| is_it(source))
+                    && !options.keys().any(is_context) =>
+            {
+                options.remove("source");
+                Frontend::Named { name: BUILT_IN.to_owned(), options, inputs }
+            }
+            other => other,
+        }
+    }
+}
+
+/// Marshalled `pb.Definition`s by name.
+pub type Inputs = BTreeMap<String, Vec<u8>>;
+
+/// One `--output`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportRequest {
+    /// `image`, `oci`, `docker`, `tar`, `local`.
+    pub kind: String,
+    /// Its attributes, such as `name`, `push`, `compression`. Where it goes is the session's business:
+    /// `session.output(i)` is asked for the i-th export.
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// What is to become of a result.
+#[derive(Clone, Debug, Default)]
+pub struct Exports {
+    /// What the client asked for with the build.
+    pub asked: Vec<ExportRequest>,
+    /// The client is asked for more when the result is there, and told what all came to
+    /// ([`Session::late_exports`](session::Session::late_exports)): by these names it can look into the trees.
+    pub late: Option<Vec<String>>,
+}
+
+/// One `--import-cache` or `--export-cache`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheOptions {
+    /// `registry`, `local`, `inline`, ..
+    pub kind: String,
+    /// Its attributes.
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// A right that a build asks for and the daemon must allow.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Entitlement {
+    /// `network.host`
+    NetworkHost,
+    /// `security.insecure`
+    SecurityInsecure,
+    /// `device` or `device=NAME`
+    Device(Option<String>),
+}
+
+/// What a build answers.
+#[derive(Clone, Debug, Default)]
+pub struct SolveResponse {
+    /// BuildKit's exporter response: `containerimage.digest`, `image.name`, ..
+    pub exporter_response: BTreeMap<String, String>,
+    /// What each export made, where that is an image: its descriptor, in base64.
+    pub descriptors: Vec<Option<String>>,
+    /// The frontend's answer where it was asked something (`requestid`) in the place of a build: `result.txt`, ..
+    pub answer: BTreeMap<String, Vec<u8>>,
+}
+
+/// Whether a frontend's options ask it something in the place of a build.
+pub fn is_question(options: &BTreeMap<String, String>) -> bool {
+    options.get("requestid").is_some_and(|request| !request.is_empty())
+}
+
+impl fmt::Display for Entitlement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Entitlement::NetworkHost => f.write_str("network.host"),
+            Entitlement::SecurityInsecure => f.write_str("security.insecure"),
+            Entitlement::Device(None) => f.write_str("device"),
+            Entitlement::Device(Some(name)) => write!(f, "device={name}"),
+        }
+    }
+}
+
+impl FromStr for Entitlement {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        match text {
+            "network.host" => Ok(Entitlement::NetworkHost),
+            "security.insecure" => Ok(Entitlement::SecurityInsecure),
+            "device" => Ok(Entitlement::Device(None)),
+            _ => match text.strip_prefix("device=") {
+                Some(name) => Ok(Entitlement::Device(Some(name.to_owned()))),
+                None => Err(Fault::user(format!(
+                    "no entitlement named `{text}`: there are network.host, security.insecure and device"
+                ))),
+            },
+        }
+    }
+}
