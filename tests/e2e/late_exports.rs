@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 
 use crate::daemon::Served;
 use crate::guest::{Guest, Most};
-use crate::harness::is_root;
+use crate::harness::{eventually, is_root};
 use crate::who::Who;
 
 const ID: &str = "late";
@@ -27,8 +27,16 @@ struct Late {
     inner: LocalSession,
     bridge: LlbBridgeClient<Channel>,
     seen: Arc<Mutex<Vec<String>>>,
-    /// What it says of the outputs in the end.
-    verdict: Result<(), &'static str>,
+    verdict: Verdict,
+}
+
+/// What the client says of the outputs in the end.
+#[derive(Clone, Copy)]
+enum Verdict {
+    Good,
+    Bad(&'static str),
+    /// Nothing, for ever.
+    Silence,
 }
 
 #[async_trait]
@@ -57,7 +65,11 @@ impl Session for Late {
 
     async fn exported(&self, response: &BTreeMap<String, String>) -> Result<(), Fault> {
         self.seen.lock().unwrap().push(response["image.name"].clone());
-        self.verdict.map_err(Fault::user)
+        match self.verdict {
+            Verdict::Good => Ok(()),
+            Verdict::Bad(why) => Err(Fault::user(why)),
+            Verdict::Silence => std::future::pending().await,
+        }
     }
 
     async fn local(&self, name: &str) -> Result<Option<LocalDir>, Fault> {
@@ -91,8 +103,8 @@ fn of<T>(message: T) -> tonic::Request<T> {
     request
 }
 
-/// What the client saw, and how its build ended.
-fn builds(served: &Served, asks: bool, verdict: Result<(), &'static str>) -> (Vec<String>, Result<(), tonic::Status>) {
+/// What the client saw, and how its build ended. Who hears no verdict gives up.
+fn builds(served: &Served, asks: bool, verdict: Verdict) -> (Vec<String>, Result<(), tonic::Status>) {
     let world = &served.kitchen.world;
     let guest = Guest::new(&world.path("b.sock"));
     let mut bridge = LlbBridgeClient::new(guest.channel.clone());
@@ -110,10 +122,8 @@ fn builds(served: &Served, asks: bool, verdict: Result<(), &'static str>) -> (Ve
         ..wire::SolveRequest::default()
     };
     let drives = async {
-        // The build is there a moment after it was asked for.
-        while bridge.ping(of(frontend::PingRequest {})).await.is_err() {
-            tokio::task::yield_now().await;
-        }
+        // The build is there a moment after it was asked for: the daemon waits for it.
+        bridge.ping(of(frontend::PingRequest {})).await.unwrap();
         let request = frontend::SolveRequest {
             frontend: "dockerfile.v0".to_owned(),
             allow_result_return: true,
@@ -127,8 +137,30 @@ fn builds(served: &Served, asks: bool, verdict: Result<(), &'static str>) -> (Ve
         bridge.r#return(of(frontend::ReturnRequest { result, error: None })).await.unwrap();
     };
     let mut control = guest.control();
-    let (solved, ()) = guest.waits(async { tokio::join!(control.solve(solve), drives) });
-    (std::mem::take(&mut seen.lock().unwrap()), solved.map(drop))
+    let heard = seen.clone();
+    let solved = guest.waits(async {
+        let gives_up = async {
+            while heard.lock().unwrap().len() < 3 || !matches!(verdict, Verdict::Silence) {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            (solved, ()) = async { tokio::join!(control.solve(solve), drives) } => solved.map(drop),
+            () = gives_up => Err(tonic::Status::cancelled("gave up")),
+        }
+    });
+    if matches!(verdict, Verdict::Silence) {
+        // Its session is still there, but the build's name is free.
+        let again = || wire::SolveRequest {
+            r#ref: ID.to_owned(),
+            definition: Some(proto::pb::Definition::default()),
+            ..wire::SolveRequest::default()
+        };
+        let is_free = || guest.waits(async { guest.control().solve(again()).await });
+        eventually(|| !is_free().is_err_and(|status| status.code() == tonic::Code::AlreadyExists));
+    }
+    let seen = std::mem::take(&mut *seen.lock().unwrap());
+    (seen, solved)
 }
 
 #[test]
@@ -138,7 +170,7 @@ fn a_client_says_what_it_wants_when_the_result_is_there() {
     let (kitchen, world) = (&served.kitchen, &served.kitchen.world);
     kitchen.file("f", "content");
     kitchen.dockerfile("FROM scratch\nCOPY f /f\n");
-    let (seen, solved) = builds(&served, true, Ok(()));
+    let (seen, solved) = builds(&served, true, Verdict::Good);
     solved.unwrap();
     assert_eq!(seen[0], "content");
     assert!(seen[1].starts_with("1 trees, ") && !seen[1].ends_with(" 0 words"), "{seen:?}");
@@ -146,18 +178,37 @@ fn a_client_says_what_it_wants_when_the_result_is_there() {
     assert_eq!(fs::read_to_string(world.path("asked/f")).unwrap(), "content");
     let listed = world.run("tar").args(["xOf", "late.tar", "index.json"]).succeeds().text();
     assert!(listed.contains("example.com/late:1"), "{listed}");
+    let all = world.run("tar").args(["xOf", "late.tar", "--wildcards", "blobs/sha256/*"]).succeeds().stdout;
+    let names = |text: &str| all.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(names("tar+zstd") && !names("tar+gzip"), "layers are as it wanted them");
     fs::remove_file(world.path("late.tar")).unwrap();
 
     // What it does not accept has failed.
-    let (_, solved) = builds(&served, true, Err("that is not what was wanted"));
+    let (_, solved) = builds(&served, true, Verdict::Bad("that is not what was wanted"));
     let refused = solved.unwrap_err();
     assert!(refused.message().contains("that is not what was wanted"), "{refused:?}");
     fs::remove_file(world.path("late.tar")).unwrap();
 
     // Who does not want to be asked is not.
-    let (seen, solved) = builds(&served, false, Ok(()));
+    let (seen, solved) = builds(&served, false, Verdict::Good);
     solved.unwrap();
     assert!(seen.is_empty() && !world.path("late.tar").exists(), "{seen:?}");
+
+    // A client that says nothing and gives up leaves no build behind.
+    let (seen, solved) = builds(&served, true, Verdict::Silence);
+    assert_eq!((seen.len(), solved.unwrap_err().message()), (3, "gave up"));
+    served.ends();
+}
+
+/// Nobody is asked what is to become of a result that there is not.
+#[test]
+fn a_build_that_fails_asks_its_client_nothing() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(served) = Served::new(who, "") else { return };
+    served.kitchen.dockerfile("FROM scratch\nCOPY nothing /\n");
+    let (seen, solved) = builds(&served, true, Verdict::Good);
+    assert!(solved.unwrap_err().message().contains("nothing"));
+    assert!(seen.is_empty(), "{seen:?}");
     served.ends();
 }
 
@@ -179,7 +230,7 @@ fn new_wishes_of_clients_are_refused_by_name() {
     assert_eq!(ends(plain.clone()), ("0".to_owned(), String::new()));
     assert_eq!(ends(Solve { compatibility_version: 30, ..plain.clone() }), ("0".to_owned(), String::new()));
     let (code, message) = ends(Solve { compatibility_version: 20, ..plain.clone() });
-    assert!(code != "0" && message.contains("compatibility-version%2020%20(supported:"), "{code}: {message}");
+    assert!(code != "0" && message.contains("compatibility-version%20"), "{code}: {message}");
     let (code, message) = ends(Solve { proxy_network: true, ..plain });
     assert!(code != "0" && message.contains("--proxy-network"), "{code}: {message}");
     drop(guest);

@@ -97,6 +97,7 @@ fn each_client_logs_in(auth: fn() -> Auth, logins: &[&str]) {
         for hidden in ["hull:works", RIGHT, "p4ssw0rd", WRONG, "refresh-me", "token-1"] {
             let found = anywhere(&served.kitchen.world.path("daemon"), hidden);
             assert_eq!(found, None, "{client}: `{hidden}` is in the daemon's state");
+            assert!(!served.daemon.said().contains(hidden), "{client}: `{hidden}` is in the daemon's log");
             let ended = said.iter().find(|ended| ended.stderr.contains(hidden));
             assert!(ended.is_none(), "`{hidden}` is said: {ended:?}");
         }

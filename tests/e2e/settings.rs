@@ -109,11 +109,17 @@ fn devices_are_allowed_where_both_sides_say_so() {
     for right in ["device", "device=vendor.example/class=one"] {
         let refused = build(&strict, &format!("--allow {right}"));
         assert_eq!(refused.code, Some(1), "{refused:?}");
-        refused
-            .says(&format!("the builder does not allow the entitlement `{right}`"))
-            .hints("start it with `--allow-insecure-entitlement device`, or list it in `insecure-entitlements`");
+        refused.says(&format!("the builder does not allow the entitlement `{right}`")).hints(&format!(
+            "start it with `--allow-insecure-entitlement {right}`, or list it in `insecure-entitlements`"
+        ));
     }
     strict.ends();
+    // One device is not all.
+    let Some(served) = told("", "", "--allow-insecure-entitlement device=vendor.example/class=one") else { return };
+    served.kitchen.dockerfile("FROM busybox\nRUN echo hi\n");
+    assert_eq!(build(&served, "--allow device=vendor.example/class=one").code, Some(0));
+    assert_eq!(build(&served, "--allow device=vendor.example/class=two").code, Some(1));
+    served.ends();
     for (before, flags) in [("insecure-entitlements = [\"device\"]", ""), ("", "--allow-insecure-entitlement device")] {
         let Some(generous) = told(before, "", flags) else { return };
         generous.kitchen.dockerfile("FROM busybox\nRUN echo hi\n");
@@ -249,6 +255,8 @@ fn sockets_of_a_supervisor_take_builds() {
         let [one, two] = sockets;
         let mut daemon =
             command.stdin(Stdio::from(one)).stdout(Stdio::from(two)).stderr(Stdio::null()).spawn().unwrap();
+        // Who connects to a daemon that has died is told so: nobody else has its sockets.
+        drop(command);
         let asks = |path: &Path, line: &str| {
             let address = format!("unix://{}", path.display());
             at(&served, &address).args(line.split(' ')).ends()

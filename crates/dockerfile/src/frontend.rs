@@ -199,14 +199,14 @@ fn other_frontend(options: &Options, found: &Found) -> Option<Gateway> {
             (syntax, place)
         }
     };
-    if is_this(&syntax.image) {
+    if is_built_in_image(&syntax.image) {
         return None;
     }
     Some(Gateway { image: syntax.image, cmdline: syntax.cmdline, place })
 }
 
 /// Whether a frontend image has what is built in here.
-pub fn is_this(image: &str) -> bool {
+pub fn is_built_in_image(image: &str) -> bool {
     let names = ["docker.io/docker/dockerfile", "docker.io/docker/dockerfile-upstream"];
     Reference::parse(image).is_ok_and(|reference| names.contains(&reference.name().as_str()))
 }

@@ -27,6 +27,6 @@ mod suggest;
 
 pub use ask::{Ask, ImageRequest, LayoutStore, LocalRead, ReadRequest, ResolvedImage};
 pub use error::{Error, Mistake, Result, Unsupported};
-pub use frontend::{Built, Gateway, Outcome, PlatformResult, Request, build, is_this};
+pub use frontend::{Built, Gateway, Outcome, PlatformResult, Request, build, is_built_in_image};
 pub use lint::Warning;
 pub use options::{NoCache, Options};

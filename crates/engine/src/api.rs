@@ -143,15 +143,17 @@ impl Engine {
         });
         let bridge = bridge.await?;
         bridge.import(&request.cache_imports)?;
-        if !is_question(&options) {
+        // What the client will want of the layers is not known before the end.
+        if !is_question(&options) && !request.late_exports {
             self.send_early(&bridge, &request.exports, &request.cache_exports)?;
         }
         let result = bridge.solve(request.frontend).await?;
         if is_question(&options) {
             return Ok(SolveResponse { answer: result.metadata, ..SolveResponse::default() });
         }
-        // No gateway answers its client: there are no names for trees.
-        let late = request.late_exports.then(Vec::new);
+        // Names as BuildKit gives them: no gateway of such a build knows them.
+        let names = || result.all().into_iter().map(|_| session::random_id()).collect();
+        let late = request.late_exports.then(names);
         let exports = Exports { asked: request.exports, late };
         self.make_and_export(&bridge.job, result, exports, &caches, &options).await
     }
@@ -176,13 +178,9 @@ impl Engine {
             |right: &Entitlement| self.entitlements.contains(right) || self.entitlements.contains(&whole(right));
         match wanted.iter().find(|right| !allows(right)) {
             None => Ok(()),
-            Some(right) => {
-                let fault = Fault::user(format!("the builder does not allow the entitlement `{right}`"));
-                let right = whole(right);
-                Err(fault.hint(format!(
-                    "start it with `--allow-insecure-entitlement {right}`, or list it in `insecure-entitlements`"
-                )))
-            }
+            Some(right) => Err(Fault::user(format!("the builder does not allow the entitlement `{right}`")).hint(
+                format!("start it with `--allow-insecure-entitlement {right}`, or list it in `insecure-entitlements`"),
+            )),
         }
     }
 

@@ -67,13 +67,8 @@ impl Engine {
         caches: &CacheExports,
         options: &BTreeMap<String, String>,
     ) -> Result<SolveResponse, Fault> {
-        let session = &job.job.session;
-        let Exports { asked: mut exports, late } = exports;
+        let Exports { asked: mut exports, mut late } = exports;
         let tells = late.is_some();
-        if let Some(refs) = late {
-            let late = session.late_exports(result.metadata.clone(), refs).await?;
-            exports.extend(late.into_iter().map(|late| ExportRequest { kind: late.kind, attrs: late.attrs }));
-        }
         // Before anything is done: what is wrong with them is said now.
         exporters(&exports)?;
         let mut is_verified = false;
@@ -82,14 +77,19 @@ impl Engine {
             if !std::mem::replace(&mut is_verified, true) {
                 warn_of_platforms(job, options, &result)?;
             }
+            if let Some(refs) = late.take() {
+                let session = &job.job.session;
+                let wanted = job.job.unless_cancelled(session.late_exports(result.metadata.clone(), refs)).await?;
+                exports.extend(wanted.into_iter().map(|late| ExportRequest { kind: late.kind, attrs: late.attrs }));
+            }
             match self.export_built(job, &result, built, exporters(&exports)?, caches, options).await {
                 Err(fault) if job.job.gives_up(&fault) => {
                     tracing::warn!(%fault, "going on without a cache");
                     result = result.anew();
                 }
                 Ok(response) if tells => {
-                    session.exported(&response.exporter_response).await?;
-                    return Ok(response);
+                    let told = job.job.session.exported(&response.exporter_response);
+                    return job.job.unless_cancelled(told).await.map(|()| response);
                 }
                 exported => return exported,
             }

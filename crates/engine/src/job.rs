@@ -103,6 +103,14 @@ impl Job {
         }
     }
 
+    /// An answer of the client, for as long as the build is wanted.
+    pub(crate) async fn unless_cancelled<T>(&self, answer: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        tokio::select! {
+            answer = answer => answer,
+            () = self.cancel.cancelled() => Err(Fault::cancelled()),
+        }
+    }
+
     /// What steps make from now on. One may listen.
     pub(crate) fn tell_made(&self) -> mpsc::UnboundedReceiver<Arc<store::Hold>> {
         let (sender, receiver) = mpsc::unbounded_channel();

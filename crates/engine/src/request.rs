@@ -69,7 +69,7 @@ impl Frontend {
     /// stands for the source.
     pub(crate) fn built_in(self) -> Frontend {
         const BUILT_IN: &str = "dockerfile.v0";
-        let is_it = |source: &str| source == BUILT_IN || ::dockerfile::is_this(source);
+        let is_it = |source: &str| source == BUILT_IN || ::dockerfile::is_built_in_image(source);
         let is_context = |key: &String| {
             let name = key.strip_prefix("context:").and_then(|name| name.split("::").next());
             name.is_some_and(is_it)

@@ -62,6 +62,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A layer's tar has another size than it had before.
+    #[error("a layer has {actual} bytes, and had {expected} before")]
+    OtherTar {
+        /// Its size before.
+        expected: u64,
+        /// Its size now.
+        actual: u64,
+    },
     /// A compressed stream is damaged or ends early.
     #[error("invalid {kind} stream: {reason}")]
     Compressed {

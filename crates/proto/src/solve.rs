@@ -1,4 +1,4 @@
-//! `moby.buildkit.v1.SolveRequest` with its newest fields, which the crate with the other messages does not have yet: without
+//! `moby.buildkit.v1.SolveRequest` with fields 16 and 17, which the crate with the other messages does not have yet: without
 //! them what a client asks for there would be ignored.
 
 use bollard_buildkit_proto::moby::buildkit::v1::SolveRequest;
@@ -12,7 +12,7 @@ pub const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";
 const COMPATIBILITY_VERSION: u32 = 16;
 const PROXY_NETWORK: u32 = 17;
 
-/// A request with all fields.
+/// A request with the fields that are known.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Solve {
     /// Those that the crate knows.

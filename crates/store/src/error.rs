@@ -133,6 +133,11 @@ impl Error {
         Error::Database { doing, source }
     }
 
+    /// Whether a layer has another size than it had before.
+    pub(crate) fn is_other_tar(&self) -> bool {
+        matches!(self, Error::Layer(image::Error::OtherTar { .. }))
+    }
+
     /// Whether a full disk or quota is the cause.
     pub fn is_no_space(&self) -> bool {
         match self {

@@ -129,10 +129,18 @@ impl Snapshots {
         options: &CompressionOptions,
         cancel: &Cancel,
     ) -> Result<LayerRecord> {
-        let known = self.0.inner.snapshots.table().tars.get(id).copied();
-        let (record, tar) = self.make(id, variant, options, cancel, |_| {}, known)?;
+        let snapshots = &self.0.inner.snapshots;
+        let known = snapshots.table().tars.get(id).copied();
+        let (record, tar) = match self.make(id, variant, options, cancel, |_| {}, known) {
+            // What is there is digested after all.
+            Err(error) if known.is_some() && error.is_other_tar() => {
+                tracing::warn!(snapshot = %id, "a layer is not what it was before");
+                self.make(id, variant, options, cancel, |_| {}, None)?
+            }
+            made => made?,
+        };
         if let Some(tar) = tar {
-            self.0.inner.snapshots.table().tars.insert(*id, tar);
+            snapshots.table().note_tar(*id, tar);
         }
         Ok(record)
     }

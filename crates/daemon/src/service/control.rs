@@ -40,8 +40,8 @@ fn failed(fault: Fault) -> Status {
     super::error::status(&fault)
 }
 
-/// The service, but for what generated code cannot do: of what sessions carry nothing is copied, and no field of a request to
-/// solve is overlooked.
+/// The service, but for what generated code cannot do: of what sessions carry nothing is copied, and the newest fields of a
+/// request to solve are read.
 #[derive(Clone)]
 pub(crate) struct WithSessions {
     pub(crate) control: wire::control_server::ControlServer<Control>,
@@ -72,7 +72,7 @@ impl Calls for WithSessions {
 impl Control {
     async fn solve_all(&self, request: Request<Solve>) -> Result<Response<wire::SolveResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let request = is_all_known(request).map_err(failed)?;
+        let request = expect_supported(request).map_err(failed)?;
         if self.0.draining.is_cancelled() {
             return Err(Status::unavailable("the daemon is about to end: try again"));
         }
@@ -109,9 +109,9 @@ impl Control {
 
 #[tonic::async_trait]
 impl wire::control_server::Control for Control {
-    async fn solve(&self, _: Request<wire::SolveRequest>) -> Result<Response<wire::SolveResponse>, Status> {
-        // `WithSessions` stands in front.
-        Err(Status::internal("requests to solve are answered elsewhere"))
+    async fn solve(&self, request: Request<wire::SolveRequest>) -> Result<Response<wire::SolveResponse>, Status> {
+        // `WithSessions` stands in front, and reads more.
+        self.solve_all(request.map(|request| Solve { request, ..Solve::default() })).await
     }
 
     type StatusStream = Answers<wire::StatusResponse>;
@@ -242,13 +242,14 @@ pub(super) fn worker(identity: &Identity) -> types::WorkerRecord {
 }
 
 /// A request all of whose wishes can be met here.
-fn is_all_known(request: Solve) -> Result<wire::SolveRequest, Fault> {
+fn expect_supported(request: Solve) -> Result<wire::SolveRequest, Fault> {
     match request.compatibility_version {
         0 | COMPATIBILITY_VERSION => {}
         version => {
             return Err(Fault::user(format!(
-                "unsupported compatibility-version {version} (supported: {COMPATIBILITY_VERSION})"
-            )));
+                "unsupported compatibility-version `{version}` (supported: {COMPATIBILITY_VERSION})"
+            ))
+            .hint("leave it out"));
         }
     }
     if request.proxy_network {
@@ -287,7 +288,9 @@ async fn solve_by_client(
     };
     let bridge = shared.engine.begin(begin).await?;
     bridge.import(&request.cache_imports)?;
-    shared.engine.send_early(&bridge, &request.exports, &request.cache_exports)?;
+    if !request.late_exports {
+        shared.engine.send_early(&bridge, &request.exports, &request.cache_exports)?;
+    }
     let (returning, returned) = ClientBuild::new(bridge.clone(), client.inputs);
     let returning = Arc::new(returning);
     build.attach(Some(returning.clone()));

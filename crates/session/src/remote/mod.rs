@@ -2,7 +2,7 @@
 //!
 //! `Control.Session` gives a tunnel ([`Sessions::serve`]); the client's metadata names the session and lists the methods that
 //! it answers. What it does not list is not asked for: BuildKit's services `FileSync`, `FileSend`, `Auth`, `Secrets`, `SSH`,
-//! and containerd's `Content`.
+//! `Upload`, `Exporter`, and containerd's `Content`.
 
 mod batch;
 mod chosen;
@@ -394,6 +394,31 @@ fn describe(metadata: &mut MetadataMap, about: &BTreeMap<String, String>) {
             tonic::metadata::MetadataKey::from_bytes(format!("exporter-md-{key}").to_ascii_lowercase().as_bytes());
         if let (Ok(key), Ok(value)) = (key, value.parse()) {
             metadata.insert(key, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever waits for the client hears of it, though nobody asks it anything.
+    #[tokio::test]
+    async fn a_connection_that_breaks_has_ended() {
+        for last in [Some(Err(Status::unavailable("reset"))), None] {
+            let closed = CancellationToken::new();
+            let (messages, incoming) = mpsc::channel(1);
+            let (channel, _outgoing) = connect(ReceiverStream::new(incoming), closed.clone());
+            // As the health check does: else nothing is read.
+            let mut secrets = SecretsClient::new(channel);
+            let asked = tokio::spawn(async move { secrets.get_secret(GetSecretRequest::default()).await });
+            if let Some(last) = last {
+                messages.send(last).await.expect("it is read");
+                tokio::time::timeout(Duration::from_secs(60), closed.cancelled()).await.expect("noticed");
+            }
+            drop(messages);
+            tokio::time::timeout(Duration::from_secs(60), closed.cancelled()).await.expect("noticed");
+            asked.abort();
         }
     }
 }

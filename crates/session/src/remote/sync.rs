@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use base::{Cancel, Fault, Kind};
@@ -23,6 +24,8 @@ pub(super) const METHOD: &str = "/moby.filesync.v1.FileSync/DiffCopy";
 const MAX_LINKS: usize = 40;
 /// What a file that is kept in memory may hold.
 const MEMORY_LIMIT: usize = 16 << 20;
+/// How long a client may take to end a transfer that is done.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// A directory that a client shares.
 pub(super) struct Dir {
@@ -201,11 +204,11 @@ impl Transfer {
     }
 
     /// Says good-bye, or why not. Nobody waits until the other side has said so, too, which tells nothing new and takes as
-    /// long as the line is.
+    /// long as the line is. Who does not say so has the call ended.
     pub(super) fn leave(self, received: Result<(), Fault>) -> Result<(), Fault> {
         let mut incoming = self.part(received)?;
         let rest = async move { while let Some(Ok(_)) = incoming.recv().await {} };
-        tokio::runtime::Handle::current().spawn(rest);
+        tokio::runtime::Handle::current().spawn(tokio::time::timeout(FAREWELL, rest));
         Ok(())
     }
 
@@ -370,7 +373,8 @@ mod tests {
         assert_eq!(asked.recv().await.map(|packet| packet.r#type()), Some(PacketType::Req));
         let data = Packet { data: "text".into(), ..packet(PacketType::Data) };
         batches.send(Ok(vec![data, packet(PacketType::Data)])).await.expect("it listens");
-        let files = taking.await.expect("it ends").expect("all came");
+        let taken = tokio::time::timeout(Duration::from_secs(60), taking).await.expect("nothing is waited for");
+        let files = taken.expect("it ends").expect("all came");
         assert_eq!(files.get("a"), Some(&b"text"[..]));
         assert_eq!(asked.recv().await.map(|packet| packet.r#type()), Some(PacketType::Fin));
         assert_eq!(asked.recv().await, None, "nothing is said after the good-bye");

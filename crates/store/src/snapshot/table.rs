@@ -72,6 +72,13 @@ impl Table {
         self.records.insert(id, record);
     }
 
+    /// Remembers what the tar of a snapshot is, as long as there is one.
+    pub(crate) fn note_tar(&mut self, id: SnapshotId, tar: Tar) {
+        if self.records.contains_key(&id) {
+            self.tars.insert(id, tar);
+        }
+    }
+
     pub(super) fn remove(&mut self, id: SnapshotId) -> Option<Record> {
         let record = self.records.remove(&id)?;
         self.tars.remove(&id);

@@ -119,8 +119,8 @@ impl<W: Write + Send + 'static> Compressor<W> {
         Self::of(None, sink, options)
     }
 
-    /// Starts a blob of a tar that may be known already, and whose digest then is believed; that its size is another is an
-    /// error in the end.
+    /// Starts a blob of a tar that may be known already. Its digest then is believed, unless all fits into one block or the
+    /// blob is not compressed; that its size is another is an error in the end ([`Error::OtherTar`]).
     pub fn of(known: Option<Tar>, sink: W, options: &CompressionOptions) -> Result<Compressor<W>, Error> {
         options.validate()?;
         let codec = match options.kind {
@@ -280,7 +280,8 @@ impl<W: Write + Send + 'static> Running<W> {
         let diff_id = match (hasher, known) {
             (Some(hasher), _) => hasher.finish(),
             (None, Some(tar)) if tar.size == count => tar.diff_id,
-            (None, _) => return Err(Error::Io(io::Error::other("a layer is not what it was before"))),
+            (None, Some(tar)) => return Err(Error::OtherTar { expected: tar.size, actual: count }),
+            (None, None) => return Err(stopped()),
         };
         output.finish(diff_id, count)
     }
