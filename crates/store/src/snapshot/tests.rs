@@ -326,6 +326,34 @@ fn a_layer_is_filled_once() {
 }
 
 #[test]
+fn what_a_tar_is_is_known_as_long_as_its_snapshot_is_there() {
+    let (dir, store) = copy_store();
+    let snapshots = store.snapshots();
+    let top = step(&store, dir.path(), None, |root| {
+        std::fs::write(root.join("a"), vec![7; 3 << 20]).expect("written");
+    });
+    let id = top.id();
+    let make = |variant: &str, kind| {
+        let options = image::layer::CompressionOptions::new(kind, 2);
+        snapshots.make_blob(&id, variant, &options, &Cancel::new()).expect("made").diff_id
+    };
+    let tars = || store.inner.snapshots.table().tars.clone();
+    let diff_id = make("gzip", Compression::Gzip);
+    let known = tars()[&id];
+    assert_eq!(known.diff_id, diff_id);
+    // It is believed, unless the size says that it cannot be.
+    let told = image::layer::compression::Tar { diff_id: Digest::of("told"), ..known };
+    store.inner.snapshots.table().note_tar(id, told);
+    assert_eq!(make("zstd", Compression::Zstd), told.diff_id);
+    store.inner.snapshots.table().note_tar(id, image::layer::compression::Tar { size: 1, ..told });
+    assert_eq!(make("zstd-9", Compression::Zstd), diff_id);
+    assert_eq!(tars()[&id], known);
+    drop(top);
+    store.prune(&crate::PruneOptions { all: true, ..Default::default() }).expect("pruned");
+    assert!(tars().is_empty());
+}
+
+#[test]
 fn layer_blobs_are_made_once_and_give_the_chain_id() {
     let (dir, store) = copy_store();
     let snapshots = store.snapshots();
