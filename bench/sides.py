@@ -1,7 +1,7 @@
 """Who builds it: we and our peers, as daemons and without.
 
-`reset` leaves an empty state and a side that is ready to build, `halt` ends what runs beside builds, `start` gives the
-seconds until it is ready again; each `build` what it cost.
+`halt` ends what runs beside builds, `reset` leaves an empty state as well, `start` gives the seconds until the side is ready
+to build, 0 where it was; each `build` what it cost, with the start where that was left to it.
 """
 
 import json
@@ -45,11 +45,6 @@ class Side:
         pass
 
     def reset(self):
-        self.halt()
-        wipe(self.root, self.run_dir)
-        self.start()
-
-    def stop(self):
         self.halt()
         wipe(self.root, self.run_dir)
 
@@ -98,9 +93,10 @@ class Resident(Side):
     def build(self, step, dest):
         starting = self.start()
         commands, env = self.client(step, dest)
-        pids = self.pids()
-        forget_peaks(pids)
-        before = cpu(self.process.pid)
+        pids, before = self.pids(), 0
+        if not starting:
+            forget_peaks(pids)
+            before = cpu(self.process.pid)
         cost = run_all(commands, env=env)
         return Cost(starting + cost.seconds, cost.cpu + cpu(self.process.pid) - before, memory(pids, "VmHWM"))
 
