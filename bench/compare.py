@@ -30,7 +30,8 @@ The case `sync` goes over TCP with mutual TLS, through a proxy of ours (bench/de
 The tables show medians in seconds and ours/peer; the same of CPU seconds, of clients, daemons and their children, which vary
 less on a busy machine; and the largest resident set in MB of all rounds: of the daemon, or without one, of the largest process.
 Below 1 we are better; the last column is where we want to be beside BuildKit's own buildkitd. A case that failed on a side says
-so, has no ratio there, and makes the exit status 1. Nothing here asserts a time. Put --work on a tmpfs to leave the disk out; it then takes 8 GB.
+so, has no ratio there, and makes the exit status 1. Ctrl-C or TERM ends all that runs, and
+shows what there is. Nothing here asserts a time. Put --work on a tmpfs to leave the disk out; it then takes 8 GB.
 """
 
 import argparse
@@ -48,6 +49,7 @@ from registry import Registry
 from results import Results, save
 from sides import PEERS, Daemon, Hullworks
 
+ENDS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -111,10 +113,11 @@ def compare(way, bench, options, results):
                 measure(CASES[way][case], sides[n % len(sides) :] + sides[: n % len(sides)], bench.work, results[-1])
 
 
-def end(*_):
+def end(number, _):
     """An end from outside ends the daemons too; a second one must not cut the cleaning up short."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(143)
+    for each in ENDS:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def parse():
@@ -151,7 +154,9 @@ def parse():
 
 def main():
     options = parse()
-    signal.signal(signal.SIGTERM, end)
+    for each in ENDS:
+        if signal.getsignal(each) != signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(each, end)
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     install()

@@ -12,7 +12,7 @@ import time
 
 from cases import AT_ONCE
 from delay import Proxy
-from machine import Cost, cpu, forget_peaks, forky, free_port, memory, run_all, stop, wait, wipe
+from machine import Cost, cpu, forget_peaks, forky, free_port, memory, run, stop, wait, wipe
 
 
 def outputs(step, dest, side):
@@ -97,7 +97,7 @@ class Resident(Side):
         if not starting:
             forget_peaks(pids)
             before = cpu(self.process.pid)
-        cost = run_all(commands, env=env)
+        cost = run(commands, env=env)
         return Cost(starting + cost.seconds, cost.cpu + cpu(self.process.pid) - before, memory(pids, "VmHWM"))
 
     def halt(self):
@@ -124,7 +124,7 @@ class Hullworks(Side):
     def build(self, step, dest):
         command = [self.binary, "build", "--progress=plain", "--root", self.root, "--config", self.bench.config]
         command += ["--no-cache"] * step.no_cache + outputs(step, dest, self)
-        return run_all([[*command, context] for context in contexts(step, self.bench.work)])
+        return run([[*command, context] for context in contexts(step, self.bench.work)])
 
 
 class Buildkit(Side):
@@ -183,7 +183,7 @@ class Daemonless(Buildkit):
         self.env["BUILDKITD_FLAGS"] = " ".join(map(str, self.flags))
 
     def build(self, step, dest):
-        return run_all(self.commands(step, dest, ["buildctl-daemonless.sh"]), env=self.env)
+        return run(self.commands(step, dest, ["buildctl-daemonless.sh"]), env=self.env)
 
 
 class Dockerd(Resident):
@@ -256,11 +256,11 @@ class Buildah(Side):
     def build(self, step, dest):
         command = [*self.command, "build", "--isolation", "chroot", "--layers", "-t", "bench"]
         command += ["--no-cache"] * step.no_cache
-        cost = run_all([[*command, context] for context in contexts(step, self.bench.work)], env=self.env)
+        cost = run([[*command, context] for context in contexts(step, self.bench.work)], env=self.env)
         if step.compression or step.push:
             to = f"docker://{self.image()}" if step.push else f"oci-archive:{dest}"
             command = [*self.command, "push", "--compression-format", step.compression or "gzip", "bench", to]
-            cost = cost.then(run_all([command], env=self.env))
+            cost = cost.then(run([command], env=self.env))
         return cost
 
 
