@@ -12,16 +12,17 @@ Two ways: through a `daemon` that is up, over its unix socket, and `daemonless`.
     buildkitd   its `buildkitd` and `buildctl`              its `buildctl-daemonless.sh`
     buildah     -                                           Buildah with --isolation chroot, layers cached
 
-`buildkitd=DIR` names the folder with these programs of BuildKit's and `runc`; without it they are left out. Of the two
-daemons of dockerd, it and its containerd (image store on), memory and size are taken together.
+`buildkitd=DIR` names the folder with these programs of BuildKit's and `runc`; without it they are left out. The memory of
+dockerd is its containerd's as well (image store on); size is that of all programs that take part.
 
 Needs root on Debian. Packages that are missing are installed; those of dockerd come from a newer suite and
 are only unpacked below --work, which keeps them, the base images and the contexts for the next run (about 4 GB).
 
 Every step of a case runs on each side in turn, so that whatever else the machine does falls on all of them, and
 who begins changes from round to round. All steps use the host's network, as ours do unless told otherwise.
-A case begins on an empty state, with a daemon that has just come up. "Start to ready" ends with the first answer to the
-side's own client, whose time is part of it; its row in the last table is the daemon at rest.
+A case begins on an empty state, with a daemon that has just come up. "Start to ready" begins with no daemon, on an empty
+state too, and ends with the first answer to the side's own client: its time is part of it, its CPU is not. Its row in the last
+table is the daemon at rest.
 
 The case `sync` goes over TCP with mutual TLS, through a proxy of ours (bench/delay.py) that makes every way there and back
 0 or 5 ms longer.
@@ -29,8 +30,8 @@ The case `sync` goes over TCP with mutual TLS, through a proxy of ours (bench/de
 The tables show medians in seconds and ours/peer; the same of CPU seconds, of clients, daemons and their children, which vary
 less on a busy machine; and the largest resident set in MB of all rounds: of the daemon, or without one, of the largest process.
 Below 1 we are better; the last column is where we want to be beside BuildKit's own buildkitd. A case that failed on a side says
-so, has no ratio there, and makes the exit status 1. Nothing here asserts a time. Put --work on a tmpfs to leave the disk out; it
-then takes 8 GB.
+so, has no ratio there, and makes the exit status 1. Ctrl-C or TERM ends all that runs, and
+shows what there is. Nothing here asserts a time. Put --work on a tmpfs to leave the disk out; it then takes 8 GB.
 """
 
 import argparse
@@ -48,6 +49,7 @@ from registry import Registry
 from results import Results, save
 from sides import PEERS, Daemon, Hullworks
 
+ENDS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -83,6 +85,8 @@ def measure(steps, sides, work, results):
                     side.reset()
                 if step.stopped:
                     side.halt()
+                else:
+                    side.start()
                 cost = side.build(step, dest) if step.context else side.rest()
                 if step.compression and not dest.exists():
                     raise Failed(f"no archive came out at {dest}")
@@ -99,7 +103,7 @@ def compare(way, bench, options, results):
     with contextlib.ExitStack() as cleanup:
         sides = bench.sides(way, options.ours.resolve(), options.peers)
         for side in sides:
-            cleanup.callback(side.stop)
+            cleanup.callback(side.reset)
             print(f"{side.name}: {side.version()}")
         results.append(Results(way, sides))
         cleanup.callback(results[-1].show)  # those of a run that is ended early as well
@@ -109,10 +113,11 @@ def compare(way, bench, options, results):
                 measure(CASES[way][case], sides[n % len(sides) :] + sides[: n % len(sides)], bench.work, results[-1])
 
 
-def end(*_):
+def end(number, _):
     """An end from outside ends the daemons too; a second one must not cut the cleaning up short."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(143)
+    for each in ENDS:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def parse():
@@ -149,7 +154,9 @@ def parse():
 
 def main():
     options = parse()
-    signal.signal(signal.SIGTERM, end)
+    for each in ENDS:
+        if signal.getsignal(each) != signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(each, end)
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     install()

@@ -4,9 +4,9 @@
     bench/delay.py --to 127.0.0.1:1234 --delay 5      says where it listens, until it is ended
     bench/delay.py --check                            measures itself: round trip and bandwidth
 
-Each piece of a stream is passed on half of the delay after it came, in order, and however many are on their way: latency is
-added, bandwidth is not taken. A connection's first bytes wait a whole delay longer, as for the handshake. What this cannot show
-is the kernel's own slow start and window: its acknowledgements come from here, at once.
+Each piece of a stream is passed on half of the delay after it came, in order, and up to 16 MiB in each direction are on their
+way: latency is added, bandwidth is not taken. A connection's first bytes wait a whole delay longer, as for the handshake. What
+this cannot show is the kernel's own slow start and window: its acknowledgements come from here, at once.
 """
 
 import argparse
@@ -20,8 +20,11 @@ import sys
 import threading
 import time
 
+from machine import Failed
+
 PIECE = 256 << 10
-PIECES = 1024  # on their way, in one direction
+ON_THEIR_WAY = 16 << 20  # bytes, in one direction
+OVERHEAD = 128  # bytes that a piece takes here beside its own
 HERE = "127.0.0.1"
 
 
@@ -33,12 +36,39 @@ class Proxy:
             [sys.executable, pathlib.Path(__file__).resolve(), "--to", f"{HERE}:{port}", "--delay", str(delay)],
             stdout=subprocess.PIPE, text=True,
         )
-        self.port = int(self.process.stdout.readline().rpartition(":")[2])
+        try:
+            address = self.process.stdout.readline()
+            if not address:
+                raise Failed(f"the proxy to port {port} ended with status {self.process.wait()}")
+        except BaseException:
+            self.stop()
+            raise
+        self.port = int(address.rpartition(":")[2])
 
     def stop(self):
         self.process.kill()
         self.process.wait()
         self.process.stdout.close()
+
+
+class Flight(queue.Queue):
+    """The pieces of one direction, where `maxsize` counts bytes: many small ones are as good as a few large ones."""
+
+    def _init(self, maxsize):
+        super()._init(maxsize)
+        self.bytes = 0
+
+    def _qsize(self):
+        return self.bytes
+
+    def _put(self, item):
+        super()._put(item)
+        self.bytes += OVERHEAD + len(item[1])
+
+    def _get(self):
+        item = super()._get()
+        self.bytes -= OVERHEAD + len(item[1])
+        return item
 
 
 def serve(listener, to, delay):
@@ -59,7 +89,7 @@ def carry(source, sink, delay, open_from):
     """One direction of a connection, until it ends; the other one may go on."""
     with contextlib.suppress(OSError):
         if delay:
-            pieces = queue.Queue(PIECES)
+            pieces = Flight(ON_THEIR_WAY)
             threading.Thread(target=deliver, args=(pieces, sink), daemon=True).start()
             try:
                 while piece := source.recv(PIECE):
@@ -153,7 +183,7 @@ def main():
     if not options.to:
         parser.error("--to says where bytes are passed on to")
     host, _, port = options.to.rpartition(":")
-    with socket.create_server((HERE, 0)) as listener:
+    with contextlib.suppress(KeyboardInterrupt), socket.create_server((HERE, 0)) as listener:
         print(f"{HERE}:{listener.getsockname()[1]}", flush=True)
         serve(listener, (host, int(port)), options.delay / 1e3)
 

@@ -1,10 +1,10 @@
 """This machine: commands and their figures, processes, folders, packages, certificates."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import os
 import pathlib
+import select
 import shutil
 import signal
 import socket
@@ -31,40 +31,73 @@ class Cost:
         return Cost(self.seconds + other.seconds, self.cpu + other.cpu, max(self.megabytes, other.megabytes))
 
 
-def run(*args, env=None, timeout=1800):
-    """What a command costs.
+def run(commands, env=None, timeout=1800):
+    """What commands cost that run all at once; whatever ends this early ends them as well.
 
-    GNU time starts it: a child of ours would begin with this program's own size as its maximum.
+    GNU time starts each: a child of ours would begin with this program's own size as its maximum.
     """
-    with tempfile.NamedTemporaryFile("r") as figures:
-        start = time.monotonic()
-        process = subprocess.Popen(
-            ["/usr/bin/time", "-o", figures.name, "-f", "%M %U %S", *args], env=env, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
+    with contextlib.ExitStack() as files:
+        figures = [files.enter_context(tempfile.NamedTemporaryFile("r")) for _ in commands]
+        outs = [files.enter_context(tempfile.TemporaryFile()) for _ in commands]
+        processes, start = [], time.monotonic()
         try:
-            out, _ = process.communicate(timeout=timeout)
-        except BaseException as error:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise Failed(f"{' '.join(map(str, args))}: not done after {timeout} s") from None
+            for command, figure, out in zip(commands, figures, outs):
+                processes.append(subprocess.Popen(
+                    ["/usr/bin/time", "-o", figure.name, "-f", "%M %U %S", *command], env=env, start_new_session=True,
+                    stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                ))
+            for command, process in zip(commands, processes):
+                if not ended(process, start + timeout):
+                    raise Failed(f"{' '.join(map(str, command))}: not done after {timeout} s")
+        except BaseException:
+            end_groups(processes)
             raise
         seconds = time.monotonic() - start
-        if process.returncode:
-            tail = out.decode(errors="replace")[-1500:]
-            raise Failed(f"{' '.join(map(str, args))}: exit {process.returncode}\n{tail}")
-        kilobytes, user, system = figures.read().split()[-3:]
-        return Cost(seconds, float(user) + float(system), int(kilobytes) / 1024)
+        for command, process, out in zip(commands, processes, outs):
+            if process.returncode:
+                out.seek(0)
+                tail = out.read().decode(errors="replace")[-1500:]
+                raise Failed(f"{' '.join(map(str, command))}: exit {process.returncode}\n{tail}")
+        kilobytes, user, system = zip(*(map(float, figure.read().split()[-3:]) for figure in figures))
+        return Cost(seconds, sum(user) + sum(system), max(kilobytes) / 1024)
 
 
-def run_all(commands, env=None):
-    """The same of several, all at once."""
-    with concurrent.futures.ThreadPoolExecutor(len(commands)) as pool:
-        start = time.monotonic()
-        costs = list(pool.map(lambda command: run(*command, env=env), commands))
-        return Cost(time.monotonic() - start, sum(c.cpu for c in costs), max(c.megabytes for c in costs))
+def ended(process, deadline):
+    """Whether it ends before then. `Popen.wait` looks only every 50 ms when it is given a time."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        if not select.select([pidfd], [], [], max(0, deadline - time.monotonic()))[0]:
+            return False
+    finally:
+        os.close(pidfd)
+    process.wait()
+    return True
+
+
+def end_groups(processes):
+    """Ends commands and what they have started: asked first, for a daemon among them has sandboxes to end."""
+
+    def alive(process):
+        process.poll()
+        return signal_group(process, 0)
+
+    for process in processes:
+        signal_group(process, signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    while any(map(alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for process in processes:
+        signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def signal_group(process, number):
+    """False where nothing of it is left."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait(ready, process, what, seconds=60):

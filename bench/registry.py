@@ -64,8 +64,8 @@ class Registry:
         manifest = document("manifest.v1+json", schemaVersion=2, config=config, layers=layers)
         (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [manifest]}))
         (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-        run("skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false",
-            f"oci:{layout}", f"docker://{self.addr}/library/{name}:latest")
+        run([["skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false",
+              f"oci:{layout}", f"docker://{self.addr}/library/{name}:latest"]])
         shutil.rmtree(layout)
 
     def stop(self):

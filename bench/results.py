@@ -23,6 +23,7 @@ class Results:
         for name in names:
             for figures in (self.seconds, self.cpu, self.memory):
                 figures.setdefault(name, {})
+        for name in [*names, PEAK]:  # the most of some steps is no figure beside the most of all
             self.failed.setdefault(name, []).append(side.name)
         self.reasons.setdefault((side.name, names[0]), f"{side.name} failed at `{names[0]}`: {why.splitlines()[-1]}")
 

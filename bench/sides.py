@@ -1,7 +1,7 @@
 """Who builds it: we and our peers, as daemons and without.
 
-`reset` leaves an empty state and a side that is ready to build, `halt` ends what runs beside builds, `start` gives the
-seconds until it is ready again; each `build` what it cost.
+`halt` ends what runs beside builds, `reset` leaves an empty state as well, `start` gives the seconds until the side is ready
+to build, 0 where it was; each `build` what it cost, with the start where that was left to it.
 """
 
 import json
@@ -12,7 +12,7 @@ import time
 
 from cases import AT_ONCE
 from delay import Proxy
-from machine import Cost, cpu, forget_peaks, forky, free_port, memory, run_all, stop, wait, wipe
+from machine import Cost, cpu, forget_peaks, forky, free_port, memory, run, stop, wait, wipe
 
 
 def outputs(step, dest, side):
@@ -45,11 +45,6 @@ class Side:
         pass
 
     def reset(self):
-        self.halt()
-        wipe(self.root, self.run_dir)
-        self.start()
-
-    def stop(self):
         self.halt()
         wipe(self.root, self.run_dir)
 
@@ -98,10 +93,11 @@ class Resident(Side):
     def build(self, step, dest):
         starting = self.start()
         commands, env = self.client(step, dest)
-        pids = self.pids()
-        forget_peaks(pids)
-        before = cpu(self.process.pid)
-        cost = run_all(commands, env=env)
+        pids, before = self.pids(), 0
+        if not starting:
+            forget_peaks(pids)
+            before = cpu(self.process.pid)
+        cost = run(commands, env=env)
         return Cost(starting + cost.seconds, cost.cpu + cpu(self.process.pid) - before, memory(pids, "VmHWM"))
 
     def halt(self):
@@ -128,7 +124,7 @@ class Hullworks(Side):
     def build(self, step, dest):
         command = [self.binary, "build", "--progress=plain", "--root", self.root, "--config", self.bench.config]
         command += ["--no-cache"] * step.no_cache + outputs(step, dest, self)
-        return run_all([[*command, context] for context in contexts(step, self.bench.work)])
+        return run([[*command, context] for context in contexts(step, self.bench.work)])
 
 
 class Buildkit(Side):
@@ -187,7 +183,7 @@ class Daemonless(Buildkit):
         self.env["BUILDKITD_FLAGS"] = " ".join(map(str, self.flags))
 
     def build(self, step, dest):
-        return run_all(self.commands(step, dest, ["buildctl-daemonless.sh"]), env=self.env)
+        return run(self.commands(step, dest, ["buildctl-daemonless.sh"]), env=self.env)
 
 
 class Dockerd(Resident):
@@ -260,11 +256,11 @@ class Buildah(Side):
     def build(self, step, dest):
         command = [*self.command, "build", "--isolation", "chroot", "--layers", "-t", "bench"]
         command += ["--no-cache"] * step.no_cache
-        cost = run_all([[*command, context] for context in contexts(step, self.bench.work)], env=self.env)
+        cost = run([[*command, context] for context in contexts(step, self.bench.work)], env=self.env)
         if step.compression or step.push:
             to = f"docker://{self.image()}" if step.push else f"oci-archive:{dest}"
             command = [*self.command, "push", "--compression-format", step.compression or "gzip", "bench", to]
-            cost = cost.then(run_all([command], env=self.env))
+            cost = cost.then(run([command], env=self.env))
         return cost
 
 
