@@ -392,3 +392,29 @@ fn a_tag_that_moved_is_noticed() {
     let local = local.env("BUILDKITD_FLAGS", "--root=state --config=buildkitd.toml");
     local.arg("--opt=image-resolve-mode=local").succeeds().says(" first\n");
 }
+
+#[test]
+fn what_a_registry_was_given_it_hands_on_itself() {
+    let Some(kitchen) = Kitchen::new(Who::Single) else { return };
+    let registry = &kitchen.registry;
+    kitchen.file("f", "content");
+    kitchen.dockerfile("FROM scratch\nCOPY f /f\n");
+    // Builds that end, and state that is opened again.
+    let push = |name: &str| {
+        registry.forget_requests();
+        kitchen.build(&format!("--push -t {}/{name}", registry.host())).succeeds();
+        let repository = name.split(':').next().unwrap();
+        registry.count(&Method::PUT, &format!("/v2/{repository}/blobs/"))
+    };
+    // A layer and a config; then the config; and what is there already is not pushed at all.
+    for (name, uploads) in [("a/one:1", 2), ("b/two:1", 1), ("c/three:1", 1), ("a/one:2", 0)] {
+        assert_eq!(push(name), uploads, "{name}");
+    }
+    let (_, manifest) = registry.manifest("c/three", "1").unwrap();
+    let layer = json_of(&manifest)["layers"][0]["digest"].as_str().unwrap().parse().unwrap();
+    assert!(registry.blob("c/three", &layer).is_some());
+    // Another registry has nothing to hand on.
+    let other = Registry::start();
+    kitchen.build(&format!("--push -t {}/d/four:1", other.host())).succeeds();
+    assert!(other.blob("d/four", &layer).is_some());
+}

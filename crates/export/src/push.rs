@@ -13,6 +13,10 @@ use crate::assemble::Assembled;
 use crate::layer::Layer;
 use crate::{Context, ImageOptions, PushOptions};
 
+/// What a blob's label begins with that says which repositories of a registry have it; containerd's.
+const SOURCE: &str = "containerd.io/distribution.source.";
+/// So many of them are kept: each that does not hand the blob over costs a question.
+const MOST_SOURCES: usize = 2;
 /// Blobs of one push that are under way at the same time; the registry client bounds hosts as well.
 const PARALLEL_BLOBS: usize = 8;
 
@@ -112,13 +116,13 @@ pub async fn push_layers(context: &Context, repository: &Repository, layers: &[L
 
 async fn push_layer(context: &Context, repository: &Repository, layer: &Layer) -> Result<(), Fault> {
     // A repository of the same registry may hand the blob over, so that it need not pass through us.
-    let neighbours: Vec<String> = layer
-        .sources
-        .iter()
-        .filter_map(|source| source.parse::<Reference>().ok())
-        .filter(|source| repository.is_neighbour_of(source) && source.path() != repository.path())
-        .map(|source| source.path().to_owned())
-        .collect();
+    let pulled = layer.sources.iter().filter_map(|source| source.parse::<Reference>().ok());
+    let pulled = pulled.filter(|source| repository.is_neighbour_of(source)).map(|source| source.path().to_owned());
+    let mut neighbours: Vec<String> = pulled.collect();
+    let pushed = had_by(context, repository, &layer.descriptor.digest);
+    let news: Vec<String> = pushed.into_iter().filter(|path| !neighbours.contains(path)).collect();
+    neighbours.extend(news);
+    neighbours.retain(|path| path != repository.path());
     let known = !layer.present && repository.blob_exists(&layer.descriptor.digest).await.map_err(push_fault)?;
     if known {
         return Ok(());
@@ -131,9 +135,34 @@ async fn push_layer(context: &Context, repository: &Repository, layer: &Layer) -
         // The mount was refused and the bytes are not here: bring them and try once more.
         Err(_) if !layer.present && !context.store.content().has(&layer.descriptor.digest) => {
             context.lazy.fetch_blob(layer.snapshot).await?;
-            push_blob(context, repository, &layer.descriptor, &neighbours).await
+            push_blob(context, repository, &layer.descriptor, &neighbours).await?;
         }
-        other => other,
+        other => other?,
+    }
+    note(context, repository, &layer.descriptor.digest);
+    Ok(())
+}
+
+/// Repositories of the same registry that were seen to have a blob, the latest first.
+fn had_by(context: &Context, repository: &Repository, digest: &Digest) -> Vec<String> {
+    let labels = context.store.content().labels(digest).unwrap_or_default();
+    let paths = labels.get(&format!("{SOURCE}{}", repository.domain()));
+    paths.map(|paths| paths.split(',').map(str::to_owned).collect()).unwrap_or_default()
+}
+
+/// Notes that a repository has a blob.
+fn note(context: &Context, repository: &Repository, digest: &Digest) {
+    let mut paths = had_by(context, repository, digest);
+    if paths.first().is_some_and(|path| path == repository.path()) {
+        return;
+    }
+    paths.retain(|path| path != repository.path());
+    paths.insert(0, repository.path().to_owned());
+    paths.truncate(MOST_SOURCES);
+    let label = format!("{SOURCE}{}", repository.domain());
+    if let Err(error) = context.store.content().set_label(digest, &label, &paths.join(",")) {
+        // It is uploaded where it could have been mounted.
+        tracing::debug!(%error, "where a blob was pushed is not noted");
     }
 }
 
