@@ -9,6 +9,7 @@ use serde_json::Value;
 use testkit::DockerRegistry;
 use testkit::image::{TestImage, noise};
 
+use crate::daemon::Served;
 use crate::harness::{World, eventually, has_tool, is_root};
 use crate::kitchen::{Kitchen, steps};
 use crate::needs;
@@ -118,6 +119,33 @@ fn layers_have_the_compression_that_is_asked_for() {
         }
         fs::remove_dir_all(kitchen.world.path("layout")).unwrap();
     }
+    // Docker's documents have a type for zstd, too.
+    let line = "--output type=oci,tar=false,dest=layout,compression=zstd,force-compression=true,oci-mediatypes=false";
+    kitchen.build(line).succeeds();
+    let index = json(&fs::read(kitchen.world.path("layout/index.json")).unwrap());
+    let digest = index["manifests"][0]["digest"].as_str().unwrap().replace(':', "/");
+    let manifest = json(&fs::read(kitchen.world.path("layout/blobs").join(digest)).unwrap());
+    for layer in manifest["layers"].as_array().unwrap() {
+        assert_eq!(layer["mediaType"], "application/vnd.docker.image.rootfs.diff.tar.zstd");
+    }
+}
+
+/// Where one asks for it, also where there is one.
+#[test]
+fn a_platform_has_a_directory_of_its_own() {
+    let Some(served) = Served::new(if is_root() { Who::Root } else { Who::Single }, "") else { return };
+    let kitchen = &served.kitchen;
+    kitchen.file("f", "content");
+    kitchen.dockerfile("FROM scratch\nCOPY f /f\n");
+    let own = base::Platform::host().to_string().replace('/', "_");
+    served.build("--output type=local,dest=out,platform-split=true").succeeds();
+    kitchen.build("--output type=local,dest=here,platform-split=true").succeeds();
+    for out in ["out", "here"] {
+        let path = kitchen.world.path(out);
+        assert_eq!(fs::read_to_string(path.join(&own).join("f")).unwrap(), "content");
+        assert_eq!(fs::read_dir(path).unwrap().count(), 1);
+    }
+    served.ends();
 }
 
 #[test]

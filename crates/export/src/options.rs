@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::Fault;
-use image::{BadAttribute, Compression, CompressionOptions};
+use image::{BadAttribute, CompressionOptions};
 
 /// Attributes shared by the image exporters (`image`, `oci`, `docker`).
 #[derive(Clone, Debug)]
@@ -141,9 +141,6 @@ impl Attributes {
         // Said about attestations, which this version makes none of: nothing to do, nothing lost.
         for key in ["attestation-inline", "oci-artifact"] {
             self.flag(key)?;
-        }
-        if options.compression.kind == Compression::Zstd && options.oci_types == Some(false) {
-            return Err(Fault::user("output attribute `compression=zstd` conflicts with `oci-mediatypes=false`"));
         }
         Ok(options)
     }

@@ -52,7 +52,7 @@ pub(crate) async fn write(
     let platforms: Vec<(Vec<u8>, PlatformResult)> = result
         .platforms
         .iter()
-        .map(|p| (if split { format!("{}/", p.id.replace('/', "_")).into_bytes() } else { Vec::new() }, p.clone()))
+        .map(|p| (if split { format!("{}/", folder(p)).into_bytes() } else { Vec::new() }, p.clone()))
         .collect();
     let (store, cancel) = (context.store.clone(), context.cancel.clone());
     // What a directory holds in the end, where it is to hold nothing else.
@@ -142,6 +142,15 @@ pub(crate) fn unpack_into(dir: &Path, mut tar: impl Read) -> io::Result<()> {
     io::copy(&mut tar, &mut io::sink()).map(drop)
 }
 
+/// What the directory of a platform is called. Where nobody said which it is, it is the machine's.
+fn folder(platform: &PlatformResult) -> String {
+    let id = match platform.id.as_str() {
+        "" => platform.platform.clone().unwrap_or_else(base::Platform::host).to_string(),
+        id => id.to_owned(),
+    };
+    id.replace('/', "_")
+}
+
 /// Offers the files to the client, who takes those that it does not have.
 async fn send_tree(
     context: &Context,
@@ -157,7 +166,7 @@ async fn send_tree(
         }
         let view = platform.tree.as_ref().map(|tree| context.store.snapshots().view(&tree.id()));
         let view = view.transpose().map_err(|e| store_fault("cannot read the result", e))?;
-        trees.push((if split { platform.id.replace('/', "_") } else { String::new() }, view));
+        trees.push((if split { folder(platform) } else { String::new() }, view));
     }
     let mut task = context.tasks.start("copying files", 0);
     let offer = remote.tree().await?;
