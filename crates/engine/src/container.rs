@@ -10,6 +10,7 @@ use base::{ByteSize, Digest, Fault, Kind};
 use executor::{Attached, Exit, ExtraHost, Inside, MountSource, Network, Security, Step, StepMount};
 use files::walk::Entry;
 use llb::pb;
+use rustix::process::Signal;
 use sys::mount::{FsView, Overlay};
 use sys::path::{Links, Root};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -276,10 +277,18 @@ impl Container {
                 let process = executor::Process { args, env, cwd, user, security, ulimits };
                 self.processes.spawn(async move {
                     let inside = tokio::select! {
-                        inside = entered(known) => inside?,
+                        // What is gone since the container was released did not stop by itself.
+                        biased;
                         () = token.cancelled() => return Err(Fault::cancelled()),
+                        inside = entered(known) => inside?,
                     };
-                    let ended = executor.join(&inside, process, step_io, attached, token).await;
+                    let ended = executor.join(&inside, process, step_io, attached, token.clone()).await;
+                    // Where the first process is ended before this one is, the kernel ends it, too, or there is nothing to enter.
+                    let went_too = |exit: &Exit| exit.signal == Some(Signal::KILL.as_raw());
+                    let ended = match token.is_cancelled() && ended.as_ref().map_or(true, went_too) {
+                        true => Err(executor::Error::Cancelled),
+                        false => ended,
+                    };
                     ended.map_err(|error| failed("the process did not start", error))
                 })
             }
