@@ -167,7 +167,8 @@ impl Build {
         let mut settings = self.engine.settings(environment)?;
         // Who may start the engine may also grant rights: there is nobody else to ask.
         settings.config.insecure_entitlements.extend(plan.entitlements.iter().map(entitlement_name));
-        if self.output.is_empty() && !self.push && plan.mode != Mode::Quiet {
+        let is_question = self.check || self.call.is_some();
+        if self.output.is_empty() && !self.push && !is_question && plan.mode != Mode::Quiet {
             settings.warnings.push(
                 "no output is given: the result stays in the build cache; add --push, or --output type=oci,dest=image.tar"
                     .to_owned(),

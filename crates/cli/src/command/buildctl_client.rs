@@ -190,11 +190,16 @@ impl Globals {
             if remote.ca.is_some() || remote.cert.is_some() || remote.key.is_some() {
                 return Err(Fault::user("cannot specify tlsdir and tlscacert/tlscert/tlskey at the same time"));
             }
-            let names = [["ca.pem", "cert.pem", "key.pem"], ["ca.crt", "tls.crt", "tls.key"]];
-            let found = names.iter().find(|names| dir.join(names[1]).exists() || dir.join(names[0]).exists());
-            let [ca, cert, key] = found.unwrap_or(&names[0]);
-            let existing = |name: &str| Some(dir.join(name)).filter(|path| path.exists());
-            (remote.ca, remote.cert, remote.key) = (existing(ca), existing(cert), existing(key));
+            let either = |names: [&str; 2]| {
+                let found = names.iter().map(|name| dir.join(name)).find(|path| path.exists());
+                found.map(Some).ok_or_else(|| {
+                    let [one, other] = names;
+                    Fault::user(format!("--tlsdir: `{}` has neither {one} nor {other}", dir.display()))
+                })
+            };
+            remote.ca = either(["ca.pem", "ca.crt"])?;
+            remote.cert = either(["cert.pem", "tls.crt"])?;
+            remote.key = either(["key.pem", "tls.key"])?;
         }
         Ok(remote)
     }

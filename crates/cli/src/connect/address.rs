@@ -45,8 +45,14 @@ pub(crate) const LARGEST: usize = MAX_MESSAGE;
 /// Connects to a daemon.
 pub async fn connect(remote: &Remote) -> Result<Channel, Fault> {
     let failed = |error: tonic::transport::Error| {
+        let doubts = innermost(&error).contains("certificate");
         let fault = Fault::because(Kind::Remote, format!("cannot reach the daemon at `{}`", remote.address), error);
-        fault.hint("start buildkitd, or name another address by `--addr` or BUILDKIT_HOST")
+        match doubts {
+            true => {
+                fault.hint("who signed its certificate is told by --tlscacert, another name in it by --tlsservername")
+            }
+            false => fault.hint("start buildkitd, or name another address by `--addr` or BUILDKIT_HOST"),
+        }
     };
     let way = Arc::new(Way::parse(remote)?);
     let endpoint = Endpoint::from_static("http://localhost")

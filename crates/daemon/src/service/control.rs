@@ -72,9 +72,11 @@ impl Calls for WithSessions {
 impl Control {
     async fn solve_all(&self, request: Request<Solve>) -> Result<Response<wire::SolveResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let request = expect_supported(request).map_err(failed)?;
+        let supported = expect_supported(&request);
+        let request = request.request;
         if self.0.draining.is_cancelled() {
-            return Err(Status::unavailable("the daemon is about to end: try again"));
+            self.0.sessions.settle(&request.session).await;
+            return Err(about_to_end());
         }
         let trace = self.0.traces.begin(&metadata);
         let running =
@@ -89,7 +91,10 @@ impl Control {
         // A task of its own: it winds up in good order, whatever becomes of the call.
         let solving = tokio::spawn(async move {
             let session = request.session.clone();
-            let solved = solve(&shared, request, &running.build).await;
+            let solved = match supported {
+                Ok(()) => solve(&shared, request, &running.build).await,
+                Err(fault) => Err(fault),
+            };
             if let Some(recording) = recording {
                 recording.complete(running.build.clone(), trace, &solved).await;
             } else {
@@ -122,6 +127,8 @@ impl wire::control_server::Control for Control {
             Some(build) => build,
             None => match super::history::status(&self.0.history, &reference).await? {
                 Some(messages) => return Ok(with_clock(messages)),
+                // It was refused, and will not come.
+                None if self.0.draining.is_cancelled() => return Err(about_to_end()),
                 None => {
                     let build = self.0.builds.get(&reference).await;
                     build.ok_or_else(|| Status::not_found(format!("no such job {reference}")))?
@@ -241,8 +248,13 @@ pub(super) fn worker(identity: &Identity) -> types::WorkerRecord {
     }
 }
 
-/// A request all of whose wishes can be met here.
-fn expect_supported(request: Solve) -> Result<wire::SolveRequest, Fault> {
+/// Why nothing begins any more.
+pub(super) fn about_to_end() -> Status {
+    Status::unavailable("the daemon is about to end: try again")
+}
+
+/// Whether the newest wishes of a request can be met here.
+fn expect_supported(request: &Solve) -> Result<(), Fault> {
     match request.compatibility_version {
         0 | COMPATIBILITY_VERSION => {}
         version => {
@@ -255,7 +267,7 @@ fn expect_supported(request: Solve) -> Result<wire::SolveRequest, Fault> {
     if request.proxy_network {
         return Err(Fault::user("a proxy for the network of steps (`--proxy-network`) is not supported yet"));
     }
-    Ok(request.request)
+    Ok(())
 }
 
 /// One build, whoever its frontend is.
