@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use base::{Cancelled, Digest};
+use base::{Cancelled, Digest, Fault};
 
 use crate::SnapshotId;
 
@@ -122,9 +122,9 @@ impl Error {
     /// Names what was done to which path when the kernel refused.
     pub(crate) fn io(doing: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Error {
         let (path, source) = (path.as_ref().to_owned(), source.into());
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::NoSpace { doing, path, source },
-            _ => Error::Io { doing, path, source },
+        match is_full_io(&source) {
+            true => Error::NoSpace { doing, path, source },
+            false => Error::Io { doing, path, source },
         }
     }
 
@@ -138,9 +138,7 @@ impl Error {
         match self {
             Error::NoSpace { .. } => true,
             Error::Unpack(e) => e.is_no_space(),
-            Error::Layer(image::Error::Io(e)) => {
-                matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
+            Error::Layer(image::Error::Io(e)) => is_full_io(e),
             Error::Database { source, .. } => source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
             _ => false,
         }
@@ -155,4 +153,34 @@ impl Error {
     pub fn is_miss(&self) -> bool {
         matches!(self, Error::Missing(_) | Error::NotFilled(_))
     }
+}
+
+fn is_full_io(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether a full disk or quota is the cause, or the cause's cause.
+pub fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(fault) = error.downcast_ref::<Fault>() {
+            // It shows its causes itself.
+            next = fault.get_source();
+            continue;
+        }
+        let io = match error.downcast_ref() {
+            // What it is made of is not its source.
+            Some(image::Error::Io(io)) => Some(io),
+            _ => error.downcast_ref::<io::Error>(),
+        };
+        if io.is_some_and(is_full_io) || error.downcast_ref().is_some_and(Error::is_no_space) {
+            return true;
+        }
+        // An error inside an `io::Error` is what that is; its own source would be one further.
+        next = match io.and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
 }

@@ -161,9 +161,9 @@ impl Snapshots {
     ) -> Result<(LayerRecord, Option<Tar>)> {
         let content = self.0.content();
         let mut written = None;
-        let record = self.make_layer(id, variant, || {
+        let mut make = || {
             let compressor = Compressor::of(known, content.trusted_writer()?, options)?;
-            let compressor = self.write_tar_with(id, compressor, cancel, map)?;
+            let compressor = self.write_tar_with(id, compressor, cancel, &map)?;
             let (compressed, writer) = compressor.finish()?;
             // Held until the record refers to it.
             let _hold = content.hold(&compressed.digest);
@@ -177,7 +177,8 @@ impl Snapshots {
                 media_type: media_type(options.kind).to_owned(),
                 annotations: Default::default(),
             })
-        })?;
+        };
+        let record = self.0.with_room(0, || self.make_layer(id, variant, &mut make))?;
         Ok((record, written))
     }
 }

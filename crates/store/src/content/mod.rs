@@ -132,11 +132,14 @@ impl Content {
     pub fn put(&self, bytes: impl AsRef<[u8]>) -> Result<Digest> {
         let bytes = bytes.as_ref();
         let digest = Digest::of(bytes);
-        if !self.has(&digest) {
+        if self.has(&digest) {
+            return Ok(digest);
+        }
+        self.0.with_room(bytes.len() as u64, || {
             let mut writer = self.writer(Some(digest), Some(bytes.len() as u64))?;
             writer.append(bytes)?;
-            writer.finish()?;
-        }
+            writer.finish()
+        })?;
         Ok(digest)
     }
 
@@ -221,13 +224,16 @@ impl Content {
     /// Notes a complete blob in the database.
     fn record(&self, digest: &Digest, size: u64) -> Result<()> {
         let (at, seq) = (now(), self.0.inner.snapshots.next_seq());
-        self.0.inner.db.write("write to", |db| {
-            let mut statement = db.prepare_cached(
-                "INSERT INTO blob (digest, size, created, last_used, labels, seq) VALUES (?1, ?2, ?3, ?3, '{}', ?4)
-                 ON CONFLICT (digest) DO UPDATE SET size = ?2, last_used = ?3, seq = ?4",
-            )?;
-            statement.execute((digest.as_bytes(), size as i64, at, seq)).map(drop)
-        })
+        let record = || {
+            self.0.inner.db.write("write to", |db| {
+                let mut statement = db.prepare_cached(
+                    "INSERT INTO blob (digest, size, created, last_used, labels, seq) VALUES (?1, ?2, ?3, ?3, '{}', ?4)
+                     ON CONFLICT (digest) DO UPDATE SET size = ?2, last_used = ?3, seq = ?4",
+                )?;
+                statement.execute((digest.as_bytes(), size as i64, at, seq)).map(drop)
+            })
+        };
+        self.0.with_room(0, record)
     }
 
     fn temp_path(&self) -> PathBuf {

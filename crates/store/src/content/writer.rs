@@ -91,13 +91,15 @@ impl Writer {
         self.offset
     }
 
-    /// Adds bytes.
+    /// Adds bytes. Where the disk is full, what nobody uses goes.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         if self.size.is_some_and(|size| self.offset + bytes.len() as u64 > size) {
             let actual = self.offset + bytes.len() as u64;
             return Err(Error::SizeMismatch { expected: self.size.unwrap_or(0), actual });
         }
-        self.file.write_all(bytes).map_err(|e| Error::io("write", &self.path, e))?;
+        let to_follow = self.size.map_or(0, |size| size - self.offset - bytes.len() as u64);
+        let written = self.content.0.write_all_at(&self.file, bytes, self.offset, to_follow);
+        written.map_err(|e| Error::io("write", &self.path, e))?;
         if let Some(hasher) = &mut self.hasher {
             hasher.0.update(bytes);
         }

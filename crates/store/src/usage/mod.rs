@@ -114,15 +114,45 @@ impl Store {
     /// Removes what `options` names and nothing uses; answers with what was removed. Its space is free on return.
     pub fn prune(&self, options: &PruneOptions) -> Result<Vec<UsageRecord>> {
         let filters = options.filters.iter().map(|filter| filter.parse()).collect::<Result<Vec<UsageFilter>>>()?;
-        let mut usage = self.disk_usage()?;
-        let total: u64 = usage.iter().map(|record| record.size).sum();
-        let keep = self.bytes_to_keep(total, options)?;
+        let _turn = self.inner.room.turn();
+        let usage = self.disk_usage()?;
+        let keep = self.bytes_to_keep(total(&usage), options)?;
+        let removed = self.remove_down_to(keep, usage, options, &filters)?;
+        self.after_prune(options)?;
+        self.inner.room.was_made(&removed);
+        Ok(removed)
+    }
+
+    /// Removes what nobody uses, whatever rules say, until so many bytes went; nothing, where all of it has fewer than
+    /// `needed`. Whoever calls it has the turn. Its space is free on return.
+    pub(crate) fn remove_unused(&self, wanted: u64, needed: u64) -> Result<Vec<UsageRecord>> {
+        let usage = self.disk_usage()?;
+        let unused: u64 = usage.iter().filter(|record| !record.in_use).map(|record| record.size).sum();
+        if unused < needed {
+            return Ok(Vec::new());
+        }
+        // Just as many will do.
+        let keep = (wanted < unused).then(|| total(&usage) - wanted + 1);
+        let options = PruneOptions { all: true, ..PruneOptions::default() };
+        let removed = self.remove_down_to(keep, usage, &options, &[]);
+        maintenance::drain(&self.inner);
+        removed
+    }
+
+    /// Removes what may go until fewer bytes than `keep` are left; all of it without a bound.
+    fn remove_down_to(
+        &self,
+        keep: Option<u64>,
+        mut usage: Vec<UsageRecord>,
+        options: &PruneOptions,
+        filters: &[UsageFilter],
+    ) -> Result<Vec<UsageRecord>> {
+        let mut left = total(&usage);
         let mut removed = Vec::new();
-        let mut left = total;
         loop {
             let cut_off = SystemTime::now().checked_sub(options.keep_duration);
             let mut candidates: Vec<&UsageRecord> = {
-                let may_go = |record: &&UsageRecord| self.may_go(record, options, cut_off, &filters);
+                let may_go = |record: &&UsageRecord| self.may_go(record, options, cut_off, filters);
                 usage.iter().filter(may_go).collect()
             };
             if candidates.is_empty() || keep.is_some_and(|keep| left < keep) {
@@ -139,11 +169,10 @@ impl Store {
             left = left.saturating_sub(gone.iter().map(|record| record.size).sum());
             removed.extend(gone);
         }
-        self.after_prune(options)?;
         Ok(removed)
     }
 
-    /// Applies policies one after another, as the daemon does now and then, and when the disk is full.
+    /// Applies policies one after another, as the daemon does now and then.
     pub fn gc(&self, policies: &[PruneOptions]) -> Result<Vec<UsageRecord>> {
         let mut removed = Vec::new();
         for policy in policies {
@@ -181,8 +210,7 @@ impl Store {
 
     fn remove_records(&self, going: &[UsageRecord]) -> Result<Vec<UsageRecord>> {
         let ids: Vec<SnapshotId> = going.iter().filter_map(|record| record.id.parse().ok()).collect();
-        let doomed = self.inner.snapshots.doom(&ids);
-        snapshot::remove_all(&self.inner, doomed.clone())?;
+        let doomed = snapshot::remove_free(&self.inner, &ids)?;
         let mut gone = Vec::new();
         for record in going {
             let is_gone = match (record.id.parse::<SnapshotId>(), record.id.parse::<Digest>()) {
@@ -312,7 +340,8 @@ impl Store {
         if min_free_space != 0 {
             let disk = rustix::fs::statvfs(&self.inner.dir)
                 .map_err(|e| Error::io("ask for free space of", &self.inner.dir, e))?;
-            let excess = min_free_space.saturating_sub(disk.f_bavail * disk.f_frsize);
+            // Upstream's rules count what the file system sets aside for root as free.
+            let excess = min_free_space.saturating_sub(disk.f_bfree * disk.f_frsize);
             let allowed = total.saturating_sub(excess);
             keep = match keep {
                 keep if excess > 0 => Some(keep.map_or(allowed, |keep| keep.min(allowed))),
@@ -324,6 +353,10 @@ impl Store {
         // Below the reserve nothing goes, so at most as much as is above it.
         Ok(Some(keep.unwrap_or(0).max(reserved_space)))
     }
+}
+
+fn total(usage: &[UsageRecord]) -> u64 {
+    usage.iter().map(|record| record.size).sum()
 }
 
 #[derive(Default)]

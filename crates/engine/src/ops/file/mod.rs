@@ -19,6 +19,7 @@ use sys::path::Root;
 use super::OpContext;
 use crate::core::{Core, active_view, blocking, store_fault};
 use crate::local::LocalTree;
+use crate::room::with_room;
 use crate::shadow::Recalling;
 use crate::tree::Tree;
 use crate::wreck::{Subject, Wreck};
@@ -59,8 +60,11 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::FileOp, inputs: &[Tree]) -> Re
             }
         })
     });
-    let trees = inputs;
-    let inputs = try_join_all(ready).await?;
+    let ready = try_join_all(ready).await?;
+    with_room(&ctx.core.store, &ctx.tasks, || run_once(ctx, op, inputs, ready.clone())).await
+}
+
+async fn run_once(ctx: &OpContext, op: &pb::FileOp, trees: &[Tree], inputs: Vec<Input>) -> Result<Vec<Tree>, Fault> {
     let (core, op, cancel) = (ctx.core.clone(), op.clone(), ctx.blocking_cancel());
     let description = ctx.op.label.name.clone();
     let warn = ctx.tasks.clone();

@@ -363,6 +363,7 @@ async fn save(
     let cancel = base::Cancel::new();
     // Who does not wait any more wants no more of it.
     let _unwanted = Unwanted(cancel.clone());
+    let store = asking.core.store.clone();
     let digest = blocking(move || {
         let mut pieces = Pieces { body, piece: Bytes::new(), broken: None };
         let mut unpacked;
@@ -374,7 +375,7 @@ async fn save(
             }
             false => &mut pieces,
         };
-        match (file.write(&dir, reader, &mut task, &cancel), pieces.broken.take()) {
+        match (file.write(&store, &dir, reader, &mut task, &cancel), pieces.broken.take()) {
             (Ok(digest), None) => Ok(digest),
             (_, Some(fault)) | (Err(Trouble::Other(fault)), None) => Err(fault),
             (Err(Trouble::Read(e)), None) => Err(Fault::because(Kind::Remote, "cannot read a download", e)),

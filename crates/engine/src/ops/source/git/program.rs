@@ -18,6 +18,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::core::NO_SPACE;
+
 /// How long git may take to end when it is told to.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What is kept of what it prints.
@@ -103,9 +105,15 @@ pub(super) enum Trouble {
 impl Trouble {
     /// As a fault. `doing` says what failed.
     pub(super) fn fault(self, doing: impl Into<String>) -> Fault {
+        const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
         const NO_LOGIN: [&str; 3] = ["could not read Username", "could not read Password", "Authentication failed"];
-        let wants_login = self.says(&NO_LOGIN);
+        let (wants_login, is_full) = (self.says(&NO_LOGIN), self.says(&FULL));
         match self {
+            Trouble::Git(said) if is_full => {
+                // An error of a kind that is known wherever a full disk is looked for.
+                let full = std::io::Error::new(std::io::ErrorKind::StorageFull, Said(said));
+                Fault::because(Kind::Environment, doing, full).hint(NO_SPACE)
+            }
             Trouble::Git(said) if wants_login => Fault::because(Kind::Remote, doing, Said(said))
                 .hint("give a token of the server with `--secret id=GIT_AUTH_TOKEN,env=..`, or a whole header as GIT_AUTH_HEADER"),
             Trouble::Git(said) => Fault::because(Kind::Remote, doing, Said(said)),
