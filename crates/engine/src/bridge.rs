@@ -21,7 +21,6 @@ use crate::ops::source::{Asking, GitDescription, HttpDescription, ResolveMode, S
 use crate::policy::Rules;
 use crate::request::{CacheOptions, Frontend};
 use crate::result::{FrontendResult, Ref, Refs};
-use crate::room::with_room;
 use crate::tree::Tree;
 
 /// One build, as its frontend sees it. It ends when this is dropped.
@@ -166,8 +165,7 @@ impl Bridge {
         let running = self.resolving("git", source, log_name);
         let jobs = std::slice::from_ref(job);
         let asking = Asking { core: &self.core, jobs, tasks: running.tasks(), cancel: job.cancel.clone() };
-        let store = &self.core.store;
-        let described = with_room(store, &asking.tasks, || asking.describe(source, wants_objects)).await;
+        let described = asking.describe(source, wants_objects).await;
         running.end(described)
     }
 
@@ -177,7 +175,7 @@ impl Bridge {
         let running = self.resolving("http", source, log_name);
         let jobs = std::slice::from_ref(job);
         let asking = Asking { core: &self.core, jobs, tasks: running.tasks(), cancel: job.cancel.clone() };
-        let described = with_room(&self.core.store, &asking.tasks, || asking.describe_file(source)).await;
+        let described = asking.describe_file(source).await;
         running.end(described)
     }
 

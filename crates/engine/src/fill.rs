@@ -135,7 +135,7 @@ async fn unpack_one(
         match read_whole(&core, format!("unpacking layer {}", layer.digest), blob, unpack).await {
             // What was downloaded is there, unless that was too much already.
             Err(Failed { fault, wrong_bytes: false })
-                if room::is_full(&fault) && room::make(&mut room, missing(&core, &layer), &tasks).await => {}
+                if room::wants_room(&fault) && room::make(&mut room, missing(&core, &layer), &tasks).await => {}
             Err(Failed { fault, wrong_bytes: true }) if tries > 1 => {
                 tries -= 1;
                 tracing::warn!(%fault, layer = %layer.digest, "downloading a layer again");

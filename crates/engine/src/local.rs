@@ -114,7 +114,7 @@ impl LocalTree {
             let mut room = core.store.room();
             loop {
                 match self.copy_now(core, cancel.clone()).await {
-                    Err(fault) if room::is_full(&fault) && room::make_quietly(&mut room, 0).await.is_some() => {}
+                    Err(fault) if room::wants_room(&fault) && room::make_quietly(&mut room, 0).await.is_some() => {}
                     copied => return copied,
                 }
             }

@@ -3,8 +3,6 @@
 //! For what writes to the state only. What is written elsewhere, an output of the client, may find another volume full, and
 //! then nothing that is here helps.
 
-use std::time::Duration;
-
 use base::progress::Stream;
 use base::report::Tasks;
 use base::{ByteSize, Fault};
@@ -12,16 +10,19 @@ use store::{Made, Need, Room, Store};
 
 use crate::core::{Core, blocking};
 
-/// How often we look whether a step that runs has room left.
-const LOOK: Duration = Duration::from_millis(250);
-
 /// Whether a full disk or quota is the cause.
 pub(crate) fn is_full(fault: &Fault) -> bool {
     fault.get_source().is_some_and(store::is_full)
 }
 
+/// Whether that is the cause and nobody has tried to make room: what writes blobs, records and the files of downloads does
+/// so itself, and is not begun again for what it did not get.
+pub(crate) fn wants_room(fault: &Fault) -> bool {
+    fault.get_source().is_some_and(store::wants_room)
+}
+
 /// Does something that writes to the state, and does it again where the volume was full and room could be made. What is done
-/// again begins anew: it leaves nothing behind that matters when it fails.
+/// again begins anew: it leaves nothing behind that matters when it fails, and takes nothing that a client gives only once.
 pub(crate) async fn with_room<T, F>(store: &Store, tasks: &Tasks, mut work: impl FnMut() -> F) -> Result<T, Fault>
 where
     F: Future<Output = Result<T, Fault>>,
@@ -29,7 +30,7 @@ where
     let mut room = store.room();
     loop {
         match work().await {
-            Err(fault) if is_full(&fault) && make(&mut room, 0, tasks).await => {}
+            Err(fault) if wants_room(&fault) && make(&mut room, 0, tasks).await => {}
             done => return done,
         }
     }
@@ -64,24 +65,14 @@ fn tell(tasks: &Tasks, why: &str, made: &Made) {
 }
 
 impl Core {
-    /// Sees to it that a step finds some room before it begins and as long as it runs. What it writes itself we do not see,
-    /// and what found the disk full has failed: no step is run twice.
-    pub(crate) async fn keep_room<T>(&self, tasks: &Tasks, step: impl Future<Output = T>) -> T {
-        let look = || async {
+    /// Sees to it that a step finds some room when it begins. What it writes itself we do not see, and what found the disk
+    /// full has failed: no step is run twice.
+    pub(crate) async fn keep_room(&self, tasks: &Tasks) {
+        // To ask costs next to nothing, and steps begin often.
+        if store::has_little_room(self.store.dir()) {
             let store = self.store.clone();
             let made = blocking(move || store.keep_room()).await;
             made.inspect(|made| tell(tasks, "there is little room on the volume of the state directory", made));
-        };
-        look().await;
-        let looking = async {
-            loop {
-                tokio::time::sleep(LOOK).await;
-                look().await;
-            }
-        };
-        tokio::select! {
-            done = step => done,
-            () = looking => unreachable!("it looks without end"),
         }
     }
 }

@@ -161,9 +161,10 @@ impl Snapshots {
     ) -> Result<(LayerRecord, Option<Tar>)> {
         let content = self.0.content();
         let mut written = None;
-        let mut make = || {
+        // All that is written makes its own room: no layer is compressed twice for want of it.
+        let make = || {
             let compressor = Compressor::of(known, content.trusted_writer()?, options)?;
-            let compressor = self.write_tar_with(id, compressor, cancel, &map)?;
+            let compressor = self.write_tar_with(id, compressor, cancel, map)?;
             let (compressed, writer) = compressor.finish()?;
             // Held until the record refers to it.
             let _hold = content.hold(&compressed.digest);
@@ -178,7 +179,7 @@ impl Snapshots {
                 annotations: Default::default(),
             })
         };
-        let record = self.0.with_room(0, || self.make_layer(id, variant, &mut make))?;
+        let record = self.make_layer(id, variant, make)?;
         Ok((record, written))
     }
 }

@@ -51,13 +51,13 @@ use std::sync::{Arc, Mutex};
 pub use content::{Blob, BlobHold, BlobInfo, Claim, ClaimGuard, Content, Writer};
 pub use diff::{Change, ChangeKind, FileKind, Metadata};
 pub use dump::dump;
-pub use error::{Error, is_full};
+pub use error::{Error, is_full, wants_room};
 pub use keys::CacheKeys;
 pub use kv::Kv;
 pub use layer_io::{TarSource, layer_entry};
 pub use open::{Driver, DriverChoice, OpenOptions, boot_id};
 pub use reserve::Reserve;
-pub use room::{Made, Need, Room};
+pub use room::{Made, Need, Room, has_little_room};
 pub use snapshot::{
     Active, CacheMount, CacheMountRequest, CommitOptions, FillTarget, Filled, Hold, LayerRecord, LazyLayer,
     PrepareOptions, RecordKind, Sharing, SnapshotId, SnapshotInfo, Snapshots,

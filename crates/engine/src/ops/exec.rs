@@ -43,8 +43,8 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
         });
         io.held_back_by(move || room.room())
     };
-    let running = ctx.core.executor.run(step, io, ctx.cancel.clone());
-    let exit = match ctx.core.keep_room(&ctx.tasks, running).await {
+    ctx.core.keep_room(&ctx.tasks).await;
+    let exit = match ctx.core.executor.run(step, io, ctx.cancel.clone()).await {
         Ok(exit) => exit,
         Err(error) => return Err(prepared.leave(ctx, op, inputs, run_fault(ctx, meta, error)).await),
     };

@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::job::Job;
-use crate::room::with_room;
 use crate::tree::Tree;
 use crate::wreck::{Subject, Wreck};
 use base::report::{Label, Tasks};
@@ -217,7 +216,7 @@ impl Op {
 /// How the op's result is remembered.
 pub(crate) async fn key(ctx: &OpContext, index: u32) -> Result<StatedKey, Fault> {
     match &ctx.op.vertex.op.op {
-        Some(pb::op::Op::Source(op)) => with_room(&ctx.core.store, &ctx.tasks, || source::key(ctx, op, index)).await,
+        Some(pb::op::Op::Source(op)) => source::key(ctx, op, index).await,
         _ => ctx.op.stated_key(),
     }
 }
@@ -242,10 +241,9 @@ pub(crate) async fn run(ctx: &OpContext, inputs: &[Tree]) -> Result<Vec<Tree>, F
         let passed = passthrough.outputs.iter().filter_map(|input| inputs.get(usize::try_from(*input).ok()?));
         return Ok(passed.cloned().collect());
     }
-    let (store, tasks) = (&ctx.core.store, &ctx.tasks);
+    // All see to their own room, as far as what they do can be done again: a step that has begun is not.
     match ctx.op.kind()? {
-        pb::op::Op::Source(op) => with_room(store, tasks, || source::run(ctx, op)).await.map(|tree| vec![tree]),
-        // These see to their own room: a step that has begun is not run again, and layers were tried often enough.
+        pb::op::Op::Source(op) => source::run(ctx, op).await.map(|tree| vec![tree]),
         pb::op::Op::Exec(op) => exec::run(ctx, op, inputs).await,
         pb::op::Op::File(op) => file::run(ctx, op, inputs).await,
         pb::op::Op::Merge(op) => merge::run(ctx, op, inputs).await,

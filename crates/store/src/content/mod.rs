@@ -132,14 +132,11 @@ impl Content {
     pub fn put(&self, bytes: impl AsRef<[u8]>) -> Result<Digest> {
         let bytes = bytes.as_ref();
         let digest = Digest::of(bytes);
-        if self.has(&digest) {
-            return Ok(digest);
-        }
-        self.0.with_room(bytes.len() as u64, || {
+        if !self.has(&digest) {
             let mut writer = self.writer(Some(digest), Some(bytes.len() as u64))?;
             writer.append(bytes)?;
-            writer.finish()
-        })?;
+            writer.finish()?;
+        }
         Ok(digest)
     }
 
@@ -208,11 +205,14 @@ impl Content {
 
     /// Ties the blob to a snapshot: it goes when the last snapshot that it is tied to goes.
     pub fn attach(&self, digest: &Digest, snapshot: &crate::SnapshotId) -> Result<()> {
-        self.0.inner.db.write("write to", |db| {
-            let mut statement =
-                db.prepare_cached("INSERT OR IGNORE INTO blob_ref (snapshot, digest) VALUES (?1, ?2)")?;
-            statement.execute((snapshot.0, digest.as_bytes())).map(drop)
-        })
+        let attach = || {
+            self.0.inner.db.write("write to", |db| {
+                let mut statement =
+                    db.prepare_cached("INSERT OR IGNORE INTO blob_ref (snapshot, digest) VALUES (?1, ?2)")?;
+                statement.execute((snapshot.0, digest.as_bytes())).map(drop)
+            })
+        };
+        self.0.with_room(0, attach)
     }
 
     /// Keeps the blob, there or still to come, from being removed while the guard lives.

@@ -36,12 +36,11 @@ impl std::fmt::Debug for HasherBox {
 impl Writer {
     pub(super) fn fresh(content: Content, expected: Option<Digest>, size: Option<u64>) -> Result<Writer> {
         let path = content.temp_path();
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|e| Error::io("create", &path, e))?;
+        let create = || {
+            let file = File::options().read(true).write(true).create_new(true).open(&path);
+            file.map_err(|e| Error::io("create", &path, e))
+        };
+        let file = content.0.with_room(0, create)?;
         Ok(Writer {
             content,
             file,
@@ -98,8 +97,7 @@ impl Writer {
             return Err(Error::SizeMismatch { expected: self.size.unwrap_or(0), actual });
         }
         let to_follow = self.size.map_or(0, |size| size - self.offset - bytes.len() as u64);
-        let written = self.content.0.write_all_at(&self.file, bytes, self.offset, to_follow);
-        written.map_err(|e| Error::io("write", &self.path, e))?;
+        self.content.0.write_all_at((&self.file, &self.path), bytes, self.offset, to_follow)?;
         if let Some(hasher) = &mut self.hasher {
             hasher.0.update(bytes);
         }
@@ -153,6 +151,7 @@ impl Write for Writer {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.append(buf).map_err(|e| match e {
             Error::Io { source, .. } | Error::NoSpace { source, .. } => source,
+            e if e.is_no_space() => io::Error::new(io::ErrorKind::StorageFull, e),
             e => io::Error::other(e),
         })?;
         Ok(buf.len())

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use base::Digest;
 
 use crate::snapshot::{Record, tree};
-use crate::{Error, RecordKind, Result, SnapshotId, Store, locked, maintenance, now, snapshot, time};
+use crate::{Error, RecordKind, Result, SnapshotId, Store, locked, maintenance, now, room, snapshot, time};
 
 mod filter;
 mod order;
@@ -117,59 +117,68 @@ impl Store {
         let _turn = self.inner.room.turn();
         let usage = self.disk_usage()?;
         let keep = self.bytes_to_keep(total(&usage), options)?;
-        let removed = self.remove_down_to(keep, usage, options, &filters)?;
-        self.after_prune(options)?;
+        let mut removed = Vec::new();
+        let done = room::on_reserve(&self.inner, || {
+            let enough = keep.map(|keep| move |left: u64| left < keep);
+            let enough = enough.as_ref().map(|enough| enough as &dyn Fn(u64) -> bool);
+            self.remove_until(enough, usage, options, &filters, &mut removed)?;
+            self.after_prune(options)
+        });
         self.inner.room.was_made(&removed);
-        Ok(removed)
+        done.map(|()| removed)
     }
 
-    /// Removes what nobody uses, whatever rules say, until so many bytes went; nothing, where all of it has fewer than
-    /// `needed`. Whoever calls it has the turn. Its space is free on return.
-    pub(crate) fn remove_unused(&self, wanted: u64, needed: u64) -> Result<Vec<UsageRecord>> {
+    /// Removes what nobody uses, whatever rules say, until it is enough, which is asked with the bytes that went; nothing,
+    /// where all of it has fewer than `needed`. Whoever calls it has the turn. Its space is free on return, and what went is
+    /// in `removed`, also where the next could not be removed.
+    pub(crate) fn remove_unused(
+        &self,
+        needed: u64,
+        is_enough: impl Fn(u64) -> bool,
+        removed: &mut Vec<UsageRecord>,
+    ) -> Result<()> {
         let usage = self.disk_usage()?;
         let unused: u64 = usage.iter().filter(|record| !record.in_use).map(|record| record.size).sum();
         if unused < needed {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        // Just as many will do.
-        let keep = (wanted < unused).then(|| total(&usage) - wanted + 1);
+        let all = total(&usage);
         let options = PruneOptions { all: true, ..PruneOptions::default() };
-        let removed = self.remove_down_to(keep, usage, &options, &[]);
+        let done = self.remove_until(Some(&|left| is_enough(all - left)), usage, &options, &[], removed);
         maintenance::drain(&self.inner);
-        removed
+        done
     }
 
-    /// Removes what may go until fewer bytes than `keep` are left; all of it without a bound.
-    fn remove_down_to(
+    /// Removes what may go until what is left is little enough; all of it without a bound.
+    fn remove_until(
         &self,
-        keep: Option<u64>,
+        is_enough: Option<&dyn Fn(u64) -> bool>,
         mut usage: Vec<UsageRecord>,
         options: &PruneOptions,
         filters: &[UsageFilter],
-    ) -> Result<Vec<UsageRecord>> {
+        removed: &mut Vec<UsageRecord>,
+    ) -> Result<()> {
         let mut left = total(&usage);
-        let mut removed = Vec::new();
         loop {
             let cut_off = SystemTime::now().checked_sub(options.keep_duration);
             let mut candidates: Vec<&UsageRecord> = {
                 let may_go = |record: &&UsageRecord| self.may_go(record, options, cut_off, filters);
                 usage.iter().filter(may_go).collect()
             };
-            if candidates.is_empty() || keep.is_some_and(|keep| left < keep) {
-                break;
+            if candidates.is_empty() || is_enough.is_some_and(|is_enough| is_enough(left)) {
+                return Ok(());
             }
             order::sort(&mut candidates);
-            if keep.is_some() {
+            if is_enough.is_some() {
                 // What the next removal is depends on this one: its parent may be next.
                 candidates.truncate(1);
             }
             let going: Vec<UsageRecord> = candidates.into_iter().cloned().collect();
-            let gone = self.remove_records(&going)?;
+            let before = removed.len();
+            self.remove_records(&going, removed)?;
             usage.retain(|record| !going.iter().any(|going| going.id == record.id));
-            left = left.saturating_sub(gone.iter().map(|record| record.size).sum());
-            removed.extend(gone);
+            left = left.saturating_sub(total(&removed[before..]));
         }
-        Ok(removed)
     }
 
     /// Applies policies one after another, as the daemon does now and then.
@@ -208,21 +217,21 @@ impl Store {
         }
     }
 
-    fn remove_records(&self, going: &[UsageRecord]) -> Result<Vec<UsageRecord>> {
+    fn remove_records(&self, going: &[UsageRecord], gone: &mut Vec<UsageRecord>) -> Result<()> {
         let ids: Vec<SnapshotId> = going.iter().filter_map(|record| record.id.parse().ok()).collect();
         let doomed = snapshot::remove_free(&self.inner, &ids)?;
-        let mut gone = Vec::new();
-        for record in going {
-            let is_gone = match (record.id.parse::<SnapshotId>(), record.id.parse::<Digest>()) {
-                (Ok(id), _) => doomed.contains(&id),
-                (_, Ok(digest)) => self.content().delete(&digest)?,
-                _ => false,
-            };
-            if is_gone {
+        let (snapshots, blobs): (Vec<_>, Vec<_>) =
+            going.iter().partition(|record| record.id.parse::<SnapshotId>().is_ok());
+        let is_gone = |record: &&&UsageRecord| record.id.parse().is_ok_and(|id| doomed.contains(&id));
+        gone.extend(snapshots.iter().filter(is_gone).map(|record| (*record).clone()));
+        for record in blobs {
+            if let Ok(digest) = record.id.parse::<Digest>()
+                && self.content().delete(&digest)?
+            {
                 gone.push(record.clone());
             }
         }
-        Ok(gone)
+        Ok(())
     }
 
     /// With `all` and no bound, also what another identity left: nothing here can ever read it.

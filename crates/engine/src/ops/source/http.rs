@@ -392,8 +392,9 @@ async fn save(
             snapshot: hold.id().to_string(),
         };
         let bytes = serde_json::to_vec(&kept).unwrap_or_default();
-        let put = asking.core.store.kv(DOWNLOADS).put_with(source.id().to_string(), bytes, &hold.id());
-        put.map_err(|e| store_fault("cannot keep a download", e))?;
+        let (store, key, snapshot) = (asking.core.store.clone(), source.id().to_string(), hold.id());
+        let put = move || store.with_room(0, || store.kv(DOWNLOADS).put_with(&key, &bytes, &snapshot));
+        blocking(put).await.map_err(|e| store_fault("cannot keep a download", e))?;
     }
     Ok(Download { digest, filename, modified, tree })
 }

@@ -10,7 +10,7 @@ use rustix::fs::{Mode, Timespec, Timestamps};
 use store::Store;
 
 use super::identifier::bad;
-use crate::core::NO_SPACE;
+use crate::core::{NO_SPACE, store_fault};
 
 /// What the file is like.
 #[derive(Clone, Debug, Default)]
@@ -48,8 +48,9 @@ impl OneFile {
             let fault = Fault::because(Kind::Environment, "cannot keep a file", e);
             Trouble::Other(if full { fault.hint(NO_SPACE) } else { fault })
         };
+        let path = dir.join(&self.name);
         let mut options = std::fs::OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o600).open(dir.join(&self.name)).map_err(failed)?;
+        let file = options.write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
         let (mut hasher, mut written) = (Digest::hasher(), 0);
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -59,7 +60,8 @@ impl OneFile {
                 break;
             }
             hasher.update(&buffer[..count]);
-            store.write_all_at(&file, &buffer[..count], written, 0).map_err(failed)?;
+            let kept = store.write_all_at((&file, &path), &buffer[..count], written, 0);
+            kept.map_err(|e| Trouble::Other(store_fault("cannot keep a file", e)))?;
             written += count as u64;
             task.at(written);
         }
