@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use base::{Digest, Hasher};
 use rustix::fs::FlockOperation;
 
-use super::{BlobInfo, Content, ingest_dir};
+use super::{BlobHold, BlobInfo, Content, ingest_dir};
 use crate::{Error, Result};
 
 /// A blob under way. Dropped before [`finish`](Writer::finish), it leaves nothing, or a part to resume from.
@@ -114,7 +114,12 @@ impl Writer {
     }
 
     /// Checks digest and size and gives the blob its name. Wrong bytes are removed and reported.
-    pub fn finish(mut self) -> Result<BlobInfo> {
+    pub fn finish(self) -> Result<BlobInfo> {
+        self.finish_held().map(|(blob, _)| blob)
+    }
+
+    /// The same, and keeps it from being removed.
+    pub fn finish_held(mut self) -> Result<(BlobInfo, BlobHold)> {
         if let Some(expected) = self.size.filter(|size| *size != self.offset) {
             // A download cut short can go on later.
             return Err(Error::SizeMismatch { expected, actual: self.offset });
@@ -124,7 +129,8 @@ impl Writer {
             self.resumable = false;
             return Err(Error::DigestMismatch { expected, actual });
         }
-        self.name(actual)
+        let hold = self.content.hold(&actual);
+        self.name(actual).map(|blob| (blob, hold))
     }
 
     /// Gives the blob the name that its maker computed.
