@@ -10,6 +10,7 @@ use std::os::unix::fs::symlink;
 use testkit::image::{File, TestImage, noise, tar};
 
 use crate::daemon::Served;
+use crate::frontends::buildx;
 use crate::harness::{Ended, Invocation, or_skip, tools};
 use crate::kitchen::{Kitchen, ran, steps};
 use crate::needs;
@@ -105,6 +106,20 @@ impl Disk {
         let ended = self.build("");
         fs::remove_file(self.0.world.path("context/old")).unwrap();
         ended
+    }
+
+    /// A daemon with its state on the disk.
+    fn serves(self) -> Served {
+        let world = &self.0.world;
+        for name in ["buildkitd", "buildctl"] {
+            symlink("hullworks", world.path(name)).unwrap();
+        }
+        let (program, socket) = (world.path("buildkitd"), format!("unix://{}", world.path("b.sock").display()));
+        let words =
+            [program.to_str().unwrap(), "--config", "buildkitd.toml", "--root", "disk/state", "--addr", &socket];
+        let daemon = self.run(&words).starts();
+        daemon.waits_until("that it listens", |said| said.contains("listening"));
+        Served { kitchen: self.0, daemon }
     }
 
     fn free(&self) -> u64 {
@@ -234,17 +249,9 @@ fn privileged_an_output_that_fills_another_volume_costs_no_result() {
 fn privileged_what_builds_use_stays_when_another_fills_the_disk() {
     needs!(root);
     let Some(disk) = Disk::new() else { return };
-    for name in ["buildkitd", "buildctl"] {
-        symlink("hullworks", disk.0.world.path(name)).unwrap();
-    }
     disk.has_old_results(2);
     disk.leaves(10 << 20);
-    let world = &disk.0.world;
-    let (program, socket) = (world.path("buildkitd"), format!("unix://{}", world.path("b.sock").display()));
-    let words = [program.to_str().unwrap(), "--config", "buildkitd.toml", "--root", "disk/state", "--addr", &socket];
-    let daemon = disk.run(&words).starts();
-    daemon.waits_until("that it listens", |said| said.contains("listening"));
-    let served = Served { kitchen: disk.0, daemon };
+    let served = disk.serves();
     let kitchen = &served.kitchen;
 
     // One build has made what it needs later, and waits.
@@ -263,7 +270,7 @@ fn privileged_what_builds_use_stays_when_another_fills_the_disk() {
     kitchen.world.write("other/Dockerfile", "FROM busybox\nCOPY new /\nRUN cp /new /again\n");
     let line = "build --progress=plain --frontend=dockerfile.v0 --local=context=other --local=dockerfile=other";
     served.buildctl(&format!("{line} --output type=local,dest=others")).succeeds();
-    assert!(served.daemon.said().contains("removed what no build uses"), "{}", served.daemon.said());
+    served.daemon.waits_until("that results went", |said| said.contains("removed what no build uses"));
 
     drop(held);
     let ended = waiting.ends();
@@ -279,6 +286,35 @@ fn privileged_what_builds_use_stays_when_another_fills_the_disk() {
     served.daemon.signal("TERM");
     let ended = served.daemon.ends_soon();
     assert_eq!(ended.code, Some(0), "{ended:?}");
+}
+
+#[test]
+fn privileged_clients_that_drive_a_build_find_room_too() {
+    needs!(root);
+    needs!(tool "docker-buildx");
+    let Some(disk) = Disk::new() else { return };
+    disk.has_old_results(3);
+    disk.leaves(3 << 20);
+    let served = disk.serves();
+    let kitchen = &served.kitchen;
+    // Such a client may look at what failed: that must not take the room which the next try needs.
+    kitchen.file("new", noise(10, 7 << 20));
+    kitchen.dockerfile("FROM busybox\nCOPY new /\n");
+    let line = "--builder b build --progress=plain";
+    buildx(&served, &format!("{line} -o type=local,dest=out context")).succeeds();
+    assert!(fs::read(kitchen.world.path("out/new")).unwrap() == noise(10, 7 << 20));
+    served.daemon.waits_until("that results went", |said| said.contains("removed what no build uses"));
+
+    // What a client has only once is not asked for again, and what lacked is said.
+    let dockerfile = b"FROM busybox\nCOPY large /\n".to_vec();
+    let archive = tar(&[
+        File { path: "Dockerfile", mode: 0o644, data: dockerfile, link: None },
+        File { path: "large", mode: 0o644, data: vec![b'x'; LARGE], link: None },
+    ]);
+    let ended = buildx(&served, &format!("{line} -")).stdin(archive.to_vec()).fails();
+    ended.says("No space left on device").says(PRUNE);
+    assert!(!ended.stderr.contains("no http response"), "{ended:?}");
+    served.ends();
 }
 
 #[test]

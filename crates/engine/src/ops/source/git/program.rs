@@ -431,6 +431,18 @@ mod tests {
     }
 
     #[test]
+    fn servers_do_not_say_that_our_disk_is_full() {
+        for (said, expected) in [
+            ("fatal: write error: No space left on device\nfatal: fetch-pack: invalid index-pack output\n", true),
+            ("error: unable to write file x\nfatal: cannot create directory: Disk quota exceeded", true),
+            ("remote: fatal: No space left on device\nfatal: the remote end hung up", false),
+            ("fatal: remote error: No space left on device", false),
+        ] {
+            assert_eq!(says_full(said), expected, "{said}");
+        }
+    }
+
+    #[test]
     fn of_many_words_the_last_ones_are_shown() {
         let many = format!("first{}last", "\u{e4}".repeat(KEPT_WORDS));
         let kept = read_last(many.as_bytes());

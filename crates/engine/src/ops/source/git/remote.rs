@@ -271,6 +271,21 @@ mod tests {
     const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
     const C: &str = "cccccccccccccccccccccccccccccccccccccccc";
 
+    #[tokio::test]
+    async fn what_a_failed_git_leaves_is_removed() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let kept = ["objects/pack/pack-1.pack", "objects/pack/pack-1.idx", "objects/aa/bb", "HEAD"];
+        let left = ["objects/pack/tmp_pack_x", "objects/pack/tmp_idx_x", "objects/aa/tmp_obj_x", "shallow.lock"];
+        for name in kept.iter().chain(&left) {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("below")).expect("made");
+            std::fs::write(path, "").expect("written");
+        }
+        tidy(dir.path()).await;
+        assert!(kept.iter().all(|name| dir.path().join(name).exists()));
+        assert!(!left.iter().any(|name| dir.path().join(name).exists()));
+    }
+
     #[test]
     fn names_stand_for_branches_before_tags() {
         let told = format!(
