@@ -267,7 +267,7 @@ fn privileged_what_builds_use_stays_when_another_fills_the_disk() {
 
     // Another one meets a full disk: the old results go, what the first one made does not.
     kitchen.world.write("other/new", noise(21, 4 << 20));
-    kitchen.world.write("other/Dockerfile", "FROM busybox\nCOPY new /\nRUN cp /new /again\n");
+    kitchen.world.write("other/Dockerfile", "FROM busybox\nCOPY new /\nCOPY new /again\n");
     let line = "build --progress=plain --frontend=dockerfile.v0 --local=context=other --local=dockerfile=other";
     served.buildctl(&format!("{line} --output type=local,dest=others")).succeeds();
     served.daemon.waits_until("that results went", |said| said.contains("removed what no build uses"));
