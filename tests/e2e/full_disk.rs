@@ -1,11 +1,16 @@
-//! A disk that is full: what it says, what to try, and that trying it helps. The state lies on a small file system of its
-//! own, in an image file that is mounted for each command in a mount namespace of the command: what happens to a test
-//! cannot leave it mounted.
+//! A disk that is full: what no build uses goes, and what does not fit even then says so, and what to try. The state lies on
+//! a small file system of its own, in an image file that is mounted for each command in a mount namespace of the command:
+//! what happens to a test cannot leave it mounted.
 
 use std::fs;
+use std::io::Read as _;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::symlink;
 
-use testkit::image::{File, TestImage, tar};
+use testkit::image::{File, TestImage, noise, tar};
 
+use crate::daemon::Served;
+use crate::frontends::buildx;
 use crate::harness::{Ended, Invocation, or_skip, tools};
 use crate::kitchen::{Kitchen, ran, steps};
 use crate::needs;
@@ -73,7 +78,48 @@ impl Disk {
         assert!(self.free() + (2 << 20) > before, "{} of {before} bytes are free: {ended:?}", self.free());
         self.0.dockerfile("FROM busybox\nRUN echo 1 > /1\n");
         let again = self.build("");
+        // It was in use, or nothing went for what could not fit anyway.
         assert!(again.code == Some(0) && ran(&again).is_empty(), "{again:?}");
+    }
+
+    /// Leaves so many bytes free, for whoever comes next.
+    fn leaves(&self, bytes: u64) {
+        let script = format!(
+            "rm -f disk/filler; size=$(($(stat -f -c '%a * %S' disk) - {bytes})); \
+             if [ $size -gt 0 ]; then fallocate -l $size disk/filler; fi"
+        );
+        self.sh(&script);
+    }
+
+    /// Builds results of six megabytes that no later build needs, the oldest first.
+    fn has_old_results(&self, count: u64) {
+        self.sh("rm -f disk/filler");
+        for n in 0..count {
+            let ended = self.builds_old(n);
+            assert!(ended.code == Some(0) && ran(&ended).len() == 1, "{ended:?}");
+        }
+    }
+
+    fn builds_old(&self, n: u64) -> Ended {
+        self.0.file("old", noise(n, 6 << 20));
+        self.0.dockerfile(&format!("# {n}\nFROM busybox\nCOPY old /\n"));
+        let ended = self.build("");
+        fs::remove_file(self.0.world.path("context/old")).unwrap();
+        ended
+    }
+
+    /// A daemon with its state on the disk.
+    fn serves(self) -> Served {
+        let world = &self.0.world;
+        for name in ["buildkitd", "buildctl"] {
+            symlink("hullworks", world.path(name)).unwrap();
+        }
+        let (program, socket) = (world.path("buildkitd"), format!("unix://{}", world.path("b.sock").display()));
+        let words =
+            [program.to_str().unwrap(), "--config", "buildkitd.toml", "--root", "disk/state", "--addr", &socket];
+        let daemon = self.run(&words).starts();
+        daemon.waits_until("that it listens", |said| said.contains("listening"));
+        Served { kitchen: self.0, daemon }
     }
 
     fn free(&self) -> u64 {
@@ -101,6 +147,174 @@ fn privileged_what_fills_the_disk_says_so_and_leaves_room() {
     TestImage::of_layers(vec![layer]).put(&kitchen.registry, "large", "1");
     let pull = format!("# large\nFROM {}/large:1\nCOPY Dockerfile /\n", kitchen.registry.host());
     disk.fills(&pull, 2, "error: failed to solve: cannot ", PRUNE);
+}
+
+#[test]
+fn privileged_what_finds_the_disk_full_has_old_results_go() {
+    needs!(root);
+    let Some(disk) = Disk::new() else { return };
+    let kitchen = &disk.0;
+    disk.has_old_results(3);
+    let passes = |what: &str, args: &str| {
+        let ended = disk.build(args);
+        assert!(ended.code == Some(0), "{what}: {ended:?}");
+        ended
+    };
+    let told = ": removed what no build uses (records: ";
+
+    // The oldest of three make room for what is copied.
+    disk.leaves(3 << 20);
+    kitchen.file("new", noise(10, 8 << 20));
+    kitchen.dockerfile("FROM busybox\nCOPY new /\n");
+    passes("COPY", "--output type=local,dest=out").says(told);
+    assert!(fs::read(kitchen.world.path("out/new")).unwrap() == noise(10, 8 << 20));
+    fs::remove_file(kitchen.world.path("context/new")).unwrap();
+    let newest = disk.builds_old(2);
+    assert!(newest.code == Some(0) && ran(&newest).is_empty(), "more went than had to: {newest:?}");
+
+    // A layer is downloaded once, whatever happens to what it is unpacked to.
+    disk.hullworks("prune --all");
+    disk.has_old_results(3);
+    disk.leaves(3 << 20);
+    let layer = tar(&[File { path: "pulled", mode: 0o644, data: noise(11, 5 << 20).to_vec(), link: None }]);
+    let blob = format!("/v2/pulled/blobs/{}", base::Digest::of(&layer));
+    TestImage::of_layers(vec![layer]).put(&kitchen.registry, "pulled", "1");
+    kitchen.dockerfile(&format!("FROM {}/pulled:1\nCOPY Dockerfile /\n", kitchen.registry.host()));
+    passes("pull", "--output type=local,dest=out");
+    let fetched = kitchen.registry.requests().into_iter().filter(|one| one.method == "GET" && one.path == blob).count();
+    assert_eq!(fetched, 1);
+    assert!(fs::read(kitchen.world.path("out/pulled")).unwrap() == noise(11, 5 << 20));
+
+    // A step has room when it begins; what it writes is its own business.
+    disk.hullworks("prune --all");
+    disk.has_old_results(3);
+    kitchen.dockerfile("FROM busybox\nRUN echo 1 > /1\n");
+    assert_eq!(disk.build("").code, Some(0));
+    disk.leaves(1 << 20);
+    kitchen.dockerfile("FROM busybox\nRUN echo 1 > /1\nRUN head -c 4000000 /dev/zero > /zeros\n");
+    passes("RUN", "").says(told);
+
+    // The blob of a layer, for an output that lies elsewhere.
+    disk.hullworks("prune --all");
+    disk.has_old_results(3);
+    disk.leaves(3 << 20);
+    passes_export(&disk);
+}
+
+/// The newest of the old results becomes an image.
+fn passes_export(disk: &Disk) {
+    let kitchen = &disk.0;
+    kitchen.file("old", noise(2, 6 << 20));
+    kitchen.dockerfile("# 2\nFROM busybox\nCOPY old /\n");
+    let ended = disk.build("--output type=oci,dest=image.tar");
+    assert!(ended.code == Some(0) && ran(&ended).is_empty(), "{ended:?}");
+    kitchen.world.run("tar").args(["tf", "image.tar", "index.json"]).succeeds();
+    // The others have gone for it.
+    let oldest = disk.builds_old(0);
+    assert_eq!(ran(&oldest).len(), 1, "{oldest:?}");
+}
+
+#[test]
+fn privileged_an_output_that_fills_another_volume_costs_no_result() {
+    needs!(root);
+    let Some(disk) = Disk::new() else { return };
+    let kitchen = &disk.0;
+    kitchen.file("noise", noise(7, 7 << 20));
+    kitchen.dockerfile("FROM busybox\nCOPY noise /\n");
+    kitchen.build("").succeeds();
+    kitchen.dockerfile("FROM busybox\nCOPY noise /\nRUN echo old > /old\n");
+    kitchen.build("--output type=image,name=x").succeeds();
+    disk.leaves(2 << 20);
+    kitchen.dockerfile("FROM busybox\nCOPY noise /\n");
+    let records = || kitchen.hullworks("du").succeeds().text();
+    let before = records();
+    for output in ["oci,dest=disk/out.tar", "local,dest=disk/out", "tar,dest=disk/out.tar"] {
+        let line =
+            format!("build --progress=plain --config=buildkitd.toml --root state context --output type={output}");
+        let program = kitchen.world.path("hullworks");
+        let words: Vec<&str> = [program.to_str().unwrap()].into_iter().chain(line.split(' ')).collect();
+        let ended = disk.run(&words).ends();
+        assert!(ended.code == Some(1), "{ended:?}");
+        ended.says("No space left on device").hints(OUTPUT);
+        disk.sh("rm -rf disk/out disk/out.tar");
+    }
+    let after = records();
+    let names = before.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    for name in names.filter(|name| !name.ends_with(':')) {
+        assert!(after.contains(name), "{name} is gone: {before} became {after}");
+    }
+}
+
+#[test]
+fn privileged_what_builds_use_stays_when_another_fills_the_disk() {
+    needs!(root);
+    let Some(disk) = Disk::new() else { return };
+    disk.has_old_results(2);
+    disk.leaves(10 << 20);
+    let served = disk.serves();
+    let kitchen = &served.kitchen;
+
+    // One build has made what it needs later, and waits.
+    let gate = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = gate.local_addr().unwrap().port();
+    kitchen.file("kept", noise(20, 3 << 20));
+    kitchen.dockerfile(&format!(
+        "FROM busybox AS made\nCOPY kept /\nRUN echo \"stage-\"done\nFROM busybox\nRUN busybox nc 127.0.0.1 {port} || true\nCOPY --from=made /kept /\n"
+    ));
+    let waiting = served.build("--output type=local,dest=waited").starts();
+    let held: TcpStream = gate.accept().unwrap().0;
+    waiting.waits_until("that the other stage is done", |said| said.contains(" stage-done\n"));
+
+    // Another one meets a full disk: the old results go, what the first one made does not.
+    kitchen.world.write("other/new", noise(21, 4 << 20));
+    kitchen.world.write("other/Dockerfile", "FROM busybox\nCOPY new /\nCOPY new /again\n");
+    let line = "build --progress=plain --frontend=dockerfile.v0 --local=context=other --local=dockerfile=other";
+    served.buildctl(&format!("{line} --output type=local,dest=others")).succeeds();
+    served.daemon.waits_until("that results went", |said| said.contains("removed what no build uses"));
+
+    drop(held);
+    let ended = waiting.ends();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(ended.stderr.matches(" stage-done\n").count(), 1, "{ended:?}");
+    let read = |name: &str| {
+        let mut bytes = Vec::new();
+        fs::File::open(kitchen.world.path(name)).unwrap().read_to_end(&mut bytes).unwrap();
+        bytes
+    };
+    assert!(read("waited/kept") == noise(20, 3 << 20));
+    assert!(read("others/again") == noise(21, 4 << 20));
+    served.daemon.signal("TERM");
+    let ended = served.daemon.ends_soon();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+}
+
+#[test]
+fn privileged_clients_that_drive_a_build_find_room_too() {
+    needs!(root);
+    needs!(tool "docker-buildx");
+    let Some(disk) = Disk::new() else { return };
+    disk.has_old_results(3);
+    disk.leaves(3 << 20);
+    let served = disk.serves();
+    let kitchen = &served.kitchen;
+    // Such a client may look at what failed: that must not take the room which the next try needs.
+    kitchen.file("new", noise(10, 7 << 20));
+    kitchen.dockerfile("FROM busybox\nCOPY new /\n");
+    let line = "--builder b build --progress=plain";
+    buildx(&served, &format!("{line} -o type=local,dest=out context")).succeeds();
+    assert!(fs::read(kitchen.world.path("out/new")).unwrap() == noise(10, 7 << 20));
+    served.daemon.waits_until("that results went", |said| said.contains("removed what no build uses"));
+
+    // What a client has only once is not asked for again, and what lacked is said.
+    let dockerfile = b"FROM busybox\nCOPY large /\n".to_vec();
+    let archive = tar(&[
+        File { path: "Dockerfile", mode: 0o644, data: dockerfile, link: None },
+        File { path: "large", mode: 0o644, data: vec![b'x'; LARGE], link: None },
+    ]);
+    let ended = buildx(&served, &format!("{line} -")).stdin(archive.to_vec()).fails();
+    ended.says("No space left on device").says(PRUNE);
+    assert!(!ended.stderr.contains("no http response"), "{ended:?}");
+    served.ends();
 }
 
 #[test]
@@ -150,19 +364,29 @@ fn privileged_a_disk_that_is_full_to_the_last_block_can_be_pruned() {
     kitchen.dockerfile(&format!("FROM busybox\n{}", steps_of(5)));
     let first = disk.build("");
     assert!(first.code == Some(0), "{first:?}");
-    // What the file system sets aside comes back when it is unmounted.
-    let last = (0..20).find(|n| {
-        // A block at a time in the end, or the last ones are left.
-        let fill = format!("cat /dev/zero > disk/filler{n} || dd if=/dev/zero of=disk/crumbs{n} bs=1024 || true");
-        disk.sh(&format!("{{ {fill}; }} 2> /dev/null"));
-        disk.free() == 0
-    });
-    assert!(last.is_some(), "{} bytes are free", disk.free());
+    let fill = || {
+        // What the file system sets aside comes back when it is unmounted.
+        let last = (0..20).find(|n| {
+            // A block at a time in the end, or the last ones are left.
+            let fill = format!("cat /dev/zero > disk/filler{n} || dd if=/dev/zero of=disk/crumbs{n} bs=1024 || true");
+            disk.sh(&format!("{{ {fill}; }} 2> /dev/null"));
+            disk.free() == 0
+        });
+        assert!(last.is_some(), "{} bytes are free", disk.free());
+    };
+    fill();
 
+    // What is kept back is enough to build what is small, on what is there.
     kitchen.dockerfile(&format!("FROM busybox\n{}", steps_of(6)));
+    let small = disk.build("");
+    assert!(small.code == Some(0) && ran(&small).len() == 1, "{small:?}");
+    fill();
+    kitchen.file("large", vec![b'x'; 6 << 20]);
+    kitchen.dockerfile(&format!("FROM busybox\n{}COPY large /\n", steps_of(6)));
     let full = disk.build("");
     assert!(full.code == Some(1), "{full:?}");
     full.hints(PRUNE);
+    kitchen.dockerfile(&format!("FROM busybox\n{}", steps_of(6)));
     let du = disk.hullworks("du");
     assert!(du.code == Some(0) && du.text().lines().count() > 5, "{du:?}");
     // Looking takes nothing of what tidying up needs, however full the disk is by then.

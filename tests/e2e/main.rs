@@ -22,6 +22,7 @@ mod buildx_inputs;
 mod cache;
 mod cases;
 mod checks;
+mod cleaning;
 mod collectors;
 mod commands;
 mod contexts;

@@ -200,6 +200,11 @@ impl Fault {
         None
     }
 
+    /// What caused it.
+    pub fn get_source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+
     /// What to try next.
     pub fn get_hint(&self) -> Option<&str> {
         self.0.hint.as_deref()

@@ -62,7 +62,8 @@ impl Core {
         let snapshots = self.store.snapshots();
         let taken = loop {
             let (wake, woken) = tokio::sync::oneshot::channel();
-            let taken = snapshots.cache_mount(&request, move || wake.send(()).unwrap_or(()));
+            let (snapshots, request) = (snapshots.clone(), request.clone());
+            let taken = blocking(move || snapshots.cache_mount(&request, move || wake.send(()).unwrap_or(()))).await;
             match taken.map_err(|e| store_fault("cannot open a cache mount", e))? {
                 Some(mount) => break mount,
                 None => {

@@ -120,12 +120,15 @@ pub(crate) async fn joined<T>(thread: tokio::task::JoinHandle<T>) -> T {
     }
 }
 
+/// What to try where the state has no room.
+pub(crate) const NO_SPACE: &str = "free space on the volume of the state directory, or run `hullworks prune`";
+
 /// A failure of the store in the words of a fault.
 pub(crate) fn store_fault(doing: &str, error: store::Error) -> Fault {
     let (full, in_use) = (error.is_no_space(), error.is_in_use());
     let fault = Fault::because(Kind::Environment, doing, error);
     match () {
-        () if full => fault.hint("free space on the volume of the state directory, or run `hullworks prune`"),
+        () if full => fault.hint(NO_SPACE),
         () if in_use => fault.hint("try again when it has ended, or take another state directory (`--root`)"),
         () => fault,
     }

@@ -21,7 +21,7 @@ use crate::core::{Core, joined, store_fault};
 use crate::flight::Flights;
 use crate::images::layer_fault;
 use crate::job::Job;
-use crate::layout;
+use crate::{layout, room};
 use base::report::{Running, Task, Tasks};
 
 /// Layers and blobs on their way in.
@@ -116,9 +116,8 @@ async fn unpack_one(
     id: SnapshotId,
     layer: Arc<LazyLayer>,
 ) -> Result<(), Fault> {
-    let mut tries = TRIES;
+    let (mut tries, mut room) = (TRIES, core.store.room());
     loop {
-        tries -= 1;
         let blob = match Download::open(&core, &job, &tasks, &layer).await? {
             Some(download) => Blob::Download(download),
             None => Blob::stored(&core, &layer)?,
@@ -134,7 +133,11 @@ async fn unpack_one(
             })
         };
         match read_whole(&core, format!("unpacking layer {}", layer.digest), blob, unpack).await {
-            Err(Failed { fault, wrong_bytes: true }) if tries > 0 => {
+            // What was downloaded is there, unless that was too much already.
+            Err(Failed { fault, wrong_bytes: false })
+                if room::wants_room(&fault) && room::make(&mut room, missing(&core, &layer), &tasks).await => {}
+            Err(Failed { fault, wrong_bytes: true }) if tries > 1 => {
+                tries -= 1;
                 tracing::warn!(%fault, layer = %layer.digest, "downloading a layer again");
                 // One that was here already and is no good would stay in the way.
                 if is_stored {
@@ -145,6 +148,11 @@ async fn unpack_one(
             done => return done.map_err(|failed| failed.fault),
         }
     }
+}
+
+/// The bytes of a blob that is not here yet.
+fn missing(core: &Core, layer: &LazyLayer) -> u64 {
+    if core.store.content().has(&layer.digest) { 0 } else { layer.size }
 }
 
 async fn fetch_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, layer: Arc<LazyLayer>) -> Result<(), Fault> {
@@ -291,7 +299,8 @@ impl Download {
     /// what came, or of what the layer is.
     fn settle(self, read: Result<(), Fault>, cancel: &Cancel) -> Result<(), Failed> {
         let mut tee = lock(&self.tee);
-        if read.as_ref().is_err_and(|fault| fault.kind() == Kind::Remote) && tee.failed.is_none() {
+        let is_full = read.as_ref().is_err_and(room::is_full);
+        if (is_full || read.as_ref().is_err_and(|fault| fault.kind() == Kind::Remote)) && tee.failed.is_none() {
             // Its failure is noted.
             let _ = io::copy(&mut *tee, &mut io::sink());
         }
@@ -301,10 +310,15 @@ impl Download {
         if let Some(failed) = tee.failed.take() {
             return Err(failed);
         }
-        read?;
+        // It is no fault of the blob that there was no room beside it.
+        let no_room = match read {
+            Err(fault) if is_full => Some(fault),
+            read => read.map(|()| None)?,
+        };
         let kept = tee.writer.take().map(store::Writer::finish).transpose();
         drop(self.guard);
-        kept.map(drop).map_err(|e| store_fault("cannot keep a layer", e).into())
+        kept.map_err(|e| store_fault("cannot keep a layer", e))?;
+        no_room.map_or(Ok(()), |fault| Err(fault.into()))
     }
 }
 

@@ -13,6 +13,7 @@ use session::Blobs;
 use store::{LazyLayer, PrepareOptions, Store};
 
 use crate::cache::import::INSECURE;
+use crate::core::blocking;
 use crate::job::Job;
 use crate::layout;
 use crate::ops::source::ResolveMode;
@@ -178,7 +179,7 @@ impl Images {
         }
         let resolved = repository.resolve(&Target::of(reference)).await.map_err(registry_fault)?;
         if let Some(document) = &resolved.document {
-            self.keep(document)?;
+            self.keep(document).await?;
         }
         if let Ok(bytes) = serde_json::to_vec(&resolved.descriptor) {
             // Only spares a question later: without it the registry is asked again. A frontend asks by tag, and what it
@@ -190,8 +191,9 @@ impl Images {
     }
 
     /// Keeps a document in the content store.
-    pub(crate) fn keep(&self, bytes: &[u8]) -> Result<(), Fault> {
-        let stored = self.store.content().put(bytes);
+    pub(crate) async fn keep(&self, bytes: &[u8]) -> Result<(), Fault> {
+        let (content, bytes) = (self.store.content(), bytes.to_vec());
+        let stored = blocking(move || content.put(bytes)).await;
         stored.map(drop).map_err(|e| crate::core::store_fault("cannot keep a document of the image", e))
     }
 
@@ -210,7 +212,7 @@ impl Images {
             Origin::Registry(repository) => self.small_blob(repository, descriptor).await?.to_vec(),
             Origin::Store(blobs) => layout::document(&**blobs, &descriptor.digest, Some(descriptor.size)).await?,
         };
-        self.keep(&bytes)?;
+        self.keep(&bytes).await?;
         Ok(bytes)
     }
 

@@ -54,7 +54,7 @@ impl Images {
             let media_type =
                 kind(&bytes).ok_or_else(|| Fault::user(format!("`{reference}` is neither an index nor a manifest")))?;
             let root = Descriptor::new(media_type, digest, bytes.len() as u64);
-            self.keep(&bytes)?;
+            self.keep(&bytes).await?;
             self.describe(&Origin::Store(blobs), reference, root, platform).await.map(Arc::new)
         });
         resolved.await.cloned()

@@ -27,6 +27,7 @@ mod places;
 mod policy;
 mod request;
 mod result;
+mod room;
 mod shadow;
 mod show;
 mod ssh;

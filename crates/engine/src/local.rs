@@ -24,6 +24,7 @@ use crate::job::Job;
 use crate::memo::FileDigests;
 use crate::ops::OpContext;
 use crate::ops::source::LocalSource;
+use crate::room;
 use crate::tree::Tree;
 
 /// Where digests of files are kept, by directory.
@@ -110,15 +111,25 @@ impl LocalTree {
     /// The directory as a snapshot, made when first asked for.
     pub(crate) async fn copied(self: &Arc<Self>, core: &Core, cancel: base::Cancel) -> Result<Arc<Hold>, Fault> {
         let copy = self.copy.get_or_try_init(|| async {
-            let active = core.prepare(None, "local source").await?;
-            let (tree, dir) = (self.clone(), active.dir());
-            blocking(move || crate::ops::file::copy_everything(&tree, &dir, &cancel)).await?;
-            match core.commit(active).await? {
-                Tree::Snapshot(hold) => Ok(hold),
-                _ => Err(Fault::new(Kind::Internal, "a commit made no snapshot")),
+            let mut room = core.store.room();
+            loop {
+                match self.copy_now(core, cancel.clone()).await {
+                    Err(fault) if room::wants_room(&fault) && room::make_quietly(&mut room, 0).await.is_some() => {}
+                    copied => return copied,
+                }
             }
         });
         copy.await.cloned()
+    }
+
+    async fn copy_now(self: &Arc<Self>, core: &Core, cancel: base::Cancel) -> Result<Arc<Hold>, Fault> {
+        let active = core.prepare(None, "local source").await?;
+        let (tree, dir) = (self.clone(), active.dir());
+        blocking(move || crate::ops::file::copy_everything(&tree, &dir, &cancel)).await?;
+        match core.commit(active).await? {
+            Tree::Snapshot(hold) => Ok(hold),
+            _ => Err(Fault::new(Kind::Internal, "a commit made no snapshot")),
+        }
     }
 }
 
@@ -139,7 +150,8 @@ async fn mirrored(
         kind: store::RecordKind::LocalSource,
         description: format!("local source for {}", source.name),
     };
-    let mirror = ctx.core.store.snapshots().cache_mount(&request, || ());
+    let snapshots = ctx.core.store.snapshots();
+    let mirror = blocking(move || snapshots.cache_mount(&request, || ())).await;
     let mirror = mirror.map_err(|e| store_fault("cannot open a mirror of the client's directory", e))?;
     let mirror = mirror.ok_or_else(|| Fault::new(Kind::Internal, "a private mirror is in use"))?;
     let view = mirror.view().map_err(|e| store_fault("cannot open a mirror of the client's directory", e))?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use base::{Digest, Fault, Platform};
 use image::{ConfigPatch, Descriptor, Flavor, ImageConfig, Index, LayerMeta, Manifest};
+use store::BlobHold;
 
 use crate::layer::{self, Layer};
 use crate::{AnnotationPlace, BuildResult, Context, ImageOptions, PlatformResult, image_fault, store_fault};
@@ -20,6 +21,8 @@ pub(crate) struct Assembled {
     pub(crate) layers: Vec<Layer>,
     /// Of the only platform.
     pub(crate) config_digest: Option<Digest>,
+    /// No snapshot keeps the documents: whoever removes what is not used leaves them until they have gone out.
+    holds: Vec<BlobHold>,
 }
 
 impl Assembled {
@@ -52,12 +55,13 @@ pub(crate) async fn assemble(
         configs: vec![],
         layers: vec![],
         config_digest: None,
+        holds: vec![],
     };
     for platform in &result.platforms {
         let task = context.tasks.start("exporting layers", 0);
         let layers = platform_layers(context, platform, options).await?;
         drop(task);
-        let (manifest, config) = manifest(context, platform, &layers, options, flavor)?;
+        let (manifest, config) = manifest(context, platform, &layers, options, flavor, &mut assembled.holds).await?;
         assembled.config_digest = Some(config.digest);
         assembled.configs.push(config);
         assembled.manifests.push(manifest);
@@ -71,7 +75,7 @@ pub(crate) async fn assemble(
         [only] if !indexed => only.clone(),
         _ => {
             assembled.config_digest = None;
-            index(context, &assembled.manifests, options, flavor)?
+            index(context, &assembled.manifests, options, flavor, &mut assembled.holds).await?
         }
     };
     Ok(assembled)
@@ -89,12 +93,13 @@ async fn platform_layers(
     layer::layers(context, tree, options, &base_diff_ids).await
 }
 
-fn manifest(
+async fn manifest(
     context: &Context,
     platform: &PlatformResult,
     layers: &[Layer],
     options: &ImageOptions,
     flavor: Flavor,
+    holds: &mut Vec<BlobHold>,
 ) -> Result<(Descriptor, Descriptor), Fault> {
     let doing = "cannot assemble the image";
     let config = match &platform.config {
@@ -138,8 +143,8 @@ fn manifest(
     let mut descriptor = Descriptor::of(flavor.manifest(), &bytes);
     descriptor.platform.clone_from(&platform.platform);
     descriptor.annotations = annotations(options, AnnotationPlace::ManifestDescriptor, Some(&platform.id));
-    keep(context, &format!("exporting manifest {}", descriptor.digest), &bytes)?;
-    keep(context, &format!("exporting config {}", config_descriptor.digest), &config)?;
+    holds.push(keep(context, &format!("exporting manifest {}", descriptor.digest), bytes).await?);
+    holds.push(keep(context, &format!("exporting config {}", config_descriptor.digest), config).await?);
     Ok((descriptor, config_descriptor))
 }
 
@@ -189,24 +194,28 @@ fn clamp(time: jiff::Timestamp, epoch: Option<i64>) -> jiff::Timestamp {
     }
 }
 
-fn index(
+async fn index(
     context: &Context,
     manifests: &[Descriptor],
     options: &ImageOptions,
     flavor: Flavor,
+    holds: &mut Vec<BlobHold>,
 ) -> Result<Descriptor, Fault> {
     let mut index = Index::new(flavor, manifests.to_vec());
     index.annotations = annotations(options, AnnotationPlace::Index, None);
     let bytes = index.to_json();
     let mut descriptor = Descriptor::of(flavor.index(), &bytes);
     descriptor.annotations = annotations(options, AnnotationPlace::IndexDescriptor, None);
-    keep(context, &format!("exporting manifest list {}", descriptor.digest), &bytes)?;
+    holds.push(keep(context, &format!("exporting manifest list {}", descriptor.digest), bytes).await?);
     Ok(descriptor)
 }
 
-fn keep(context: &Context, what: &str, bytes: &[u8]) -> Result<(), Fault> {
+async fn keep(context: &Context, what: &str, bytes: Vec<u8>) -> Result<BlobHold, Fault> {
     let _task = context.tasks.start(what, 0);
-    context.store.content().put(bytes).map(drop).map_err(|e| store_fault("cannot write the image", e))
+    let content = context.store.content();
+    let hold = content.hold(&Digest::of(&bytes));
+    let put = context.blocking("keeping a document of an image".to_owned(), move || content.put(bytes)).await;
+    put.map(|_| hold).map_err(|e| store_fault("cannot write the image", e))
 }
 
 fn annotations(options: &ImageOptions, place: AnnotationPlace, platform: Option<&str>) -> BTreeMap<String, String> {

@@ -278,7 +278,7 @@ fn image_fault(doing: &str, error: image::Error) -> Fault {
 
 /// The client's file or directory could not be written.
 fn output_fault(path: &Path, error: io::Error) -> Fault {
-    let full = is_full(&error);
+    let full = store::is_full(&error);
     let fault = Fault::because(Kind::Environment, format!("cannot write to `{}`", path.display()), error);
     match full {
         true => {
@@ -286,28 +286,6 @@ fn output_fault(path: &Path, error: io::Error) -> Fault {
         }
         false => fault,
     }
-}
-
-/// Whether a full disk or quota is the cause, or the cause's cause.
-fn is_full(error: &io::Error) -> bool {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = next {
-        let io = match error.downcast_ref() {
-            // What it is made of is not its source.
-            Some(image::Error::Io(io)) => Some(io),
-            _ => error.downcast_ref::<io::Error>(),
-        };
-        let is_full = |io: &io::Error| matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        if io.is_some_and(is_full) || error.downcast_ref().is_some_and(store::Error::is_no_space) {
-            return true;
-        }
-        // An error inside an `io::Error` is what that is; its own source would be one further.
-        next = match io.and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    false
 }
 
 #[cfg(test)]
@@ -341,23 +319,6 @@ mod tests {
             }
             let error = read(kind, "colour").expect_err(kind).to_string();
             assert!(error.contains("attribute `colour` is not supported"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_full_disk_is_seen_through_other_errors() {
-        let full = || io::Error::from(io::ErrorKind::StorageFull);
-        let inner = files::untar::Error::Write { doing: "write", path: "f".to_owned(), source: full() };
-        for (error, expected) in [
-            (full(), true),
-            (io::Error::other(full()), true),
-            (io::Error::other(inner), true),
-            (io::Error::other(image::Error::Io(full())), true),
-            (io::Error::other(store::Error::Layer(image::Error::Io(full()))), true),
-            (io::Error::other("full"), false),
-            (io::ErrorKind::NotFound.into(), false),
-        ] {
-            assert_eq!(is_full(&error), expected, "{error:?}");
         }
     }
 }

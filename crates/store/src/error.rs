@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use base::{Cancelled, Digest};
+use base::{Cancelled, Digest, Fault};
 
 use crate::SnapshotId;
 
@@ -116,15 +116,18 @@ pub enum Error {
     /// The work was cancelled.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
+    /// The disk or a quota is full, and there was no room to be made for this.
+    #[error(transparent)]
+    NoRoom(Box<Error>),
 }
 
 impl Error {
     /// Names what was done to which path when the kernel refused.
     pub(crate) fn io(doing: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Error {
         let (path, source) = (path.as_ref().to_owned(), source.into());
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::NoSpace { doing, path, source },
-            _ => Error::Io { doing, path, source },
+        match is_full_io(&source) {
+            true => Error::NoSpace { doing, path, source },
+            false => Error::Io { doing, path, source },
         }
     }
 
@@ -140,15 +143,7 @@ impl Error {
 
     /// Whether a full disk or quota is the cause.
     pub fn is_no_space(&self) -> bool {
-        match self {
-            Error::NoSpace { .. } => true,
-            Error::Unpack(e) => e.is_no_space(),
-            Error::Layer(image::Error::Io(e)) => {
-                matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
-            Error::Database { source, .. } => source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
-            _ => false,
-        }
+        is_full(self)
     }
 
     /// Whether another process has the store.
@@ -160,4 +155,56 @@ impl Error {
     pub fn is_miss(&self) -> bool {
         matches!(self, Error::Missing(_) | Error::NotFilled(_))
     }
+}
+
+fn is_full_io(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether a full disk or quota is the cause, or the cause's cause.
+pub fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    any_cause(error, |error| match error.downcast_ref() {
+        Some(Error::NoSpace { .. } | Error::NoRoom(_)) => true,
+        Some(Error::Unpack(e)) => e.is_no_space(),
+        Some(Error::Database { source, .. }) => source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
+        _ => error.downcast_ref().is_some_and(is_full_io),
+    })
+}
+
+/// Whether a full disk or quota is the cause, and nobody has tried to make room yet: what did so in vain is not to be begun
+/// again by those who asked for it.
+pub fn wants_room(error: &(dyn std::error::Error + 'static)) -> bool {
+    is_full(error) && !any_cause(error, |error| matches!(error.downcast_ref(), Some(Error::NoRoom(_))))
+}
+
+fn any_cause(
+    error: &(dyn std::error::Error + 'static),
+    is: impl Fn(&(dyn std::error::Error + 'static)) -> bool,
+) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if is(error) {
+            return true;
+        }
+        let io = match (error.downcast_ref(), error.downcast_ref()) {
+            // What these are made of is not their source.
+            (Some(Error::Layer(image::Error::Io(io))), _) | (_, Some(image::Error::Io(io))) => {
+                next = Some(io);
+                continue;
+            }
+            (Some(Error::NoRoom(inner)), _) => {
+                next = Some(&**inner);
+                continue;
+            }
+            _ => error.downcast_ref::<io::Error>(),
+        };
+        next = match (error.downcast_ref::<Fault>(), io.and_then(io::Error::get_ref)) {
+            // It shows its causes itself.
+            (Some(fault), _) => fault.get_source(),
+            // An error inside an `io::Error` is what that is; its own source would be one further.
+            (_, Some(inner)) => Some(inner),
+            _ => error.source(),
+        };
+    }
+    false
 }

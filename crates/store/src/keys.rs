@@ -117,7 +117,7 @@ impl CacheStore for CacheKeys {
             }
             Ok(())
         };
-        self.0.inner.db.write("write cache keys to", write).map_err(StoreError::new)
+        self.0.with_room(0, || self.0.inner.db.write("write cache keys to", write)).map_err(StoreError::new)
     }
 
     fn backlinks(&self, keys: &[KeyId]) -> Result<Vec<Vec<Backlink>>, StoreError> {

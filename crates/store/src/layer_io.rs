@@ -169,7 +169,8 @@ impl Snapshots {
     ) -> Result<(LayerRecord, Option<Tar>)> {
         let content = self.0.content();
         let mut written = None;
-        let record = self.make_layer(id, variant, || {
+        // All that is written makes its own room: no layer is compressed twice for want of it.
+        let make = || {
             let compressor = Compressor::of(known, content.trusted_writer()?, options)?;
             let compressor = self.write_tar_with(id, compressor, cancel, map)?;
             let (compressed, writer) = compressor.finish()?;
@@ -185,7 +186,8 @@ impl Snapshots {
                 media_type: media_type(options.kind).to_owned(),
                 annotations: Default::default(),
             })
-        })?;
+        };
+        let record = self.make_layer(id, variant, make)?;
         Ok((record, written))
     }
 }

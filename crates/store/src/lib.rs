@@ -41,6 +41,7 @@ mod maintenance;
 mod metadata;
 mod open;
 mod reserve;
+mod room;
 mod snapshot;
 mod usage;
 
@@ -50,12 +51,13 @@ use std::sync::{Arc, Mutex};
 pub use content::{Blob, BlobHold, BlobInfo, Claim, ClaimGuard, Content, Writer};
 pub use diff::{Change, ChangeKind, FileKind, Metadata};
 pub use dump::dump;
-pub use error::Error;
+pub use error::{Error, is_full, wants_room};
 pub use keys::CacheKeys;
 pub use kv::Kv;
 pub use layer_io::{TarSource, layer_entry};
 pub use open::{Driver, DriverChoice, OpenOptions, boot_id};
 pub use reserve::Reserve;
+pub use room::{Made, Need, Room, has_little_room};
 pub use snapshot::{
     Active, CacheMount, CacheMountRequest, CommitOptions, FillTarget, Filled, Hold, LayerRecord, LazyLayer,
     PrepareOptions, RecordKind, Sharing, SnapshotId, SnapshotInfo, Snapshots,
@@ -81,6 +83,7 @@ pub(crate) struct Inner {
     content: content::State,
     snapshots: snapshot::State,
     work: maintenance::Queue,
+    room: room::State,
     /// Given back before the lock.
     loan: Mutex<Option<reserve::Loan>>,
     _lock: Arc<lock::Lock>,

@@ -101,12 +101,13 @@ impl Store {
             Reserve::Borrow => {}
         }
         let lock = Arc::new(lock);
-        match (Store::open_locked(dir, options.clone(), lock.clone(), None), options.reserve) {
-            (Err(error), Reserve::Borrow) if error.is_no_space() => match reserve::borrow(dir) {
+        let reserve = options.reserve;
+        match Store::open_locked(dir, options.clone(), lock.clone(), None) {
+            Err(error) if reserve != Reserve::Spend && error.is_no_space() => match reserve::borrow(dir) {
                 Some(loan) => Store::open_locked(dir, options, lock, Some(loan)),
                 None => Err(error),
             },
-            (opened, _) => opened,
+            opened => opened,
         }
     }
 
@@ -129,6 +130,7 @@ impl Store {
             content,
             snapshots,
             work: maintenance::Queue::new(settled),
+            room: Default::default(),
             loan: Mutex::new(loan),
             _lock: lock,
         };

@@ -13,12 +13,13 @@ use rustix::io::Errno;
 
 const NAME: &str = "reserve";
 /// What is kept back: the log of a database of many thousand records.
-const BYTES: u64 = 4 << 20;
+pub(crate) const BYTES: u64 = 4 << 20;
 
 /// What an opening of the store does with the reserve.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reserve {
-    /// Sees that it is there.
+    /// Sees that it is there. Where the store cannot be opened without, it is lent: who builds then makes room for what
+    /// does not fit, and knows by then what of the store is in use.
     #[default]
     Keep,
     /// Uses it where the store cannot be opened without, and allocates it again in the end: what is stored is only looked

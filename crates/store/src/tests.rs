@@ -533,3 +533,24 @@ fn a_long_log_is_gone_when_the_store_closes() {
     let store = open_with(dir.path(), Driver::Copy);
     assert_eq!(store.kv("large").get([7]).expect("read"), Some(vec![7; 1 << 20]));
 }
+
+#[test]
+fn a_full_disk_is_seen_through_other_errors() {
+    use std::io;
+    let full = || io::Error::from(io::ErrorKind::StorageFull);
+    let inner = files::untar::Error::Write { doing: "write", path: "f".to_owned(), source: full() };
+    let fault = base::Fault::because(base::Kind::Environment, "cannot write", full());
+    for (error, expected) in [
+        (full(), true),
+        (io::ErrorKind::QuotaExceeded.into(), true),
+        (io::Error::other(full()), true),
+        (io::Error::other(inner), true),
+        (io::Error::other(image::Error::Io(full())), true),
+        (io::Error::other(Error::Layer(image::Error::Io(full()))), true),
+        (io::Error::other(fault.context("so")), true),
+        (io::Error::other("full"), false),
+        (io::ErrorKind::NotFound.into(), false),
+    ] {
+        assert_eq!(is_full(&error), expected, "{error:?}");
+    }
+}

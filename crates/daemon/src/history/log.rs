@@ -8,7 +8,7 @@ use base::progress::Event;
 use proto::Message as _;
 use proto::moby::buildkit::v1 as wire;
 use session::remote::MAX_MESSAGE;
-use store::Content;
+use store::{BlobHold, Content};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -57,7 +57,7 @@ impl Counts {
 }
 
 /// Writes all that was told. Blocks.
-pub(super) fn write(content: &Content, build: &Build) -> store::Result<(wire::Descriptor, Digest, Counts)> {
+pub(super) fn write(content: &Content, build: &Build) -> store::Result<(wire::Descriptor, BlobHold, Counts)> {
     let mut writer = content.writer(None, None)?;
     let (mut counts, mut from) = (Counts::default(), 0);
     loop {
@@ -73,8 +73,8 @@ pub(super) fn write(content: &Content, build: &Build) -> store::Result<(wire::De
             writer.append(&bytes)?;
         }
     }
-    let blob = writer.finish()?;
-    Ok((super::record::descriptor(MEDIA_TYPE, blob.digest, blob.size), blob.digest, counts))
+    let (blob, hold) = writer.finish_held()?;
+    Ok((super::record::descriptor(MEDIA_TYPE, blob.digest, blob.size), hold, counts))
 }
 
 /// Reads a log again and passes it on. Blocks.

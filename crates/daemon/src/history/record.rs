@@ -71,11 +71,17 @@ impl Recording {
     fn keep(&mut self, build: &Build, trace: Trace, made: Vec<Option<wire::Descriptor>>) -> Result<(), super::Error> {
         let (history, content) = (self.history.clone(), &self.history.content);
         let record = &mut self.record;
-        let (descriptor, digest, counts) = log::write(content, build)?;
-        let mut blobs = vec![digest];
+        // Held until they are leased: whoever makes room meanwhile leaves them.
+        let mut holds = Vec::new();
+        let mut put = |bytes: &[u8]| {
+            holds.push(content.hold(&Digest::of(bytes)));
+            content.put(bytes)
+        };
+        let (descriptor, log, counts) = log::write(content, build)?;
+        let mut blobs = vec![*log.digest()];
         record.logs = Some(descriptor);
         let spans = trace.end(build, record.error.as_ref().map(|error| error.message.as_str()));
-        let digest = content.put(&spans)?;
+        let digest = put(&spans)?;
         record.trace = Some(self::descriptor(trace::MEDIA_TYPE, digest, spans.len() as u64));
         blobs.push(digest);
         let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
@@ -85,7 +91,7 @@ impl Recording {
         record.num_warnings = number(counts.warnings);
         if let Some(error) = &mut record.error {
             let bytes = error.encode_to_vec();
-            let digest = content.put(&bytes)?;
+            let digest = put(&bytes)?;
             record.external_error = Some(self::descriptor(ERROR_TYPE, digest, bytes.len() as u64));
             error.details.clear();
             blobs.push(digest);
@@ -105,6 +111,7 @@ impl Recording {
         // Of an earlier build of that reference.
         let before = history.get(reference)?.map(|record| super::own_blobs(&record)).unwrap_or_default();
         content.lease(&lease(reference), &blobs)?;
+        drop((log, holds));
         history.records.put(reference, record.encode_to_vec())?;
         for digest in before.iter().filter(|digest| !blobs.contains(digest)) {
             content.delete(digest)?;

@@ -88,7 +88,7 @@ impl Import {
                 let repository = images.repository_at(job, &place)?;
                 let resolved = repository.resolve(&Target::of(reference)).await.map_err(registry_fault)?;
                 if let Some(document) = &resolved.document {
-                    images.keep(document)?;
+                    images.keep(document).await?;
                 }
                 (Origin::Registry(repository), resolved.descriptor, place)
             }

@@ -20,11 +20,12 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::DiffOp, inputs: &[Tree]) -> Re
     if above.as_ref().is_some_and(|above| above.id() == below.id()) {
         return Ok(vec![Tree::Empty]);
     }
-    let (snapshots, cancel) = (ctx.core.store.snapshots(), ctx.blocking_cancel());
+    let (store, cancel) = (ctx.core.store.clone(), ctx.blocking_cancel());
     let description = ctx.op.label.name.clone();
     let difference = blocking(move || {
         let above = above.map(|above| (above.id(), above));
-        snapshots.difference(&below.id(), above.as_ref().map(|(id, _)| id), &description, &cancel)
+        let above = above.as_ref().map(|(id, _)| id);
+        store.with_room(0, || store.snapshots().difference(&below.id(), above, &description, &cancel))
     });
     let difference = difference.await.map_err(|e| store_fault("cannot compare snapshots", e))?;
     Ok(vec![difference.map_or(Tree::Empty, Tree::snapshot)])

@@ -43,6 +43,7 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
         });
         io.held_back_by(move || room.room())
     };
+    ctx.core.keep_room(&ctx.tasks).await;
     let exit = match ctx.core.executor.run(step, io, ctx.cancel.clone()).await {
         Ok(exit) => exit,
         Err(error) => return Err(prepared.leave(ctx, op, inputs, run_fault(ctx, meta, error)).await),
@@ -145,7 +146,7 @@ fn command(meta: &pb::Meta) -> String {
 
 /// What to try where a step that failed seems to have found a disk full.
 fn space_hint(store: &store::Store, tail: &[u8]) -> Option<String> {
-    let free = free_space(store.dir());
+    let free = store.free_space();
     if free.is_some_and(|free| free < NOTHING_FREE) {
         return Some(
             "the volume of the state directory is full: free space there, or run `hullworks prune`".to_owned(),
@@ -183,13 +184,6 @@ fn platform_hint(ctx: &OpContext, exit: &Exit, tail: &[u8]) -> Option<String> {
 
 /// Less free space than this is none: programs write more at a time.
 const NOTHING_FREE: u64 = 1 << 20;
-
-/// What may still be written; none where that cannot be known.
-fn free_space(dir: &std::path::Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(dir).ok()?;
-    let has_inodes = stat.f_files == 0 || stat.f_favail > 0;
-    Some(if has_inodes { stat.f_bavail.saturating_mul(stat.f_frsize) } else { 0 })
-}
 
 /// The last bytes of a step's output.
 #[derive(Default)]

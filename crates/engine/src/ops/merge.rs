@@ -33,9 +33,9 @@ async fn stack(
     layers.reverse();
     let mut top = lower;
     for layer in layers {
-        let (snapshots, cancel) = (snapshots.clone(), ctx.blocking_cancel());
-        let parent = top.id();
-        let stacked = crate::core::blocking(move || snapshots.restack(&parent, &layer, &cancel)).await;
+        let (store, cancel, parent) = (ctx.core.store.clone(), ctx.blocking_cancel(), top.id());
+        let stack = move || store.with_room(0, || store.snapshots().restack(&parent, &layer, &cancel));
+        let stacked = crate::core::blocking(stack).await;
         top = std::sync::Arc::new(stacked.map_err(|e| store_fault("cannot merge snapshots", e))?);
     }
     Ok(top)

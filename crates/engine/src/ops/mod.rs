@@ -241,11 +241,12 @@ pub(crate) async fn run(ctx: &OpContext, inputs: &[Tree]) -> Result<Vec<Tree>, F
         let passed = passthrough.outputs.iter().filter_map(|input| inputs.get(usize::try_from(*input).ok()?));
         return Ok(passed.cloned().collect());
     }
+    // All see to their own room, as far as what they do can be done again: a step that has begun is not.
     match ctx.op.kind()? {
         pb::op::Op::Source(op) => source::run(ctx, op).await.map(|tree| vec![tree]),
         pb::op::Op::Exec(op) => exec::run(ctx, op, inputs).await,
         pb::op::Op::File(op) => file::run(ctx, op, inputs).await,
-        pb::op::Op::Merge(op) => crate::ops::merge::run(ctx, op, inputs).await,
+        pb::op::Op::Merge(op) => merge::run(ctx, op, inputs).await,
         pb::op::Op::Diff(op) => diff::run(ctx, op, inputs).await,
         pb::op::Op::Build(_) => Err(Fault::user("build ops are not supported yet")),
     }

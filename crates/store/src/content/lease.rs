@@ -78,7 +78,7 @@ impl Content {
     pub fn lease(&self, name: &str, digests: &[Digest]) -> Result<()> {
         self.0.inner.content.take_lease(name, digests.to_vec());
         let bytes: Vec<u8> = digests.iter().flat_map(|digest| *digest.as_bytes()).collect();
-        self.0.kv(NAMESPACE).put(name, bytes)
+        self.0.with_room(0, || self.0.kv(NAMESPACE).put(name, &bytes))
     }
 
     /// Gives up a lease; answers what it kept and no other lease keeps. That stays until it is deleted or pruned.

@@ -205,11 +205,14 @@ impl Content {
 
     /// Ties the blob to a snapshot: it goes when the last snapshot that it is tied to goes.
     pub fn attach(&self, digest: &Digest, snapshot: &crate::SnapshotId) -> Result<()> {
-        self.0.inner.db.write("write to", |db| {
-            let mut statement =
-                db.prepare_cached("INSERT OR IGNORE INTO blob_ref (snapshot, digest) VALUES (?1, ?2)")?;
-            statement.execute((snapshot.0, digest.as_bytes())).map(drop)
-        })
+        let attach = || {
+            self.0.inner.db.write("write to", |db| {
+                let mut statement =
+                    db.prepare_cached("INSERT OR IGNORE INTO blob_ref (snapshot, digest) VALUES (?1, ?2)")?;
+                statement.execute((snapshot.0, digest.as_bytes())).map(drop)
+            })
+        };
+        self.0.with_room(0, attach)
     }
 
     /// Keeps the blob, there or still to come, from being removed while the guard lives.
@@ -221,13 +224,16 @@ impl Content {
     /// Notes a complete blob in the database.
     fn record(&self, digest: &Digest, size: u64) -> Result<()> {
         let (at, seq) = (now(), self.0.inner.snapshots.next_seq());
-        self.0.inner.db.write("write to", |db| {
-            let mut statement = db.prepare_cached(
-                "INSERT INTO blob (digest, size, created, last_used, labels, seq) VALUES (?1, ?2, ?3, ?3, '{}', ?4)
-                 ON CONFLICT (digest) DO UPDATE SET size = ?2, last_used = ?3, seq = ?4",
-            )?;
-            statement.execute((digest.as_bytes(), size as i64, at, seq)).map(drop)
-        })
+        let record = || {
+            self.0.inner.db.write("write to", |db| {
+                let mut statement = db.prepare_cached(
+                    "INSERT INTO blob (digest, size, created, last_used, labels, seq) VALUES (?1, ?2, ?3, ?3, '{}', ?4)
+                     ON CONFLICT (digest) DO UPDATE SET size = ?2, last_used = ?3, seq = ?4",
+                )?;
+                statement.execute((digest.as_bytes(), size as i64, at, seq)).map(drop)
+            })
+        };
+        self.0.with_room(0, record)
     }
 
     fn temp_path(&self) -> PathBuf {

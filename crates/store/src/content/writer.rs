@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use base::{Digest, Hasher};
 use rustix::fs::FlockOperation;
 
-use super::{BlobInfo, Content, ingest_dir};
+use super::{BlobHold, BlobInfo, Content, ingest_dir};
 use crate::{Error, Result};
 
 /// A blob under way. Dropped before [`finish`](Writer::finish), it leaves nothing, or a part to resume from.
@@ -36,12 +36,11 @@ impl std::fmt::Debug for HasherBox {
 impl Writer {
     pub(super) fn fresh(content: Content, expected: Option<Digest>, size: Option<u64>) -> Result<Writer> {
         let path = content.temp_path();
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|e| Error::io("create", &path, e))?;
+        let create = || {
+            let file = File::options().read(true).write(true).create_new(true).open(&path);
+            file.map_err(|e| Error::io("create", &path, e))
+        };
+        let file = content.0.with_room(0, create)?;
         Ok(Writer {
             content,
             file,
@@ -91,13 +90,14 @@ impl Writer {
         self.offset
     }
 
-    /// Adds bytes.
+    /// Adds bytes. Where the disk is full, what nobody uses goes.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         if self.size.is_some_and(|size| self.offset + bytes.len() as u64 > size) {
             let actual = self.offset + bytes.len() as u64;
             return Err(Error::SizeMismatch { expected: self.size.unwrap_or(0), actual });
         }
-        self.file.write_all(bytes).map_err(|e| Error::io("write", &self.path, e))?;
+        let to_follow = self.size.map_or(0, |size| size - self.offset - bytes.len() as u64);
+        self.content.0.write_all_at((&self.file, &self.path), bytes, self.offset, to_follow)?;
         if let Some(hasher) = &mut self.hasher {
             hasher.0.update(bytes);
         }
@@ -114,7 +114,12 @@ impl Writer {
     }
 
     /// Checks digest and size and gives the blob its name. Wrong bytes are removed and reported.
-    pub fn finish(mut self) -> Result<BlobInfo> {
+    pub fn finish(self) -> Result<BlobInfo> {
+        self.finish_held().map(|(blob, _)| blob)
+    }
+
+    /// The same, and keeps it from being removed.
+    pub fn finish_held(mut self) -> Result<(BlobInfo, BlobHold)> {
         if let Some(expected) = self.size.filter(|size| *size != self.offset) {
             // A download cut short can go on later.
             return Err(Error::SizeMismatch { expected, actual: self.offset });
@@ -124,7 +129,8 @@ impl Writer {
             self.resumable = false;
             return Err(Error::DigestMismatch { expected, actual });
         }
-        self.name(actual)
+        let hold = self.content.hold(&actual);
+        self.name(actual).map(|blob| (blob, hold))
     }
 
     /// Gives the blob the name that its maker computed.
@@ -151,6 +157,7 @@ impl Write for Writer {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.append(buf).map_err(|e| match e {
             Error::Io { source, .. } | Error::NoSpace { source, .. } => source,
+            e if e.is_no_space() => io::Error::new(io::ErrorKind::StorageFull, e),
             e => io::Error::other(e),
         })?;
         Ok(buf.len())

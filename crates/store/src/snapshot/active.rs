@@ -122,7 +122,7 @@ pub(super) fn commit(mut active: Active, options: CommitOptions) -> Result<Hold>
         let mut entries = std::fs::read_dir(&path).map_err(|e| Error::io("read directory", &path, e))?;
         empty = entries.next().is_none() && top(&path)? == active.top;
     }
-    tree::write_links(inner, id, &active.links)?;
+    store.with_room(0, || tree::write_links(inner, id, &active.links))?;
     let size = options.allocated.map(|inside| Ok(inside + tree::blocks(&rustix::fs::lstat(&path)?)));
     let size = size.transpose().map_err(|e: rustix::io::Errno| Error::io("look at", &path, e))?;
     let created = options.created_at.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
@@ -146,7 +146,8 @@ pub(super) fn commit(mut active: Active, options: CommitOptions) -> Result<Hold>
         children: 0,
         holds: 1,
     };
-    layers::insert_row(inner, id, &record)?;
+    // What made it, a step, is not done again for want of room for a record.
+    store.with_room(0, || layers::insert_row(inner, id, &record))?;
     inner.snapshots.insert(id, record);
     active.finished = true;
     maintenance::note_change(inner);

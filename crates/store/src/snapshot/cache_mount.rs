@@ -187,6 +187,11 @@ impl Snapshots {
         request: &CacheMountRequest,
         wake: impl FnOnce() + Send + 'static,
     ) -> Result<Option<CacheMount>> {
+        let mut wake: Option<Wake> = Some(Box::new(wake));
+        self.0.with_room(0, || self.take(request, &mut wake))
+    }
+
+    fn take(&self, request: &CacheMountRequest, wake: &mut Option<Wake>) -> Result<Option<CacheMount>> {
         let inner = &self.0.inner;
         let key = request.key();
         let mut instances = locked(&inner.snapshots.instances);
@@ -197,7 +202,7 @@ impl Snapshots {
             (Sharing::Shared, _, Some(shared)) => Some(*shared),
             (_, Some(free), _) => Some(*free),
             (Sharing::Locked, None, _) if !known.is_empty() => {
-                instances.waiting.entry(key).or_default().push(Box::new(wake));
+                instances.waiting.entry(key).or_default().extend(wake.take());
                 return Ok(None);
             }
             (_, None, _) => None,
@@ -246,6 +251,15 @@ impl Snapshots {
 
     fn new_instance(&self, request: &CacheMountRequest, key: &str) -> Result<Hold> {
         let inner = &self.0.inner;
+        let id = inner.snapshots.next_id();
+        self.make_instance(id, request, key).inspect_err(|_| {
+            maintenance::discard(inner, &tree::dir(inner, id));
+            maintenance::discard(inner, &tree::work_dir(inner, id));
+        })
+    }
+
+    fn make_instance(&self, id: SnapshotId, request: &CacheMountRequest, key: &str) -> Result<Hold> {
+        let inner = &self.0.inner;
         let parent = match &request.from {
             Some(id) => Some(self.hold_quietly(id).ok_or(Error::Missing(*id))?),
             None => None,
@@ -254,7 +268,6 @@ impl Snapshots {
             Some(parent) => tree::layer_dirs(inner, parent.id())?,
             None => Vec::new(),
         };
-        let id = inner.snapshots.next_id();
         let path = tree::make(inner, id, parent.as_ref().map(Hold::id))?;
         // A plain directory can be shared by any number of mounts, an overlay cannot. What people start cache mounts
         // from is nearly always one small layer, so it is copied.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::Digest;
-use rusqlite::{OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
 
 use super::table::Record;
@@ -64,7 +64,7 @@ impl Snapshots {
             _ => None,
         };
         let annotations = serde_json::to_string(&layer.annotations).unwrap_or_default();
-        let counts = inner.db.write("write to", |db| {
+        let note = |db: &Connection| {
             let mut insert = db.prepare_cached(
                 "INSERT OR IGNORE INTO layer (snapshot, variant, digest, size, diff_id, media_type, annotations)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
@@ -78,7 +78,8 @@ impl Snapshots {
                 "SELECT digest, size, diff_id, media_type, annotations FROM layer WHERE snapshot = ?1 AND variant = ?2",
             )?;
             query.query_row((id.0, variant), layer_of)
-        })?;
+        };
+        let counts = self.0.with_room(0, || inner.db.write("write to", |db| note(db)))?;
         if let Some(chain) = new_chain {
             inner.snapshots.set_chain(*id, chain);
         }

@@ -33,7 +33,7 @@ pub use layers::LayerRecord;
 pub(crate) use lazy::settle_all;
 pub use lazy::{FillTarget, Filled, LazyLayer};
 pub(crate) use load::load;
-pub(crate) use remove::remove_all;
+pub(crate) use remove::remove_free;
 pub(crate) use table::{Record, State};
 
 /// The name of a snapshot, never used again once it is gone.
@@ -189,7 +189,7 @@ impl Drop for Hold {
 impl Snapshots {
     /// Begins a new tree on `parent` (which must be filled, with all below it), or an empty one.
     pub fn prepare(&self, parent: Option<&SnapshotId>, options: PrepareOptions) -> Result<Active> {
-        active::prepare(&self.0, parent.copied(), options)
+        self.0.with_room(0, || active::prepare(&self.0, parent.copied(), options.clone()))
     }
 
     /// Makes the tree immutable and gives it a record. No copy, no sync.
@@ -278,7 +278,7 @@ impl Snapshots {
     /// that turned out to be bad, or a lazy layer that cannot be had any more.
     pub fn remove(&self, id: &SnapshotId) -> Result<bool> {
         let Some(doomed) = self.0.inner.snapshots.doom_subtree(*id) else { return Ok(false) };
-        remove_all(&self.0.inner, doomed)?;
+        remove::remove_all(&self.0.inner, doomed)?;
         Ok(true)
     }
 }

@@ -3,23 +3,39 @@
 use base::Digest;
 use rusqlite::Connection;
 
-use super::{SnapshotId, tree};
+use super::{Record, SnapshotId, tree};
 use crate::{Inner, Result, keys, maintenance};
 
-/// Removes snapshots that were taken out of the table. Their blobs go with them unless something else wants these.
-pub(crate) fn remove_all(inner: &Inner, doomed: Vec<SnapshotId>) -> Result<u64> {
+/// Removes those of the snapshots that nobody holds and nothing stands on. Answers which went.
+pub(crate) fn remove_free(inner: &Inner, ids: &[SnapshotId]) -> Result<Vec<SnapshotId>> {
+    let doomed = inner.snapshots.doom(ids);
+    let gone = doomed.iter().map(|(id, _)| *id).collect();
+    remove_all(inner, doomed).map(|()| gone)
+}
+
+/// Removes snapshots that were taken out of the table. Their blobs go with them unless something else wants these. Where
+/// that cannot be written down, as on a full disk, they are still there.
+pub(super) fn remove_all(inner: &Inner, doomed: Vec<(SnapshotId, Record)>) -> Result<()> {
     if doomed.is_empty() {
-        return Ok(0);
+        return Ok(());
     }
+    let ids: Vec<SnapshotId> = doomed.iter().map(|(id, _)| *id).collect();
     let orphans = inner.db.write("write to", |db| {
-        let mut orphans = delete_rows(db, &doomed)?;
+        let mut orphans = delete_rows(db, &ids)?;
         orphans.retain(|digest| !inner.content.is_held(digest));
         for digest in &orphans {
             db.prepare_cached("DELETE FROM blob WHERE digest = ?1")?.execute([digest.as_bytes()])?;
         }
         Ok(orphans)
-    })?;
-    for id in doomed {
+    });
+    let orphans = match orphans {
+        Ok(orphans) => orphans,
+        Err(error) => {
+            inner.snapshots.restore(doomed);
+            return Err(error);
+        }
+    };
+    for id in ids {
         for path in
             [tree::dir(inner, id), tree::work_dir(inner, id), tree::links_file(inner, id), tree::fill_dir(inner, id)]
         {
@@ -29,7 +45,7 @@ pub(crate) fn remove_all(inner: &Inner, doomed: Vec<SnapshotId>) -> Result<u64> 
     for digest in &orphans {
         inner.content.remove_unheld(&inner.dir, digest)?;
     }
-    Ok(orphans.len() as u64)
+    Ok(())
 }
 
 /// Deletes the rows of snapshots, their results, keys and values. Returns the blobs that nothing refers to any more.

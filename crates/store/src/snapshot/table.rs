@@ -183,7 +183,7 @@ impl State {
     }
 
     /// Takes the snapshot and all that stands on it out of the table, leaves first; none if any of them is held.
-    pub(super) fn doom_subtree(&self, id: SnapshotId) -> Option<Vec<SnapshotId>> {
+    pub(super) fn doom_subtree(&self, id: SnapshotId) -> Option<Vec<(SnapshotId, Record)>> {
         let mut table = self.table();
         table.records.get(&id)?;
         let mut subtree = HashSet::from([id]);
@@ -199,24 +199,31 @@ impl State {
         if doomed.iter().any(held) {
             return None;
         }
-        for id in &doomed {
-            table.remove(*id);
-        }
-        Some(doomed)
+        Some(doomed.into_iter().filter_map(|id| Some((id, table.remove(id)?))).collect())
     }
 
     /// Takes those of `ids` out of the table that nobody holds and nothing stands on (any more), in this order.
-    pub(crate) fn doom(&self, ids: &[SnapshotId]) -> Vec<SnapshotId> {
+    pub(super) fn doom(&self, ids: &[SnapshotId]) -> Vec<(SnapshotId, Record)> {
         let mut table = self.table();
         let free = |record: &Record| record.holds == 0 && record.children == 0;
         let mut doomed = Vec::new();
         for id in ids {
-            if table.records.get(id).is_some_and(free) {
-                table.remove(*id);
-                doomed.push(*id);
+            if table.records.get(id).is_some_and(free)
+                && let Some(record) = table.remove(*id)
+            {
+                doomed.push((*id, record));
             }
         }
         doomed
+    }
+
+    /// Puts back what was taken out, leaves first, and is there still.
+    pub(super) fn restore(&self, doomed: Vec<(SnapshotId, Record)>) {
+        let mut table = self.table();
+        // What stands on a snapshot is counted when it comes.
+        for (id, record) in doomed.into_iter().rev() {
+            table.insert(id, Record { children: 0, ..record });
+        }
     }
 
     pub(crate) fn set_sizes(&self, sizes: &[(SnapshotId, u64)]) {

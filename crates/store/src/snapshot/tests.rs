@@ -559,3 +559,19 @@ fn privileged_cache_mounts_start_from_snapshots() {
         }
     });
 }
+
+#[test]
+fn what_could_not_be_forgotten_is_still_there() {
+    let (_dir, store) = copy_store();
+    let scratch = std::env::temp_dir();
+    let base = step(&store, &scratch, None, |_| ());
+    let top = step(&store, &scratch, Some(&base), |_| ());
+    let ids = [top.id(), base.id()];
+    drop((top, base));
+    let snapshots = &store.inner.snapshots;
+    let doomed = snapshots.doom(&ids);
+    assert!(ids.iter().all(|id| store.snapshots().info(id).is_none()));
+    snapshots.restore(doomed);
+    assert_eq!(store.snapshots().chain(&ids[0]).expect("there"), ids);
+    assert_eq!(store.prune(&PruneOptions::default()).expect("pruned").len(), 2, "and can go later");
+}

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use base::Digest;
 
 use crate::snapshot::{Record, tree};
-use crate::{Error, RecordKind, Result, SnapshotId, Store, locked, maintenance, now, snapshot, time};
+use crate::{Error, RecordKind, Result, SnapshotId, Store, locked, maintenance, now, room, snapshot, time};
 
 mod filter;
 mod order;
@@ -114,36 +114,74 @@ impl Store {
     /// Removes what `options` names and nothing uses; answers with what was removed. Its space is free on return.
     pub fn prune(&self, options: &PruneOptions) -> Result<Vec<UsageRecord>> {
         let filters = options.filters.iter().map(|filter| filter.parse()).collect::<Result<Vec<UsageFilter>>>()?;
-        let mut usage = self.disk_usage()?;
-        let total: u64 = usage.iter().map(|record| record.size).sum();
-        let keep = self.bytes_to_keep(total, options)?;
+        let _turn = self.inner.room.turn();
+        let usage = self.disk_usage()?;
+        let keep = self.bytes_to_keep(total(&usage), options)?;
         let mut removed = Vec::new();
-        let mut left = total;
+        let done = room::on_reserve(&self.inner, || {
+            let enough = keep.map(|keep| move |left: u64| left < keep);
+            let enough = enough.as_ref().map(|enough| enough as &dyn Fn(u64) -> bool);
+            self.remove_until(enough, usage, options, &filters, &mut removed)?;
+            self.after_prune(options)
+        });
+        self.inner.room.was_made(&removed);
+        done.map(|()| removed)
+    }
+
+    /// Removes what nobody uses, whatever rules say, until it is enough, which is asked with the bytes that went; nothing,
+    /// where all of it has fewer than `needed`. Whoever calls it has the turn. Its space is free on return, and what went is
+    /// in `removed`, also where the next could not be removed.
+    pub(crate) fn remove_unused(
+        &self,
+        needed: u64,
+        is_enough: impl Fn(u64) -> bool,
+        removed: &mut Vec<UsageRecord>,
+    ) -> Result<()> {
+        let usage = self.disk_usage()?;
+        let unused: u64 = usage.iter().filter(|record| !record.in_use).map(|record| record.size).sum();
+        if unused < needed {
+            return Ok(());
+        }
+        let all = total(&usage);
+        let options = PruneOptions { all: true, ..PruneOptions::default() };
+        let done = self.remove_until(Some(&|left| is_enough(all - left)), usage, &options, &[], removed);
+        maintenance::drain(&self.inner);
+        done
+    }
+
+    /// Removes what may go until what is left is little enough; all of it without a bound.
+    fn remove_until(
+        &self,
+        is_enough: Option<&dyn Fn(u64) -> bool>,
+        mut usage: Vec<UsageRecord>,
+        options: &PruneOptions,
+        filters: &[UsageFilter],
+        removed: &mut Vec<UsageRecord>,
+    ) -> Result<()> {
+        let mut left = total(&usage);
         loop {
             let cut_off = SystemTime::now().checked_sub(options.keep_duration);
             let mut candidates: Vec<&UsageRecord> = {
-                let may_go = |record: &&UsageRecord| self.may_go(record, options, cut_off, &filters);
+                let may_go = |record: &&UsageRecord| self.may_go(record, options, cut_off, filters);
                 usage.iter().filter(may_go).collect()
             };
-            if candidates.is_empty() || keep.is_some_and(|keep| left < keep) {
-                break;
+            if candidates.is_empty() || is_enough.is_some_and(|is_enough| is_enough(left)) {
+                return Ok(());
             }
             order::sort(&mut candidates);
-            if keep.is_some() {
+            if is_enough.is_some() {
                 // What the next removal is depends on this one: its parent may be next.
                 candidates.truncate(1);
             }
             let going: Vec<UsageRecord> = candidates.into_iter().cloned().collect();
-            let gone = self.remove_records(&going)?;
+            let before = removed.len();
+            self.remove_records(&going, removed)?;
             usage.retain(|record| !going.iter().any(|going| going.id == record.id));
-            left = left.saturating_sub(gone.iter().map(|record| record.size).sum());
-            removed.extend(gone);
+            left = left.saturating_sub(total(&removed[before..]));
         }
-        self.after_prune(options)?;
-        Ok(removed)
     }
 
-    /// Applies policies one after another, as the daemon does now and then, and when the disk is full.
+    /// Applies policies one after another, as the daemon does now and then.
     pub fn gc(&self, policies: &[PruneOptions]) -> Result<Vec<UsageRecord>> {
         let mut removed = Vec::new();
         for policy in policies {
@@ -179,22 +217,21 @@ impl Store {
         }
     }
 
-    fn remove_records(&self, going: &[UsageRecord]) -> Result<Vec<UsageRecord>> {
+    fn remove_records(&self, going: &[UsageRecord], gone: &mut Vec<UsageRecord>) -> Result<()> {
         let ids: Vec<SnapshotId> = going.iter().filter_map(|record| record.id.parse().ok()).collect();
-        let doomed = self.inner.snapshots.doom(&ids);
-        snapshot::remove_all(&self.inner, doomed.clone())?;
-        let mut gone = Vec::new();
-        for record in going {
-            let is_gone = match (record.id.parse::<SnapshotId>(), record.id.parse::<Digest>()) {
-                (Ok(id), _) => doomed.contains(&id),
-                (_, Ok(digest)) => self.content().delete(&digest)?,
-                _ => false,
-            };
-            if is_gone {
+        let doomed = snapshot::remove_free(&self.inner, &ids)?;
+        let (snapshots, blobs): (Vec<_>, Vec<_>) =
+            going.iter().partition(|record| record.id.parse::<SnapshotId>().is_ok());
+        let is_gone = |record: &&&UsageRecord| record.id.parse().is_ok_and(|id| doomed.contains(&id));
+        gone.extend(snapshots.iter().filter(is_gone).map(|record| (*record).clone()));
+        for record in blobs {
+            if let Ok(digest) = record.id.parse::<Digest>()
+                && self.content().delete(&digest)?
+            {
                 gone.push(record.clone());
             }
         }
-        Ok(gone)
+        Ok(())
     }
 
     /// With `all` and no bound, also what another identity left: nothing here can ever read it.
@@ -312,7 +349,8 @@ impl Store {
         if min_free_space != 0 {
             let disk = rustix::fs::statvfs(&self.inner.dir)
                 .map_err(|e| Error::io("ask for free space of", &self.inner.dir, e))?;
-            let excess = min_free_space.saturating_sub(disk.f_bavail * disk.f_frsize);
+            // Upstream's rules count what the file system sets aside for root as free.
+            let excess = min_free_space.saturating_sub(disk.f_bfree * disk.f_frsize);
             let allowed = total.saturating_sub(excess);
             keep = match keep {
                 keep if excess > 0 => Some(keep.map_or(allowed, |keep| keep.min(allowed))),
@@ -324,6 +362,10 @@ impl Store {
         // Below the reserve nothing goes, so at most as much as is above it.
         Ok(Some(keep.unwrap_or(0).max(reserved_space)))
     }
+}
+
+fn total(usage: &[UsageRecord]) -> u64 {
+    usage.iter().map(|record| record.size).sum()
 }
 
 #[derive(Default)]

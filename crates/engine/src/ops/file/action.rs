@@ -1,6 +1,5 @@
 //! One action of a file op: from the wire's terms to those of `files`.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use base::{Cancel, Fault, Kind};
@@ -222,28 +221,15 @@ pub(crate) fn copy_everything(local: &LocalTree, dir: &Path, cancel: &Cancel) ->
 }
 
 fn fault(error: files::Error, why_missing: Option<String>) -> Fault {
-    let (changed, full) = (error.is_changed(), is_no_space(&error));
+    let (changed, full) = (error.is_changed(), store::is_full(&error));
     let kind = if full { Kind::Environment } else { Kind::User };
     let fault = Fault::because(kind, "failed to change files", error);
     match why_missing {
-        _ if full => fault.hint("free space on the volume of the state directory, or run `hullworks prune`"),
+        _ if full => fault.hint(crate::core::NO_SPACE),
         _ if changed => fault.hint(crate::local::AT_REST),
         Some(why) => fault.hint(why),
         None => fault,
     }
-}
-
-fn is_no_space(error: &files::Error) -> bool {
-    let mut next: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = next {
-        if let Some(io) = error.downcast_ref::<io::Error>()
-            && io.kind() == io::ErrorKind::StorageFull
-        {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }
 
 fn mode_bits(mode: i32) -> u32 {

@@ -19,6 +19,7 @@ use sys::path::Root;
 use super::OpContext;
 use crate::core::{Core, active_view, blocking, store_fault};
 use crate::local::LocalTree;
+use crate::room::{is_full, with_room};
 use crate::shadow::Recalling;
 use crate::tree::Tree;
 use crate::wreck::{Subject, Wreck};
@@ -59,8 +60,22 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::FileOp, inputs: &[Tree]) -> Re
             }
         })
     });
-    let trees = inputs;
-    let inputs = try_join_all(ready).await?;
+    let ready = try_join_all(ready).await?;
+    let run = |keep_full| run_once(ctx, op, inputs, ready.clone(), keep_full);
+    match with_room(&ctx.core.store, &ctx.tasks, || run(false)).await {
+        Err(fault) if ctx.wants_wrecks() && is_full(&fault) => run(true).await,
+        done => done,
+    }
+}
+
+/// What found the disk full leaves something to look at only where asked to: it would take the room that the next try needs.
+async fn run_once(
+    ctx: &OpContext,
+    op: &pb::FileOp,
+    trees: &[Tree],
+    inputs: Vec<Input>,
+    keep_full: bool,
+) -> Result<Vec<Tree>, Fault> {
     let (core, op, cancel) = (ctx.core.clone(), op.clone(), ctx.blocking_cancel());
     let description = ctx.op.label.name.clone();
     let warn = ctx.tasks.clone();
@@ -72,9 +87,10 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::FileOp, inputs: &[Tree]) -> Re
         };
         let run = Run { core: &core, inputs: &inputs, cancel: &cancel, description: &description, tasks: &warn };
         let mut left = None;
-        let result = run.all(&plan, |action, work, states| {
+        let result = run.all(&plan, |fault, action, work, states| {
             // Nobody looks at what was cancelled.
-            left = (keep && !cancel.is_cancelled()).then(|| run.left(&plan, action, work, states));
+            let keep = keep && !cancel.is_cancelled() && (keep_full || !is_full(fault));
+            left = keep.then(|| run.left(&plan, action, work, states));
         });
         (result, left)
     })
@@ -85,7 +101,7 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::FileOp, inputs: &[Tree]) -> Re
             let mut wreck = Wreck::new(ctx, Subject::FileAction(left.action), inputs);
             wreck.set_mount(op_actions(ctx).saturating_sub(1), None);
             if let Some((action, tree)) = left.source {
-                wreck.set_mount(action, Some(tree));
+                wreck.set_own_mount(&ctx.core, action, tree);
             }
             if let Some(tree) = left.target {
                 wreck.set_own_mount(&ctx.core, left.action, tree);
@@ -144,14 +160,27 @@ struct Work {
 }
 
 impl Run<'_> {
-    /// Runs all actions. `failed` is told which one failed, on what, and of the results until then.
-    fn all(&self, plan: &Plan<'_>, failed: impl FnOnce(usize, Work, &[State])) -> Result<Vec<Tree>, Fault> {
+    /// Runs all actions. `failed` is told why, which one failed, on what, and of the results until then.
+    fn all(&self, plan: &Plan<'_>, failed: impl FnOnce(&Fault, usize, Work, &[State])) -> Result<Vec<Tree>, Fault> {
         let mut states: Vec<State> = Vec::with_capacity(plan.steps.len());
+        let done = self.each(plan, &mut states, failed);
+        if done.is_err() {
+            self.forget(states);
+        }
+        done
+    }
+
+    fn each(
+        &self,
+        plan: &Plan<'_>,
+        states: &mut Vec<State>,
+        failed: impl FnOnce(&Fault, usize, Work, &[State]),
+    ) -> Result<Vec<Tree>, Fault> {
         for step in &plan.steps {
             self.cancel.check().map_err(|_| Fault::cancelled())?;
-            let mut work = self.target(step, &mut states)?;
-            if let Err(fault) = self.act(step, &mut work, &states) {
-                failed(states.len(), work, &states);
+            let mut work = self.target(step, states)?;
+            if let Err(fault) = self.act(step, &mut work, states) {
+                failed(&fault, states.len(), work, states);
                 return Err(fault);
             }
             states.push(if step.commit { State::Done(self.commit(work)?) } else { State::Open(work) });
@@ -161,6 +190,19 @@ impl Run<'_> {
             _ => Err(Fault::new(Kind::Internal, "an output of a file op was not committed")),
         };
         plan.outputs.iter().map(output).collect()
+    }
+
+    /// Nobody can find the results of actions of an op that failed. What people are to look at is held.
+    fn forget(&self, mut states: Vec<State>) {
+        while let Some(state) = states.pop() {
+            if let State::Done(Input::Snapshot(hold)) = state {
+                let id = hold.id();
+                drop(hold);
+                if let Err(error) = self.core.store.snapshots().remove(&id) {
+                    tracing::warn!(%error, snapshot = %id, "a part of what failed was not removed");
+                }
+            }
+        }
     }
 
     fn left(&self, plan: &Plan<'_>, action: usize, work: Work, states: &[State]) -> Left {

@@ -76,10 +76,10 @@ pub(super) async fn run(ctx: &OpContext, source: &BlobSource) -> Result<Tree, Fa
     let active = ctx.core.prepare(None, &format!("blob {reference}")).await?;
     let (dir, cancel) = (active.dir().to_owned(), ctx.blocking_cancel());
     let mut task = ctx.tasks.start(format!("reading blob {digest}"), opened.size);
-    let stop = opened.stop;
+    let (stop, store) = (opened.stop, ctx.core.store.clone());
     let mut written = std::pin::pin!(blocking(move || {
         let mut content = opened.content;
-        match file.write(&dir, &mut *content, &mut task, &cancel) {
+        match file.write(&store, &dir, &mut *content, &mut task, &cancel) {
             Ok(_) => Ok(()),
             Err(Trouble::Other(fault)) => Err(fault),
             Err(Trouble::Read(e)) => Err(Fault::because(Kind::Remote, format!("cannot read blob `{reference}`"), e)),

@@ -363,6 +363,7 @@ async fn save(
     let cancel = base::Cancel::new();
     // Who does not wait any more wants no more of it.
     let _unwanted = Unwanted(cancel.clone());
+    let store = asking.core.store.clone();
     let digest = blocking(move || {
         let mut pieces = Pieces { body, piece: Bytes::new(), broken: None };
         let mut unpacked;
@@ -374,7 +375,7 @@ async fn save(
             }
             false => &mut pieces,
         };
-        match (file.write(&dir, reader, &mut task, &cancel), pieces.broken.take()) {
+        match (file.write(&store, &dir, reader, &mut task, &cancel), pieces.broken.take()) {
             (Ok(digest), None) => Ok(digest),
             (_, Some(fault)) | (Err(Trouble::Other(fault)), None) => Err(fault),
             (Err(Trouble::Read(e)), None) => Err(Fault::because(Kind::Remote, "cannot read a download", e)),
@@ -391,8 +392,9 @@ async fn save(
             snapshot: hold.id().to_string(),
         };
         let bytes = serde_json::to_vec(&kept).unwrap_or_default();
-        let put = asking.core.store.kv(DOWNLOADS).put_with(source.id().to_string(), bytes, &hold.id());
-        put.map_err(|e| store_fault("cannot keep a download", e))?;
+        let (store, key, snapshot) = (asking.core.store.clone(), source.id().to_string(), hold.id());
+        let put = move || store.with_room(0, || store.kv(DOWNLOADS).put_with(&key, &bytes, &snapshot));
+        blocking(put).await.map_err(|e| store_fault("cannot keep a download", e))?;
     }
     Ok(Download { digest, filename, modified, tree })
 }

@@ -17,6 +17,7 @@ use solver::{KeyDigest, Last};
 use super::{OpContext, StatedKey};
 use crate::images::{ResolvedImage, chain_id};
 use crate::local::LocalTree;
+use crate::room::with_room;
 use crate::tree::Tree;
 
 pub use git::GitDescription;
@@ -83,26 +84,28 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::SourceOp) -> Result<Tree, Faul
     match Source::read(op)? {
         Source::Image(source) => {
             let image = resolve(ctx, &source).await?;
-            image_tree(ctx, &image, source.layer_limit, &format!("pulled from {}", image.reference))
+            image_tree(ctx, &image, source.layer_limit, &format!("pulled from {}", image.reference)).await
         }
         Source::Layout(source) => {
             let image = resolve_layout(ctx, &source).await?;
             image_tree(ctx, &image, source.layer_limit, &format!("read from an OCI layout as {}", image.reference))
+                .await
         }
         Source::Http(source) => http::run(ctx, &source).await,
         Source::Git(source) => git::run(ctx, &source).await,
         Source::Blob(source) => blob::run(ctx, &source).await,
-        Source::Local(source) => LocalTree::open(ctx, &source).await,
+        Source::Local(source) => with_room(&ctx.core.store, &ctx.tasks, || LocalTree::open(ctx, &source)).await,
     }
 }
 
-fn image_tree(
+async fn image_tree(
     ctx: &OpContext,
     image: &ResolvedImage,
     layer_limit: Option<usize>,
     description: &str,
 ) -> Result<Tree, Fault> {
-    let tree = ctx.core.images.tree(image, layer_limit, description)?;
+    let tree = || async { ctx.core.images.tree(image, layer_limit, description) };
+    let tree = with_room(&ctx.core.store, &ctx.tasks, tree).await?;
     if let Tree::Snapshot(top) = &tree {
         let layers = ctx.core.store.snapshots().chain(&top.id());
         let layers = layers.map_err(|e| crate::core::store_fault("cannot read a snapshot", e))?;

@@ -1,14 +1,16 @@
 //! One file as a tree of its own: what a download and a blob become.
 
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt as _, fchown};
 use std::path::Path;
 
 use base::report::Task;
 use base::{Cancel, Digest, Fault, Kind};
 use rustix::fs::{Mode, Timespec, Timestamps};
+use store::Store;
 
 use super::identifier::bad;
+use crate::core::{NO_SPACE, store_fault};
 
 /// What the file is like.
 #[derive(Clone, Debug, Default)]
@@ -31,17 +33,24 @@ pub(super) enum Trouble {
 }
 
 impl OneFile {
-    /// Writes it into a directory. Answers what it digests to. Blocks; for a thread.
+    /// Writes it into a directory of the store: what it is made of comes only once, so it makes its own room. Answers what it
+    /// digests to. Blocks; for a thread.
     pub(super) fn write(
         &self,
+        store: &Store,
         dir: &Path,
         content: &mut dyn Read,
         task: &mut Task,
         cancel: &Cancel,
     ) -> Result<Digest, Trouble> {
-        let failed = |e| Trouble::Other(Fault::because(Kind::Environment, "cannot keep a file", e));
+        let failed = |e: io::Error| {
+            let full = store::is_full(&e);
+            let fault = Fault::because(Kind::Environment, "cannot keep a file", e);
+            Trouble::Other(if full { fault.hint(NO_SPACE) } else { fault })
+        };
+        let path = dir.join(&self.name);
         let mut options = std::fs::OpenOptions::new();
-        let mut file = options.write(true).create_new(true).mode(0o600).open(dir.join(&self.name)).map_err(failed)?;
+        let file = options.write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
         let (mut hasher, mut written) = (Digest::hasher(), 0);
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -51,7 +60,8 @@ impl OneFile {
                 break;
             }
             hasher.update(&buffer[..count]);
-            file.write_all(&buffer[..count]).map_err(failed)?;
+            let kept = store.write_all_at((&file, &path), &buffer[..count], written, 0);
+            kept.map_err(|e| Trouble::Other(store_fault("cannot keep a file", e)))?;
             written += count as u64;
             task.at(written);
         }

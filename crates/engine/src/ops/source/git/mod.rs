@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::OpContext;
 use super::identifier::{Source, bad, unknown};
-use crate::core::{Core, joined, store_fault};
+use crate::core::{Core, blocking, joined, store_fault};
 use crate::job::Job;
+use crate::room::with_room;
 use crate::ssh::AgentSocket;
 use crate::tree::Tree;
 
@@ -290,10 +291,12 @@ pub(super) async fn run(ctx: &OpContext, source: &GitSource) -> Result<Tree, Fau
     }
     let access = access(&asking, source).await?;
     let repository = remote::fetch(&asking, &access.git, source, &commit).await?;
-    let tree = checkout::checkout(ctx, &access.git, source, &commit, repository.dir()).await?;
+    let checkout = || checkout::checkout(ctx, &access.git, source, &commit, repository.dir());
+    let tree = with_room(&ctx.core.store, &ctx.tasks, checkout).await?;
     if let Tree::Snapshot(hold) = &tree {
-        let kept = checkouts.put_with(&key, hold.id().to_string(), &hold.id());
-        kept.map_err(|e| store_fault("cannot keep a checkout", e))?;
+        let (store, snapshot) = (ctx.core.store.clone(), hold.id());
+        let put = move || store.with_room(0, || checkouts.put_with(&key, snapshot.to_string(), &snapshot));
+        blocking(put).await.map_err(|e| store_fault("cannot keep a checkout", e))?;
     }
     Ok(tree)
 }

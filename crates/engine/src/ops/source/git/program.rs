@@ -18,6 +18,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::core::NO_SPACE;
+
 /// How long git may take to end when it is told to.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What is kept of what it prints.
@@ -94,8 +96,8 @@ pub(super) struct Git {
 
 /// Why a command failed.
 pub(super) enum Trouble {
-    /// What git said.
-    Git(String),
+    /// What git said, and whether it is to be believed that the disk is full.
+    Git { said: String, is_full: bool },
     /// It could not be run, or nobody waits for it any more.
     Fault(Fault),
 }
@@ -106,16 +108,26 @@ impl Trouble {
         const NO_LOGIN: [&str; 3] = ["could not read Username", "could not read Password", "Authentication failed"];
         let wants_login = self.says(&NO_LOGIN);
         match self {
-            Trouble::Git(said) if wants_login => Fault::because(Kind::Remote, doing, Said(said))
+            Trouble::Git { said, is_full: true } => {
+                // An error of a kind that is known wherever a full disk is looked for.
+                let full = std::io::Error::new(std::io::ErrorKind::StorageFull, Said(said));
+                Fault::because(Kind::Environment, doing, full).hint(NO_SPACE)
+            }
+            Trouble::Git { said, .. } if wants_login => Fault::because(Kind::Remote, doing, Said(said))
                 .hint("give a token of the server with `--secret id=GIT_AUTH_TOKEN,env=..`, or a whole header as GIT_AUTH_HEADER"),
-            Trouble::Git(said) => Fault::because(Kind::Remote, doing, Said(said)),
+            Trouble::Git { said, .. } => Fault::because(Kind::Remote, doing, Said(said)),
             Trouble::Fault(fault) => fault,
         }
     }
 
+    /// What git might have said.
+    pub(super) fn git(said: String) -> Trouble {
+        Trouble::Git { said, is_full: false }
+    }
+
     /// Whether git said one of these.
     pub(super) fn says(&self, words: &[&str]) -> bool {
-        matches!(self, Trouble::Git(said) if words.iter().any(|words| said.contains(words)))
+        matches!(self, Trouble::Git { said, .. } if words.iter().any(|words| said.contains(words)))
     }
 }
 
@@ -194,7 +206,16 @@ impl Git {
         if !said.is_empty() && !self.is_quiet {
             self.tasks.log(Stream::Stderr, said.as_bytes());
         }
-        if ended.success { Ok(ended.stdout) } else { Err(Trouble::Git(said)) }
+        match ended.success {
+            true => Ok(ended.stdout),
+            false => Err(Trouble::Git { is_full: says_full(&said) && self.has_little_room(), said }),
+        }
+    }
+
+    /// Whether what it writes to may be full: servers and what logs in to them speak through git, too, and it is not for them
+    /// to say when our cache goes.
+    fn has_little_room(&self) -> bool {
+        self.work_tree.iter().chain(&self.git_dir).any(|dir| store::has_little_room(dir))
     }
 
     fn command(&self, args: &[OsString]) -> Command {
@@ -248,6 +269,14 @@ impl Git {
         }
         last_words(&said).to_owned()
     }
+}
+
+/// Whether git itself, and not the server, speaks of a full disk.
+fn says_full(said: &str) -> bool {
+    const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+    const REMOTE: [&str; 2] = ["remote:", "fatal: remote error:"];
+    let own = said.lines().filter(|line| !REMOTE.iter().any(|prefix| line.trim_start().starts_with(prefix)));
+    own.into_iter().any(|line| FULL.iter().any(|words| line.contains(words)))
 }
 
 struct Ended {
@@ -399,6 +428,18 @@ mod tests {
         }
         let git = Git { login: Some(Login::header("https://h/".to_owned(), b"Bearer t0ken")), ..git };
         assert_eq!(git.without_secrets(b"t0ken, Bearer t0ken"), "xxxxx, xxxxx");
+    }
+
+    #[test]
+    fn servers_do_not_say_that_our_disk_is_full() {
+        for (said, expected) in [
+            ("fatal: write error: No space left on device\nfatal: fetch-pack: invalid index-pack output\n", true),
+            ("error: unable to write file x\nfatal: cannot create directory: Disk quota exceeded", true),
+            ("remote: fatal: No space left on device\nfatal: the remote end hung up", false),
+            ("fatal: remote error: No space left on device", false),
+        ] {
+            assert_eq!(says_full(said), expected, "{said}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use store::{CacheMountRequest, RecordKind, Sharing};
 use super::program::{Git, Trouble, last_words};
 use super::{Asking, GitSource};
 use crate::core::{blocking, store_fault};
+use crate::room::with_room;
 
 /// What a reference stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(crate) struct Commit {
 
 /// Locks that a killed git leaves. Nobody else is at work in the repository.
 const LOCKS: [&str; 5] = ["shallow.lock", "index.lock", "HEAD.lock", "config.lock", "packed-refs.lock"];
+/// How the names of objects and packs begin before they are whole.
+const TEMPORARY: [&[u8]; 4] = [b"tmp_pack_", b"tmp_idx_", b"tmp_rev_", b"tmp_obj_"];
 /// What git says where references or objects that are here stand in the way of new ones.
 const STALE: [&str; 8] = [
     "would clobber existing tag",
@@ -133,16 +136,24 @@ pub(super) async fn fetch(
     commit: &Commit,
 ) -> Result<Repository, Fault> {
     let repository = open(ctx, source, commit).await?;
-    let was_there = repository.dir.join("HEAD").exists();
-    let mut brought = bring(git, source, commit, &repository.dir).await;
+    with_room(&ctx.core.store, &ctx.tasks, || fetch_into(git, source, commit, &repository.dir)).await?;
+    Ok(repository)
+}
+
+async fn fetch_into(git: &Git, source: &GitSource, commit: &Commit, dir: &Path) -> Result<(), Fault> {
+    let was_there = dir.join("HEAD").exists();
+    let mut brought = bring(git, source, commit, dir).await;
     if was_there && brought.as_ref().is_err_and(|trouble| trouble.says(&STALE)) {
         // A tag that moved, a branch where there was a directory of branches, what a crash has torn: it begins anew.
-        let dir = repository.dir.clone();
-        blocking(move || empty(&dir)).await.map_err(|e| super::gone("empty the repository of", e))?;
-        brought = bring(git, source, commit, &repository.dir).await;
+        let emptied = dir.to_owned();
+        blocking(move || empty(&emptied)).await.map_err(|e| super::gone("empty the repository of", e))?;
+        brought = bring(git, source, commit, dir).await;
     }
-    brought.map_err(|trouble| trouble.fault(format!("failed to fetch remote {}", source.shown())))?;
-    Ok(repository)
+    if brought.is_err() {
+        // What it leaves would take the room that the next try needs.
+        tidy(dir).await;
+    }
+    brought.map_err(|trouble| trouble.fault(format!("failed to fetch remote {}", source.shown())))
 }
 
 async fn open(ctx: &Asking<'_>, source: &GitSource, commit: &Commit) -> Result<Repository, Fault> {
@@ -156,7 +167,8 @@ async fn open(ctx: &Asking<'_>, source: &GitSource, commit: &Commit) -> Result<R
     let failed = |e| store_fault("cannot open the repository of a git remote", e);
     let mount = loop {
         let (wake, woken) = tokio::sync::oneshot::channel();
-        let taken = ctx.core.store.snapshots().cache_mount(&request, move || wake.send(()).unwrap_or(()));
+        let (snapshots, request) = (ctx.core.store.snapshots(), request.clone());
+        let taken = blocking(move || snapshots.cache_mount(&request, move || wake.send(()).unwrap_or(()))).await;
         if let Some(mount) = taken.map_err(failed)? {
             break mount;
         }
@@ -184,15 +196,31 @@ fn empty(dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Removes what a git that was killed, or found the disk full, left.
+async fn tidy(dir: &Path) {
+    let dir = dir.to_owned();
+    blocking(move || {
+        LOCKS.iter().for_each(|lock| drop(std::fs::remove_file(dir.join(lock))));
+        let objects = dir.join("objects");
+        for place in std::fs::read_dir(objects).into_iter().flatten().flatten() {
+            for file in std::fs::read_dir(place.path()).into_iter().flatten().flatten() {
+                if TEMPORARY.iter().any(|prefix| file.file_name().as_encoded_bytes().starts_with(prefix)) {
+                    // In nobody's way where it stays.
+                    let _ = std::fs::remove_file(file.path());
+                }
+            }
+        }
+    })
+    .await;
+}
+
 async fn bring(git: &Git, source: &GitSource, commit: &Commit, dir: &Path) -> Result<(), Trouble> {
     let repo = git.in_dir(dir);
     if !dir.join("HEAD").exists() {
         let format = if commit.object.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
         repo.run(&["init", "--quiet", "--bare", format]).await?;
     }
-    for lock in LOCKS {
-        let _ = std::fs::remove_file(dir.join(lock));
-    }
+    tidy(dir).await;
     // Each time: whoever made the repository may have been killed before this.
     repo.run(&["config", "--replace-all", "remote.origin.url", &source.remote]).await?;
     let Commit { reference, object, .. } = commit;
@@ -207,10 +235,10 @@ async fn bring(git: &Git, source: &GitSource, commit: &Commit, dir: &Path) -> Re
     }
     match has(&repo, object).await {
         true => Ok(()),
-        false if is_named => Err(Trouble::Git(format!(
+        false if is_named => Err(Trouble::git(format!(
             "fetched ref {reference} does not match expected commit {object} and commit can not be found in the repository"
         ))),
-        false => Err(Trouble::Git(format!("the repository has no commit {object}"))),
+        false => Err(Trouble::git(format!("the repository has no commit {object}"))),
     }
 }
 
@@ -242,6 +270,21 @@ mod tests {
     const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
     const C: &str = "cccccccccccccccccccccccccccccccccccccccc";
+
+    #[tokio::test]
+    async fn what_a_failed_git_leaves_is_removed() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let kept = ["objects/pack/pack-1.pack", "objects/pack/pack-1.idx", "objects/aa/bb", "HEAD"];
+        let left = ["objects/pack/tmp_pack_x", "objects/pack/tmp_idx_x", "objects/aa/tmp_obj_x", "shallow.lock"];
+        for name in kept.iter().chain(&left) {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("below")).expect("made");
+            std::fs::write(path, "").expect("written");
+        }
+        tidy(dir.path()).await;
+        assert!(kept.iter().all(|name| dir.path().join(name).exists()));
+        assert!(!left.iter().any(|name| dir.path().join(name).exists()));
+    }
 
     #[test]
     fn names_stand_for_branches_before_tags() {

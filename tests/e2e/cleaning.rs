@@ -1,0 +1,115 @@
+//! Cleaning beside builds: rules and `prune` take what no build uses, and no build notices.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use testkit::image::noise;
+
+use crate::daemon::Served;
+use crate::harness::{eventually, is_root};
+use crate::kitchen::Kitchen;
+use crate::who::Who;
+
+/// What the cache may take up, in bytes.
+const BOUND: u64 = 20_000_000;
+const CLIENTS: u64 = 8;
+const ROUNDS: u64 = 3;
+/// Of what each build copies: together it is much more than the bound.
+const SIZE: usize = 2 << 20;
+
+#[test]
+fn builds_succeed_while_their_daemon_cleans_all_the_time() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = Kitchen::new(who) else { return };
+    for name in ["buildkitd", "buildctl"] {
+        symlink("hullworks", kitchen.world.path(name)).unwrap();
+    }
+    let config = fs::read_to_string(kitchen.world.path("buildkitd.toml")).unwrap();
+    let rules = format!("[[worker.oci.gcpolicy]]\nall = true\nmaxUsedSpace = \"{BOUND}\"\n");
+    kitchen.world.write("buildkitd.toml", config + &rules);
+    let served = Served::again(kitchen, "");
+    let kitchen = &served.kitchen;
+    let left = AtomicUsize::new(CLIENTS as usize);
+    std::thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (served, left) = (&served, &left);
+            scope.spawn(move || {
+                // Counted in any case: the one who prunes waits for it.
+                let _counted = Counted(left);
+                (0..ROUNDS).for_each(|round| builds(served, client, round));
+            });
+        }
+        scope.spawn(|| {
+            while left.load(Ordering::Acquire) > 0 {
+                served.buildctl("prune --all").succeeds();
+                served.buildctl("prune --keep-storage 1").succeeds();
+            }
+        });
+    });
+    // Images that went out while all that was removed are whole.
+    for client in (1..CLIENTS).step_by(2) {
+        let image = image(kitchen, client);
+        kitchen.dockerfile(&format!("FROM {image}\n"));
+        served.build("--output type=local,dest=pulled").succeeds();
+        let pulled = fs::read(kitchen.world.path("pulled/again")).unwrap();
+        assert!(pulled == noise(client * ROUNDS + ROUNDS - 1, SIZE), "{image}");
+    }
+    // The last round of cleaning comes after the last build.
+    eventually(|| used(&served) <= BOUND);
+    served.ends();
+}
+
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+fn image(kitchen: &Kitchen, client: u64) -> String {
+    format!("{}/built-{client}:1", kitchen.registry.host())
+}
+
+/// One build with files of its own, whose result must be right: a directory of the client, or an image of the registry.
+fn builds(served: &Served, client: u64, round: u64) {
+    let kitchen = &served.kitchen;
+    let (seed, context) = (client * ROUNDS + round, format!("context-{client}"));
+    kitchen.world.write(&format!("{context}/noise"), noise(seed, SIZE));
+    let dockerfile = format!(
+        "FROM busybox AS made\nCOPY noise /\nRUN echo {seed} > /seed\nRUN cp /noise /copied\n\
+         FROM busybox\nRUN echo shared > /shared\nRUN --mount=type=cache,target=/cache echo {seed} >> /cache/seeds\n\
+         COPY --from=made /copied /seed /\nRUN mv /copied /again\n"
+    );
+    kitchen.world.write(&format!("{context}/Dockerfile"), dockerfile);
+    kitchen.who.own(&kitchen.world, &context);
+    let out = format!("out-{client}");
+    let output = match client % 2 {
+        0 => format!("type=local,dest={out}"),
+        _ => format!("type=image,name={},push=true", image(kitchen, client)),
+    };
+    let line = format!(
+        "build --progress=plain --frontend=dockerfile.v0 --local=context={context} --local=dockerfile={context}"
+    );
+    served.buildctl(&format!("{line} --output {output}")).succeeds();
+    if client.is_multiple_of(2) {
+        assert!(fs::read(kitchen.world.path(format!("{out}/again"))).unwrap() == noise(seed, SIZE), "{seed}");
+        assert_eq!(fs::read_to_string(kitchen.world.path(format!("{out}/seed"))).unwrap(), format!("{seed}\n"));
+    }
+}
+
+/// What `du` says that the cache takes up.
+fn used(served: &Served) -> u64 {
+    let text = served.buildctl("du").succeeds().text();
+    let total = text.lines().find_map(|line| line.strip_prefix("Total:")).unwrap().trim().to_owned();
+    let digits = total.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap();
+    let unit = match &total[digits..] {
+        "B" => 1.0,
+        "kB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        unit => panic!("{unit}"),
+    };
+    (total[..digits].parse::<f64>().unwrap() * unit) as u64
+}
