@@ -102,6 +102,17 @@ fn a_daemon_with_an_authority_talks_to_its_clients_only() {
     let client = guarded.served.kitchen.who.run(world, world.path("buildctl").to_str().unwrap());
     let tlsdir = dir.join("client");
     client.args(["--addr", &guarded.address]).arg("--tlsdir").arg(&tlsdir).args(["debug", "workers"]).succeeds();
+    // What it lacks is missed, and nothing is said in plain text instead.
+    for (lacks, named) in [("key.pem", "key.pem nor tls.key"), ("ca.pem", "ca.pem nor ca.crt")] {
+        let other = dir.join(format!("without-{lacks}"));
+        fs::create_dir(&other).unwrap();
+        for (_, name) in names.iter().filter(|(_, name)| *name != lacks) {
+            fs::copy(tlsdir.join(name), other.join(name)).unwrap();
+        }
+        let client = guarded.served.kitchen.who.run(world, world.path("buildctl").to_str().unwrap());
+        let client = client.args(["--addr", &guarded.address]).arg("--tlsdir").arg(&other);
+        client.args(["debug", "workers"]).fails().says(&format!("has neither {named}"));
+    }
 
     if has_tool("docker-buildx") {
         let kitchen = &guarded.served.kitchen;
