@@ -71,15 +71,18 @@ pub fn source(key: &str) -> Digest {
     Digest::of(format!("buildkit.source.v0:{key}"))
 }
 
-/// What an image source states first: manifest and platform.
-pub fn image_manifest(manifest: Digest, platform: &Platform) -> Digest {
-    let json = Object::new()
+/// What an image source states first: manifest and platform, and how many layers it takes where it does not take all.
+pub fn image_manifest(manifest: Digest, platform: &Platform, layers: Option<usize>) -> Digest {
+    let mut json = Object::new()
         .required("Digest", &manifest.to_string())
         .required("OS", &platform.os)
         .required("Arch", &platform.architecture)
         .str("Variant", &platform.variant)
         .str("OSVersion", &platform.os_version)
         .strs("OSFeatures", &platform.os_features);
+    if let Some(layers) = layers {
+        json = json.raw("Limit", &layers.to_string());
+    }
     Digest::of(json.end())
 }
 
@@ -499,6 +502,14 @@ mod tests {
     fn unhex(text: &str) -> Vec<u8> {
         let digit = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).expect("hexadecimal");
         (0..text.len()).step_by(2).map(digit).collect()
+    }
+
+    #[test]
+    fn a_part_of_an_image_is_another_source() {
+        let (manifest, platform) = (Digest::of("x"), Platform::new("linux", "amd64", ""));
+        let stated = |rest: &str| Digest::of(format!(r#"{{"Digest":"{manifest}","OS":"linux","Arch":"amd64"{rest}}}"#));
+        assert_eq!(image_manifest(manifest, &platform, None), stated(""));
+        assert_eq!(image_manifest(manifest, &platform, Some(2)), stated(r#","Limit":2"#));
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub(super) async fn key(ctx: &OpContext, op: &pb::SourceOp, index: u32) -> Resul
 }
 
 fn image_key(ctx: &OpContext, image: &ResolvedImage, layer_limit: Option<usize>, index: u32) -> (KeyDigest, Last) {
-    let manifest = || llb::key::image_manifest(image.root.digest, &ctx.op.platform).to_string();
+    let manifest = || llb::key::image_manifest(image.root.digest, &ctx.op.platform, layer_limit).to_string();
     if index == 0 {
         return (KeyDigest::Stable(llb::key::source(&manifest())), Last::No);
     }
