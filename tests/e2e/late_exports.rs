@@ -20,8 +20,6 @@ use crate::guest::{Guest, Most};
 use crate::harness::{eventually, is_root};
 use crate::who::Who;
 
-const ID: &str = "late";
-
 /// A client that looks into the result, and then wants it as an archive.
 struct Late {
     inner: LocalSession,
@@ -55,7 +53,7 @@ impl Session for Late {
             file_path: "/f".to_owned(),
             ..frontend::ReadFileRequest::default()
         };
-        let read = self.bridge.clone().read_file(of(read)).await.map_err(|status| Fault::user(status.message()))?;
+        let read = self.bridge.clone().read_file(of(self.id(), read)).await.map_err(|status| Fault::user(status.message()))?;
         let content = String::from_utf8(read.into_inner().data).unwrap();
         self.seen.lock().unwrap().extend([content, format!("{} trees, {} words", refs.len(), about.len())]);
         let attrs = [("compression", "zstd"), ("name", "example.com/late:1")];
@@ -97,9 +95,10 @@ impl Session for Late {
     }
 }
 
-fn of<T>(message: T) -> tonic::Request<T> {
+/// A call of the build of that name.
+fn of<T>(build: &str, message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
-    request.metadata_mut().insert("buildkit-controlapi-buildid", ID.parse().unwrap());
+    request.metadata_mut().insert("buildkit-controlapi-buildid", build.parse().unwrap());
     request
 }
 
@@ -109,13 +108,15 @@ fn builds(served: &Served, asks: bool, verdict: Verdict) -> (Vec<String>, Result
     let guest = Guest::new(&world.path("b.sock"));
     let mut bridge = LlbBridgeClient::new(guest.channel.clone());
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let inner = LocalSession::new(ID)
+    // One of its own: a build that has just ended still answers to its name.
+    let id = session::random_id();
+    let inner = LocalSession::new(&id)
         .with_dir("context", world.path("context"))
         .with_output(Output::Directory(world.path("asked")))
         .with_output(Output::File(world.path("late.tar")));
     let joined = guest.joins(Late { inner, bridge: bridge.clone(), seen: seen.clone(), verdict }, Most::ALL);
     let solve = wire::SolveRequest {
-        r#ref: ID.to_owned(),
+        r#ref: id.clone(),
         session: joined.id.clone(),
         exporters: vec![wire::Exporter { r#type: "local".to_owned(), ..wire::Exporter::default() }],
         enable_session_exporter: asks,
@@ -123,7 +124,7 @@ fn builds(served: &Served, asks: bool, verdict: Verdict) -> (Vec<String>, Result
     };
     let drives = async {
         // The build is there a moment after it was asked for: the daemon waits for it.
-        bridge.ping(of(frontend::PingRequest {})).await.unwrap();
+        bridge.ping(of(&id, frontend::PingRequest {})).await.unwrap();
         let request = frontend::SolveRequest {
             frontend: "dockerfile.v0".to_owned(),
             allow_result_return: true,
@@ -133,8 +134,8 @@ fn builds(served: &Served, asks: bool, verdict: Verdict) -> (Vec<String>, Result
         let context = [("contextkey", "context"), ("dockerfilekey", "context")];
         let context = context.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let request = frontend::SolveRequest { frontend_opt: context.into_iter().collect(), ..request };
-        let result = bridge.solve(of(request)).await.unwrap().into_inner().result;
-        bridge.r#return(of(frontend::ReturnRequest { result, error: None })).await.unwrap();
+        let result = bridge.solve(of(&id, request)).await.unwrap().into_inner().result;
+        bridge.r#return(of(&id, frontend::ReturnRequest { result, error: None })).await.unwrap();
     };
     let mut control = guest.control();
     let heard = seen.clone();
@@ -152,7 +153,7 @@ fn builds(served: &Served, asks: bool, verdict: Verdict) -> (Vec<String>, Result
     if matches!(verdict, Verdict::Silence) {
         // Its session is still there, but the build's name is free.
         let again = || wire::SolveRequest {
-            r#ref: ID.to_owned(),
+            r#ref: id.clone(),
             definition: Some(proto::pb::Definition::default()),
             ..wire::SolveRequest::default()
         };
