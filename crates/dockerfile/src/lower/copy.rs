@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use base::{Digest, SourceSpan};
-use llb::build::{Chmod, Constraints, CopyInfo, FileAction, Http, Owner, State};
+use llb::build::{Chmod, Constraints, CopyInfo, FileAction, Http, Owner, State, User};
 use llb::{path, pb};
 use regex::Regex;
 
@@ -73,7 +73,7 @@ impl Lowering<'_> {
             copy,
             dest: destination(state.dir(), &copy.dest),
             chmod: chmod(&copy.chmod)?,
-            owner: (!copy.chown.is_empty()).then(|| Owner::parse(&copy.chown)),
+            owner: owner(copy, &state)?,
             name: self.step_name(index, step.trigger, &text),
         };
         let mut actions = Vec::new();
@@ -92,7 +92,7 @@ impl Lowering<'_> {
             actions.push(plan.action(CopyInfo::new(&inline_state, &inline.name, &plan.dest)));
         }
         let named = self.step_constraints(index, &plan.name, span);
-        let state = if copy.link && copy.chmod.is_empty() {
+        let state = if stands_alone(copy) {
             self.link(index, step, actions, &text, named)
         } else {
             self.builder.file(&state, actions, named)
@@ -304,6 +304,28 @@ fn parents(source: &str) -> (&str, Vec<String>, Vec<String>) {
         vec![absolute("/", &path::join(&[root, &pattern]))]
     };
     (root, vec![pattern.strip_prefix('/').unwrap_or(&pattern).to_owned()], required)
+}
+
+/// Whether it becomes a layer that does not read what it is laid upon.
+fn stands_alone(copy: &Copy) -> bool {
+    copy.link && copy.chmod.is_empty()
+}
+
+fn owner(copy: &Copy, state: &State) -> Result<Option<Owner>> {
+    if copy.chown.is_empty() {
+        return Ok(None);
+    }
+    let owner = Owner::parse(&copy.chown);
+    let named = [&owner.user, &owner.group].into_iter().flatten().any(|user| matches!(user, User::Name(_)));
+    if named && (stands_alone(copy) || state.output().is_none()) {
+        let chown = &copy.chown;
+        let error = Error::new(format!("`--chown={chown}` is a name, and there is no /etc/passwd to look it up in"));
+        return Err(match stands_alone(copy) {
+            true => error.hint("`--link` copies onto nothing: write numbers, or leave `--link` out"),
+            false => error.hint("write numbers: what is built on is empty"),
+        });
+    }
+    Ok(Some(owner))
 }
 
 fn is_pattern(text: &str) -> bool {
