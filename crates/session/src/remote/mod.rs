@@ -161,14 +161,17 @@ impl Sessions {
 }
 
 /// A channel over messages. When the connection ends, `closed` is cancelled; and the other way round.
+///
+/// HTTP/2 has an end of its own: a client that says goodbye is not read any more, though its messages may go on.
 fn connect<S>(incoming: S, closed: CancellationToken) -> (Channel, mpsc::Receiver<Bytes>)
 where
     S: Stream<Item = Result<Bytes, Status>> + Send + 'static,
 {
     use futures_util::StreamExt as _;
-    let (ends, breaks) = (closed.clone(), closed.clone());
+    let (ends, breaks, left) = (closed.clone(), closed.clone(), closed.clone().drop_guard());
     let incoming = incoming
         .inspect(move |message| {
+            let _goes_with_it = &left;
             // Nothing follows, and nobody may ask for what follows.
             if message.is_err() {
                 breaks.cancel();
@@ -419,6 +422,23 @@ mod tests {
             drop(messages);
             tokio::time::timeout(Duration::from_secs(60), closed.cancelled()).await.expect("noticed");
             asked.abort();
+        }
+    }
+
+    /// Nor need its messages end.
+    #[tokio::test]
+    async fn a_connection_that_is_not_read_any_more_has_ended() {
+        let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0].as_slice();
+        let goodbye = [0, 0, 8, 7, 0, 0, 0, 0, 0].as_slice();
+        for said in [[settings, goodbye, &[0; 8]].concat(), b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()] {
+            let closed = CancellationToken::new();
+            let (messages, incoming) = mpsc::channel(1);
+            let (channel, _outgoing) = connect(ReceiverStream::new(incoming), closed.clone());
+            let mut secrets = SecretsClient::new(channel.clone());
+            let asked = tokio::spawn(async move { secrets.get_secret(GetSecretRequest::default()).await });
+            messages.send(Ok(said.into())).await.expect("it is read");
+            tokio::time::timeout(Duration::from_secs(60), closed.cancelled()).await.expect("noticed");
+            assert!(asked.await.expect("it ends").is_err());
         }
     }
 }
