@@ -53,7 +53,8 @@ impl Session for Late {
             file_path: "/f".to_owned(),
             ..frontend::ReadFileRequest::default()
         };
-        let read = self.bridge.clone().read_file(of(self.id(), read)).await.map_err(|status| Fault::user(status.message()))?;
+        let read =
+            self.bridge.clone().read_file(of(self.id(), read)).await.map_err(|status| Fault::user(status.message()))?;
         let content = String::from_utf8(read.into_inner().data).unwrap();
         self.seen.lock().unwrap().extend([content, format!("{} trees, {} words", refs.len(), about.len())]);
         let attrs = [("compression", "zstd"), ("name", "example.com/late:1")];

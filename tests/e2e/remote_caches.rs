@@ -198,10 +198,26 @@ fn layers_that_a_cache_has_lost_are_made_again() {
             (ALL.map(str::to_owned).to_vec(), "one\nmade\n".into())
         );
     }
-    // A cache that is written does without them, and nothing runs for its sake.
-    let line = format!("{import} --cache-to type=local,dest=left,mode=max --cache-to {host}/c/other");
+    // A cache that is to be written has what was asked for.
+    let line = format!("{import} --cache-to type=local,dest=left,mode=max --cache-to type=registry,ref={host}/c/other,mode=max");
     blobs(Action::status(404));
-    is_all_cached(&kitchen.build_on("written", &line).succeeds());
+    assert_eq!(ran(&kitchen.build_on("written", &line).succeeds()), ALL);
+    kitchen.registry.behave();
+    for (name, place) in [("local", "type=local,src=left".to_owned()), ("other", format!("{host}/c/other"))] {
+        let line = format!("--cache-from {place} --output {name}.out");
+        is_all_cached(&kitchen.build_on(&format!("reads-{name}"), &line).succeeds());
+    }
+    // Outputs are not written twice: the cache that stands beside one lacks what that does not need.
+    let line = format!("{import} --cache-to type=registry,ref={host}/c/less,mode=max --output beside.out");
+    blobs(Action::status(404));
+    kitchen.build_on("beside", &line).succeeds();
+    assert_eq!(read(&kitchen, "beside.out/c"), "one\nmade\n");
+
+    // What an earlier build knows from a directory that this one does not read.
+    kitchen.registry.behave();
+    is_all_cached(&kitchen.build_on("aside", "--cache-from type=local,src=left").succeeds());
+    assert_eq!(ran(&kitchen.build_on("aside", &format!("--cache-to type=registry,ref={host}/c/later,mode=max")).succeeds()), ALL);
+    is_all_cached(&kitchen.build_on("later", &format!("--cache-from {host}/c/later --output later.out")).succeeds());
 
     // What an earlier build knows from a registry that is gone since.
     kitchen.registry.behave();

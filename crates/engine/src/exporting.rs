@@ -144,6 +144,8 @@ impl Engine {
                 base_config: platform.base_config,
             });
         }
+        // Outputs are written once.
+        let may_repeat = exporters.is_empty();
         let exporting = self.run_exporters(job, made, &result, exporters, epoch);
         if caches.is_empty() {
             return exporting.await;
@@ -157,7 +159,7 @@ impl Engine {
                 }
             }
             let context = |running: &Running, cancel| self.context(&job.job, running.tasks(), cancel);
-            caches.write(&self.core, &job.job, &keys, context).await
+            caches.write(&self.core, &job.job, &keys, may_repeat, context).await
         };
         // The image does not wait for the cache, and one that failed needs none.
         let (mut response, answers) = match select(pin!(exporting), pin!(writing)).await {

@@ -60,16 +60,18 @@ impl CacheExports {
         &self.list
     }
 
-    /// Writes all caches side by side. Answers what clients want to know of them.
+    /// Writes all caches side by side. Answers what clients want to know of them. Where layers cannot be had any more and
+    /// steps could make them again, that is an error if `may_repeat`; else the cache lacks them.
     pub(crate) async fn write(
         &self,
         core: &Arc<Core>,
         job: &Arc<Job>,
         keys: &[Arc<CacheKey>],
+        may_repeat: bool,
         context: impl Fn(&Running, Cancel) -> Context,
     ) -> Result<BTreeMap<String, String>, Fault> {
         let chain = chain(core, job, keys.to_vec()).await?;
-        let write = |options| write_one(core, job, &chain, options, &context);
+        let write = |options| write_one(core, job, &chain, options, may_repeat, &context);
         let written = join_all(self.list.iter().map(write)).await;
         let mut answers = BTreeMap::new();
         for (manifest, options) in written.into_iter().zip(&self.list) {
@@ -101,6 +103,7 @@ async fn write_one(
     job: &Arc<Job>,
     chain: &Chain,
     options: &ExportOptions,
+    may_repeat: bool,
     context: impl Fn(&Running, Cancel) -> Context,
 ) -> Result<Option<Descriptor>, Fault> {
     let running = Running::start(job.sink.clone(), &Label::phase(options.title()));
@@ -108,11 +111,14 @@ async fn write_one(
     let context = context(&running, cancel.clone());
     let writing = async {
         // A registry may have what is not here. Where it turns out not to, all that is sent has to be here first.
-        let is_client = matches!(options.place, Place::Local { .. });
-        match prepare_and_send(core, job, chain, options, &context, is_client).await {
-            Err(fault) if is_lost(&fault) => prepare_and_send(core, job, chain, options, &context, true).await,
-            written => written,
+        let lacking = if may_repeat { Lacking::Repeat } else { Lacking::LeaveOut };
+        if matches!(options.place, Place::Registry { .. }) {
+            match prepare_and_send(core, job, chain, options, &context, Lacking::Unknown).await {
+                Err(fault) if is_lost(&fault) => {}
+                written => return written,
+            }
         }
+        prepare_and_send(core, job, chain, options, &context, lacking).await
     };
     let written = tokio::select! {
         written = writing => written,
@@ -122,7 +128,7 @@ async fn write_one(
         }
     };
     match running.end(written) {
-        Err(fault) if options.ignore_error && fault.kind() != Kind::Cancelled => {
+        Err(fault) if options.ignore_error && fault.kind() != Kind::Cancelled && !job.would_give_up(&fault) => {
             tracing::warn!(%fault, "a cache was not written");
             Ok(None)
         }
@@ -130,20 +136,35 @@ async fn write_one(
     }
 }
 
-/// With `whole`, results whose layers cannot be had are left out: whoever reads the cache makes those steps again.
+/// What is done about layers that are not here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lacking {
+    /// Whoever gets the cache may have them.
+    Unknown,
+    /// They are fetched. Where that fails, the steps are to be made again.
+    Repeat,
+    /// They are fetched. Where that fails, the cache is without them: whoever reads it makes those steps again.
+    LeaveOut,
+}
+
 async fn prepare_and_send(
     core: &Arc<Core>,
     job: &Arc<Job>,
     chain: &Chain,
     options: &ExportOptions,
     context: &Context,
-    whole: bool,
+    lacking: Lacking,
 ) -> Result<Option<Descriptor>, Fault> {
     let preparing = context.tasks.start("preparing build cache for export", 0);
-    let mut results = Results { core, job, context, options, whole, layers: HashMap::new(), holds: Vec::new() };
+    let (layers, holds) = (HashMap::new(), Vec::new());
+    let mut results = Results { core, job, context, options, lacking, layers, holds, lost: 0 };
     let made = results.collect(chain).await?;
     let draft = Draft::new(chain, &made);
     drop(preparing);
+    if results.lost > 0 {
+        let lost = format!("leaving out {} results whose layers cannot be had", results.lost);
+        drop(context.tasks.start(&lost, 0));
+    }
     if draft.layers.is_empty() {
         drop(context.tasks.start("skipping cache export for empty result", 0));
         return Ok(None);
@@ -165,11 +186,12 @@ struct Results<'a> {
     job: &'a Arc<Job>,
     context: &'a Context,
     options: &'a ExportOptions,
-    /// Nothing counts that is not here.
-    whole: bool,
+    lacking: Lacking,
     layers: HashMap<SnapshotId, Layer>,
     /// Nothing that was found goes before it is sent.
     holds: Vec<Hold>,
+    /// How many were wanted and cannot be had.
+    lost: usize,
 }
 
 impl Results<'_> {
@@ -203,6 +225,7 @@ impl Results<'_> {
     }
 
     async fn make(&mut self, record: &ChainRecord) -> Result<Option<Made>, Fault> {
+        let mut is_lost_here = false;
         for result in &record.results {
             let Some((hold, chain)) = self.find(result).await? else { continue };
             let depth = chain.len();
@@ -210,7 +233,13 @@ impl Results<'_> {
             for id in chain {
                 match self.layer(id).await {
                     Ok(layer) => layers.push(layer),
-                    Err(fault) if is_lost(&fault) => break,
+                    Err(fault)
+                        if is_lost(&fault)
+                            && (self.lacking == Lacking::LeaveOut || !self.job.would_give_up(&fault)) =>
+                    {
+                        is_lost_here = true;
+                        break;
+                    }
                     Err(fault) => return Err(fault),
                 }
             }
@@ -219,6 +248,7 @@ impl Results<'_> {
                 return Ok(Some(Made { layers, created_at: result.result.created_at }));
             }
         }
+        self.lost += usize::from(is_lost_here);
         Ok(None)
     }
 
@@ -253,7 +283,7 @@ impl Results<'_> {
         }
         self.context.cancel.check().map_err(|_| Fault::cancelled())?;
         let layer = layer_of(self.context, id, self.options.compression).await?;
-        if self.whole && !self.context.store.content().has(&layer.descriptor.digest) {
+        if self.lacking != Lacking::Unknown && !self.context.store.content().has(&layer.descriptor.digest) {
             self.context.lazy.fetch_blob(id).await?;
         }
         let described = describe(&layer);
