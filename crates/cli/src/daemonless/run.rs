@@ -68,7 +68,7 @@ pub async fn build(plan: BuildPlan, settings: &Settings, environment: &Environme
         }
     }
     close(engine, mode).await;
-    result
+    result.map_err(|failure| Failure { fault: settings.name_root(failure.fault, environment), ..failure })
 }
 
 /// After this time we say what we wait for.
