@@ -126,7 +126,8 @@ async fn debug(flags: &BuildkitdFlags, settings: &Settings, environment: &Enviro
     let address = address.unwrap_or(configured);
     if !address.is_empty() {
         let address = if address.contains("://") { address.to_owned() } else { format!("tcp://{address}") };
-        for listener in Listener::open(&address, Owner::default(), None).await? {
+        let opened = Listener::open(&address, Owner::default(), None).await;
+        for listener in opened.map_err(|fault| fault.context("the debug address (`--debugaddr`)"))? {
             tokio::spawn(debug.clone().serve(listener));
         }
     }
