@@ -242,6 +242,10 @@ fn docker_buildx_builds_by_a_daemon() {
     kitchen.dockerfile("FROM busybox\nRUN exit 5\n");
     let failed = buildx("--builder b build --progress=plain context").fails();
     failed.says("   2 | >>> RUN exit 5").says("exit code: 5");
+    // There is no engine of docker that could take it, and that is said once.
+    kitchen.dockerfile("FROM busybox\n");
+    let refused = buildx("--builder b build --load context").env("DOCKER_HOST", "unix:///nowhere").fails();
+    assert_eq!(refused.stderr.lines().last().unwrap().matches("cannot send the result").count(), 1, "{refused:?}");
     buildx("prune --builder b --force --all").succeeds();
     served.ends();
 }
