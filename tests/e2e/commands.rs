@@ -95,7 +95,7 @@ fn flags_are_taken_where_upstream_takes_them() {
     let asks = |line: &str| client(&served, line).env("BUILDKIT_HOST", &address).succeeds().text();
     assert_eq!(asks("debug workers"), workers);
     assert!(asks("debug workers -v").contains("Keep duration:\t"));
-    assert_eq!(asks("debug workers --format {{len(.)}}"), "1\n");
+    assert_eq!(asks("debug workers --format {{.|len}}"), "1\n");
     let worker: Value = serde_json::from_str(&asks("debug workers --format json")).unwrap();
     let id = worker[0]["id"].as_str().unwrap();
     assert_eq!(asks("debug workers --format {{range$}}{{.ID}}{{end}}"), format!("{id}\n"));

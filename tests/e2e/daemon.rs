@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 
 use crate::harness::{Invocation, Running, is_root};
 use crate::kitchen::Kitchen;
@@ -151,6 +152,69 @@ fn a_daemon_that_is_told_to_end_lets_builds_finish_and_takes_no_more() {
 }
 
 #[test]
+fn the_log_has_a_line_for_each_builds_begin_and_end() {
+    let Some(served) = Served::new(if is_root() { Who::Root } else { Who::Single }, "") else { return };
+    served.kitchen.dockerfile("FROM busybox\nARG WORD\nRUN test ${#WORD} = 4\n");
+    let line = "--ref-file ref --opt build-arg:WORD=";
+    served.build(&format!("{line}hush")).succeeds();
+    let reference = || fs::read_to_string(served.kitchen.world.path("ref")).unwrap();
+    let logged = |text: &str, reference: &str| {
+        served
+            .daemon
+            .waits_until(text, |said| said.lines().any(|line| line.contains(text) && line.contains(reference)));
+    };
+    logged("a build began", &reference());
+    logged("a build succeeded", &reference());
+    served.build(&format!("{line}hushhush")).fails();
+    logged("a build failed", &reference());
+    served.kitchen.dockerfile("FROM busybox\nRUN echo begun; sleep 1000\n");
+    let client = served.build("--ref-file ref").starts();
+    client.waits_for("begun");
+    client.signal("INT");
+    assert_eq!(client.ends().code, Some(1));
+    logged("a build was cancelled", &reference());
+    served.daemon.signal("TERM");
+    let ended = served.daemon.ends_soon();
+    ended.says("told to end by SIGTERM").says(" ended\n");
+    assert!(!ended.stderr.contains("hush"), "{ended:?}");
+}
+
+#[test]
+fn a_directory_that_was_not_shared_is_named() {
+    let Some(served) = Served::new(if is_root() { Who::Root } else { Who::Single }, "") else { return };
+    let ended = served.buildctl("build --frontend=dockerfile.v0").fails();
+    ended.says("no access allowed to dir \"dockerfile\"").hints("share it with `--local dockerfile=<directory>`");
+    served.ends();
+}
+
+#[test]
+fn two_daemons_cannot_have_one_debug_address() {
+    let address = format!("127.0.0.1:{}", testkit::free_port());
+    let flags = format!("--debugaddr {address}");
+    let Some(served) = Served::new(if is_root() { Who::Root } else { Who::Single }, &flags) else { return };
+    let other = served.kitchen.world.path("other.sock");
+    let program = served.kitchen.world.path("buildkitd");
+    let line = ["--root", "other", "--addr", &format!("unix://{}", other.display()), "--debugaddr", &address];
+    let refused = served.kitchen.who.run(&served.kitchen.world, program.to_str().unwrap()).args(line).fails();
+    refused.says("error: the debug address (`--debugaddr`): cannot listen on ").says("ddress already in use");
+    served.ends();
+}
+
+/// As idle ends of `dial-stdio` are.
+#[test]
+fn a_daemon_that_ends_does_not_wait_for_who_says_nothing() {
+    let Some(served) = Served::new(if is_root() { Who::Root } else { Who::Single }, "") else { return };
+    let silent = UnixStream::connect(served.kitchen.world.path("b.sock")).unwrap();
+    // It is accepted by the time that the next one is answered.
+    served.buildctl("debug workers").succeeds();
+    served.daemon.signal("TERM");
+    let ended = served.daemon.ends_soon();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(!ended.stderr.contains("do not hang up"), "{ended:?}");
+    drop(silent);
+}
+
+#[test]
 fn docker_buildx_builds_by_a_daemon() {
     needs!(tool "docker-buildx");
     let Some(served) = Served::new(if is_root() { Who::Root } else { Who::Single }, "") else { return };
@@ -178,6 +242,10 @@ fn docker_buildx_builds_by_a_daemon() {
     kitchen.dockerfile("FROM busybox\nRUN exit 5\n");
     let failed = buildx("--builder b build --progress=plain context").fails();
     failed.says("   2 | >>> RUN exit 5").says("exit code: 5");
+    // There is no engine of docker that could take it, and that is said once.
+    kitchen.dockerfile("FROM busybox\n");
+    let refused = buildx("--builder b build --load context").env("DOCKER_HOST", "unix:///nowhere").fails();
+    assert_eq!(refused.stderr.lines().last().unwrap().matches("cannot send the result").count(), 1, "{refused:?}");
     buildx("prune --builder b --force --all").succeeds();
     served.ends();
 }

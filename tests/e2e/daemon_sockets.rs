@@ -80,6 +80,9 @@ fn a_daemon_with_an_authority_talks_to_its_clients_only() {
             "" => refused.hints("it may ask for a client certificate: give --tlscert and --tlskey"),
             _ => refused.hints("it may not accept this client certificate: its log says so"),
         };
+        guarded.served.daemon.waits_until("who it was", |said| {
+            said.lines().any(|line| line.contains("TLS handshake failed") && line.contains("peer=\"127.0.0.1:"))
+        });
     }
     // A client that is shown the wrong certificate says so.
     let deceived = guarded.asks("client", "strangers");

@@ -217,6 +217,11 @@ fn a_killed_daemon_goes_on_where_it_was() {
         daemon.kill_after(std::time::Duration::ZERO).expect("it served");
         let ended = client.ends();
         assert_eq!(ended.code, Some(1), "{who:?}: {ended:?}");
+        let socket = kitchen.world.path("b.sock");
+        ended.says(&format!(
+            "failed to solve: the connection to the daemon at `unix://{}` was lost: ",
+            socket.display()
+        ));
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         assert!(!mounts.contains(dir.to_str().unwrap()), "{mounts}");
 

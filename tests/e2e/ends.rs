@@ -85,7 +85,7 @@ fn a_build_that_waits_for_a_registry_or_a_secret_stops_when_it_is_told_to() {
             running.signal("INT");
             let ended = running.ends_soon();
             assert_eq!(ended.code, Some(1), "{who:?}: {what}: {ended:?}");
-            ended.says("build cancelled");
+            ended.says("build cancelled by SIGINT");
             let left = |name: &str| {
                 let entries = fs::read_dir(kitchen.world.path("state/hullworks").join(name)).into_iter().flatten();
                 let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());

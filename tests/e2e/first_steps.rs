@@ -78,6 +78,10 @@ fn who_has_one_id_is_told_why() {
     kitchen.dockerfile("FROM busybox\nRUN true\n");
     let ended = kitchen.build("").succeeds();
     ended.says("warning: steps run with one user id, as root only: ");
+    kitchen.dockerfile("FROM busybox\nRUN busybox chown 7 /bin\n");
+    let failed = kitchen.build("").fails();
+    assert!(failed.stderr.contains("hint: steps have one id here: a range "), "{failed:?}");
+    kitchen.dockerfile("FROM busybox\nRUN true\n");
     assert_eq!(ended.stderr.matches("one user id").count(), 1, "{ended:?}");
     assert!(!kitchen.build("--progress=quiet -o type=oci,dest=x.tar").succeeds().stderr.contains("one user id"));
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };

@@ -23,9 +23,11 @@ const SIZE: u64 = 40 << 20;
 /// What does not fit.
 const LARGE: usize = 48 << 20;
 
-const PRUNE: &str = "free space on the volume of the state directory, or run `hullworks prune`";
-const FULL: &str = "the volume of the state directory is full: free space there, or run `hullworks prune`";
-const OUTPUT: &str = "free space there, or write elsewhere; if the state directory lies there, try `hullworks prune`";
+const PRUNE: &str = "free space on the volume of the state directory, or run `hullworks prune --root disk/state`";
+const PRUNE_BY_CLIENT: &str = "free space on the volume of the state directory, or run `buildctl prune`";
+const FULL: &str =
+    "the volume of the state directory is full: free space there, or run `hullworks prune --root disk/state`";
+const OUTPUT: &str = "free space there, or write elsewhere; if the state directory lies there, try ";
 
 /// See above.
 struct Disk(Kitchen);
@@ -235,7 +237,7 @@ fn privileged_an_output_that_fills_another_volume_costs_no_result() {
         let words: Vec<&str> = [program.to_str().unwrap()].into_iter().chain(line.split(' ')).collect();
         let ended = disk.run(&words).ends();
         assert!(ended.code == Some(1), "{ended:?}");
-        ended.says("No space left on device").hints(OUTPUT);
+        ended.says("No space left on device").hints(&format!("{OUTPUT}`hullworks prune --root state`"));
         disk.sh("rm -rf disk/out disk/out.tar");
     }
     let after = records();
@@ -312,8 +314,37 @@ fn privileged_clients_that_drive_a_build_find_room_too() {
         File { path: "large", mode: 0o644, data: vec![b'x'; LARGE], link: None },
     ]);
     let ended = buildx(&served, &format!("{line} -")).stdin(archive.to_vec()).fails();
-    ended.says("No space left on device").says(PRUNE);
+    ended.says("No space left on device").says(PRUNE_BY_CLIENT);
     assert!(!ended.stderr.contains("no http response"), "{ended:?}");
+    served.ends();
+}
+
+/// A record is small, and to forget one is a write.
+#[test]
+fn privileged_records_of_builds_go_where_the_disk_is_full() {
+    needs!(root);
+    let Some(disk) = Disk::new() else { return };
+    let place = disk.0.world.path("disk");
+    let served = disk.serves();
+    let kitchen = &served.kitchen;
+    for n in 0..3 {
+        kitchen.dockerfile(&format!("FROM busybox\nRUN echo {n} > /n\n"));
+        served.build(&format!("--ref-file ref{n}")).succeeds();
+    }
+    // The daemon has its own mount of it.
+    let place = format!("/proc/{}/root{}", served.daemon.id(), place.display());
+    let fill = |name: &str| {
+        let script =
+            format!("cat /dev/zero > {place}/{name} || dd if=/dev/zero of={place}/crumbs-{name} bs=1024 || true");
+        kitchen.world.run("sh").args(["-c", &format!("{{ {script}; }} 2> /dev/null")]).succeeds();
+    };
+    fill("filler");
+    let reference = fs::read_to_string(kitchen.world.path("ref0")).unwrap();
+    served.buildctl(&format!("debug ctl --pin {reference}")).ends();
+    served.buildctl(&format!("debug ctl --delete {reference}")).succeeds();
+    fill("more");
+    assert_eq!(served.buildctl("prune-histories").succeeds().text().lines().count(), 3);
+    assert_eq!(served.buildctl("debug histories").succeeds().text().lines().count(), 1);
     served.ends();
 }
 
@@ -330,19 +361,17 @@ fn privileged_an_output_that_finds_no_room_leaves_nothing_under_its_name() {
     let made = disk.build("--output type=image,name=x");
     assert!(made.code == Some(0), "{made:?}");
     disk.sh("truncate -s 0 disk/filler; fallocate -l $(($(stat -f -c '%a * %S' disk) - 6000000)) disk/filler");
+    let hint = format!("{OUTPUT}`hullworks prune --root disk/state`");
     for output in ["oci", "docker", "tar"] {
         let ended = disk.build(&format!("--output type={output},dest=disk/out.tar"));
         assert!(ended.code == Some(1), "{ended:?}");
-        ended.says("error: failed to solve: cannot write to `disk/out.tar`: No space left on device").hints(OUTPUT);
+        ended.says("error: failed to solve: cannot write to `disk/out.tar`: No space left on device").hints(&hint);
         assert_eq!(disk.sh("ls disk"), "filler\nlost+found\nstate\n");
     }
     for output in ["type=local", "type=oci,tar=false"] {
         let ended = disk.build(&format!("--output {output},dest=disk/out"));
         assert!(ended.code == Some(1), "{ended:?}");
-        ended
-            .says("error: failed to solve: cannot write to `disk/out`: ")
-            .says("No space left on device")
-            .hints(OUTPUT);
+        ended.says("error: failed to solve: cannot write to `disk/out`: ").says("No space left on device").hints(&hint);
         // What is there is whole.
         let noise = kitchen.world.path("context/noise");
         let sizes = disk.sh("find disk/out -type f -size +4M");

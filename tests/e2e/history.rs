@@ -127,7 +127,7 @@ fn a_second_client_follows_a_build_and_reads_about_it_later() {
     assert_eq!(happened, "STARTED");
     let following = served.buildctl(&format!("debug logs --progress=plain {reference}")).starts();
     following.prints("begun");
-    let only = served.buildctl("debug histories --format {{json.}}").succeeds().text();
+    let only = served.buildctl("debug histories --format {{.|json}}").succeeds().text();
     assert!(
         only.contains(&format!("\"Ref\":\"{reference}\"")) && only.contains("\"Frontend\":\"dockerfile.v0\""),
         "{only}"

@@ -71,7 +71,7 @@ impl Scene {
     fn stop_in_time(&self, running: Running, signal: &str) {
         let ended = self.stop(running, signal);
         assert!(ended.code == Some(1), "{ended:?}");
-        ended.says("error: failed to solve: build cancelled\n");
+        ended.says(&format!("error: failed to solve: build cancelled by SIG{signal}\n"));
     }
 
     /// Fails where anything remains of the build that was process `id`.

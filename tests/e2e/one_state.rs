@@ -40,13 +40,13 @@ fn who_comes_second_waits_and_is_told_for_whom() {
     program.signal("INT");
     let ended = program.ends();
     let (json, error): (Vec<&str>, Vec<&str>) = ended.stderr.lines().partition(|line| line.starts_with('{'));
-    assert_eq!(error, ["error: build cancelled"], "{ended:?}");
+    assert_eq!(error, ["error: ended by SIGINT"], "{ended:?}");
     assert!(json.iter().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{ended:?}");
     let [one, other, stopped] = builds;
     stopped.signal("INT");
     let ended = stopped.ends();
     assert!(ended.code == Some(1), "{ended:?}");
-    ended.says("error: build cancelled\n");
+    ended.says("error: ended by SIGINT\n");
     first.signal("INT");
     let ended = first.ends();
     assert!(ended.code == Some(1), "{ended:?}");

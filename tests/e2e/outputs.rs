@@ -304,7 +304,7 @@ fn answers_are_known_to_go_somewhere_before_the_build() {
         running.signal("TERM");
         let ended = running.ends_soon();
         assert_eq!(ended.code, Some(1), "{ended:?}");
-        ended.says("error: cannot write `pipe`: build cancelled\n");
+        ended.says("error: cannot write `pipe`: build cancelled by SIGTERM\n");
         // Somebody does.
         let running = kitchen.build("--iidfile pipe").starts();
         let id = kitchen.world.run("cat").args(["pipe"]).succeeds().text();

@@ -278,6 +278,21 @@ fn documents_that_make_no_image_are_named() {
 }
 
 #[test]
+fn what_a_mirror_said_stands_beside_what_the_registry_said() {
+    let Some(kitchen) = Kitchen::new(Who::Single) else { return };
+    let (mirror, origin) = (kitchen.registry.host(), Registry::start());
+    kitchen.registry.fault(Fault::anywhere("/team/none/", Action::status(403)));
+    let host = origin.host();
+    let plain = |host: &str| format!("[registry.\"{host}\"]\nhttp = true\n");
+    kitchen.world.write("buildkitd.toml", format!("{}mirrors = [\"{mirror}\"]\n{}", plain(&host), plain(&mirror)));
+    kitchen.dockerfile(&format!("FROM {host}/team/none:1\nCOPY Dockerfile /\n"));
+    let ended = kitchen.build("").fails();
+    let said =
+        format!("{host}/team/none:1: registry answered 404 (manifest unknown); mirror `{mirror}` answered 403 (");
+    ended.says(&said).hints(SPELLING);
+}
+
+#[test]
 fn bad_references_are_named_with_their_line() {
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };
     let digest = "is not a digest: expected `sha256:` and 64 hexadecimal digits";

@@ -241,6 +241,7 @@ fn a_cache_that_cannot_be_written_fails_the_build_unless_that_is_ignored() {
     kitchen.build(&line(",ignore-error=true")).succeeds().says("exporting cache to registry");
     for (flag, said) in [
         ("--cache-to type=gha,url=http://127.0.0.1:1/,token=t", "cache export type=gha is not supported yet"),
+        ("--cache-to type=gha", "cache export type=gha is not supported yet"),
         ("--cache-from type=s3,bucket=b", "cache import type=s3 is not supported yet"),
         ("--cache-to type=registry,ref=x,mode=most", "bad value `most` of `mode`"),
     ] {

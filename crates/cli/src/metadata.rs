@@ -12,6 +12,8 @@ use rustix::fs::{Access, AtFlags, CWD};
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
+use crate::daemonless::run::cut_short;
+
 /// The exporter's answers as the JSON that buildctl and buildx write: values that are a base64 JSON object (such
 /// as `containerimage.descriptor`) become that object.
 pub fn metadata_json(response: &BTreeMap<String, String>) -> String {
@@ -102,7 +104,7 @@ pub async fn unless_cancelled<T: Send + 'static>(
         done = tokio::task::spawn_blocking(move || work(&path)) => {
             done.unwrap_or_else(|error| Err(Fault::because(Kind::Internal, failed, error)))
         }
-        () = cancel.cancelled() => Err(Fault::cancelled().context(failed)),
+        () = cancel.cancelled() => Err(cut_short("build cancelled").context(failed)),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use base::Digest;
 use base::progress::{Event, Sink};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -115,6 +116,18 @@ impl Builds {
 impl Build {
     fn has_ended(&self) -> bool {
         self.state.borrow().ended
+    }
+
+    /// How many steps there were so far, and how many of them were cached.
+    pub(crate) fn steps(&self) -> (usize, usize) {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut steps: HashMap<Digest, bool> = HashMap::new();
+        for event in told.iter() {
+            if let Event::Vertex(vertex) = event {
+                *steps.entry(vertex.digest).or_default() |= vertex.cached;
+            }
+        }
+        (steps.len(), steps.values().filter(|cached| **cached).count())
     }
 
     /// From now on the client may ask for what it needs; or, without one, no more.

@@ -132,7 +132,10 @@ pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationTo
         }
     }
     supervisor.tell(notify::STOPPING);
-    tracing::info!(builds = shared.builds.running(), "no new builds; waiting for those that run");
+    let running = shared.builds.running();
+    if running > 0 {
+        tracing::info!(builds = running, "no new builds; waiting for those that run");
+    }
     tokio::select! {
         () = shared.builds.idle() => {}
         () = given_up(&kill, drain) => {
@@ -145,7 +148,9 @@ pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationTo
     // Answers are on their way: connections end when their calls have, for a moment at most.
     ended.cancel();
     let all = async { while serving.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(Duration::from_secs(2), all).await;
+    if tokio::time::timeout(Duration::from_secs(2), all).await.is_err() {
+        tracing::warn!("some clients do not hang up: they are not waited for");
+    }
     serving.abort_all();
     // A round that runs is finished by `close`, which collects as well.
     collecting.abort();
@@ -154,6 +159,7 @@ pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationTo
         tracing::warn!(stuck, "it did not end in time");
     }
     shared.traces.finish().await;
+    tracing::info!("ended");
     Ok(())
 }
 

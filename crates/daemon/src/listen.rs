@@ -1,20 +1,27 @@
 //! Where the daemon listens: unix sockets, TCP with or without TLS, and sockets that a supervisor opened.
 
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use base::{Fault, Kind};
 use futures_util::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::net::{RecvFlags, recv};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tonic::transport::server::Connected;
 
 use crate::tls::Tls;
 
+/// How long who connects may say nothing; BuildKit's.
+const SILENCE: Duration = Duration::from_secs(120);
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(20);
 /// The first socket that a supervisor passes on.
 const FIRST_FD: i32 = 3;
 
@@ -109,23 +116,28 @@ impl Listener {
                     Err(error) => {
                         // Out of descriptors, or the other side is gone already: neither lasts.
                         tracing::warn!(%error, address = self.address, "a connection was not accepted");
-                        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                        tokio::time::sleep(Duration::from_millis(50)).await;
                         continue;
                     }
                 };
                 let (sender, tls) = (sender.clone(), self.tls.clone());
                 // A client that is slow to shake hands keeps nobody else waiting.
                 tokio::spawn(async move {
+                    // Nor is it anybody's before it says something: when the daemon ends it is not waited for.
+                    let speaks = tokio::time::timeout(SILENCE, stream.speaks()).await;
+                    if !matches!(speaks, Ok(Ok(()))) {
+                        return;
+                    }
                     let connection = match (stream, tls) {
                         (Accepted::Unix(stream), _) => Connection::Unix(stream),
                         (Accepted::Tcp(stream), None) => Connection::Tcp(stream),
                         (Accepted::Tcp(stream), Some(tls)) => {
+                            let peer = stream.peer_addr().map(|peer| peer.to_string()).unwrap_or_default();
                             let handshake = tokio_rustls::TlsAcceptor::from(tls.config()).accept(stream);
-                            let patience = std::time::Duration::from_secs(20);
-                            match tokio::time::timeout(patience, handshake).await {
+                            match tokio::time::timeout(HANDSHAKE, handshake).await {
                                 Ok(Ok(stream)) => Connection::Tls(Box::new(stream)),
-                                Ok(Err(error)) => return tracing::warn!(%error, "TLS handshake failed"),
-                                Err(_) => return tracing::warn!("TLS handshake took too long"),
+                                Ok(Err(error)) => return tracing::warn!(%error, peer, "TLS handshake failed"),
+                                Err(_) => return tracing::warn!(peer, "TLS handshake took too long"),
                             }
                         }
                     };
@@ -151,6 +163,20 @@ impl Listener {
 enum Accepted {
     Unix(UnixStream),
     Tcp(TcpStream),
+}
+
+impl Accepted {
+    /// Ready when the other side has said something, or hung up.
+    async fn speaks(&self) -> io::Result<()> {
+        let peek = |socket: BorrowedFd<'_>| -> io::Result<()> {
+            let mut byte = [0; 1];
+            Ok(recv(socket, &mut byte[..], RecvFlags::PEEK).map(drop)?)
+        };
+        match self {
+            Accepted::Unix(stream) => stream.async_io(Interest::READABLE, || peek(stream.as_fd())).await,
+            Accepted::Tcp(stream) => stream.async_io(Interest::READABLE, || peek(stream.as_fd())).await,
+        }
+    }
 }
 
 /// Makes the socket's directory and the socket. A socket that nobody listens on is one that a killed daemon left.

@@ -120,11 +120,15 @@ pub(crate) async fn joined<T>(thread: tokio::task::JoinHandle<T>) -> T {
     }
 }
 
+/// What makes room where the engine has no daemon around it. In hints it stands for the command that does so: who shows them
+/// knows better which that is.
+pub const PRUNE: &str = "`hullworks prune`";
+
 /// What to try where the state has no room.
 pub(crate) const NO_SPACE: &str = "free space on the volume of the state directory, or run `hullworks prune`";
 
 /// A failure of the store in the words of a fault.
-pub(crate) fn store_fault(doing: &str, error: store::Error) -> Fault {
+pub fn store_fault(doing: &str, error: store::Error) -> Fault {
     let (full, in_use) = (error.is_no_space(), error.is_in_use());
     let fault = Fault::because(Kind::Environment, doing, error);
     match () {

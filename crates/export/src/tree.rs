@@ -297,7 +297,11 @@ pub(crate) async fn write_stream(
                 }
             };
             let written = context.blocking("sending an archive to the client".to_owned(), work).await;
-            written.map_err(|e| Fault::because(Kind::Environment, "cannot send the result to the client", e))
+            // What says itself what failed needs no more words.
+            written.map_err(|error| match error.downcast::<Fault>() {
+                Ok(fault) => fault,
+                Err(error) => Fault::because(Kind::Environment, "cannot send the result to the client", error),
+            })
         }
         // Nobody may be at the other end of a pipe: such a thread is not waited for when the export is cancelled.
         Target::Stdout => {

@@ -103,6 +103,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The registry failed, and before it its mirrors.
+    #[error("{}; {mirrors}", registry.summary())]
+    Everywhere {
+        /// The registry's own failure, which is the one that counts.
+        registry: Box<Error>,
+        /// What came of its mirrors.
+        mirrors: String,
+    },
     /// A directory of certificates could not be read.
     #[error("cannot read `{}`", path.display())]
     Config {
@@ -178,6 +186,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::Answer(answer) => answer.class(),
+            Error::Everywhere { registry, .. } => registry.class(),
             Error::Transport { source, .. } => match source {
                 http_client::Error::TooLarge { .. } => Class::TooLarge,
                 http_client::Error::Redirect { .. } => Class::Invalid,
@@ -213,8 +222,11 @@ impl Error {
     }
 
     fn failed_to_connect(&self, step: http_client::ConnectFailure) -> bool {
-        let Error::Transport { source, .. } = self else { return false };
-        source.connect_failure() == Some(step)
+        match self {
+            Error::Transport { source, .. } => source.connect_failure() == Some(step),
+            Error::Everywhere { registry, .. } => registry.failed_to_connect(step),
+            _ => false,
+        }
     }
 
     /// The whole chain in one line.
@@ -234,6 +246,7 @@ impl Error {
         match self {
             Error::Answer(answer) => matches!(answer.class(), Class::RateLimited | Class::Unavailable),
             Error::Transport { source, .. } => source.is_transient(),
+            Error::Everywhere { registry, .. } => registry.is_transient(),
             _ => false,
         }
     }

@@ -102,6 +102,12 @@ impl Store {
         self.room().tries(Need::Anew(least), work)
     }
 
+    /// Forgets something of other rooms, which is a write: on what is reserved, where there is nothing else. Blocks.
+    pub fn forget<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _turn = self.inner.room.turn();
+        on_reserve(&self.inner, work)
+    }
+
     /// Writes all bytes at a place of a file of the store, making room for them and as many as follow. Blocks.
     pub fn write_all_at(&self, file: (&File, &Path), bytes: &[u8], offset: u64, to_follow: u64) -> Result<()> {
         let (file, path) = file;

@@ -154,6 +154,11 @@ async fn run(globals: Globals, command: Command, environment: Environment) -> Re
     }
     let remote = globals.remote(&environment)?;
     let channel = globals.connect(&remote).await?;
+    let done = ask(command, channel, &remote, environment).await;
+    done.map_err(|failure| Failure { fault: remote.name(failure.fault), ..failure })
+}
+
+async fn ask(command: Command, channel: Channel, remote: &Remote, environment: Environment) -> Result<(), Failure> {
     match command {
         Command::Build(build) => build.by_daemon(channel, environment).await,
         Command::Du(du) => Ok(disk_usage(channel, &du).await?),
@@ -168,7 +173,7 @@ async fn run(globals: Globals, command: Command, environment: Environment) -> Re
         Command::Debug(Debug::DumpLlb(_) | Debug::DumpMetadata(_)) => {
             Err(Fault::new(base::Kind::Internal, "no daemon is asked for that").into())
         }
-        Command::DialStdio => Ok(dial_stdio(&remote).await?),
+        Command::DialStdio => Ok(dial_stdio(remote).await?),
         Command::PruneHistories(form) => Ok(form.prune(channel).await?),
     }
 }

@@ -82,6 +82,7 @@ async fn serve(flags: BuildkitdFlags, given: Vec<String>, environment: Environme
     };
     let owner = Owner { uid: grpc.uid, gid: group(sockets.group.as_deref())?.or(grpc.gid) };
     let mut addresses = if sockets.addr.is_empty() { grpc.address.clone() } else { sockets.addr.clone() };
+    let lacks_place = addresses.is_empty() && environment.rootless && environment.get("XDG_RUNTIME_DIR").is_none();
     if addresses.is_empty() {
         addresses.push(environment.default_address());
     }
@@ -93,7 +94,11 @@ async fn serve(flags: BuildkitdFlags, given: Vec<String>, environment: Environme
                 "anybody who reaches {address} can build: --tlscert, --tlskey and --tlscacert ask for client certificates"
             ));
         }
-        listeners.extend(Listener::open(address, owner, tls.as_ref()).await?);
+        let opened = Listener::open(address, owner, tls.as_ref()).await;
+        listeners.extend(opened.map_err(|fault| match lacks_place {
+            true => fault.hint("XDG_RUNTIME_DIR is not set: set it, or say where by `--addr unix:///path`"),
+            false => fault,
+        })?);
     }
     settings.warnings.extend(open_to_all);
     settings.warnings.extend(environment.tell_single_id());
@@ -121,7 +126,8 @@ async fn debug(flags: &BuildkitdFlags, settings: &Settings, environment: &Enviro
     let address = address.unwrap_or(configured);
     if !address.is_empty() {
         let address = if address.contains("://") { address.to_owned() } else { format!("tcp://{address}") };
-        for listener in Listener::open(&address, Owner::default(), None).await? {
+        let opened = Listener::open(&address, Owner::default(), None).await;
+        for listener in opened.map_err(|fault| fault.context("the debug address (`--debugaddr`)"))? {
             tokio::spawn(debug.clone().serve(listener));
         }
     }

@@ -20,6 +20,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use super::Broken;
 use super::program::{Program, Talk};
 
 /// Which daemon, and who it must be.
@@ -38,6 +39,25 @@ pub struct Remote {
     /// How long connecting may take.
     pub timeout: Duration,
 }
+
+impl Remote {
+    /// Says where it is that no daemon answers, or does not any more.
+    pub fn name(&self, fault: Fault) -> Fault {
+        let address = &self.address;
+        let named = match fault.find() {
+            None => return fault,
+            Some(Broken::Foreign(cause)) => no_answer(self, cause).hint(FOREIGN),
+            Some(Broken::Lost(cause)) => {
+                let text = format!("the connection to the daemon at `{address}` was lost: {cause}");
+                Fault::new(Kind::Remote, text).hint("see whether it still runs, and what its log says; then try again")
+            }
+        };
+        if fault.cause().starts_with("failed to solve") { named.context("failed to solve") } else { named }
+    }
+}
+
+/// What to try where it is no buildkitd that answers.
+const FOREIGN: &str = "another server listens there: name buildkitd's address by `--addr` or BUILDKIT_HOST";
 
 /// The largest message either way.
 pub(crate) const LARGEST: usize = MAX_MESSAGE;
@@ -95,11 +115,12 @@ async fn knock(channel: &Channel, remote: &Remote, way: &Way) -> Result<(), Faul
     let patience = if matches!(way, Way::Program(_)) { Duration::MAX } else { remote.timeout };
     let cause = match tokio::time::timeout(patience, asked).await {
         Ok(Ok(_)) => return Ok(()),
-        // Whatever a daemon says, it is one; a connection that broke has a cause.
-        Ok(Err(status)) if std::error::Error::source(&status).is_none() && status.code() != Code::Unavailable => {
-            return Ok(());
-        }
-        Ok(Err(status)) => innermost(&status),
+        Ok(Err(status)) => match Broken::of(&status) {
+            // Whatever a daemon says, it is one; a connection that broke has a cause.
+            None if status.code() != Code::Unavailable => return Ok(()),
+            Some(Broken::Foreign(cause)) => return Err(no_answer(remote, &cause).hint(FOREIGN)),
+            _ => innermost(&status),
+        },
         Err(_) => "nothing is said".to_owned(),
     };
     if let Way::Program(program) = way {
@@ -126,7 +147,7 @@ async fn unanswered(remote: &Remote, program: &Program, cause: String) -> Fault 
 }
 
 /// What an error goes back to.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), innermost)
 }
 
@@ -151,10 +172,17 @@ impl Way {
     fn parse(remote: &Remote) -> Result<Way, Fault> {
         let address = remote.address.as_str();
         let unknown = || {
-            Fault::user(format!("address `{address}` is of no known kind")).hint(
-                "known are unix://, tcp://, ssh://, docker-container://, podman-container://, nerdctl-container:// and \
-                 kube-pod://",
-            )
+            let is_port = |port: &str| port.parse::<u16>().is_ok();
+            let hint = match address.rsplit_once(':') {
+                _ if address.starts_with('/') => format!("did you mean `unix://{address}`?"),
+                Some((_, port)) if is_port(port) => format!("did you mean `tcp://{address}`?"),
+                _ => {
+                    "known are unix://, tcp://, ssh://, docker-container://, podman-container://, nerdctl-container:// \
+                      and kube-pod://"
+                        .to_owned()
+                }
+            };
+            Fault::user(format!("address `{address}` is of no known kind")).hint(hint)
         };
         let (scheme, rest) = address.split_once("://").ok_or_else(unknown)?;
         let words = |line: &[&str]| Way::Program(Program::new(line.iter().map(|word| (*word).to_owned()).collect()));
@@ -373,5 +401,25 @@ mod tests {
         ] {
             assert_eq!(program(address), expected);
         }
+        let hint = |address: &str| match Way::parse(&Remote { address: address.to_owned(), ..Remote::default() }) {
+            Ok(_) => panic!("`{address}` is of a known kind"),
+            Err(fault) => fault.get_hint().unwrap_or_default().to_owned(),
+        };
+        assert_eq!(hint("/run/x.sock"), "did you mean `unix:///run/x.sock`?");
+        assert_eq!(hint("host:1234"), "did you mean `tcp://host:1234`?");
+        assert!(hint("http://x").starts_with("known are unix://"));
+    }
+
+    #[test]
+    fn who_does_not_answer_is_named() {
+        let remote = Remote { address: "tcp://h:1".to_owned(), ..Remote::default() };
+        let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        let lost = Status::from_error(Box::new(broken));
+        let fault = remote.name(super::super::fault(&lost).context("failed to solve"));
+        assert_eq!(fault.cause(), "failed to solve: the connection to the daemon at `tcp://h:1` was lost: broken pipe");
+        let foreign = Status::unimplemented("grpc-status header missing, mapped from HTTP status code 404");
+        let fault = remote.name(super::super::fault(&foreign));
+        assert_eq!(fault.cause(), "no buildkitd answers at `tcp://h:1`: HTTP status code 404");
+        assert_eq!(remote.name(super::super::fault(&Status::unknown("said"))).cause(), "said");
     }
 }

@@ -16,14 +16,39 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use super::address::LARGEST;
+use super::address::{LARGEST, innermost};
 use crate::environment::Environment;
 
 /// How long the last words of a build are waited for, once its result is there.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(5);
 
+/// Why there was no answer of a daemon.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    /// The connection ended.
+    #[error("connection lost: {0}")]
+    Lost(String),
+    /// The answer is one of a server of another kind.
+    #[error("no buildkitd answers: {0}")]
+    Foreign(String),
+}
+
+impl Broken {
+    /// What a status that no daemon made stands for.
+    pub(crate) fn of(status: &Status) -> Option<Broken> {
+        let foreign = || status.message().strip_prefix("grpc-status header missing, mapped from ");
+        match std::error::Error::source(status) {
+            Some(source) => Some(Broken::Lost(innermost(source))),
+            None => foreign().map(|what| Broken::Foreign(what.to_owned())),
+        }
+    }
+}
+
 /// What a daemon's refusal says.
 pub(crate) fn fault(status: &Status) -> Fault {
+    if let Some(broken) = Broken::of(status) {
+        return Fault::because(Kind::Remote, "the daemon does not answer", broken);
+    }
     match proto::rpc::Status::decode(status.details()) {
         Ok(details) if !status.details().is_empty() => {
             details.details.iter().filter_map(stack).for_each(|stack| tracing::debug!("{stack}"));

@@ -8,5 +8,5 @@ pub mod tokens;
 
 pub(crate) use address::LARGEST;
 pub use address::{Remote, connect, stream};
-pub(crate) use build::fault;
 pub use build::solve;
+pub(crate) use build::{Broken, fault};

@@ -3,6 +3,7 @@
 //! What a tag stands for, the client knows: it looks before the build, and names what was written after it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use base::{Digest, Fault};
@@ -45,6 +46,9 @@ impl LocalCaches {
                     Ok(Some(digest)) => {
                         import.attrs.insert("digest".to_owned(), digest.to_string());
                         None
+                    }
+                    Ok(None) if import.attrs.get("src").is_some_and(|src| !Path::new(src).is_dir()) => {
+                        Some("there is no such directory".to_owned())
                     }
                     Ok(None) => Some("it has no cache of that tag".to_owned()),
                     Err(fault) => Some(fault.to_string()),
@@ -112,6 +116,9 @@ mod tests {
         let digests: Vec<_> = imports.iter().map(|import| import.attrs.get("digest").map(String::as_str)).collect();
         assert_eq!(digests, [None, Some(digest.as_str()), Some("sha256:x")]);
         assert_eq!(warnings, [format!("local cache `{dir}` is not used: it has no cache of that tag")]);
+        let mut imports = vec![options("local", &[("src", "/nowhere")])];
+        let (_, warnings) = LocalCaches::of(&mut imports, &[]).expect("good");
+        assert_eq!(warnings, ["local cache `/nowhere` is not used: there is no such directory"]);
         std::fs::write(scratch.path().join("index.json"), "{").expect("written");
         let mut imports = vec![options("local", &[("src", &dir)])];
         let (_, warnings) = LocalCaches::of(&mut imports, &[]).expect("a broken cache is a miss");

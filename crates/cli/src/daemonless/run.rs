@@ -4,7 +4,7 @@ use std::fs::File;
 use std::future::Future;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use base::{Fault, Kind};
@@ -68,7 +68,7 @@ pub async fn build(plan: BuildPlan, settings: &Settings, environment: &Environme
         }
     }
     close(engine, mode).await;
-    result
+    result.map_err(|failure| Failure { fault: settings.name_root(failure.fault, environment), ..failure })
 }
 
 /// After this time we say what we wait for.
@@ -93,7 +93,7 @@ pub async fn open(
         let turn = left.map_or(PATIENCE, |left| left.min(PATIENCE));
         let opened = tokio::select! {
             opened = Engine::open(settings.engine_options(environment, turn)) => opened,
-            () = cancel.cancelled() => Err(Fault::cancelled()),
+            () = cancel.cancelled() => Err(cut_short("ended")),
         };
         left = left.map(|left| left - turn);
         match opened.as_ref().err().and_then(engine::in_use) {
@@ -124,7 +124,7 @@ pub async fn tidy<F: Future<Output = Result<Vec<UsageRecord>, Fault>>>(
     let engine = open(&settings, environment, Mode::Plain, &cancel).await?;
     let records = tokio::select! {
         records = work(engine.clone()) => records,
-        () = cancel.cancelled() => Err(Fault::cancelled()),
+        () = cancel.cancelled() => Err(cut_short("ended")),
     };
     close(engine, Mode::Plain).await;
     records
@@ -144,6 +144,17 @@ async fn close(engine: Engine, mode: Mode) {
     };
     for what in stuck {
         tell(Notice::Warning(format!("gave up waiting for the end of: {what}")));
+    }
+}
+
+/// The signal that ended what this program does, once there was one.
+static SIGNAL: OnceLock<&str> = OnceLock::new();
+
+/// What ended before its time, and the signal that it ended by.
+pub fn cut_short(what: &str) -> Fault {
+    match SIGNAL.get() {
+        Some(signal) => Fault::new(Kind::Cancelled, format!("{what} by {signal}")),
+        None => Fault::cancelled(),
     }
 }
 
@@ -168,11 +179,13 @@ pub fn cancelled_one_by_one<const N: usize>() -> Result<[CancellationToken; N], 
     let cancel = tokens.clone();
     tokio::spawn(async move {
         for round in 0.. {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-                () = next(&mut hangup) => {}
-            }
+            let name = tokio::select! {
+                _ = interrupt.recv() => "SIGINT",
+                _ = terminate.recv() => "SIGTERM",
+                () = next(&mut hangup) => "SIGHUP",
+            };
+            tracing::info!("told to end by {name}");
+            let _ = SIGNAL.set(name);
             match cancel.get(round) {
                 Some(token) => token.cancel(),
                 None => std::process::exit(1),
@@ -245,7 +258,7 @@ where
             Ok(counted?)
         }
         Err(fault) if cancel.is_cancelled() && fault.kind() == Kind::Cancelled => {
-            Err(Failure { fault: fault.context("failed to solve"), steps: Vec::new() })
+            Err(Failure { fault: cut_short("build cancelled").context("failed to solve"), steps: Vec::new() })
         }
         Err(fault) => Err(Failure { fault: in_frame(fault), steps }),
     }

@@ -185,11 +185,16 @@ impl<'a> Parser<'a> {
                 let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
                 text.split_at(end)
             };
+            let is_field = is_close
+                && first == '.'
+                && matches!(tokens.last(), Some(Token::Field(_) | Token::Close | Token::Whole))
+                && !name(&trimmed[1..]).0.is_empty();
+            if is_close && !is_field && !tokens.last().is_none_or(|last| last.ends_before(first)) {
+                return Err(format!("a space is missing before `{first}`"));
+            }
             left = match first {
                 '.' => {
                     let (field, after) = name(&trimmed[1..]);
-                    let is_field =
-                        is_close && matches!(tokens.last(), Some(Token::Field(_) | Token::Close | Token::Whole));
                     if !is_field {
                         tokens.push(Token::Dot);
                     }
@@ -251,6 +256,19 @@ enum Token {
     Open,
     Close,
     Pipe,
+}
+
+impl Token {
+    /// Whether what begins so may follow without a space.
+    fn ends_before(&self, next: char) -> bool {
+        match self {
+            Token::Open | Token::Pipe => true,
+            Token::Word(word) if matches!(word.as_str(), "if" | "with" | "range") => true,
+            // A variable, which is not known here.
+            Token::Whole if next.is_alphabetic() => true,
+            _ => !(next.is_alphanumeric() || "._$(\"`".contains(next)),
+        }
+    }
 }
 
 struct Words {
@@ -483,6 +501,7 @@ mod tests {
                 "yes\"a\"\"b\"",
             ),
             ("{{(index . 0).Parents}}", "<nil>"),
+            ("{{range.}}{{if(.InUse)}}{{.ID|len}}{{end}}{{end}}", "1"),
             ("plain", "plain"),
         ] {
             assert_eq!(filled(template), expected, "{template}");
@@ -503,6 +522,10 @@ mod tests {
             ("{{(index . 0)}}", "printed by `json`"),
             ("{{\"a}}", "a quote does not end"),
             ("{{.A)}}", "`)` has no beginning"),
+            ("{{json.}}", "a space is missing before `.`"),
+            ("{{len(.)}}", "a space is missing before `(`"),
+            ("{{json `a`\"b\"}}", "a space is missing before `\"`"),
+            ("{{(index . 0).}}", "a space is missing before `.`"),
         ] {
             assert!(filled(template).contains(why), "{template}: {}", filled(template));
         }

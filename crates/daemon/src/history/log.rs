@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::builds::Build;
+use crate::service::error::status;
 use crate::service::status::responses;
 
 /// What such a blob is.
@@ -86,7 +87,10 @@ pub(crate) fn replay(
     let gone = || Status::not_found(format!("the log {} is gone", log.digest));
     let broken = |what: String| Status::data_loss(format!("the log {} is damaged: {what}", log.digest));
     let digest: Digest = log.digest.parse().map_err(|_| gone())?;
-    let blob = content.get(&digest).map_err(|error| Status::internal(error.to_string()))?.ok_or_else(gone)?;
+    let blob = content
+        .get(&digest)
+        .map_err(|error| status(&engine::store_fault("cannot read a log", error)))?
+        .ok_or_else(gone)?;
     let (mut reader, mut left) = (BufReader::new(blob.file), blob.size);
     let mut length = [0; 4];
     while left > 0 {

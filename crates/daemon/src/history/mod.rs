@@ -53,6 +53,7 @@ impl Default for Keep {
 
 /// All records.
 pub(crate) struct History {
+    store: Store,
     content: Content,
     records: Kv,
     keep: Keep,
@@ -119,7 +120,7 @@ pub(crate) enum Error {
     #[error("no build record with reference `{0}`")]
     Missing(String),
     /// The state directory does not work.
-    #[error("cannot change build records: {0}")]
+    #[error("cannot use build records: {0}")]
     Store(#[from] store::Error),
 }
 
@@ -127,6 +128,7 @@ impl History {
     /// Reads what is there; records whose log is gone are dropped, leases without records given up.
     pub(crate) fn open(store: &Store, keep: Keep) -> Result<History, Error> {
         let history = History {
+            store: store.clone(),
             content: store.content(),
             records: store.kv("history"),
             keep,
@@ -249,7 +251,8 @@ impl History {
         let mut record = self.get(reference)?.ok_or_else(|| Error::Missing(reference.to_owned()))?;
         record.pinned = pinned;
         record.generation += 1;
-        self.records.put(reference, record.encode_to_vec())?;
+        let bytes = record.encode_to_vec();
+        self.store.with_room(0, || self.records.put(reference, &bytes))?;
         self.tell(Happened::Complete, record);
         Ok(())
     }
@@ -266,14 +269,18 @@ impl History {
             }
         }
         let record = self.get(reference)?.ok_or_else(|| Error::Missing(reference.to_owned()))?;
-        self.records.delete(reference)?;
-        self.state().doomed.remove(reference);
-        self.tell(Happened::Deleted, wire::BuildHistoryRecord { r#ref: reference.to_owned(), ..Default::default() });
-        self.release(&lease(reference), &own_blobs(&record))
+        self.store.forget(|| {
+            self.records.delete(reference)?;
+            self.state().doomed.remove(reference);
+            let gone = wire::BuildHistoryRecord { r#ref: reference.to_owned(), ..Default::default() };
+            self.tell(Happened::Deleted, gone);
+            self.release(&lease(reference), &own_blobs(&record))
+        })?;
+        Ok(())
     }
 
     /// Gives up a lease, and deletes those of its blobs that are nobody else's.
-    fn release(&self, lease: &str, own: &[Digest]) -> Result<(), Error> {
+    fn release(&self, lease: &str, own: &[Digest]) -> store::Result<()> {
         let left = self.content.release(lease)?;
         for digest in left.iter().filter(|digest| own.contains(digest)) {
             self.content.delete(digest)?;

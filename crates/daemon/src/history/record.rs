@@ -112,7 +112,8 @@ impl Recording {
         let before = history.get(reference)?.map(|record| super::own_blobs(&record)).unwrap_or_default();
         content.lease(&lease(reference), &blobs)?;
         drop((log, holds));
-        history.records.put(reference, record.encode_to_vec())?;
+        let bytes = record.encode_to_vec();
+        history.store.with_room(0, || history.records.put(reference, &bytes))?;
         for digest in before.iter().filter(|digest| !blobs.contains(digest)) {
             content.delete(digest)?;
         }

@@ -82,7 +82,8 @@ impl Calls for ContentStore {
 /// Does something that waits for the disk.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> store::Result<T> + Send + 'static) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| Status::internal(error.to_string()))
+    let done = done.map_err(|error| Status::internal(error.to_string()))?;
+    done.map_err(|error| super::error::status(&engine::store_fault("cannot use the content store", error)))
 }
 
 fn digest(text: &str) -> Result<Digest, Status> {

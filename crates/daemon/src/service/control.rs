@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use base::{ByteSize, Fault};
+use base::{ByteSize, Fault, Kind};
 use engine::{
     Begin, CacheOptions, Entitlement, ExportRequest, Exports, Frontend, Inputs, PruneOptions, SolveRequest, UsageRecord,
 };
@@ -91,10 +91,20 @@ impl Control {
         // A task of its own: it winds up in good order, whatever becomes of the call.
         let solving = tokio::spawn(async move {
             let session = request.session.clone();
+            let log = (!request.internal).then(|| BuildLog::begin(&request.r#ref));
             let solved = match supported {
                 Ok(()) => solve(&shared, request, &running.build).await,
                 Err(fault) => Err(fault),
             };
+            // Of whoever listens still: a client that hung up hears nothing.
+            let solved =
+                solved.map_err(|fault| match fault.kind() == Kind::Cancelled && shared.draining.is_cancelled() {
+                    true => Fault::new(Kind::Cancelled, "build cancelled: the daemon was told to end"),
+                    false => fault,
+                });
+            if let Some(log) = log {
+                log.end(&running.build, &solved);
+            }
             if let Some(recording) = recording {
                 recording.complete(running.build.clone(), trace, &solved).await;
             } else {
@@ -109,6 +119,34 @@ impl Control {
         hung_up.disarm();
         let exporter_response = solved.map_err(failed)?.exporter_response.into_iter().collect();
         Ok(Response::new(wire::SolveResponse { exporter_response }))
+    }
+}
+
+/// What the daemon's log has of a build: its beginning and its end. Nothing of what it was asked with: options may be secrets
+/// of those who do not know better.
+struct BuildLog {
+    reference: String,
+    began: Instant,
+}
+
+impl BuildLog {
+    fn begin(reference: &str) -> BuildLog {
+        tracing::info!(reference, "a build began");
+        BuildLog { reference: reference.to_owned(), began: Instant::now() }
+    }
+
+    fn end(self, build: &crate::builds::Build, solved: &Result<engine::SolveResponse, Fault>) {
+        let BuildLog { reference, began } = self;
+        let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+        let (steps, cached) = build.steps();
+        let outcome = match solved {
+            Ok(_) => "succeeded",
+            Err(fault) if fault.kind() == Kind::Cancelled => "was cancelled",
+            Err(_) => "failed",
+        };
+        let error = solved.as_ref().err().map(Fault::cause);
+        let error = error.as_ref().map(|error| error.lines().next().unwrap_or_default());
+        tracing::info!(reference, seconds, steps, cached, error, "a build {outcome}");
     }
 }
 

@@ -15,7 +15,7 @@ use crate::history::{Error, History, replay};
 fn failed(error: Error) -> Status {
     match error {
         Error::Missing(_) => Status::not_found(error.to_string()),
-        Error::Store(_) => Status::internal(error.to_string()),
+        Error::Store(error) => super::error::status(&engine::store_fault("cannot use build records", error)),
     }
 }
 

@@ -57,6 +57,7 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
         };
         let fault = exit_fault(meta, &exit);
         let hint = space_hint(&ctx.core.store, &tail).or_else(|| platform_hint(ctx, &exit, &tail));
+        let hint = hint.or_else(|| ids_hint(&tail).filter(|_| ctx.core.shadow).map(str::to_owned));
         let fault = hint.into_iter().fold(fault, Fault::hint);
         let fault = fault.log_tail(tail);
         return Err(prepared.leave(ctx, op, inputs, fault).await);
@@ -180,6 +181,20 @@ fn platform_hint(ctx: &OpContext, exit: &Exit, tail: &[u8]) -> Option<String> {
              base is (`FROM --platform`)"
         ),
     })
+}
+
+/// What to try where a step wanted ids of users that are not mapped.
+fn ids_hint(tail: &[u8]) -> Option<&'static str> {
+    let said = String::from_utf8_lossy(tail).to_lowercase();
+    let has = |line: &str, words: &[&str]| words.iter().any(|word| line.contains(word));
+    let wants_ids = |line: &str| {
+        has(line, &["chown", "chgrp", "ownership"]) && line.contains("invalid argument")
+            || has(line, &["setgroups", "set groups"]) && line.contains("operation not permitted")
+    };
+    said.lines().any(wants_ids).then_some(
+        "steps have one id here: a range of the user in /etc/subuid and /etc/subgid, and `newuidmap`, give more; files get \
+         other owners by `COPY --chown`, too",
+    )
 }
 
 /// Less free space than this is none: programs write more at a time.

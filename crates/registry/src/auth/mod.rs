@@ -265,19 +265,16 @@ impl Authority {
         let (token, age) = match slot.as_ref().filter(|token| token.expires > Instant::now()) {
             Some(token) => (token, Age::Kept),
             None => {
-                let token = match &login {
-                    Login::Ours(credential) => {
-                        if credential.is_some() {
-                            realm.check(party)?;
-                        }
-                        let first = token::First::Get;
-                        token::fetch(&party.asker(), realm, credential.as_ref(), scopes, first).await?
-                    }
-                    Login::Theirs(_) => {
-                        // Credentials that we do not see go there, too.
-                        realm.check(party)?;
-                        delegate::fetch(party, realm, scopes).await?
-                    }
+                let ours = async |credential: Option<&Credential>| {
+                    token::fetch(&party.asker(), realm, credential, scopes, token::First::Get).await
+                };
+                let token = match (&login, realm.check(party)) {
+                    (Login::Ours(Some(_)), Err(open)) => return Err(open),
+                    (Login::Ours(credential), _) => ours(credential.as_ref()).await?,
+                    (Login::Theirs(_), Ok(())) => delegate::fetch(party, realm, scopes).await?,
+                    // Credentials that we do not see would go there, and whether there are any we are not told. What is
+                    // public wants none.
+                    (Login::Theirs(_), Err(open)) => ours(None).await.map_err(|_| open)?,
                 };
                 (&*slot.insert(token), Age::Fresh)
             }

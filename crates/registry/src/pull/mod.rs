@@ -30,13 +30,15 @@ pub struct Resolved {
 struct Hosts<'a> {
     repository: &'a Repository,
     left: std::vec::IntoIter<Endpoint>,
+    /// What came of the registry itself, and of its mirrors.
     error: Option<Error>,
+    mirrors: Vec<String>,
 }
 
 impl<'a> Hosts<'a> {
     fn of(repository: &'a Repository) -> Hosts<'a> {
         let hosts: Vec<Endpoint> = repository.shared.in_order(repository.endpoints()).into_iter().cloned().collect();
-        Hosts { repository, left: hosts.into_iter(), error: None }
+        Hosts { repository, left: hosts.into_iter(), error: None, mirrors: Vec::new() }
     }
 
     fn next(&mut self) -> Option<(Endpoint, Retry)> {
@@ -48,16 +50,25 @@ impl<'a> Hosts<'a> {
         Some((endpoint, patience))
     }
 
-    /// The registry's own error is the one that counts.
-    fn failed(&mut self, endpoint: &Endpoint, error: Error) {
+    fn failed(&mut self, endpoint: &Endpoint, subject: &str, error: Error) {
         self.repository.note_failure(endpoint, &error);
-        if endpoint == self.repository.registry() || self.error.is_none() {
+        if endpoint == self.repository.registry() {
             self.error = Some(error);
+        } else {
+            let said = error.summary();
+            let said = said.strip_prefix(&format!("{subject}: ")).unwrap_or(&said);
+            let is_named = said.starts_with("mirror ");
+            self.mirrors.push(if is_named { said.to_owned() } else { format!("mirror `{}`: {said}", endpoint.host) });
         }
     }
 
+    /// The registry's own error is the one that counts; that of a mirror may be the one to mend.
     fn into_error(self) -> Error {
-        self.error.expect("there is always the registry itself")
+        let error = self.error.expect("there is always the registry itself");
+        match self.mirrors.is_empty() {
+            true => error,
+            false => Error::Everywhere { registry: Box::new(error), mirrors: self.mirrors.join("; ") },
+        }
     }
 }
 
@@ -78,7 +89,7 @@ impl Repository {
         while let Some((endpoint, patience)) = hosts.next() {
             match self.resolve_at(&endpoint, target, &subject, patience).await {
                 Ok(resolved) => return Ok(resolved),
-                Err(error) => hosts.failed(&endpoint, error),
+                Err(error) => hosts.failed(&endpoint, &subject, error),
             }
         }
         Err(hosts.into_error())
@@ -91,7 +102,7 @@ impl Repository {
         while let Some((endpoint, patience)) = hosts.next() {
             match self.fetch_at(&endpoint, descriptor, &subject, patience).await {
                 Ok(document) => return Ok(document),
-                Err(error) => hosts.failed(&endpoint, error),
+                Err(error) => hosts.failed(&endpoint, &subject, error),
             }
         }
         Err(hosts.into_error())
@@ -104,7 +115,7 @@ impl Repository {
         while let Some((endpoint, patience)) = hosts.next() {
             match self.blob_size_at(&endpoint, digest, &subject, patience).await {
                 Ok(size) => return Ok(size),
-                Err(error) => hosts.failed(&endpoint, error),
+                Err(error) => hosts.failed(&endpoint, &subject, error),
             }
         }
         Err(hosts.into_error())

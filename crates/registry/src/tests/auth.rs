@@ -194,6 +194,40 @@ async fn mounts_ask_for_both_repositories_and_do_without_if_refused() {
     assert_eq!(pushed.expect("uploaded instead"), Pushed::Uploaded);
 }
 
+/// A client that fetches tokens itself may have a password, which must not go out without encryption: what is public is had
+/// without.
+#[tokio::test]
+async fn token_servers_without_encryption_get_no_passwords() {
+    struct Theirs;
+    #[async_trait]
+    impl CredentialSource for Theirs {
+        async fn get(&self, _: &str) -> Result<Option<Credential>, BoxError> {
+            Err("it shows none".into())
+        }
+        async fn token_authority(&self, _: &str) -> Result<Option<Digest>, BoxError> {
+            Ok(Some(Digest::of("client")))
+        }
+    }
+    for (is_public, said) in [(true, ""), (false, "would get the credentials without encryption")] {
+        let tokens = token_auth(|auth| (auth.get, auth.post) = (is_public, false));
+        let registry = Registry::builder().tls().start();
+        image().put(&registry, REPO, "v1");
+        let challenge = format!(r#"Bearer realm="{}/token",service="hullworks-test""#, tokens.url());
+        let headers = vec![("www-authenticate", challenge)];
+        let refused = Action::Answer { status: 401, headers, body: String::new() };
+        registry.fault(Fault::anywhere("/manifests/", refused).times(1));
+        let config = RegistryConfig { ca: vec![registry.ca()], ..RegistryConfig::default() };
+        let registries = Registries([(registry.host(), config)].into());
+        let name = reference(&format!("{}/{REPO}", registry.host()));
+        let repository = client(registries).repository(&name, Arc::new(Theirs)).expect("a repository");
+        match repository.resolve(&tag("v1")).await {
+            Ok(_) => assert!(is_public),
+            Err(error) => assert!(!is_public && chain(&error).contains(said), "{}", chain(&error)),
+        }
+        assert_eq!(tokens.count(&Method::GET, "/token"), 1);
+    }
+}
+
 #[tokio::test]
 async fn sources_of_credentials_that_fail_are_named() {
     struct Locked;

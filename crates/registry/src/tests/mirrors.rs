@@ -100,7 +100,18 @@ async fn the_registry_s_own_error_is_the_one_that_counts() {
     mirror.fault(Fault::anywhere("/v2/", Action::status(500)));
     let repository = open_with(client(mirrored(&origin.host(), &[mirror.host()])), &origin.host(), REPO);
     let error = repository.resolve(&tag("v1")).await.expect_err("nowhere");
-    assert_eq!(chain(&error), format!("{}/{REPO}:v1: registry answered 404 (manifest unknown)", origin.host()));
+    assert_eq!(error.class(), Class::NotFound);
+    // What a mirror said is said as well: it may be the one that was meant to have it.
+    let expected = "registry answered 404 (manifest unknown); mirror `MIRROR` answered 500 (";
+    let expected = expected.replace("MIRROR", &mirror.host());
+    let said = chain(&error);
+    assert!(said.starts_with(&format!("{}/{REPO}:v1: {expected}", origin.host())), "{said}");
+
+    let gone = format!("127.0.0.1:{}", testkit::free_port());
+    let repository = open_with(client(mirrored(&origin.host(), std::slice::from_ref(&gone))), &origin.host(), REPO);
+    let error = repository.resolve(&tag("v1")).await.expect_err("nowhere");
+    let said = chain(&error);
+    assert!(said.contains("(manifest unknown); ") && said.matches(&gone).count() >= 1, "{said}");
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use crate::{RemoteOutput, RemoteStream};
 pub(super) const METHOD: &str = "/moby.filesync.v1.FileSend/DiffCopy";
 /// Says that a tree has the files of all platforms.
 pub(super) const ALL_AT_ONCE: &str = "buildkit-exporter-multi-platform";
-const DOING: &str = "cannot send the result";
+const DOING: &str = "cannot send the result to the client";
 /// What is collected before it is sent.
 const CHUNK: usize = 256 << 10;
 /// Messages on their way.

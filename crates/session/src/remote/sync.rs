@@ -101,7 +101,7 @@ impl RemoteDir for Dir {
             let codec = tonic_prost::ProstCodec::<Packet, Packet>::default();
             grpc.streaming(request, PathAndQuery::from_static(METHOD), codec).await
         };
-        let answers = self.session.ask(&doing, call).await?.into_inner();
+        let answers = self.session.ask(&doing, call).await.map_err(|fault| hinted(&self.name, fault))?.into_inner();
         let (batches, incoming) = batch::channel();
         let closed = self.session.closed.clone();
         tokio::spawn(async move {
@@ -248,7 +248,10 @@ impl Transfer {
             }
             match self.incoming.blocking_recv() {
                 Some(Ok(batch)) => self.batch = batch.into_iter(),
-                Some(Err(status)) => return Err(client_fault(&format!("cannot read local `{}`", self.name), &status)),
+                Some(Err(status)) => {
+                    let fault = client_fault(&format!("cannot read local `{}`", self.name), &status);
+                    return Err(hinted(&self.name, fault));
+                }
                 None => return Err(self.confused("an end before the last file")),
             }
         }
@@ -260,6 +263,14 @@ impl Transfer {
 
     pub(super) fn failed(&self, error: files::Error) -> Fault {
         Fault::because(Kind::Environment, format!("cannot receive local `{}`", self.name), error)
+    }
+}
+
+/// A client knows what it was given, and refuses the rest in BuildKit's words.
+fn hinted(name: &str, fault: Fault) -> Fault {
+    match fault.cause().contains("no access allowed to dir") {
+        true => fault.hint(format!("share it with `--local {name}=<directory>`")),
+        false => fault,
     }
 }
 
