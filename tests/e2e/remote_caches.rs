@@ -199,7 +199,9 @@ fn layers_that_a_cache_has_lost_are_made_again() {
         );
     }
     // A cache that is to be written has what was asked for.
-    let line = format!("{import} --cache-to type=local,dest=left,mode=max --cache-to type=registry,ref={host}/c/other,mode=max");
+    let line = format!(
+        "{import} --cache-to type=local,dest=left,mode=max --cache-to type=registry,ref={host}/c/other,mode=max"
+    );
     blobs(Action::status(404));
     assert_eq!(ran(&kitchen.build_on("written", &line).succeeds()), ALL);
     kitchen.registry.behave();
@@ -216,7 +218,10 @@ fn layers_that_a_cache_has_lost_are_made_again() {
     // What an earlier build knows from a directory that this one does not read.
     kitchen.registry.behave();
     is_all_cached(&kitchen.build_on("aside", "--cache-from type=local,src=left").succeeds());
-    assert_eq!(ran(&kitchen.build_on("aside", &format!("--cache-to type=registry,ref={host}/c/later,mode=max")).succeeds()), ALL);
+    assert_eq!(
+        ran(&kitchen.build_on("aside", &format!("--cache-to type=registry,ref={host}/c/later,mode=max")).succeeds()),
+        ALL
+    );
     is_all_cached(&kitchen.build_on("later", &format!("--cache-from {host}/c/later --output later.out")).succeeds());
 
     // What an earlier build knows from a registry that is gone since.

@@ -49,7 +49,12 @@ pub struct ExportOptions {
     pub compression: CompressionOptions,
     /// Its failure is not the build's.
     pub ignore_error: bool,
+    /// Attributes that mean nothing here.
+    pub unknown: Vec<String>,
 }
+
+/// What BuildKit's caches know, of one type or the other, and its clients write for all.
+const ELSEWHERE: [&str; 9] = ["dest", "digest", "name", "push", "ref", "registry.insecure", "reset", "src", "tag"];
 
 /// A cache to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,15 +107,13 @@ impl ExportOptions {
                 ));
             }
         }
-        match attrs.rest.keys().next() {
-            // An image's own attributes say how its layers are.
-            Some(_) if place == Place::Inline => {}
-            Some(key) => {
-                return Err(Fault::user(format!("cache export type={kind}: attribute `{key}` is not supported")));
-            }
-            None => {}
+        let is_refused = |key: &&String| place != Place::Inline && !ELSEWHERE.contains(&key.as_str());
+        if let Some(key) = attrs.rest.keys().find(is_refused) {
+            return Err(Fault::user(format!("cache export type={kind}: attribute `{key}` is not supported")));
         }
-        Ok(ExportOptions { place, mode, form, compression, ignore_error })
+        // An image's own attributes say how its layers are.
+        let unknown = if place == Place::Inline { Vec::new() } else { attrs.rest.into_keys().collect() };
+        Ok(ExportOptions { place, mode, form, compression, ignore_error, unknown })
     }
 
     /// What people see while it is written.
@@ -129,7 +132,8 @@ impl ImportOptions {
         let mut attrs = Attributes { what: "cache import", kind, rest: attrs.clone() };
         let mut digest = None;
         let (place, name) = match kind {
-            "registry" => {
+            // An image with a cache in it is in a registry.
+            "registry" | "inline" => {
                 let name = attrs.rest.get("ref").cloned().unwrap_or_default();
                 (attrs.registry()?, name)
             }
@@ -227,6 +231,8 @@ mod tests {
         let docker = ExportOptions::read("local", &attrs("dest=d,oci-mediatypes=false,tag=x")).expect("good");
         assert_eq!((docker.form.image_manifest, docker.form.flavor), (false, Flavor::Docker));
         assert_eq!(ExportOptions::read("inline", &attrs("mode=max")).expect("good").place, Place::Inline);
+        let stray = ExportOptions::read("local", &attrs("dest=d,ref=,push=true")).expect("good");
+        assert_eq!(stray.unknown, ["push", "ref"]);
     }
 
     #[test]

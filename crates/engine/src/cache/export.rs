@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use ::export::{Context, Layer, layer_of, push_fault, push_layers, repository};
+use base::progress::Stream;
 use base::report::{Label, Running};
 use base::{Cancel, Fault, Kind};
 use bytes::Bytes;
@@ -107,6 +108,10 @@ async fn write_one(
     context: impl Fn(&Running, Cancel) -> Context,
 ) -> Result<Option<Descriptor>, Fault> {
     let running = Running::start(job.sink.clone(), &Label::phase(options.title()));
+    for key in &options.unknown {
+        let text = format!("attribute `{key}` of a cache export means nothing here\n");
+        running.tasks().log(Stream::Stderr, text.as_bytes());
+    }
     let cancel = Cancel::new();
     let context = context(&running, cancel.clone());
     let writing = async {
