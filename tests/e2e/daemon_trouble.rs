@@ -29,7 +29,7 @@ fn rights_are_given_where_daemon_and_client_agree() {
     for (right, line) in cases {
         let refused = asks(&strict, line, &format!("--allow {right}"));
         assert_eq!(refused.code, Some(1), "{right}: {refused:?}");
-        refused.says(&format!("`{right}`")).hints(&format!(
+        refused.says(&format!("entitlement {right} is not allowed")).hints(&format!(
             "start it with `--allow-insecure-entitlement {right}`, or list it in `insecure-entitlements`"
         ));
         assert_eq!(asks(&strict, line, "").code, Some(1), "{right}: neither allows it");

@@ -102,14 +102,14 @@ fn frontends_are_switched_off() {
 }
 
 #[test]
-fn devices_are_allowed_where_both_sides_say_so() {
+fn rights_are_given_where_both_sides_say_so() {
     let build = |served: &Served, allow: &str| served.build(allow).ends();
     let Some(strict) = told("", "", "") else { return };
     strict.kitchen.dockerfile("FROM busybox\nRUN echo hi\n");
-    for right in ["device", "device=vendor.example/class=one"] {
+    for right in ["device", "device=vendor.example/class=one", "network.host", "security.insecure"] {
         let refused = build(&strict, &format!("--allow {right}"));
         assert_eq!(refused.code, Some(1), "{refused:?}");
-        refused.says(&format!("the builder does not allow the entitlement `{right}`")).hints(&format!(
+        refused.says(&format!("entitlement {right} is not allowed by the builder")).hints(&format!(
             "start it with `--allow-insecure-entitlement {right}`, or list it in `insecure-entitlements`"
         ));
     }

@@ -178,7 +178,7 @@ impl Engine {
             |right: &Entitlement| self.entitlements.contains(right) || self.entitlements.contains(&whole(right));
         match wanted.iter().find(|right| !allows(right)) {
             None => Ok(()),
-            Some(right) => Err(Fault::user(format!("the builder does not allow the entitlement `{right}`")).hint(
+            Some(right) => Err(Fault::user(format!("entitlement {right} is not allowed by the builder")).hint(
                 format!("start it with `--allow-insecure-entitlement {right}`, or list it in `insecure-entitlements`"),
             )),
         }
