@@ -131,12 +131,14 @@ pub(crate) struct Sandbox {
 }
 
 /// What a step sees at /sys/fs/cgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum CgroupView {
     /// Nothing.
     None,
     /// Its own group of version 2 as the top.
     Unified,
+    /// Its own groups of version 1, by the controllers of each hierarchy.
+    Version1(Vec<String>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -143,11 +143,37 @@ impl Builder<'_> {
             Err(Errno::PERM | Errno::ACCESS) => return Ok(()),
             Err(errno) => return Err(setup("cannot mount sysfs at `/sys`", std::io::Error::from(errno))),
         }
-        if sandbox.cgroup == CgroupView::Unified
-            && let Ok(point) = self.root.open_at("/sys/fs/cgroup", OFlags::PATH, Mode::empty(), Links::Refuse)
-        {
+        let Ok(point) = self.root.open_at("/sys/fs/cgroup", OFlags::PATH, Mode::empty(), Links::Refuse) else {
+            return Ok(());
+        };
+        match &sandbox.cgroup {
+            CgroupView::None => Ok(()),
             // A view of its own group; where that is refused, none.
-            let _ = rustix::mount::mount("cgroup2", fd_path(point.as_fd()), "cgroup2", flags, None);
+            CgroupView::Unified => {
+                let _ = rustix::mount::mount("cgroup2", fd_path(point.as_fd()), "cgroup2", flags, None);
+                Ok(())
+            }
+            CgroupView::Version1(hierarchies) => self.mount_version1(&point, hierarchies, flags),
+        }
+    }
+
+    /// A directory for each hierarchy, and a link for each controller that shares one.
+    fn mount_version1(&self, point: &OwnedFd, hierarchies: &[String], flags: MountFlags) -> Result<(), Failure> {
+        const TOP: &str = "/sys/fs/cgroup";
+        self.mount_new("tmpfs", point, TOP, flags, "mode=755")?;
+        let top = self.root.open_dir(TOP, Links::Refuse);
+        let top = top.map_err(|error| setup(format_args!("cannot open `{TOP}`"), error))?;
+        for controllers in hierarchies {
+            let name = controllers.strip_prefix("name=").unwrap_or(controllers);
+            let failed = |errno: Errno| setup(format_args!("cannot make `{TOP}/{name}`"), std::io::Error::from(errno));
+            rustix::fs::mkdirat(&top, name, Mode::from_raw_mode(0o755)).map_err(failed)?;
+            let point =
+                rustix::fs::openat(&top, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+            let options = std::ffi::CString::new(controllers.as_str()).unwrap_or_default();
+            let _ = rustix::mount::mount("cgroup", fd_path(point.as_fd()), "cgroup", flags, Some(options.as_c_str()));
+            for controller in name.split(',').filter(|controller| *controller != name) {
+                rustix::fs::symlinkat(name, &top, controller).map_err(failed)?;
+            }
         }
         Ok(())
     }

@@ -55,29 +55,35 @@ impl Privileged {
     }
 
     /// What every process finds here.
-    fn surroundings(&self, security: Security) -> Surroundings {
+    fn surroundings(&self, security: Security, group: Option<Group>) -> Surroundings {
+        // A group of its own has no device rules where it is to have none.
+        let join = match (security, &group, &self.groups) {
+            (Security::Insecure, None, Some(groups)) => groups.outside(),
+            _ => Vec::new(),
+        };
         Surroundings {
             state: self.state.clone(),
-            group: None,
-            join: match security {
-                Security::Insecure => self.groups.as_ref().map(Groups::outside).unwrap_or_default(),
-                Security::Sandbox => Vec::new(),
-            },
-            cgroup: self.cgroup,
+            group,
+            join,
+            cgroup: self.cgroup.clone(),
             no_devices: self.no_devices && security == Security::Sandbox,
             bind_devices: false,
             single_id: false,
         }
     }
 
-    /// The group of a step that asks for limits, or to be elsewhere.
+    /// The group of a step that asks for limits, or to be elsewhere, or may do everything, which includes groups of its own.
     fn group(&self, step: &Step) -> Result<Option<Group>, Error> {
         let parent = step.cgroup_parent.as_deref().filter(|parent| !parent.is_empty());
-        if step.resources.is_unlimited() && parent.is_none() {
+        let is_asked_for = !step.resources.is_unlimited() || parent.is_some();
+        if !is_asked_for && step.security == Security::Sandbox {
             return Ok(None);
         }
         let limits = limits::of_group(&step.resources);
-        let missing = |what: String| tracing::warn!("a step runs without the limits that it asks for: {what}");
+        let missing = |what: String| match is_asked_for {
+            true => tracing::warn!("a step runs without the limits that it asks for: {what}"),
+            false => tracing::warn!("a step runs without control groups of its own: {what}"),
+        };
         let Some(groups) = &self.groups else {
             missing("no control groups".to_owned());
             return Ok(None);
@@ -122,7 +128,7 @@ impl Executor for Privileged {
         attached: Attached,
         cancel: CancellationToken,
     ) -> Result<Exit, Error> {
-        let surroundings = Surroundings { group: self.group(&step)?, ..self.surroundings(step.security) };
+        let surroundings = self.surroundings(step.security, self.group(&step)?);
         let step = What::Step(Box::new(step));
         let mut exit = run(self.helper.clone(), step, io, attached, surroundings, cancel).await?;
         if exit.code == 128 + libc::SIGKILL && exit.out_of_memory.is_none() {
@@ -139,7 +145,7 @@ impl Executor for Privileged {
         attached: Attached,
         cancel: CancellationToken,
     ) -> Result<Exit, Error> {
-        let surroundings = self.surroundings(process.security);
+        let surroundings = self.surroundings(process.security, None);
         let entry = What::Entry(inside.clone(), process);
         run(self.helper.clone(), entry, io, attached, surroundings, cancel).await
     }

@@ -22,6 +22,7 @@ pub const ALL: &[(&str, Test)] = &[
     ("the_step_is_process_one", process_one),
     ("sandboxed_steps_have_few_capabilities", capabilities),
     ("insecure_steps_have_all_capabilities", insecure),
+    ("privileged_insecure_steps_have_groups_of_their_own", own_groups),
     ("the_filter_refuses_what_it_should", filter),
     ("kernel_files_are_hidden", masked),
     ("names_are_set", names),
@@ -259,6 +260,31 @@ fn insecure(bed: &Bed) -> Outcome {
         step.user = "ann".to_owned();
         assert_eq!(field(&status(bed, step), "CapEff"), field(&own, "CapEff"));
     }
+    Ok(())
+}
+
+fn own_groups(bed: &Bed) -> Outcome {
+    let groups = sys::cgroup::Groups::open().map_err(|error| Skip(error.to_string()))?;
+    if !groups.rules_devices() {
+        return Err(Skip("no writable control group".to_owned()));
+    }
+    let name = format!("below-{}", std::process::id());
+    let script = format!(
+        "cd /sys/fs/cgroup; for group in . memory cpuset pids; do \
+           if [ -e $group/cgroup.procs ] && mkdir $group/{name}; then \
+             echo made; sleep 600 & echo $! > $group/{name}/cgroup.procs; \
+           fi; \
+         done 2>/dev/null; true"
+    );
+    let mut step = bed.script("a", &script);
+    step.security = Security::Insecure;
+    let ran = bed.run(step).unwrap();
+    assert!(ran.stdout.contains("made"), "{ran:?}");
+    // All of it is gone with the step.
+    let find = std::process::Command::new("find").args(["/sys/fs/cgroup", "-name", &name]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&find.stdout), "");
+    let ran = bed.run(bed.script("a", &script)).unwrap();
+    assert!(!ran.stdout.contains("made"), "{ran:?}");
     Ok(())
 }
 

@@ -28,7 +28,7 @@ mod mounts;
 #[cfg(test)]
 mod tests;
 
-use mounts::Hierarchies;
+use mounts::{Hierarchies, Hierarchy};
 
 /// Limits of a group. What is none is not limited.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,31 +110,30 @@ impl Groups {
         self.own.can(limits).err()
     }
 
-    /// A group with limits. `parent` is a path below the root of each hierarchy, instead of ours.
+    /// A group with limits. `parent` is a path below the root of each hierarchy, instead of ours. Without device rules it has
+    /// a directory in every hierarchy: who is in it can make groups of its own below, which go with it.
     pub fn create(&self, step: &str, parent: Option<&str>, devices: Devices, limits: &Limits) -> Result<Group, Error> {
         let base = match devices {
             Devices::Ruled => self.name.clone(),
             Devices::All => format!("{}-insecure", self.name),
         };
-        let mut group = Group { dirs: Vec::new(), unified: None, limit: limits.memory };
-        if let Some(dir) = &self.own.unified {
-            let dir = match parent {
-                Some(parent) => dir.top.join(parent.trim_matches('/')).join(step),
-                None => dir.own.join(&base).join(step),
-            };
+        let place = |hierarchy: &Hierarchy| match parent {
+            Some(parent) => hierarchy.top.join(parent.trim_matches('/')).join(step),
+            None => hierarchy.own.join(&base).join(step),
+        };
+        let mut group = Group { dirs: Vec::new(), unified: None, version1: Vec::new(), limit: limits.memory };
+        if let Some(hierarchy) = &self.own.unified {
+            let dir = place(hierarchy);
             // Beside version 1's controllers it has none, but it kills at once and costs nothing to be born in.
             self.make_unified(&dir, &self.own.unified_controllers(limits))?;
             group.unified = Some(dir.clone());
             group.dirs.push(dir);
         }
         let result = group.write_unified(limits).and_then(|()| {
-            for (controller, dir) in self.own.version1(limits, devices == Devices::Ruled && self.ruled) {
-                let dir = match parent {
-                    Some(parent) => dir.top.join(parent.trim_matches('/')).join(step),
-                    None => dir.own.join(&base).join(step),
-                };
+            for (controller, hierarchy) in self.own.version1(limits, devices == Devices::Ruled && self.ruled) {
+                let dir = place(hierarchy);
                 make_dir(&dir)?;
-                group.dirs.push(dir.clone());
+                group.add_version1(controller, dir.clone());
                 if controller == "devices" && parent.is_some() {
                     devices::rule_version1(&dir)?;
                 }
@@ -142,7 +141,18 @@ impl Groups {
             }
             Ok(())
         });
-        result.map(|()| group)
+        result?;
+        if devices == Devices::All {
+            for (controller, hierarchy) in self.own.version1_all() {
+                let dir = place(hierarchy);
+                if make_dir(&dir).is_ok() {
+                    // It is removed with the others, also where nobody can join it.
+                    group.add_version1(controller, dir.clone());
+                    write_version1(controller, &dir, limits)?;
+                }
+            }
+        }
+        Ok(group)
     }
 
     fn device_hierarchy(&self) -> Option<&Path> {
@@ -283,10 +293,28 @@ impl Drop for Groups {
 pub struct Group {
     dirs: Vec<PathBuf>,
     unified: Option<PathBuf>,
+    /// Of version 1, the controllers of each directory.
+    version1: Vec<(String, PathBuf)>,
     limit: Option<u64>,
 }
 
 impl Group {
+    fn add_version1(&mut self, controller: &str, dir: PathBuf) {
+        match self.version1.iter_mut().find(|(_, known)| *known == dir) {
+            Some((controllers, _)) if controllers.split(',').any(|known| known == controller) => {}
+            Some((controllers, _)) => *controllers = format!("{controllers},{controller}"),
+            None => {
+                self.dirs.push(dir.clone());
+                self.version1.push((controller.to_owned(), dir));
+            }
+        }
+    }
+
+    /// The hierarchies of version 1 that it has a directory in, by their controllers: `cpu,cpuacct`, `name=systemd`.
+    pub fn version1(&self) -> impl Iterator<Item = &str> {
+        self.version1.iter().map(|(controllers, _)| controllers.as_str())
+    }
+
     /// The directory of version 2, which a process can be born in.
     pub fn unified(&self) -> Option<&Path> {
         self.unified.as_deref()
@@ -369,11 +397,9 @@ impl Drop for Group {
     fn drop(&mut self) {
         let patience = Instant::now() + Duration::from_secs(2);
         for dir in &self.dirs {
-            // A group counts as busy for a moment after its last process was waited for.
-            while let Err(error) = fs::remove_dir(dir) {
-                if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() > patience {
-                    break;
-                }
+            // A group counts as busy for a moment after its last process was waited for. An insecure step may have made more
+            // groups below.
+            while remove_tree(dir) == Removed::Busy && Instant::now() < patience {
                 self.kill();
                 std::thread::sleep(Duration::from_micros(500));
             }

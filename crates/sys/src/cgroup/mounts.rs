@@ -90,6 +90,12 @@ impl Hierarchies {
         wanted
     }
 
+    /// All hierarchies of version 1, by each of their controllers.
+    pub(super) fn version1_all(&self) -> impl Iterator<Item = (&str, &Hierarchy)> {
+        let others = self.controllers.iter().map(|(name, hierarchy)| (name.as_str(), hierarchy));
+        self.devices.iter().map(|hierarchy| ("devices", hierarchy)).chain(others)
+    }
+
     /// Whether every limit has a controller.
     pub(super) fn can(&self, limits: &Limits) -> Result<(), &'static str> {
         let has = |name: &str| {

@@ -83,6 +83,22 @@ fn privileged_groups_limit_rule_and_vanish() {
     assert!(!sleeper.wait().unwrap().success());
     drop(group);
     assert!(procs.iter().all(|file| !file.exists()));
+    // Without device rules it is one in every hierarchy that can be written, and takes along what was made below.
+    let group = groups.create("t2", None, Devices::All, &Limits::default()).unwrap();
+    let dirs: Vec<_> = group.procs().iter().map(|file| file.parent().unwrap().to_owned()).collect();
+    assert!(
+        !dirs.is_empty() && dirs.iter().all(|dir| dir.ends_with(format!("{}-insecure/t2", groups.name))),
+        "{dirs:?}"
+    );
+    dirs.iter().for_each(|dir| fs::create_dir_all(dir.join("below/it")).unwrap());
+    let mut sleeper = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    for dir in &dirs {
+        fs::write(dir.join("cgroup.procs"), sleeper.id().to_string()).unwrap();
+    }
+    let _ = sleeper.kill();
+    sleeper.wait().unwrap();
+    drop(group);
+    assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
     // Another opening has groups of its own.
     let other = Groups::open().unwrap();
     let shared = groups.shared();
