@@ -209,9 +209,11 @@ fn a_definition_comes_on_standard_input() {
     let Some(served) = Served::new(anyone(), "") else { return };
     let definition = definition(&["/bin/sh", "-c", "echo piped > /piped"]);
     let line = "build --progress=plain --output type=local,dest=out";
-    served.buildctl(line).stdin(definition).succeeds();
+    served.buildctl(line).stdin(definition.clone()).succeeds();
     assert_eq!(fs::read_to_string(served.kitchen.world.path("out/piped")).unwrap(), "piped\n");
     served.buildctl(line).stdin("no definition").fails().says("standard input is no LLB definition");
+    let refused = served.buildctl(&format!("{line} --opt attest:sbom=")).stdin(definition).fails();
+    refused.says("option `attest:sbom`: is not supported yet");
     served.ends();
 }
 

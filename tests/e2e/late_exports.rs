@@ -235,6 +235,29 @@ fn new_wishes_of_clients_are_refused_by_name() {
     assert!(code != "0" && message.contains("compatibility-version%20"), "{code}: {message}");
     let (code, message) = ends(Solve { proxy_network: true, ..plain });
     assert!(code != "0" && message.contains("--proxy-network"), "{code}: {message}");
+    // Of definitions, and of what the client drives itself.
+    for definition in [Some(proto::pb::Definition::default()), None] {
+        for (name, value, is_refused) in [
+            ("attest:sbom", "", true),
+            ("attest:provenance", "mode=max", true),
+            ("attest:provenance", "mode=min,inline-only=true", false),
+        ] {
+            let request = wire::SolveRequest {
+                r#ref: session::random_id(),
+                frontend_attrs: [(name.to_owned(), value.to_owned())].into(),
+                definition: definition.clone(),
+                exporters: vec![wire::Exporter { r#type: "image".to_owned(), ..wire::Exporter::default() }],
+                ..wire::SolveRequest::default()
+            };
+            if !is_refused && definition.is_none() {
+                // It would wait for what the client makes.
+                continue;
+            }
+            let (code, message) = ends(Solve { request, ..Solve::default() });
+            assert_eq!(code != "0", is_refused, "{name}={value}: {code}: {message}");
+            assert!(!is_refused || message.contains(name), "{message}");
+        }
+    }
     drop(guest);
     served.ends();
 }

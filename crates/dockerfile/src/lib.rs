@@ -29,4 +29,4 @@ pub use ask::{Ask, ImageRequest, LayoutStore, LocalRead, ReadRequest, ResolvedIm
 pub use error::{Error, Mistake, Result, Unsupported};
 pub use frontend::{Built, Gateway, Outcome, PlatformResult, Request, build, is_built_in_image};
 pub use lint::Warning;
-pub use options::{NoCache, Options};
+pub use options::{NoCache, Options, check_attestation};

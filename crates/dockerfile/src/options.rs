@@ -215,8 +215,8 @@ impl Options {
             name if PASSED.contains(&name) || name.starts_with("vcs:") => {}
             // The engine reads and writes caches.
             "cache-from" | "cache-imports" => {}
-            "attest:provenance" => provenance(name, value)?,
-            name if NOT_YET.contains(&name) || name.starts_with("attest:") => {
+            name if name.starts_with("attest:") => check_attestation(name, value)?,
+            name if NOT_YET.contains(&name) => {
                 return Err(Error::option(name, "is not supported yet"));
             }
             name => {
@@ -231,8 +231,12 @@ impl Options {
     }
 }
 
-/// What buildx asks for unless told otherwise adds nothing to the image (`inline-only`); more is not there yet.
-fn provenance(name: &str, value: &str) -> Result<()> {
+/// Refuses an option that asks for an attestation. Of provenance, what buildx asks for unless told otherwise adds nothing to
+/// the image (`inline-only`); more is not there yet.
+pub fn check_attestation(name: &str, value: &str) -> Result<()> {
+    if name != "attest:provenance" {
+        return Err(Error::option(name, "is not supported yet"));
+    }
     let (mut is_off, mut is_inline) = (false, false);
     for field in csv_fields(value).unwrap_or_default() {
         match field.split_once('=') {

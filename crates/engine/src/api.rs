@@ -17,7 +17,9 @@ use crate::driver::{Driver, panicked};
 use crate::exporting::exporters;
 use crate::job::Job;
 use crate::policy;
-use crate::request::{Begin, Entitlement, Exports, Frontend, SolveRequest, SolveResponse, is_question};
+use crate::request::{
+    Begin, Entitlement, Exports, Frontend, SolveRequest, SolveResponse, check_attestations, is_question,
+};
 use crate::step_log::LogLimits;
 use crate::usage::{PruneOptions, UsageRecord};
 
@@ -129,7 +131,12 @@ impl Engine {
     async fn solve_to_the_end(&self, request: SolveRequest) -> Result<SolveResponse, Fault> {
         let (options, inline) = match &request.frontend {
             Frontend::Named { options, .. } => (options.clone(), cache::wants_inline(options)),
-            Frontend::Llb(_) => (BTreeMap::new(), false),
+            Frontend::Llb { options, .. } => {
+                if !request.exports.is_empty() || request.late_exports {
+                    check_attestations(options)?;
+                }
+                (BTreeMap::new(), false)
+            }
         };
         exporters(&request.exports)?;
         let mut caches = CacheExports::read(&request.cache_exports)?;

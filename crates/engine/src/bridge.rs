@@ -66,8 +66,8 @@ impl Bridge {
                     .hint("use `--frontend dockerfile.v0`: the built-in frontend knows the newest syntax")),
                 _ => Err(Fault::user(format!("no frontend named `{name}`: there is dockerfile.v0"))),
             },
-            Frontend::Llb(bytes) => {
-                let definition = llb::pb::Definition::decode(bytes.as_slice());
+            Frontend::Llb { definition, .. } => {
+                let definition = llb::pb::Definition::decode(definition.as_slice());
                 let definition = definition.map_err(|e| Fault::because(Kind::User, "malformed definition", e))?;
                 Ok(FrontendResult { refs: Refs::One(Ref::new(definition, &rules)?), ..FrontendResult::default() })
             }

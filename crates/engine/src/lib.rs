@@ -48,7 +48,7 @@ pub use ops::CAPS as LLB_CAPS;
 pub use ops::source::{GitDescription, HttpDescription};
 pub use request::{
     Begin, CacheOptions, Entitlement, ExportRequest, Exports, Frontend, Inputs, SolveRequest, SolveResponse,
-    is_question,
+    check_attestations, is_question,
 };
 pub use result::{FrontendResult, Ref, Refs};
 pub use step_log::LogLimits;

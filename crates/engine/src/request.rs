@@ -60,8 +60,19 @@ pub enum Frontend {
         /// What the client made for it, by names that the options use.
         inputs: Inputs,
     },
-    /// A marshalled `pb.Definition`.
-    Llb(Vec<u8>),
+    /// What the client made itself.
+    Llb {
+        /// A marshalled `pb.Definition`.
+        definition: Vec<u8>,
+        /// `--opt key=value`: what no frontend reads and the builder does.
+        options: BTreeMap<String, String>,
+    },
+}
+
+impl Default for Frontend {
+    fn default() -> Frontend {
+        Frontend::Llb { definition: Vec::new(), options: BTreeMap::new() }
+    }
 }
 
 impl Frontend {
@@ -140,6 +151,13 @@ pub struct SolveResponse {
     pub descriptors: Vec<Option<String>>,
     /// The frontend's answer where it was asked something (`requestid`) in the place of a build: `result.txt`, ..
     pub answer: BTreeMap<String, Vec<u8>>,
+}
+
+/// Refuses options that ask for attestations, whoever makes the LLB: an image without them must not be taken for one with. Where
+/// there are no outputs, nothing is lost.
+pub fn check_attestations(options: &BTreeMap<String, String>) -> Result<(), Fault> {
+    let mut asked = options.iter().filter(|(name, _)| name.starts_with("attest:"));
+    asked.try_for_each(|(name, value)| ::dockerfile::check_attestation(name, value)).map_err(|e| e.into_fault(None))
 }
 
 /// Whether a frontend's options ask it something in the place of a build.

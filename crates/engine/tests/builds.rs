@@ -133,7 +133,7 @@ fn reading(name: &str) -> Frontend {
     let mut builder = Builder::new();
     let local = builder.local(&Local { name: name.into(), ..Local::default() }, Constraints::default());
     let defaults = Defaults { platform: Platform::host(), local_unique: "here".into() };
-    Frontend::Llb(builder.marshal(&local, &defaults).unwrap().encode_to_vec())
+    Frontend::Llb { definition: builder.marshal(&local, &defaults).unwrap().encode_to_vec(), options: BTreeMap::new() }
 }
 
 async fn panics(isolation: &Isolation) {
@@ -322,7 +322,7 @@ impl Server {
 
 fn marshalled(builder: &Builder, state: &State) -> Frontend {
     let defaults = Defaults { platform: Platform::host(), local_unique: "here".into() };
-    Frontend::Llb(builder.marshal(state, &defaults).unwrap().encode_to_vec())
+    Frontend::Llb { definition: builder.marshal(state, &defaults).unwrap().encode_to_vec(), options: BTreeMap::new() }
 }
 
 /// The content of `f`, and when it last changed.

@@ -221,7 +221,7 @@ impl Build {
     pub fn plan(&self, environment: &Environment) -> Result<BuildPlan, Fault> {
         let progress = if self.quiet { "quiet" } else { self.progress.as_deref().unwrap_or("auto") };
         let mode = Mode::choose(progress, environment)?;
-        let mut plan = BuildPlan::new(Frontend::Llb(Vec::new()), mode);
+        let mut plan = BuildPlan::new(Frontend::default(), mode);
         let mut options = self.options(environment)?;
         self.add_context(&mut plan, &mut options)?;
         self.add_named_contexts(&mut plan, &mut options)?;

@@ -138,7 +138,7 @@ impl BuildctlBuild {
 
     /// What is meant.
     pub fn plan(&self, environment: &Environment) -> Result<BuildPlan, Fault> {
-        let mut plan = BuildPlan::new(Frontend::Llb(Vec::new()), Mode::choose(&self.progress, environment)?);
+        let mut plan = BuildPlan::new(Frontend::default(), Mode::choose(&self.progress, environment)?);
         let secrets = self.secret.iter().map(|value| secret::secret(value, environment));
         plan.secrets = secrets.collect::<Result<_, _>>()?;
         plan.agents = ssh::agents(&self.ssh, environment)?;
@@ -158,7 +158,7 @@ impl BuildctlBuild {
         plan.ref_file = self.ref_file.clone();
         let mut options = frontend_options(&self.opt, environment)?;
         plan.frontend = match self.frontend.as_deref().unwrap_or_default() {
-            "" => Frontend::Llb(self.definition(environment)?),
+            "" => Frontend::Llb { definition: self.definition(environment)?, options },
             name => {
                 if self.no_cache {
                     options.insert("no-cache".to_owned(), String::new());

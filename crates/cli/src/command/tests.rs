@@ -395,7 +395,7 @@ fn options(plan: &crate::daemonless::BuildPlan) -> BTreeMap<String, String> {
             assert_eq!(name, "dockerfile.v0");
             options.clone()
         }
-        Frontend::Llb(_) => panic!("a frontend is named"),
+        Frontend::Llb { .. } => panic!("a frontend is named"),
     }
 }
 

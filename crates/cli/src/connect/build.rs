@@ -112,7 +112,9 @@ async fn solve_for(
         message.metadata_mut().insert("traceparent", trace);
     }
     let solving = async {
-        match engine::is_question(&message.get_ref().frontend_attrs.clone().into_iter().collect()) {
+        let asked = message.get_ref();
+        let options = asked.frontend_attrs.clone().into_iter().collect();
+        match !asked.frontend.is_empty() && engine::is_question(&options) {
             true => super::question::ask(control.clone(), channel, message, &mut answer).await,
             false => control.clone().solve(message).await,
         }
@@ -182,10 +184,10 @@ fn wire_request(request: SolveRequest, reference: String, session: String) -> Re
             }
             (None, name, options, inputs)
         }
-        Frontend::Llb(bytes) => {
-            let definition = proto::pb::Definition::decode(bytes.as_slice());
+        Frontend::Llb { definition, options } => {
+            let definition = proto::pb::Definition::decode(definition.as_slice());
             let definition = definition.map_err(|e| Fault::because(Kind::User, "malformed definition", e))?;
-            (Some(proto::without_empty_entries(definition)), String::new(), Default::default(), Default::default())
+            (Some(proto::without_empty_entries(definition)), String::new(), options, Default::default())
         }
     };
     let input = |(name, bytes): (String, Vec<u8>)| {

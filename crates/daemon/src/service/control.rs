@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use base::{ByteSize, Fault, Kind};
 use engine::{
-    Begin, CacheOptions, Entitlement, ExportRequest, Exports, Frontend, Inputs, PruneOptions, SolveRequest, UsageRecord,
+    Begin, CacheOptions, Entitlement, ExportRequest, Exports, Frontend, Inputs, PruneOptions, SolveRequest,
+    UsageRecord, check_attestations,
 };
 use futures_util::{Stream, StreamExt as _};
 use proto::Message as _;
@@ -336,6 +337,9 @@ async fn solve_by_client(
         entitlements: request.entitlements,
         source_policies: request.source_policies,
     };
+    if !request.exports.is_empty() || request.late_exports {
+        check_attestations(&client.options)?;
+    }
     let bridge = shared.engine.begin(begin).await?;
     bridge.import(&request.cache_imports)?;
     if !request.late_exports {
@@ -390,10 +394,12 @@ async fn solve_request(
     let mut by_client = None;
     let inputs_of_client = request.frontend_inputs;
     let frontend = match (request.frontend.as_str(), request.definition) {
-        ("", Some(definition)) => Frontend::Llb(definition.encode_to_vec()),
+        ("", Some(definition)) => {
+            Frontend::Llb { definition: definition.encode_to_vec(), options: sorted(request.frontend_attrs) }
+        }
         ("", None) => {
             by_client = Some(ByClient { options: sorted(request.frontend_attrs), inputs: inputs_of_client });
-            Frontend::Llb(Vec::new())
+            Frontend::default()
         }
         (name, _) => Frontend::Named { name: name.to_owned(), options: sorted(request.frontend_attrs), inputs },
     };

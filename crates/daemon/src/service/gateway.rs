@@ -388,7 +388,10 @@ async fn solve(build: &ClientBuild, request: wire::SolveRequest) -> Result<Front
         return Err(Fault::user("clients that do not return their result are too old"));
     }
     let frontend = match (request.frontend.as_str(), request.definition) {
-        ("", definition) => Frontend::Llb(definition.unwrap_or_default().encode_to_vec()),
+        ("", definition) => Frontend::Llb {
+            definition: definition.unwrap_or_default().encode_to_vec(),
+            options: request.frontend_opt.into_iter().collect(),
+        },
         (_, Some(definition)) if !definition.def.is_empty() => {
             return Err(Fault::user("cannot solve with both definition and frontend specified"));
         }
