@@ -144,17 +144,34 @@ impl<'a> Lowering<'a> {
         lint::variables::used_in_from(place, &expanded.unmatched, &self.declared());
         lint::platform::flag(place, typed, &expanded, name, &self.globals);
         if expanded.text.is_empty() {
-            let error = Error::new(format!("platform `{typed}` is empty"));
-            return Err(self.suggest_argument(error, &expanded.unmatched));
+            let text = format!("empty platform value from expression {typed}");
+            return Err(self.wrong_platform(text, &expanded.unmatched));
         }
         let platform = platform::parse(&expanded.text).map_err(|e| {
-            let error = Error::new(format!("platform {e}"));
-            self.suggest_argument(error, &expanded.unmatched)
+            let is_odd = |part: &&str| part.is_empty() || part.contains(|c: char| !c.is_alphanumeric() && !"_.-".contains(c));
+            let text = match expanded.text.split('/').find(is_odd) {
+                Some(part) => format!(
+                    "failed to parse platform {typed}: \"{part}\" is an invalid component of \"{}\": platform specifier \
+                     component must match \"^[A-Za-z0-9_.-]+$\": invalid argument",
+                    expanded.text
+                ),
+                None => format!("platform {e}"),
+            };
+            self.wrong_platform(text, &expanded.unmatched)
         })?;
         if platform.os == "windows" {
             return Err(Error::new("Windows images are not supported yet"));
         }
         Ok((platform, expanded.matched))
+    }
+
+    /// With the argument that was probably meant in the text itself, as BuildKit says it.
+    fn wrong_platform(&self, text: String, unmatched: &BTreeSet<String>) -> Error {
+        let names = self.globals.iter().map(|(key, _)| key);
+        match unmatched.first().and_then(|name| crate::suggest::likely(name, names)) {
+            Some(name) => Error::new(format!("{text} (did you mean {name}?)")),
+            None => self.suggest_argument(Error::new(text), unmatched),
+        }
     }
 
     /// Hints at what an unset variable was probably meant to be.
