@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use testkit::image::{File, TestImage, tar};
+
 use crate::daemon::Served;
 use crate::harness::{Ended, is_root};
 use crate::who::Who;
@@ -49,9 +51,15 @@ impl Definition {
     }
 
     fn busybox(&mut self) -> usize {
+        self.image("docker.io/library/busybox:latest", &[])
+    }
+
+    fn image(&mut self, name: &str, attributes: &[(&str, &str)]) -> usize {
         let arch = std::env::consts::ARCH.replace("x86_64", "amd64");
         let platform = field(10, [field(1, arch), field(2, "linux")].concat());
-        self.add(&[], [field(3, field(1, "docker-image://docker.io/library/busybox:latest")), platform].concat())
+        let pairs = attributes.iter().flat_map(|(key, value)| field(2, [field(1, key), field(2, value)].concat()));
+        let source = [field(1, format!("docker-image://{name}")), pairs.collect()].concat();
+        self.add(&[], [field(3, source), platform].concat())
     }
 
     fn run(&mut self, on: usize, script: &str) -> usize {
@@ -182,5 +190,29 @@ fn a_difference_is_made_of_two_trees_and_laid_over_a_third() {
     let emptied = llb.merge(&[other, all]);
     assert_eq!(export(&served, &llb, (emptied, 0)).code, Some(0));
     assert!(exported(&served).is_empty());
+    served.ends();
+}
+
+#[test]
+fn of_an_image_only_the_layers_that_are_asked_for_are_taken() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let file = |path| tar(&[File { path, mode: 0o644, data: path.into(), link: None }]);
+    TestImage::of_layers(["one", "two", "three"].map(file).into()).put(&served.kitchen.registry, "three", "1");
+    let name = format!("{}/three:1", served.kitchen.registry.host());
+    for (limit, expected) in [("1", Ok(&["one"][..])), ("2", Ok(&["one", "two"])), ("0", Err("invalid layer limit `0`"))] {
+        let mut llb = Definition::default();
+        let image = llb.image(&name, &[("image.layerlimit", limit)]);
+        let ended = export(&served, &llb, (image, 0));
+        match expected {
+            Ok(names) => {
+                assert_eq!(ended.code, Some(0), "{ended:?}");
+                assert_eq!(exported(&served), names, "{limit}");
+            }
+            Err(words) => {
+                assert_ne!(ended.code, Some(0), "{ended:?}");
+                ended.says(words);
+            }
+        }
+    }
     served.ends();
 }
