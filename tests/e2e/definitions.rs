@@ -199,7 +199,9 @@ fn of_an_image_only_the_layers_that_are_asked_for_are_taken() {
     let file = |path| tar(&[File { path, mode: 0o644, data: path.into(), link: None }]);
     TestImage::of_layers(["one", "two", "three"].map(file).into()).put(&served.kitchen.registry, "three", "1");
     let name = format!("{}/three:1", served.kitchen.registry.host());
-    for (limit, expected) in [("1", Ok(&["one"][..])), ("2", Ok(&["one", "two"])), ("0", Err("invalid layer limit `0`"))] {
+    for (limit, expected) in
+        [("1", Ok(&["one"][..])), ("2", Ok(&["one", "two"])), ("0", Err("invalid layer limit `0`"))]
+    {
         let mut llb = Definition::default();
         let image = llb.image(&name, &[("image.layerlimit", limit)]);
         let ended = export(&served, &llb, (image, 0));

@@ -96,7 +96,8 @@ async fn layer(
         sources,
         present,
     };
-    if let Some(lazy) = lazy.filter(|lazy| epoch.is_none() && fits(lazy, wanted)) {
+    let mut pulled = lazy.into_iter().flat_map(|known| [context.lazy.of_build(known.clone()), known]);
+    if let Some(lazy) = pulled.find(|lazy| epoch.is_none() && fits(lazy, wanted)) {
         let mut descriptor = Descriptor::new(lazy.media_type.clone(), lazy.digest, lazy.size);
         descriptor.annotations.clone_from(&lazy.annotations);
         match foreign {
