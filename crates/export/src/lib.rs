@@ -6,6 +6,7 @@
 mod archive;
 mod assemble;
 mod layer;
+mod offer;
 mod options;
 mod push;
 mod tree;
