@@ -1,11 +1,18 @@
 //! Results for several platforms: what they share, and what is said of each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
+use proto::moby::buildkit::v1 as wire;
+use proto::moby::buildkit::v1::frontend::{self, llb_bridge_client::LlbBridgeClient};
+use serde_json::{Value, json};
+use session::local::LocalSession;
+
 use crate::daemon::Served;
+use crate::guest::{Guest, Most};
 use crate::harness::is_root;
+use crate::kitchen::Kitchen;
 use crate::who::Who;
 
 const BOTH: &str = "linux/amd64,linux/arm64";
@@ -83,4 +90,88 @@ fn a_file_of_one_platform_takes_the_place_of_no_other() {
         assert!(!world.path("local").exists() || files(&world.path("local")).is_empty());
         served.ends();
     }
+}
+
+/// A call of the build of that name.
+fn of<T>(build: &str, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("buildkit-controlapi-buildid", build.parse().unwrap());
+    request
+}
+
+/// Builds for a client that says something of its own about the result.
+fn returns(served: &Served, words: &[(&str, &str)], exporter: wire::Exporter) -> Result<(), tonic::Status> {
+    let world = &served.kitchen.world;
+    let guest = Guest::new(&world.path("b.sock"));
+    let mut bridge = LlbBridgeClient::new(guest.channel.clone());
+    let id = session::random_id();
+    let joined = guest.joins(LocalSession::new(&id).with_dir("context", world.path("context")), Most::ALL);
+    let solve = wire::SolveRequest {
+        r#ref: id.clone(),
+        session: joined.id.clone(),
+        exporters: vec![exporter],
+        ..wire::SolveRequest::default()
+    };
+    let options = [("contextkey", "context"), ("dockerfilekey", "context"), ("platform", BOTH)];
+    let request = frontend::SolveRequest {
+        frontend: "dockerfile.v0".to_owned(),
+        frontend_opt: options.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        allow_result_return: true,
+        allow_result_array_ref: true,
+        ..frontend::SolveRequest::default()
+    };
+    let words = words.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec()));
+    let drives = async {
+        bridge.ping(of(&id, frontend::PingRequest {})).await.unwrap();
+        let mut result = bridge.solve(of(&id, request)).await.unwrap().into_inner().result.unwrap();
+        result.metadata.extend(words);
+        let returned = frontend::ReturnRequest { result: Some(result), error: None };
+        bridge.r#return(of(&id, returned)).await.unwrap();
+    };
+    let mut control = guest.control();
+    let (solved, ()) = guest.waits(async { tokio::join!(control.solve(solve), drives) });
+    solved.map(drop)
+}
+
+fn manifest(kitchen: &Kitchen, reference: &str) -> Value {
+    serde_json::from_slice(&kitchen.registry.manifest("x/words", reference).unwrap().1).unwrap()
+}
+
+#[test]
+fn a_result_says_itself_how_its_image_is_annotated() {
+    let Some(served) = served(&["amd64/a", "arm64/a"]) else { return };
+    let kitchen = &served.kitchen;
+    let words = [
+        ("annotation.said", "result"),
+        ("annotation-manifest.twice", "result"),
+        ("annotation-manifest[linux/arm64].own", "result"),
+        ("annotation-manifest-descriptor[linux/x86_64].own", "result"),
+        ("annotation-index.all", "result"),
+        ("annotationless", "nothing"),
+    ];
+    let attrs = [
+        ("name", format!("{}/x/words:1", kitchen.registry.host())),
+        ("push", "true".to_owned()),
+        ("annotation.twice", "attribute".to_owned()),
+        ("annotation-manifest[linux/amd64].said", "attribute".to_owned()),
+        ("annotation-index.more", "attribute".to_owned()),
+    ];
+    let attrs: HashMap<String, String> = attrs.map(|(key, value)| (key.to_owned(), value)).into();
+    let exporter = wire::Exporter { r#type: "image".to_owned(), attrs };
+    returns(&served, &words, exporter.clone()).unwrap();
+    let index = manifest(kitchen, "1");
+    assert_eq!(index["annotations"], json!({"all": "result", "more": "attribute"}), "{index:#}");
+    // The result's word counts, and one for a platform counts more.
+    let expected = [
+        (json!({"own": "result"}), json!({"said": "attribute", "twice": "result"})),
+        (Value::Null, json!({"said": "result", "twice": "result", "own": "result"})),
+    ];
+    for (entry, (descriptor, annotations)) in index["manifests"].as_array().unwrap().iter().zip(expected) {
+        assert_eq!(entry.get("annotations").unwrap_or(&Value::Null), &descriptor, "{index:#}");
+        let manifest = manifest(kitchen, entry["digest"].as_str().unwrap());
+        assert_eq!(manifest["annotations"], annotations, "{manifest:#}");
+    }
+    let refused = returns(&served, &[("annotation[linux/s390x].a", "b")], exporter).unwrap_err();
+    assert!(refused.message().contains("linux/s390x"), "{refused:?}");
+    served.ends();
 }

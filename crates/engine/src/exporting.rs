@@ -186,8 +186,9 @@ impl Engine {
                 }
                 output => output,
             };
-            let running = Running::start(job.job.sink.clone(), &Label::phase(exporter.title()));
+            let exporter = exporter.with_annotations(&made.metadata)?;
             let exporter = exporter.with_default_epoch(epoch).with_chosen_name(made.image_name());
+            let running = Running::start(job.job.sink.clone(), &Label::phase(exporter.title()));
             let cancel = Cancel::new();
             let context = self.context(&job.job, running.tasks(), cancel.clone());
             let exported = tokio::select! {

@@ -138,11 +138,11 @@ async fn manifest(
 
     let descriptors = layers.iter().map(|layer| layer.descriptor.clone());
     let mut manifest = Manifest::new(flavor, config_descriptor.clone(), descriptors.collect());
-    manifest.annotations = annotations(options, AnnotationPlace::Manifest, Some(&platform.id));
+    manifest.annotations = options.annotations_of(AnnotationPlace::Manifest, Some(&name(platform)));
     let bytes = manifest.to_json();
     let mut descriptor = Descriptor::of(flavor.manifest(), &bytes);
     descriptor.platform.clone_from(&platform.platform);
-    descriptor.annotations = annotations(options, AnnotationPlace::ManifestDescriptor, Some(&platform.id));
+    descriptor.annotations = options.annotations_of(AnnotationPlace::ManifestDescriptor, Some(&name(platform)));
     holds.push(keep(context, &format!("exporting manifest {}", descriptor.digest), bytes).await?);
     holds.push(keep(context, &format!("exporting config {}", config_descriptor.digest), config).await?);
     Ok((descriptor, config_descriptor))
@@ -202,10 +202,10 @@ async fn index(
     holds: &mut Vec<BlobHold>,
 ) -> Result<Descriptor, Fault> {
     let mut index = Index::new(flavor, manifests.to_vec());
-    index.annotations = annotations(options, AnnotationPlace::Index, None);
+    index.annotations = options.annotations_of(AnnotationPlace::Index, None);
     let bytes = index.to_json();
     let mut descriptor = Descriptor::of(flavor.index(), &bytes);
-    descriptor.annotations = annotations(options, AnnotationPlace::IndexDescriptor, None);
+    descriptor.annotations = options.annotations_of(AnnotationPlace::IndexDescriptor, None);
     holds.push(keep(context, &format!("exporting manifest list {}", descriptor.digest), bytes).await?);
     Ok(descriptor)
 }
@@ -218,21 +218,20 @@ async fn keep(context: &Context, what: &str, bytes: Vec<u8>) -> Result<BlobHold,
     put.map(|_| hold).map_err(|e| store_fault("cannot write the image", e))
 }
 
-fn annotations(options: &ImageOptions, place: AnnotationPlace, platform: Option<&str>) -> BTreeMap<String, String> {
-    let fits = |wanted: &Option<String>| wanted.is_none() || wanted.as_deref() == platform;
-    let chosen = options.annotations.iter().filter(|a| a.place == place && fits(&a.platform));
-    chosen.map(|a| (a.key.clone(), a.value.clone())).collect()
+/// What annotations call a platform.
+fn name(platform: &PlatformResult) -> String {
+    platform.platform.as_ref().map_or_else(|| platform.id.clone(), Platform::to_string)
 }
 
 fn check_annotations(result: &BuildResult, options: &ImageOptions, flavor: Flavor, indexed: bool) -> Result<(), Fault> {
     for annotation in &options.annotations {
         let key = &annotation.key;
         if let Some(platform) = &annotation.platform
-            && result.platforms.iter().all(|p| p.id != *platform)
+            && result.platforms.iter().all(|p| ![String::new(), platform.clone()].contains(&name(p)))
         {
             return Err(Fault::user(format!("annotation `{key}` is for `{platform}`, which is not built")));
         }
-        if flavor == Flavor::Docker {
+        if flavor == Flavor::Docker && annotation.place != AnnotationPlace::Manifest {
             return Err(Fault::user(format!("annotation `{key}` conflicts with `oci-mediatypes=false`")));
         }
         let of_index = matches!(annotation.place, AnnotationPlace::Index | AnnotationPlace::IndexDescriptor);

@@ -190,6 +190,14 @@ impl Exporter {
     pub fn with_chosen_name(mut self, chosen: Option<&str>) -> Exporter {
         if let (
             Exporter::Image(ImageOptions { names, .. }, _)
+    /// Adds the annotations that the frontend's words about its result ask for.
+    pub fn with_annotations(mut self, words: &BTreeMap<String, Vec<u8>>) -> Result<Exporter, Fault> {
+        if let Exporter::Image(image, _) | Exporter::Archive { image, .. } = &mut self {
+            image.annotate(words)?;
+        }
+        Ok(self)
+    }
+
             | Exporter::Archive { image: ImageOptions { names, .. }, .. },
             Some(chosen),
         ) = (&mut self, chosen)
