@@ -1,6 +1,6 @@
 //! Results for several platforms: what they share, and what is said of each.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
@@ -173,5 +173,24 @@ fn a_result_says_itself_how_its_image_is_annotated() {
     }
     let refused = returns(&served, &[("annotation[linux/s390x].a", "b")], exporter).unwrap_err();
     assert!(refused.message().contains("linux/s390x"), "{refused:?}");
+    served.ends();
+}
+
+#[test]
+fn the_same_image_of_all_platforms_is_asked_for_once() {
+    let Some(served) = served(&[]) else { return };
+    let kitchen = &served.kitchen;
+    for (from, expected) in [("FROM --platform=$BUILDPLATFORM busybox", 1), ("FROM busybox", 2)] {
+        kitchen.dockerfile(&format!(
+            "{from} AS all\nFROM scratch\nARG TARGETARCH\nCOPY --from=all /bin/sh /$TARGETARCH\n"
+        ));
+        let sent = served.build(&format!("--opt platform={BOTH} --output type=tar,dest=x.tar")).succeeds().stderr;
+        let here = kitchen.build(&format!("--platform {BOTH} --output type=tar,dest=x.tar")).succeeds().stderr;
+        for said in [sent, here] {
+            let shown = said.lines().filter(|line| line.contains("internal] load metadata for "));
+            let numbers: BTreeSet<&str> = shown.filter_map(|line| line.split(' ').next()).collect();
+            assert_eq!(numbers.len(), expected, "{from}: {said}");
+        }
+    }
     served.ends();
 }
