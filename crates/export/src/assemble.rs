@@ -61,7 +61,14 @@ pub(crate) async fn assemble(
         let task = context.tasks.start("exporting layers", 0);
         let layers = platform_layers(context, platform, options).await?;
         drop(task);
-        let (manifest, config) = manifest(context, platform, &layers, options, flavor, &mut assembled.holds).await?;
+        let own = platform.config.as_deref();
+        // What is said of one image is not said of each of several that have their own.
+        let config = match options.config.as_deref().map(str::as_bytes) {
+            Some(given) if !result.multi || own.is_none() => Some(given),
+            _ => own,
+        };
+        let holds = &mut assembled.holds;
+        let (manifest, config) = manifest(context, platform, config, &layers, options, flavor, holds).await?;
         assembled.config_digest = Some(config.digest);
         assembled.configs.push(config);
         assembled.manifests.push(manifest);
@@ -96,19 +103,20 @@ async fn platform_layers(
 async fn manifest(
     context: &Context,
     platform: &PlatformResult,
+    config: Option<&[u8]>,
     layers: &[Layer],
     options: &ImageOptions,
     flavor: Flavor,
     holds: &mut Vec<BlobHold>,
 ) -> Result<(Descriptor, Descriptor), Fault> {
     let doing = "cannot assemble the image";
-    let config = match &platform.config {
+    let config = match config {
         Some(config) if config.trim_ascii() == b"null" => {
             return Err(Fault::user("invalid null image config for export"));
         }
         Some(config) => {
             check_system(config)?;
-            config.clone()
+            config.to_vec()
         }
         None => ImageConfig::empty(&platform.platform.clone().unwrap_or_else(Platform::host)).to_json(),
     };

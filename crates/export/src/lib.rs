@@ -175,29 +175,11 @@ impl Exporter {
         }
     }
 
-    /// Sets the epoch where the attributes did not.
-    #[must_use]
-    pub fn with_default_epoch(mut self, default: Option<i64>) -> Exporter {
-        let (Exporter::Image(ImageOptions { epoch, .. }, _)
-        | Exporter::Archive { image: ImageOptions { epoch, .. }, .. }
-        | Exporter::Tree { epoch, .. }) = &mut self;
-        *epoch = epoch.or(default);
-        self
-    }
-
     /// Sets the name that the frontend chose, where the attributes leave it to that: `name=*`.
     #[must_use]
     pub fn with_chosen_name(mut self, chosen: Option<&str>) -> Exporter {
         if let (
             Exporter::Image(ImageOptions { names, .. }, _)
-    /// Adds the annotations that the frontend's words about its result ask for.
-    pub fn with_annotations(mut self, words: &BTreeMap<String, Vec<u8>>) -> Result<Exporter, Fault> {
-        if let Exporter::Image(image, _) | Exporter::Archive { image, .. } = &mut self {
-            image.annotate(words)?;
-        }
-        Ok(self)
-    }
-
             | Exporter::Archive { image: ImageOptions { names, .. }, .. },
             Some(chosen),
         ) = (&mut self, chosen)
@@ -206,6 +188,14 @@ impl Exporter {
             *names = options::names(chosen);
         }
         self
+    }
+
+    /// Adds the annotations that the frontend's words about its result ask for.
+    pub fn with_annotations(mut self, words: &BTreeMap<String, Vec<u8>>) -> Result<Exporter, Fault> {
+        if let Exporter::Image(image, _) | Exporter::Archive { image, .. } = &mut self {
+            image.annotate(words)?;
+        }
+        Ok(self)
     }
 
     /// Exports `result`; answers what BuildKit's exporter answers.

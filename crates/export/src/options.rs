@@ -22,6 +22,8 @@ pub struct ImageOptions {
     pub prefer_nondist_layers: bool,
     /// Annotations by the place they go to.
     pub annotations: Vec<Annotation>,
+    /// The image config, in the place of the result's own.
+    pub config: Option<String>,
 }
 
 /// One annotation.
@@ -137,6 +139,7 @@ impl Attributes {
             rewrite_timestamp: self.flag("rewrite-timestamp")?,
             prefer_nondist_layers: self.flag("prefer-nondist-layers")?,
             annotations: self.annotations()?,
+            config: self.text("containerimage.config").filter(|config| !config.is_empty()),
         };
         // Said about attestations, which this version makes none of: nothing to do, nothing lost.
         for key in ["attestation-inline", "oci-artifact"] {
