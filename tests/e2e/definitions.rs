@@ -1,8 +1,16 @@
 //! Definitions that no Dockerfile makes, as bytes: a client of its own would write them so.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+use proto::Message as _;
+use proto::moby::buildkit::v1 as wire;
+use session::Output;
+use session::local::LocalSession;
+use testkit::image::{File, TestImage, tar};
 
 use crate::daemon::Served;
+use crate::guest::{Guest, Most};
 use crate::harness::{Ended, is_root};
 use crate::who::Who;
 
@@ -35,11 +43,11 @@ fn number(id: i64, value: i64) -> Vec<u8> {
 struct Definition(Vec<Vec<u8>>);
 
 /// An output of one of them.
-type Output = (usize, i64);
+type Edge = (usize, i64);
 
 impl Definition {
-    fn add(&mut self, inputs: &[Output], op: Vec<u8>) -> usize {
-        let reads = |(of, index): &Output| {
+    fn add(&mut self, inputs: &[Edge], op: Vec<u8>) -> usize {
+        let reads = |(of, index): &Edge| {
             let digest = base::Digest::of(&self.0[*of]).to_string();
             field(1, [field(1, digest), number(2, *index)].concat())
         };
@@ -49,9 +57,15 @@ impl Definition {
     }
 
     fn busybox(&mut self) -> usize {
+        self.image("docker.io/library/busybox:latest", &[])
+    }
+
+    fn image(&mut self, name: &str, attributes: &[(&str, &str)]) -> usize {
         let arch = std::env::consts::ARCH.replace("x86_64", "amd64");
         let platform = field(10, [field(1, arch), field(2, "linux")].concat());
-        self.add(&[], [field(3, field(1, "docker-image://docker.io/library/busybox:latest")), platform].concat())
+        let pairs = attributes.iter().flat_map(|(key, value)| field(2, [field(1, key), field(2, value)].concat()));
+        let source = [field(1, format!("docker-image://{name}")), pairs.collect()].concat();
+        self.add(&[], [field(3, source), platform].concat())
     }
 
     fn run(&mut self, on: usize, script: &str) -> usize {
@@ -73,26 +87,26 @@ impl Definition {
     fn change(&mut self, on: Option<usize>, action: Vec<u8>) -> usize {
         let target = number(1, if on.is_some() { 0 } else { -1 });
         let action = [target, number(2, -1), number(3, 0), action].concat();
-        let inputs: Vec<Output> = on.iter().map(|on| (*on, 0)).collect();
+        let inputs: Vec<Edge> = on.iter().map(|on| (*on, 0)).collect();
         self.add(&inputs, field(4, field(2, action)))
     }
 
     fn merge(&mut self, trees: &[usize]) -> usize {
-        let inputs: Vec<Output> = trees.iter().map(|tree| (*tree, 0)).collect();
+        let inputs: Vec<Edge> = trees.iter().map(|tree| (*tree, 0)).collect();
         let merged: Vec<u8> = (0..trees.len() as i64).flat_map(|tree| field(1, number(1, tree))).collect();
         self.add(&inputs, field(6, merged))
     }
 
     /// What leads from one tree to another; none is an empty one.
     fn diff(&mut self, lower: Option<usize>, upper: Option<usize>) -> usize {
-        let inputs: Vec<Output> = lower.iter().chain(&upper).map(|tree| (*tree, 0)).collect();
+        let inputs: Vec<Edge> = lower.iter().chain(&upper).map(|tree| (*tree, 0)).collect();
         let lower_input = if lower.is_some() { 0 } else { -1 };
         let upper_input = if upper.is_some() { inputs.len() as i64 - 1 } else { -1 };
         self.add(&inputs, field(7, [field(1, number(1, lower_input)), field(2, number(1, upper_input))].concat()))
     }
 
     /// `pb.Definition` whose result is this output.
-    fn bytes(&self, output: Output) -> Vec<u8> {
+    fn bytes(&self, output: Edge) -> Vec<u8> {
         let mut whole = Definition(self.0.clone());
         whole.add(&[output], Vec::new());
         whole.0.iter().flat_map(|op| field(1, op)).collect()
@@ -100,7 +114,7 @@ impl Definition {
 }
 
 /// Builds an output into the directory `out`.
-fn export(served: &Served, definition: &Definition, output: Output) -> Ended {
+fn export(served: &Served, definition: &Definition, output: Edge) -> Ended {
     let _ = fs::remove_dir_all(served.kitchen.world.path("out"));
     let line = "build --progress=plain --output type=local,dest=out";
     served.buildctl(line).stdin(definition.bytes(output)).ends()
@@ -182,5 +196,80 @@ fn a_difference_is_made_of_two_trees_and_laid_over_a_third() {
     let emptied = llb.merge(&[other, all]);
     assert_eq!(export(&served, &llb, (emptied, 0)).code, Some(0));
     assert!(exported(&served).is_empty());
+    served.ends();
+}
+
+#[test]
+fn of_an_image_only_the_layers_that_are_asked_for_are_taken() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let file = |path| tar(&[File { path, mode: 0o644, data: path.into(), link: None }]);
+    TestImage::of_layers(["one", "two", "three"].map(file).into()).put(&served.kitchen.registry, "three", "1");
+    let name = format!("{}/three:1", served.kitchen.registry.host());
+    for (limit, expected) in
+        [("1", Ok(&["one"][..])), ("2", Ok(&["one", "two"])), ("0", Err("invalid layer limit `0`"))]
+    {
+        let mut llb = Definition::default();
+        let image = llb.image(&name, &[("image.layerlimit", limit)]);
+        let ended = export(&served, &llb, (image, 0));
+        match expected {
+            Ok(names) => {
+                assert_eq!(ended.code, Some(0), "{ended:?}");
+                assert_eq!(exported(&served), names, "{limit}");
+            }
+            Err(words) => {
+                assert_ne!(ended.code, Some(0), "{ended:?}");
+                ended.says(words);
+            }
+        }
+    }
+    served.ends();
+}
+
+/// The time that a build argument sets holds for outputs, whatever makes the result.
+#[test]
+fn outputs_of_definitions_take_the_time_of_the_build_argument() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let mut llb = Definition::default();
+    let file = llb.mkfile(None, "/f", "x");
+    let definition = llb.bytes((file, 0));
+    let time = |dir: &str| fs::metadata(served.kitchen.world.path(dir).join("f")).unwrap().mtime();
+    const EPOCH: i64 = 1_445_412_480;
+    for (n, (more, is_set)) in [("", true), (",source-date-epoch=", false)].into_iter().enumerate() {
+        let line =
+            |dir: &str| format!("build --opt build-arg:SOURCE_DATE_EPOCH={EPOCH} --output type=local,dest={dir}{more}");
+        let [sent, here] = ["sent", "here"].map(|dir| format!("{dir}{n}"));
+        served.buildctl(&line(&sent)).stdin(definition.clone()).succeeds();
+        served.kitchen.world.daemonless(line(&here).split_whitespace()).stdin(definition.clone()).succeeds();
+        assert_eq!([time(&sent) == EPOCH, time(&here) == EPOCH], [is_set; 2], "{more}");
+    }
+    // Clients of BuildKit's leave it to the daemon.
+    let guest = Guest::new(&served.kitchen.world.path("b.sock"));
+    let builds = |name: &str, exporter: wire::Exporter, output: Output| {
+        let joined = guest.joins(LocalSession::new(name).with_output(output), Most::ALL);
+        let options = [("build-arg:SOURCE_DATE_EPOCH".to_owned(), EPOCH.to_string())];
+        let request = wire::SolveRequest {
+            r#ref: name.to_owned(),
+            session: joined.id.clone(),
+            definition: Some(proto::pb::Definition::decode(&definition[..]).unwrap()),
+            frontend_attrs: options.into(),
+            exporters: vec![exporter],
+            ..wire::SolveRequest::default()
+        };
+        guest.solves(request).unwrap();
+    };
+    let dir = served.kitchen.world.path("guest");
+    builds("one", wire::Exporter { r#type: "local".to_owned(), ..Default::default() }, Output::Directory(dir));
+    assert_eq!(time("guest"), EPOCH);
+    // They also say what the config of an image without a frontend is.
+    let config = serde_json::json!({"architecture": "arm64", "os": "linux", "config": {"Env": ["A=b"]}}).to_string();
+    let attrs = [("containerimage.config".to_owned(), config)].into();
+    let archive = served.kitchen.world.path("guest.tar");
+    builds("two", wire::Exporter { r#type: "docker".to_owned(), attrs }, Output::File(archive));
+    let script = "tar xOf guest.tar $(tar xOf guest.tar manifest.json | sed 's/.*\"Config\":\"\\([^\"]*\\)\".*/\\1/')";
+    let config = served.kitchen.world.run("sh").args(["-c", script]).succeeds().text();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!((&config["architecture"], &config["config"]["Env"][0]), (&"arm64".into(), &"A=b".into()), "{config:#}");
+    assert_eq!(config["created"], "2015-10-21T07:28:00Z");
+    drop(guest);
     served.ends();
 }

@@ -50,6 +50,7 @@ mod logins;
 mod one_state;
 mod outputs;
 mod own_image;
+mod platforms;
 mod policies;
 mod program;
 mod proxies;

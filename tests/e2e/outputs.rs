@@ -232,6 +232,25 @@ fn the_same_build_has_the_same_bytes() {
 }
 
 #[test]
+fn layers_with_rewritten_times_say_so() {
+    let Some(kitchen) = prepared() else { return };
+    let epoch = "1700000000";
+    for (attributes, expected) in
+        [("", serde_json::json!({"buildkit/rewritten-timestamp": epoch})), (",oci-mediatypes=false", Value::Null)]
+    {
+        let line = format!("--output type=oci,tar=false,dest=layout,rewrite-timestamp=true{attributes}");
+        kitchen.build(&line).env("SOURCE_DATE_EPOCH", epoch).succeeds();
+        let layout = kitchen.world.path("layout");
+        let index = json(&fs::read(layout.join("index.json")).unwrap());
+        let digest = index["manifests"][0]["digest"].as_str().unwrap().replace(':', "/");
+        let manifest = json(&fs::read(layout.join("blobs").join(digest)).unwrap());
+        let said: Vec<&Value> = manifest["layers"].as_array().unwrap().iter().map(|l| &l["annotations"]).collect();
+        assert_eq!(said, [&Value::Null, &expected, &expected, &expected], "the base's stays: {manifest:#}");
+        fs::remove_dir_all(layout).unwrap();
+    }
+}
+
+#[test]
 fn several_platforms_make_an_index() {
     needs!(tool "skopeo");
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };

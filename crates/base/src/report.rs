@@ -154,6 +154,12 @@ impl Label {
         Label { digest, name, inputs: Vec::new(), group: None }
     }
 
+    /// A question that is no op: `load metadata for ..`. Whoever asks the same in a build, for another platform of the result
+    /// too, is shown the same vertex; `about` says what is the same.
+    pub fn question(name: impl Into<String>, about: &str) -> Label {
+        Label { digest: Digest::of(about), name: name.into(), inputs: Vec::new(), group: None }
+    }
+
     /// The vertex, to which nothing happened yet.
     pub fn vertex(&self) -> Vertex {
         Vertex {

@@ -116,7 +116,8 @@ impl Bridge {
         let platform = platform.unwrap_or_else(|| self.core.platforms[0].clone());
         let job = &self.job.job;
         let label = if log_name.is_empty() { format!("resolve image config for {name}") } else { log_name.to_owned() };
-        let running = Running::start(job.sink.clone(), &Label::phase(&label));
+        let about = format!("docker-image://{reference}{platform}");
+        let running = Running::start(job.sink.clone(), &Label::question(&label, &about));
         let resolving = self.core.images.resolve(job, &reference, &platform, mode);
         let image = running.end(self.job_until_cancelled(resolving).await)?;
         let reference = image.reference.to_string();
@@ -139,7 +140,8 @@ impl Bridge {
             "" => format!("resolve image config for {}", source.identifier),
             given => given.to_owned(),
         };
-        let running = Running::start(job.sink.clone(), &Label::phase(&label));
+        let about = format!("{}{platform}", source.identifier);
+        let running = Running::start(job.sink.clone(), &Label::question(&label, &about));
         let jobs = std::slice::from_ref(job);
         let resolving = self.core.images.resolve_layout(jobs, &layout.store, &layout.reference, &platform);
         let image = running.end(self.job_until_cancelled(resolving).await)?;

@@ -8,12 +8,13 @@ use std::sync::{Arc, PoisonError};
 use async_trait::async_trait;
 use base::progress::{Discard, Event, Warning};
 use base::report::{Label, Running, Tasks};
-use base::{Cancel, Fault};
+use base::{Cancel, Digest, Fault};
 use export::{BuildResult, Exporter, PlatformResult};
 use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
 use session::Output;
 use solver::CacheKey;
+use store::LazyLayer;
 
 use crate::api::Engine;
 use crate::bridge::Bridge;
@@ -82,7 +83,12 @@ impl Engine {
                 let wanted = job.job.unless_cancelled(session.late_exports(result.metadata.clone(), refs)).await?;
                 exports.extend(wanted.into_iter().map(|late| ExportRequest { kind: late.kind, attrs: late.attrs }));
             }
-            match self.export_built(job, &result, built, exporters(&exports)?, caches, options).await {
+            let epoch = built.platforms.iter().find_map(|platform| platform.epoch);
+            for export in &mut exports {
+                export.take_epoch(options);
+                export.take_result_epoch(epoch);
+            }
+            match self.export_built(job, &result, built, exporters(&exports)?, caches).await {
                 Err(fault) if job.job.gives_up(&fault) => {
                     tracing::warn!(%fault, "going on without a cache");
                     result = result.anew();
@@ -103,14 +109,11 @@ impl Engine {
         built: Built,
         exporters: Vec<Exporter>,
         caches: &CacheExports,
-        options: &BTreeMap<String, String>,
     ) -> Result<SolveResponse, Fault> {
         if caches.inline || !caches.is_empty() {
             self.driver.remembered().await;
         }
         let keys: Vec<Arc<CacheKey>> = built.platforms.iter().flat_map(|platform| &platform.keys).cloned().collect();
-        // `SOURCE_DATE_EPOCH` as a build argument holds where neither exports nor the result say otherwise.
-        let epoch = default_epoch(options).or(built.platforms.iter().find_map(|platform| platform.epoch));
         let mut result = BuildResult { platforms: Vec::new(), multi: built.multi };
         for platform in built.platforms {
             let tree = match platform.tree {
@@ -146,7 +149,7 @@ impl Engine {
         }
         // Outputs are written once.
         let may_repeat = exporters.is_empty();
-        let exporting = self.run_exporters(job, made, &result, exporters, epoch);
+        let exporting = self.run_exporters(job, made, &result, exporters);
         if caches.is_empty() {
             return exporting.await;
         }
@@ -176,7 +179,6 @@ impl Engine {
         made: &FrontendResult,
         result: &BuildResult,
         exporters: Vec<Exporter>,
-        epoch: Option<i64>,
     ) -> Result<SolveResponse, Fault> {
         let mut response = SolveResponse { exporter_response: made.told_clients(), ..SolveResponse::default() };
         for (index, exporter) in exporters.into_iter().enumerate() {
@@ -186,8 +188,8 @@ impl Engine {
                 }
                 output => output,
             };
+            let exporter = exporter.with_annotations(&made.metadata)?.with_chosen_name(made.image_name());
             let running = Running::start(job.job.sink.clone(), &Label::phase(exporter.title()));
-            let exporter = exporter.with_default_epoch(epoch).with_chosen_name(made.image_name());
             let cancel = Cancel::new();
             let context = self.context(&job.job, running.tasks(), cancel.clone());
             let exported = tokio::select! {
@@ -221,13 +223,6 @@ impl Engine {
 /// How outputs are written. What is wrong with them is said before anything is done.
 pub(crate) fn exporters(exports: &[ExportRequest]) -> Result<Vec<Exporter>, Fault> {
     exports.iter().map(|export| Exporter::read(&export.kind, &export.attrs)).collect()
-}
-
-/// `SOURCE_DATE_EPOCH` as a build argument holds for exporters too.
-fn default_epoch(options: &BTreeMap<String, String>) -> Option<i64> {
-    let text = options.get("build-arg:SOURCE_DATE_EPOCH").filter(|text| !text.is_empty())?;
-    // Not a number of seconds: the frontend knows other forms, and refuses what is none.
-    text.parse().ok().filter(|seconds| *seconds >= 0)
 }
 
 /// Warns if the result is not for the platforms that were asked for.
@@ -266,11 +261,19 @@ struct LazyLayers {
 
 #[async_trait]
 impl export::Lazy for LazyLayers {
-    async fn fetch_blob(&self, snapshot: store::SnapshotId) -> Result<(), Fault> {
-        match self.core.store.snapshots().lazy(&snapshot) {
-            Some(layer) => self.core.fetch_layer(&self.job, &self.tasks, snapshot, layer).await,
-            None => Ok(()),
+    fn of_build(&self, layer: Arc<LazyLayer>) -> Arc<LazyLayer> {
+        self.job.layer(&layer).map_or(layer, Arc::new)
+    }
+
+    async fn fetch_blob(&self, snapshot: store::SnapshotId, digest: &Digest) -> Result<(), Fault> {
+        let Some(mut layer) = self.core.store.snapshots().lazy(&snapshot) else { return Ok(()) };
+        if layer.digest != *digest {
+            layer = self.of_build(layer);
+            // It goes with the snapshot, as the blob does that this is made from.
+            let attached = self.core.store.content().attach(&layer.digest, &snapshot);
+            attached.map_err(|e| crate::core::store_fault("cannot keep a layer", e))?;
         }
+        self.core.fetch_layer(&self.job, &self.tasks, snapshot, layer).await
     }
 
     async fn fill(&self, snapshot: &store::Hold) -> Result<(), Fault> {

@@ -112,6 +112,29 @@ pub struct ExportRequest {
     pub attrs: BTreeMap<String, String>,
 }
 
+/// Which attribute of an output says that no time in it is later.
+const EPOCH: &str = "source-date-epoch";
+
+impl ExportRequest {
+    /// The build argument `SOURCE_DATE_EPOCH` holds for outputs whose attributes say nothing else. An empty one says that no
+    /// time is set, whatever the result says.
+    pub fn take_epoch(&mut self, options: &BTreeMap<String, String>) {
+        let given = options.get("build-arg:SOURCE_DATE_EPOCH");
+        // Not a number of seconds: the frontend knows other forms, and refuses what is none.
+        let is_time = |text: &&String| text.is_empty() || text.parse::<i64>().is_ok_and(|seconds| seconds >= 0);
+        if let Some(text) = given.filter(is_time) {
+            self.attrs.entry(EPOCH.to_owned()).or_insert_with(|| text.clone());
+        }
+    }
+
+    /// The same for what the result says itself.
+    pub(crate) fn take_result_epoch(&mut self, seconds: Option<i64>) {
+        if let Some(seconds) = seconds.filter(|seconds| *seconds >= 0) {
+            self.attrs.entry(EPOCH.to_owned()).or_insert_with(|| seconds.to_string());
+        }
+    }
+}
+
 /// What is to become of a result.
 #[derive(Clone, Debug, Default)]
 pub struct Exports {

@@ -61,7 +61,14 @@ pub(crate) async fn assemble(
         let task = context.tasks.start("exporting layers", 0);
         let layers = platform_layers(context, platform, options).await?;
         drop(task);
-        let (manifest, config) = manifest(context, platform, &layers, options, flavor, &mut assembled.holds).await?;
+        let own = platform.config.as_deref();
+        // What is said of one image is not said of each of several that have their own.
+        let config = match options.config.as_deref().map(str::as_bytes) {
+            Some(given) if !result.multi || own.is_none() => Some(given),
+            _ => own,
+        };
+        let holds = &mut assembled.holds;
+        let (manifest, config) = manifest(context, platform, config, &layers, options, flavor, holds).await?;
         assembled.config_digest = Some(config.digest);
         assembled.configs.push(config);
         assembled.manifests.push(manifest);
@@ -96,19 +103,20 @@ async fn platform_layers(
 async fn manifest(
     context: &Context,
     platform: &PlatformResult,
+    config: Option<&[u8]>,
     layers: &[Layer],
     options: &ImageOptions,
     flavor: Flavor,
     holds: &mut Vec<BlobHold>,
 ) -> Result<(Descriptor, Descriptor), Fault> {
     let doing = "cannot assemble the image";
-    let config = match &platform.config {
+    let config = match config {
         Some(config) if config.trim_ascii() == b"null" => {
             return Err(Fault::user("invalid null image config for export"));
         }
         Some(config) => {
             check_system(config)?;
-            config.clone()
+            config.to_vec()
         }
         None => ImageConfig::empty(&platform.platform.clone().unwrap_or_else(Platform::host)).to_json(),
     };
@@ -138,11 +146,11 @@ async fn manifest(
 
     let descriptors = layers.iter().map(|layer| layer.descriptor.clone());
     let mut manifest = Manifest::new(flavor, config_descriptor.clone(), descriptors.collect());
-    manifest.annotations = annotations(options, AnnotationPlace::Manifest, Some(&platform.id));
+    manifest.annotations = options.annotations_of(AnnotationPlace::Manifest, Some(&name(platform)));
     let bytes = manifest.to_json();
     let mut descriptor = Descriptor::of(flavor.manifest(), &bytes);
     descriptor.platform.clone_from(&platform.platform);
-    descriptor.annotations = annotations(options, AnnotationPlace::ManifestDescriptor, Some(&platform.id));
+    descriptor.annotations = options.annotations_of(AnnotationPlace::ManifestDescriptor, Some(&name(platform)));
     holds.push(keep(context, &format!("exporting manifest {}", descriptor.digest), bytes).await?);
     holds.push(keep(context, &format!("exporting config {}", config_descriptor.digest), config).await?);
     Ok((descriptor, config_descriptor))
@@ -202,10 +210,10 @@ async fn index(
     holds: &mut Vec<BlobHold>,
 ) -> Result<Descriptor, Fault> {
     let mut index = Index::new(flavor, manifests.to_vec());
-    index.annotations = annotations(options, AnnotationPlace::Index, None);
+    index.annotations = options.annotations_of(AnnotationPlace::Index, None);
     let bytes = index.to_json();
     let mut descriptor = Descriptor::of(flavor.index(), &bytes);
-    descriptor.annotations = annotations(options, AnnotationPlace::IndexDescriptor, None);
+    descriptor.annotations = options.annotations_of(AnnotationPlace::IndexDescriptor, None);
     holds.push(keep(context, &format!("exporting manifest list {}", descriptor.digest), bytes).await?);
     Ok(descriptor)
 }
@@ -218,21 +226,20 @@ async fn keep(context: &Context, what: &str, bytes: Vec<u8>) -> Result<BlobHold,
     put.map(|_| hold).map_err(|e| store_fault("cannot write the image", e))
 }
 
-fn annotations(options: &ImageOptions, place: AnnotationPlace, platform: Option<&str>) -> BTreeMap<String, String> {
-    let fits = |wanted: &Option<String>| wanted.is_none() || wanted.as_deref() == platform;
-    let chosen = options.annotations.iter().filter(|a| a.place == place && fits(&a.platform));
-    chosen.map(|a| (a.key.clone(), a.value.clone())).collect()
+/// What annotations call a platform.
+fn name(platform: &PlatformResult) -> String {
+    platform.platform.as_ref().map_or_else(|| platform.id.clone(), Platform::to_string)
 }
 
 fn check_annotations(result: &BuildResult, options: &ImageOptions, flavor: Flavor, indexed: bool) -> Result<(), Fault> {
     for annotation in &options.annotations {
         let key = &annotation.key;
         if let Some(platform) = &annotation.platform
-            && result.platforms.iter().all(|p| p.id != *platform)
+            && result.platforms.iter().all(|p| ![String::new(), platform.clone()].contains(&name(p)))
         {
             return Err(Fault::user(format!("annotation `{key}` is for `{platform}`, which is not built")));
         }
-        if flavor == Flavor::Docker {
+        if flavor == Flavor::Docker && annotation.place != AnnotationPlace::Manifest {
             return Err(Fault::user(format!("annotation `{key}` conflicts with `oci-mediatypes=false`")));
         }
         let of_index = matches!(annotation.place, AnnotationPlace::Index | AnnotationPlace::IndexDescriptor);

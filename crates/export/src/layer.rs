@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use base::{Digest, Fault, Kind};
 use image::layer::{Entry, Time};
-use image::{Compression, CompressionOptions, Descriptor, media_type};
+use image::{Compression, CompressionOptions, Descriptor, annotation, media_type};
 use store::{LayerRecord, LazyLayer, SnapshotId, Store};
 
 use crate::{Context, ImageOptions, store_fault};
@@ -96,7 +96,8 @@ async fn layer(
         sources,
         present,
     };
-    if let Some(lazy) = lazy.filter(|lazy| epoch.is_none() && fits(lazy, wanted)) {
+    let mut pulled = lazy.into_iter().flat_map(|known| [context.lazy.of_build(known.clone()), known]);
+    if let Some(lazy) = pulled.find(|lazy| fits(lazy, wanted) && epoch.is_none_or(|epoch| is_of(lazy, epoch))) {
         let mut descriptor = Descriptor::new(lazy.media_type.clone(), lazy.digest, lazy.size);
         descriptor.annotations.clone_from(&lazy.annotations);
         match foreign {
@@ -109,12 +110,20 @@ async fn layer(
     let record = made(context, id, wanted, epoch).await?;
     let mut descriptor = Descriptor::new(record.media_type.clone(), record.digest, record.size);
     descriptor.annotations.clone_from(&record.annotations);
+    if let Some(epoch) = epoch {
+        descriptor = descriptor.annotate(annotation::REWRITTEN_TIMESTAMP, epoch.to_string());
+    }
     Ok(shown(descriptor, record.diff_id, Vec::new(), true))
 }
 
 /// Whether a layer that was pulled will do as it is.
 fn fits(lazy: &LazyLayer, wanted: &CompressionOptions) -> bool {
     !wanted.needs_conversion(media_type::layer_compression(&lazy.media_type))
+}
+
+/// Whether the times in a layer that was pulled are no later already.
+fn is_of(lazy: &LazyLayer, epoch: i64) -> bool {
+    lazy.annotations.get(annotation::REWRITTEN_TIMESTAMP).is_some_and(|known| *known == epoch.to_string())
 }
 
 fn variant(wanted: &CompressionOptions, epoch: Option<i64>) -> String {

@@ -6,6 +6,7 @@
 mod archive;
 mod assemble;
 mod layer;
+mod offer;
 mod options;
 mod push;
 mod tree;
@@ -21,7 +22,7 @@ use base::report::Tasks;
 use base::{Cancel, Digest, Fault, Kind, Platform};
 use registry::{Client, CredentialSource};
 use session::Output;
-use store::{Hold, SnapshotId, Store};
+use store::{Hold, LazyLayer, SnapshotId, Store};
 
 pub use layer::{Layer, layer_of};
 pub use options::{Annotation, AnnotationPlace, Attributes, ImageOptions, PushOptions, Stale};
@@ -63,8 +64,10 @@ pub trait Inline: Send + Sync + std::fmt::Debug {
 /// What lazy layers need from whoever pulled them.
 #[async_trait]
 pub trait Lazy: Send + Sync {
-    /// Brings the layer's own blob into the content store.
-    async fn fetch_blob(&self, snapshot: SnapshotId) -> Result<(), Fault>;
+    /// The layer as an image of this build has it: the same files may come as another blob than the store knows.
+    fn of_build(&self, layer: Arc<LazyLayer>) -> Arc<LazyLayer>;
+    /// Brings a blob of the layer, the store's or the build's, into the content store.
+    async fn fetch_blob(&self, snapshot: SnapshotId, digest: &Digest) -> Result<(), Fault>;
     /// Unpacks the snapshot and all below it.
     async fn fill(&self, snapshot: &Hold) -> Result<(), Fault>;
 }
@@ -172,16 +175,6 @@ impl Exporter {
         }
     }
 
-    /// Sets the epoch where the attributes did not.
-    #[must_use]
-    pub fn with_default_epoch(mut self, default: Option<i64>) -> Exporter {
-        let (Exporter::Image(ImageOptions { epoch, .. }, _)
-        | Exporter::Archive { image: ImageOptions { epoch, .. }, .. }
-        | Exporter::Tree { epoch, .. }) = &mut self;
-        *epoch = epoch.or(default);
-        self
-    }
-
     /// Sets the name that the frontend chose, where the attributes leave it to that: `name=*`.
     #[must_use]
     pub fn with_chosen_name(mut self, chosen: Option<&str>) -> Exporter {
@@ -195,6 +188,14 @@ impl Exporter {
             *names = options::names(chosen);
         }
         self
+    }
+
+    /// Adds the annotations that the frontend's words about its result ask for.
+    pub fn with_annotations(mut self, words: &BTreeMap<String, Vec<u8>>) -> Result<Exporter, Fault> {
+        if let Exporter::Image(image, _) | Exporter::Archive { image, .. } = &mut self {
+            image.annotate(words)?;
+        }
+        Ok(self)
     }
 
     /// Exports `result`; answers what BuildKit's exporter answers.

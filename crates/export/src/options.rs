@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::Fault;
+use base::{Fault, Platform};
 use image::{BadAttribute, CompressionOptions};
 
 /// Attributes shared by the image exporters (`image`, `oci`, `docker`).
@@ -22,6 +22,8 @@ pub struct ImageOptions {
     pub prefer_nondist_layers: bool,
     /// Annotations by the place they go to.
     pub annotations: Vec<Annotation>,
+    /// The image config, in the place of the result's own.
+    pub config: Option<String>,
 }
 
 /// One annotation.
@@ -137,6 +139,7 @@ impl Attributes {
             rewrite_timestamp: self.flag("rewrite-timestamp")?,
             prefer_nondist_layers: self.flag("prefer-nondist-layers")?,
             annotations: self.annotations()?,
+            config: self.text("containerimage.config").filter(|config| !config.is_empty()),
         };
         // Said about attestations, which this version makes none of: nothing to do, nothing lost.
         for key in ["attestation-inline", "oci-artifact"] {
@@ -195,36 +198,73 @@ impl Attributes {
 
     /// `annotation[-place][\[platform\]].key=value`
     pub(crate) fn annotations(&mut self) -> Result<Vec<Annotation>, Fault> {
-        let keys: Vec<String> = self.rest.keys().filter(|k| k.starts_with("annotation")).cloned().collect();
         let mut annotations = Vec::new();
-        for full in keys {
-            let Some((head, key)) = full.split_once('.') else { continue };
-            // A platform in brackets may itself hold a dot.
-            let (head, key) = match full.split_once(']') {
-                Some((head, rest)) if head.contains('[') && !rest.is_empty() => {
-                    (head, rest.strip_prefix('.').unwrap_or(rest))
-                }
-                _ => (head, key),
-            };
-            let (place, platform) = match head.split_once('[') {
-                Some((place, platform)) => (place, Some(platform.trim_end_matches(']').to_owned())),
-                None => (head, None),
-            };
-            let place = match place {
-                "annotation" | "annotation-manifest" => AnnotationPlace::Manifest,
-                "annotation-manifest-descriptor" => AnnotationPlace::ManifestDescriptor,
-                "annotation-index" => AnnotationPlace::Index,
-                "annotation-index-descriptor" => AnnotationPlace::IndexDescriptor,
-                _ => continue,
-            };
-            if key.is_empty() {
-                return Err(Fault::user(format!("output attribute `{full}` names no annotation")));
+        let mut failed = None;
+        self.rest.retain(|full, value| match Annotation::read(full, value) {
+            Ok(Some(annotation)) => {
+                annotations.push(annotation);
+                false
             }
-            let key = key.to_owned();
-            let value = self.rest.remove(&full).unwrap_or_default();
-            annotations.push(Annotation { place, platform, key, value });
+            Ok(None) => true,
+            Err(fault) => {
+                failed.get_or_insert(fault);
+                false
+            }
+        });
+        failed.map_or(Ok(annotations), Err)
+    }
+}
+
+impl Annotation {
+    /// Reads the name of an attribute, or of a word about a result; none if it is none of an annotation.
+    fn read(full: &str, value: &str) -> Result<Option<Annotation>, Fault> {
+        if !full.starts_with("annotation") {
+            return Ok(None);
         }
-        Ok(annotations)
+        let Some((head, key)) = full.split_once('.') else { return Ok(None) };
+        // A platform in brackets may itself hold a dot.
+        let (head, key) = match full.split_once(']') {
+            Some((head, rest)) if head.contains('[') && !rest.is_empty() => {
+                (head, rest.strip_prefix('.').unwrap_or(rest))
+            }
+            _ => (head, key),
+        };
+        let (place, platform) = match head.split_once('[') {
+            Some((place, platform)) => (place, Some(platform.trim_end_matches(']'))),
+            None => (head, None),
+        };
+        let place = match place {
+            "annotation" | "annotation-manifest" => AnnotationPlace::Manifest,
+            "annotation-manifest-descriptor" => AnnotationPlace::ManifestDescriptor,
+            "annotation-index" => AnnotationPlace::Index,
+            "annotation-index-descriptor" => AnnotationPlace::IndexDescriptor,
+            _ => return Ok(None),
+        };
+        if key.is_empty() {
+            return Err(Fault::user(format!("`{full}` names no annotation")));
+        }
+        // Platforms have several spellings.
+        let spelled = |text: &str| text.parse::<Platform>().map_or_else(|_| text.to_owned(), |known| known.to_string());
+        let (key, value) = (key.to_owned(), value.to_owned());
+        Ok(Some(Annotation { place, platform: platform.map(spelled), key, value }))
+    }
+}
+
+impl ImageOptions {
+    /// Adds what the result's own words (`annotation.KEY`, ..) say of the image, which counts for more than attributes.
+    pub(crate) fn annotate(&mut self, words: &BTreeMap<String, Vec<u8>>) -> Result<(), Fault> {
+        for (key, value) in words {
+            self.annotations.extend(Annotation::read(key, &String::from_utf8_lossy(value))?);
+        }
+        Ok(())
+    }
+
+    /// The annotations of a place, those for one platform before those for all.
+    pub(crate) fn annotations_of(&self, place: AnnotationPlace, platform: Option<&str>) -> BTreeMap<String, String> {
+        let all = self.annotations.iter().filter(|annotation| annotation.place == place);
+        let (own, general): (Vec<_>, Vec<_>) = all.partition(|annotation| annotation.platform.is_some());
+        let own = own.into_iter().filter(|annotation| platform.is_none() || annotation.platform.as_deref() == platform);
+        general.into_iter().chain(own).map(|annotation| (annotation.key.clone(), annotation.value.clone())).collect()
     }
 }
 

@@ -12,21 +12,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base::report::Task;
 use base::{Fault, Kind};
-use files::receive::Sent;
 use files::untar::{self, Times};
-use files::walk::{Filter, Verdict, walk};
 use image::layer::{Entry, EntryKind, tar};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use session::others::remove_others;
-use session::remote::Files;
-use session::{Output, RemoteOutput, RemoteStream};
+use session::{Output, RemoteStream};
 use store::TarSource;
-use sys::mount::{FsView, Mounted};
-use sys::path::{Links, Root};
 
 use crate::layer::EntryMap;
-use crate::{BuildResult, Context, PlatformResult, joined, output_fault, store_fault};
+use crate::{BuildResult, Context, PlatformResult, joined, offer, output_fault, store_fault};
 
 pub(crate) async fn write(
     context: &Context,
@@ -38,16 +33,14 @@ pub(crate) async fn write(
 ) -> Result<BTreeMap<String, String>, Fault> {
     let several = result.multi || result.platforms.len() > 1;
     let split = platform_split.unwrap_or(several);
-    if !split && result.platforms.len() > 1 {
-        return Err(
-            Fault::user("several platforms cannot share one directory").hint("leave out `platform-split=false`")
-        );
-    }
-    if let (true, Output::Remote(remote)) = (local, &output) {
-        return send_tree(context, result, epoch, split, &**remote).await;
-    }
     for tree in result.platforms.iter().filter_map(|p| p.tree.as_ref()) {
         context.lazy.fill(tree).await?;
+    }
+    if !split && result.platforms.len() > 1 {
+        check_apart(context, &result.platforms).await?;
+    }
+    if let (true, Output::Remote(remote)) = (local, &output) {
+        return offer::send(context, result, epoch, split, &**remote).await;
     }
     let platforms: Vec<(Vec<u8>, PlatformResult)> = result
         .platforms
@@ -143,7 +136,7 @@ pub(crate) fn unpack_into(dir: &Path, mut tar: impl Read) -> io::Result<()> {
 }
 
 /// What the directory of a platform is called. Where nobody said which it is, it is the machine's.
-fn folder(platform: &PlatformResult) -> String {
+pub(crate) fn folder(platform: &PlatformResult) -> String {
     let id = match platform.id.as_str() {
         "" => platform.platform.clone().unwrap_or_else(base::Platform::host).to_string(),
         id => id.to_owned(),
@@ -151,108 +144,37 @@ fn folder(platform: &PlatformResult) -> String {
     id.replace('/', "_")
 }
 
-/// Offers the files to the client, who takes those that it does not have.
-async fn send_tree(
-    context: &Context,
-    result: &BuildResult,
-    epoch: Option<i64>,
-    split: bool,
-    remote: &dyn RemoteOutput,
-) -> Result<BTreeMap<String, String>, Fault> {
-    let mut trees = Vec::new();
-    for platform in &result.platforms {
-        if let Some(tree) = &platform.tree {
-            context.lazy.fill(tree).await?;
-        }
-        let view = platform.tree.as_ref().map(|tree| context.store.snapshots().view(&tree.id()));
-        let view = view.transpose().map_err(|e| store_fault("cannot read the result", e))?;
-        trees.push((if split { folder(platform) } else { String::new() }, view));
-    }
-    let mut task = context.tasks.start("copying files", 0);
-    let offer = remote.tree().await?;
-    let (scratch, cancel) = (context.store.dir().join("mounts"), context.cancel.clone());
-    context
-        .blocking("sending a tree to the client".to_owned(), move || {
-            let mount = |(prefix, view): (String, Option<FsView>)| {
-                let mounted = view.map(|view| Mounted::new(&view, &scratch)).transpose();
-                let mounted = mounted.map_err(|e| Fault::because(Kind::Environment, "cannot mount the result", e))?;
-                let root = mounted.as_ref().map(|mounted| Root::open(mounted.path())).transpose();
-                let root = root.map_err(|e| Fault::because(Kind::Environment, "cannot open the result", e))?;
-                Ok(Offered { prefix, root, _mounted: mounted })
-            };
-            let trees = trees.into_iter().map(mount).collect::<Result<Vec<_>, Fault>>()?;
-            let trees = Trees { trees, epoch, cancel: cancel.clone() };
-            offer.send(&trees, &cancel, &mut |sent| task.at(sent))
-        })
-        .await?;
-    Ok(BTreeMap::new())
-}
-
-/// The files of a result, below a directory per platform where there are several.
-struct Trees {
-    trees: Vec<Offered>,
-    epoch: Option<i64>,
-    cancel: base::Cancel,
-}
-
-struct Offered {
-    prefix: String,
-    root: Option<Root>,
-    _mounted: Option<Mounted>,
-}
-
-impl Files for Trees {
-    fn list(&self, visit: &mut dyn FnMut(Sent) -> Result<(), Fault>) -> Result<(), Fault> {
-        let failed = |e| Fault::because(Kind::Environment, "cannot read the result", e);
-        let mut names: Vec<&Offered> = self.trees.iter().collect();
-        names.sort_by(|one, two| one.prefix.cmp(&two.prefix));
-        for tree in names {
-            let below = |path: &[u8]| match tree.prefix.as_str() {
-                "" => path.to_vec(),
-                prefix => [prefix.as_bytes(), b"/", path].concat(),
-            };
-            if !tree.prefix.is_empty() {
-                let now = files::Time::now();
-                let mtime = self.epoch.map_or(now, |secs| files::Time { secs, nanos: 0 });
-                visit(Sent::dir(tree.prefix.as_bytes(), mtime))?;
-            }
-            let Some(root) = &tree.root else { continue };
-            let entries = walk(root, &Filter::default(), &mut |_, _| Verdict::Keep, &self.cancel).map_err(failed)?;
-            // The first name of a file stands for all of them.
-            let mut inodes: HashMap<u64, Vec<u8>> = HashMap::new();
-            for entry in entries {
-                let path = below(entry.path.as_os_str().as_bytes());
-                let has_names = entry.stat.nlink > 1 && entry.stat.kind == files::Kind::File;
-                let first = inodes.get(&entry.stat.ino).filter(|_| has_names);
-                let mut file = Sent::of(&entry, first.map(Vec::as_slice));
-                if has_names && first.is_none() {
-                    inodes.insert(entry.stat.ino, path.clone());
+/// Trees that are laid over each other share directories and nothing else.
+async fn check_apart(context: &Context, platforms: &[PlatformResult]) -> Result<(), Fault> {
+    let (platforms, store, cancel) = (platforms.to_vec(), context.store.clone(), context.cancel.clone());
+    let work = move || {
+        let failed = |e| store_fault("cannot read the result", e);
+        let mut places: HashMap<Vec<u8>, (usize, bool)> = HashMap::new();
+        for (at, platform) in platforms.iter().enumerate() {
+            let id = platform.tree.as_ref().map(|tree| tree.id());
+            let mut clash = None;
+            let visit = |change: &store::Change| -> Result<(), store::Error> {
+                cancel.check()?;
+                let kind = change.metadata.as_ref().map(|metadata| &metadata.kind);
+                let is_dir = matches!(kind, Some(store::FileKind::Directory));
+                match places.insert(change.path.clone(), (at, is_dir)) {
+                    Some((other, was_dir)) if other != at && !(is_dir && was_dir) => {
+                        clash.get_or_insert((other, change.path.clone()));
+                    }
+                    _ => {}
                 }
-                file.path = path;
-                if let Some(secs) = self.epoch {
-                    file.mtime = files::Time { secs, nanos: 0 };
-                }
-                visit(file)?;
+                Ok(())
+            };
+            store.snapshots().changes_between(None, id.as_ref(), visit).map_err(failed)?;
+            if let Some((other, path)) = clash {
+                let (path, from, with) = (String::from_utf8_lossy(&path), &platforms[other].id, &platform.id);
+                let text = format!("cannot overwrite {path} from {from} with {with} when split option is disabled");
+                return Err(Fault::user(text).hint("leave out `platform-split=false`"));
             }
         }
         Ok(())
-    }
-
-    fn open(&self, path: &[u8]) -> io::Result<File> {
-        for tree in &self.trees {
-            let inside = match tree.prefix.as_str() {
-                "" => Some(path),
-                prefix => path.strip_prefix(prefix.as_bytes()).and_then(|rest| rest.strip_prefix(b"/")),
-            };
-            if let (Some(inside), Some(root)) = (inside, &tree.root) {
-                let path = std::ffi::OsStr::from_bytes(inside);
-                return root
-                    .open_at(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), Links::Refuse)
-                    .map(File::from);
-            }
-        }
-        Err(io::ErrorKind::NotFound.into())
-    }
+    };
+    context.blocking("comparing the files of platforms".to_owned(), work).await
 }
 
 /// Where one stream goes.

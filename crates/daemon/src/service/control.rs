@@ -391,18 +391,6 @@ async fn solve_request(
         )
         .hint("give the rules as a source policy file"));
     }
-    let mut by_client = None;
-    let inputs_of_client = request.frontend_inputs;
-    let frontend = match (request.frontend.as_str(), request.definition) {
-        ("", Some(definition)) => {
-            Frontend::Llb { definition: definition.encode_to_vec(), options: sorted(request.frontend_attrs) }
-        }
-        ("", None) => {
-            by_client = Some(ByClient { options: sorted(request.frontend_attrs), inputs: inputs_of_client });
-            Frontend::default()
-        }
-        (name, _) => Frontend::Named { name: name.to_owned(), options: sorted(request.frontend_attrs), inputs },
-    };
     let mut exports: Vec<ExportRequest> = request
         .exporters
         .into_iter()
@@ -412,6 +400,20 @@ async fn solve_request(
         let attrs = sorted(request.exporter_attrs_deprecated);
         exports.push(ExportRequest { kind: request.exporter_deprecated, attrs });
     }
+    let mut by_client = None;
+    let inputs_of_client = request.frontend_inputs;
+    let frontend = match (request.frontend.as_str(), request.definition) {
+        ("", Some(definition)) => {
+            let options = sorted(request.frontend_attrs);
+            exports.iter_mut().for_each(|export| export.take_epoch(&options));
+            Frontend::Llb { definition: definition.encode_to_vec(), options }
+        }
+        ("", None) => {
+            by_client = Some(ByClient { options: sorted(request.frontend_attrs), inputs: inputs_of_client });
+            Frontend::default()
+        }
+        (name, _) => Frontend::Named { name: name.to_owned(), options: sorted(request.frontend_attrs), inputs },
+    };
     let cache = request.cache.unwrap_or_default();
     let options = |entry: wire::CacheOptionsEntry| CacheOptions { kind: entry.r#type, attrs: sorted(entry.attrs) };
     let registry = |reference: String, attrs: BTreeMap<String, String>| CacheOptions {

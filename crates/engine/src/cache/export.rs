@@ -289,7 +289,7 @@ impl Results<'_> {
         self.context.cancel.check().map_err(|_| Fault::cancelled())?;
         let layer = layer_of(self.context, id, self.options.compression).await?;
         if self.lacking != Lacking::Unknown && !self.context.store.content().has(&layer.descriptor.digest) {
-            self.context.lazy.fetch_blob(id).await?;
+            self.context.lazy.fetch_blob(id, &layer.descriptor.digest).await?;
         }
         let described = describe(&layer);
         self.layers.insert(id, layer);
@@ -415,7 +415,7 @@ pub(crate) async fn put_layer(context: &Context, cache: &dyn CacheDir, layer: &L
     let Descriptor { digest, size, .. } = layer.descriptor;
     let _task = context.tasks.start(format!("writing layer {digest}"), size);
     if !content.has(&digest) {
-        context.lazy.fetch_blob(layer.snapshot).await?;
+        context.lazy.fetch_blob(layer.snapshot, &digest).await?;
     }
     let blob = content.get(&digest).map_err(|e| crate::core::store_fault("cannot read a layer", e))?;
     let blob = blob.ok_or_else(|| Fault::new(Kind::Internal, format!("layer {digest} is gone")))?;

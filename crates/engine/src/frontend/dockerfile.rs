@@ -156,7 +156,8 @@ impl Asker {
                 instead: Some(source.identifier),
             });
         }
-        let running = Running::start(job.sink.clone(), &Label::phase(&request.log_name));
+        let about = format!("{}{}", source.identifier, request.platform);
+        let running = Running::start(job.sink.clone(), &Label::question(&request.log_name, &about));
         let mut name = request.reference.clone();
         let resolved = async {
             let (images, platform) = (&self.core.images, &request.platform);

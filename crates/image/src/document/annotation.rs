@@ -14,6 +14,8 @@ pub const CREATED_AT: &str = "buildkit/createdat";
 pub const DESCRIPTION: &str = "buildkit/description";
 /// The diff id of a layer; never exported.
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+/// The seconds since 1970 that no time in a layer is later than, where it was rewritten for that.
+pub const REWRITTEN_TIMESTAMP: &str = "buildkit/rewritten-timestamp";
 /// `attestation-manifest` on manifests that hold attestations.
 pub const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 /// The value of [`REFERENCE_TYPE`].

@@ -105,8 +105,9 @@ pub(super) fn reference(name: &str) -> Result<Reference, Fault> {
     name.parse().map_err(|e| Fault::because(Kind::User, format!("bad image reference `{name}`"), e))
 }
 
-fn layer_limit(key: &str, value: &str) -> Result<usize, Fault> {
-    value.parse().ok().filter(|n| *n > 0).ok_or_else(|| bad(key, value, "not a number of layers"))
+fn layer_limit(value: &str) -> Result<usize, Fault> {
+    let bad = || Fault::user(format!("invalid layer limit `{value}`")).hint("it is a number of layers, one at least");
+    value.parse().ok().filter(|n| *n > 0).ok_or_else(bad)
 }
 
 fn layout_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<LayoutSource, Fault> {
@@ -119,7 +120,7 @@ fn layout_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<LayoutS
         match key.as_str() {
             "oci.session" => source.store.session = Some(value.clone()).filter(|session| !session.is_empty()),
             "oci.store" => source.store.store.clone_from(value),
-            "oci.layerlimit" => source.layer_limit = Some(layer_limit(key, value)?),
+            "oci.layerlimit" => source.layer_limit = Some(layer_limit(value)?),
             _ => return Err(unknown(key)),
         }
     }
@@ -141,7 +142,7 @@ fn image_source(name: &str, attrs: &BTreeMap<String, String>) -> Result<ImageSou
             }
             // Only says how `du` shows the image.
             "image.recordtype" => {}
-            "image.layerlimit" => source.layer_limit = Some(layer_limit(key, value)?),
+            "image.layerlimit" => source.layer_limit = Some(layer_limit(value)?),
             "image.checksum" => {
                 source.checksum = Some(value.parse().map_err(|_| bad(key, value, "not a digest"))?);
             }
@@ -250,7 +251,7 @@ mod tests {
             (&blob("docker-image"), &[("oci.store", "s")], "`oci.store` is not supported yet"),
             (&blob("docker-image"), &[("http.uid", "x")], "source attribute `http.uid`"),
             ("docker-image://UPPER", &[], "bad image reference"),
-            ("docker-image://x", &[("image.layerlimit", "0")], "`0` is not a number of layers"),
+            ("docker-image://x", &[("image.layerlimit", "0")], "invalid layer limit `0`"),
             ("docker-image://x", &[("image.new", "")], "`image.new` is not supported yet"),
             ("local://x", &[("local.metadatatransfer", "yes")], "neither true nor false"),
             ("local://x", &[("local.followpaths", "{")], "not a list of patterns"),
