@@ -72,7 +72,7 @@ impl Engine {
         let tells = late.is_some();
         // Before anything is done: what is wrong with them is said now.
         exporters(&exports)?;
-        let mut is_verified = false;
+        let (mut is_verified, mut is_told) = (false, false);
         loop {
             let built = result.build(job).await?;
             if !std::mem::replace(&mut is_verified, true) {
@@ -88,7 +88,11 @@ impl Engine {
                 export.take_epoch(options);
                 export.take_result_epoch(epoch);
             }
-            match self.export_built(job, &result, built, exporters(&exports)?, caches).await {
+            let readable = exporters(&exports)?;
+            if !std::mem::replace(&mut is_told, true) {
+                warn_of_meaningless(job, &exports);
+            }
+            match self.export_built(job, &result, built, readable, caches).await {
                 Err(fault) if job.job.gives_up(&fault) => {
                     tracing::warn!(%fault, "going on without a cache");
                     result = result.anew();
@@ -238,18 +242,36 @@ fn warn_of_platforms(
     let sink = &job.job.sink;
     let label = Label::phase("verifying build result");
     let running = Running::start(sink.clone(), &label);
-    for short in odd {
-        sink.emit(Event::Warning(Warning {
-            vertex: label.digest,
-            level: 0,
-            short,
-            detail: Vec::new(),
-            url: None,
-            file: None,
-            spans: Vec::new(),
-        }));
-    }
+    odd.into_iter().for_each(|short| warn(job, &label, short));
     running.end(Ok(()))
+}
+
+fn warn(job: &JobHandle, label: &Label, short: String) {
+    job.job.sink.emit(Event::Warning(Warning {
+        vertex: label.digest,
+        level: 0,
+        short,
+        detail: Vec::new(),
+        url: None,
+        file: None,
+        spans: Vec::new(),
+    }));
+}
+
+/// Warns of attributes that other outputs have: BuildKit's clients write them for all.
+fn warn_of_meaningless(job: &JobHandle, exports: &[ExportRequest]) {
+    let meaningless = exports.iter().flat_map(|export| {
+        let keys = Exporter::meaningless(&export.kind, &export.attrs);
+        keys.into_iter().map(|key| format!("attribute `{key}` means nothing for output type={}", export.kind))
+    });
+    let warnings: Vec<String> = meaningless.collect();
+    if warnings.is_empty() {
+        return;
+    }
+    let label = Label::phase("reading outputs");
+    let running = Running::start(job.job.sink.clone(), &label);
+    warnings.into_iter().for_each(|short| warn(job, &label, short));
+    let _ = running.end(Ok::<(), Fault>(()));
 }
 
 /// Lazy layers, fetched on behalf of one build.

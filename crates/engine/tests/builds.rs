@@ -345,13 +345,19 @@ async fn downloads(isolation: &Isolation) {
     let engine = engine(state.path(), isolation).await;
     let server = Server::start();
     let one = ("1".to_owned(), MODIFIED);
-    assert_eq!(read(&engine, server.download("/f", None)).await.unwrap(), one);
-    assert_eq!(server.asked(), ["get -"]);
-    assert_eq!(read(&engine, server.download("/f", None)).await.unwrap(), one);
-    assert_eq!(server.asked(), ["head \"one\""], "it is the same, and not sent again");
+    // A build that comes while the one before is being put away may share its work, and asks nothing.
+    let asks = async || loop {
+        let read = read(&engine, server.download("/f", None)).await.unwrap();
+        match server.asked() {
+            asked if asked.is_empty() => {}
+            asked => return (read, asked),
+        }
+    };
+    assert_eq!(asks().await, (one.clone(), vec!["get -".to_owned()]));
+    assert_eq!(asks().await, (one, vec!["head \"one\"".to_owned()]), "it is the same, and not sent again");
     *server.file.lock().unwrap() = ("\"two\"", "22");
-    assert_eq!(read(&engine, server.download("/f", None)).await.unwrap(), ("22".to_owned(), MODIFIED));
-    assert_eq!(server.asked(), ["head \"one\"", "get \"one\""]);
+    let all = ["head \"one\"", "get \"one\""].map(str::to_owned).to_vec();
+    assert_eq!(asks().await, (("22".to_owned(), MODIFIED), all));
     let wanted = Some(base::Digest::of("22"));
     assert_eq!(read(&engine, server.download("/f", wanted)).await.unwrap().0, "22");
     let wrong = read(&engine, server.download("/f", Some(base::Digest::of("1")))).await.unwrap_err();

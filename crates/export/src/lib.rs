@@ -119,6 +119,15 @@ pub enum Exporter {
     },
 }
 
+/// What BuildKit's exporters had once.
+const OLDER: [&str; 2] = ["buildinfo", "buildinfo-attrs"];
+
+/// Whether some output has such an attribute.
+fn is_elsewhere(key: &str) -> bool {
+    let has = |kind| Exporter::read_all(kind, &BTreeMap::new()).is_ok_and(|(_, known, _)| known.contains(key));
+    OLDER.contains(&key) || ["image", "oci", "docker", "tar", "local"].into_iter().any(has)
+}
+
 impl Exporter {
     /// How it wants layers compressed, if it makes any.
     pub fn compression(&self) -> Option<image::CompressionOptions> {
@@ -130,11 +139,23 @@ impl Exporter {
 
     /// Reads an output's type and attributes. Unknown ones are refused by name.
     pub fn read(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Exporter, Fault> {
-        Exporter::read_all(kind, attrs).map(|(exporter, _)| exporter)
+        let (exporter, _, rest) = Exporter::read_all(kind, attrs)?;
+        match rest.iter().find(|key| !is_elsewhere(key)) {
+            None => Ok(exporter),
+            Some(key) => Err(Fault::user(format!("output type={kind}: attribute `{key}` is not supported"))),
+        }
     }
 
-    /// The same, with the names of all attributes that it has, annotations aside.
-    fn read_all(kind: &str, attrs: &BTreeMap<String, String>) -> Result<(Exporter, BTreeSet<&'static str>), Fault> {
+    /// Attributes that other types of outputs have, or old builders had, and that mean nothing for this one.
+    pub fn meaningless(kind: &str, attrs: &BTreeMap<String, String>) -> Vec<String> {
+        Exporter::read_all(kind, attrs).map(|(.., rest)| rest).unwrap_or_default()
+    }
+
+    /// The output, the names of all attributes that it has, annotations aside, and of those given that it does not have.
+    fn read_all(
+        kind: &str,
+        attrs: &BTreeMap<String, String>,
+    ) -> Result<(Exporter, BTreeSet<&'static str>, Vec<String>), Fault> {
         type Read = fn(&mut Attributes) -> Result<Exporter, Fault>;
         let (name, exporter): (&'static str, Read) = match kind {
             "image" => ("image", |attrs| Ok(Exporter::Image(attrs.image()?, attrs.push()?))),
@@ -156,7 +177,8 @@ impl Exporter {
         };
         let mut attributes = Attributes::new(name, attrs);
         let exporter = exporter(&mut attributes)?;
-        Ok((exporter, attributes.finish()?))
+        let (known, rest) = attributes.finish();
+        Ok((exporter, known, rest))
     }
 
     /// Whether it makes blobs for a directory.
@@ -306,7 +328,7 @@ mod tests {
         }
         for kind in ["image", "oci", "docker", "tar", "local"] {
             assert!(rows.clone().any(|(name, _)| name == kind), "no row for type `{kind}`");
-            let (_, known) = Exporter::read_all(kind, &BTreeMap::new()).expect("no attributes");
+            let (_, known, _) = Exporter::read_all(kind, &BTreeMap::new()).expect("no attributes");
             assert_eq!(told.remove(kind), Some(known), "attributes of type={kind}");
         }
     }
@@ -321,5 +343,16 @@ mod tests {
             let error = read(kind, "colour").expect_err(kind).to_string();
             assert!(error.contains("attribute `colour` is not supported"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_other_outputs_have_means_nothing() {
+        let attrs = |keys: &[&str]| keys.iter().map(|key| ((*key).to_owned(), "true".to_owned())).collect();
+        for (kind, keys) in [("local", ["name", "push"]), ("oci", ["buildinfo", "push"]), ("image", ["mode", "tar"])] {
+            let attrs: BTreeMap<_, _> = attrs(&keys);
+            assert!(Exporter::read(kind, &attrs).is_ok(), "{kind}");
+            assert_eq!(Exporter::meaningless(kind, &attrs), keys, "{kind}");
+        }
+        assert!(Exporter::meaningless("image", &attrs(&["push", "unpack"])).is_empty());
     }
 }

@@ -120,12 +120,9 @@ impl Attributes {
         Fault::user(format!("output type={}: bad value `{value}` of `{key}`: {why}", self.exporter))
     }
 
-    /// Fails if anything was not taken. Answers the names of all that could have been.
-    pub fn finish(self) -> Result<BTreeSet<&'static str>, Fault> {
-        match self.rest.into_keys().next() {
-            None => Ok(self.asked),
-            Some(key) => Err(Fault::user(format!("output type={}: attribute `{key}` is not supported", self.exporter))),
-        }
+    /// The names of all that could have been taken, and of what was not.
+    pub(crate) fn finish(self) -> (BTreeSet<&'static str>, Vec<String>) {
+        (self.asked, self.rest.into_keys().collect())
     }
 
     /// The attributes of image exporters.
@@ -296,11 +293,11 @@ mod tests {
         assert!(got.contains(&(AnnotationPlace::Index, None, "k.x")), "{got:?}");
         assert!(got.contains(&(AnnotationPlace::Manifest, Some("linux/arm64"), "a.b")), "{got:?}");
         assert!(attrs.push().expect("good attributes").push);
-        attrs.finish().expect("nothing is left");
+        assert!(attrs.finish().1.is_empty(), "nothing is left");
     }
 
     #[test]
-    fn bad_and_unknown_attributes_are_refused() {
+    fn bad_attributes_are_refused() {
         for (key, value, wanted) in [
             ("push", "maybe", "expected true or false"),
             ("compression", "lzma", "expected gzip"),
@@ -308,10 +305,9 @@ mod tests {
             ("compression-level", "10", "expected 0 to 9"),
             ("source-date-epoch", "-1", "seconds since 1970"),
             ("annotation.", "x", "names no annotation"),
-            ("tar", "x", "`tar` is not supported"),
         ] {
             let mut attrs = attributes(&[(key, value)]);
-            let result = attrs.image().and_then(|_| attrs.push()).and_then(|_| attrs.finish());
+            let result = attrs.image().and_then(|_| attrs.push());
             let error = result.expect_err(key).to_string();
             assert!(error.contains(wanted), "{error}");
         }

@@ -255,7 +255,7 @@ mod tests {
         }
         for (kind, text, said) in [
             ("s3", "", "cache import type=s3 is not supported yet"),
-            ("inline", "", "no cache import of type `inline`: there are registry, local and, for export, inline"),
+            ("inline", "", "cache import type=inline needs `ref=`"),
             ("local", "src=d", "cache import type=local needs `digest=`"),
         ] {
             assert_eq!(ImportOptions::read(kind, &attrs(text)).expect_err(said).to_string(), said);
