@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::harness::{Invocation, eventually, or_skip};
-use crate::kitchen::Kitchen;
+use crate::kitchen::{Kitchen, ran};
 use crate::who::Who;
 
 const TOP: &str = "/sys/fs/cgroup";
@@ -123,6 +123,43 @@ fn groups_that_a_killed_builder_left_below_a_parent_go_at_the_next_start() {
 }
 
 #[test]
+fn a_step_sees_its_groups_and_cannot_change_them() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    let hierarchies = version1();
+    if hierarchies.is_empty() {
+        kitchen.dockerfile("FROM busybox\nRUN cat /sys/fs/cgroup/cgroup.controllers && ! mkdir /sys/fs/cgroup/mine\n");
+        return drop(kitchen.build("").succeeds());
+    }
+    let checks = hierarchies.iter().map(|top| {
+        let top = Path::new(TOP).join(top.file_name().unwrap());
+        let top = top.display();
+        format!("grep -q $$ {top}/cgroup.procs && ! mkdir {top}/mine && grep -q ' {top} ro,' /proc/self/mountinfo")
+    });
+    let checks: Vec<String> = checks.collect();
+    kitchen.dockerfile(&format!("FROM busybox\nRUN {} && echo seen\n", checks.join(" && ")));
+    kitchen.build("").succeeds();
+}
+
+#[test]
+fn limits_of_steps_hold_and_are_no_part_of_the_cache_key() {
+    let (Some(kitchen), Some(_parent)) = (Kitchen::new(Who::Root), Parent::new("limits")) else { return };
+    let file = match Path::new(TOP).join("memory").is_dir() {
+        true => "memory/memory.limit_in_bytes",
+        false => "memory.max",
+    };
+    kitchen.dockerfile(&format!("FROM busybox\nRUN grep -x {LIMIT} {TOP}/{file}\n"));
+    let limit = format!("memory={LIMIT}");
+    assert_eq!(ran(&build(&kitchen, &[&limit]).succeeds()).len(), 1);
+    for same in [&["memory=33554432"][..], &["cpushares=512"], &[]] {
+        assert_eq!(ran(&build(&kitchen, same).succeeds()), [""; 0], "{same:?} is part of the key");
+    }
+    kitchen.dockerfile("FROM busybox\nRUN tail /dev/zero\n");
+    build(&kitchen, &[&limit]).fails().says("exit code: 137: out of memory, limit 67.11MB");
+    build(&kitchen, &["memory=64m"]).fails().says("memory").says("`64m` is not a number of bytes above 0");
+    build(&kitchen, &["cpusetcpus=3-1"]).fails().says("cpusetcpus");
+}
+
+#[test]
 fn a_parent_frees_no_step_of_the_device_rules() {
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };
     let own = |line: &str| {
@@ -142,21 +179,4 @@ fn a_parent_frees_no_step_of_the_device_rules() {
         return testkit::need::report_skip(&format!("it wants cgroups of version 2: {}", ended.stderr));
     }
     assert_eq!(ended.code, Some(0), "{ended:?}");
-}
-#[test]
-fn a_step_sees_its_groups_and_cannot_change_them() {
-    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
-    let hierarchies = version1();
-    if hierarchies.is_empty() {
-        kitchen.dockerfile("FROM busybox\nRUN cat /sys/fs/cgroup/cgroup.controllers && ! mkdir /sys/fs/cgroup/mine\n");
-        return drop(kitchen.build("").succeeds());
-    }
-    let checks = hierarchies.iter().map(|top| {
-        let top = Path::new(TOP).join(top.file_name().unwrap());
-        let top = top.display();
-        format!("grep -q $$ {top}/cgroup.procs && ! mkdir {top}/mine && grep -q ' {top} ro,' /proc/self/mountinfo")
-    });
-    let checks: Vec<String> = checks.collect();
-    kitchen.dockerfile(&format!("FROM busybox\nRUN {} && echo seen\n", checks.join(" && ")));
-    kitchen.build("").succeeds();
 }
