@@ -200,6 +200,24 @@ fn a_difference_is_made_of_two_trees_and_laid_over_a_third() {
 }
 
 #[test]
+fn limits_of_a_step_come_with_its_metadata() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let Some(_limited) = crate::groups::Parent::new("definition") else { return };
+    let mut llb = Definition::default();
+    let image = llb.busybox();
+    let run = llb.run(image, "tail /dev/zero");
+    let limited = |memory: i64| {
+        let caps = field(5, [field(1, "exec.meta.linux.resources"), number(2, 1)].concat());
+        let metadata = [caps, field(7, number(1, memory))].concat();
+        let entry = [field(1, base::Digest::of(&llb.0[run]).to_string()), field(2, metadata)].concat();
+        let bytes = [llb.bytes((run, 0)), field(2, entry)].concat();
+        served.buildctl("build --progress=plain").stdin(bytes).fails()
+    };
+    limited(33_554_432).says("exit code: 137: out of memory, limit 33.55MB");
+    limited(-1).says("limit `memory` of a step is below 0: -1");
+}
+
+#[test]
 fn of_an_image_only_the_layers_that_are_asked_for_are_taken() {
     let Some(served) = Served::new(anyone(), "") else { return };
     let file = |path| tar(&[File { path, mode: 0o644, data: path.into(), link: None }]);

@@ -40,6 +40,7 @@ mod ends;
 mod first_steps;
 mod frontends;
 mod full_disk;
+mod groups;
 mod history;
 mod hostile;
 mod large;

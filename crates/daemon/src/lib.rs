@@ -201,7 +201,7 @@ fn router(shared: &Arc<Shared>) -> tonic::transport::server::Router {
         .max_frame_size(MAX_FRAME)
         .http2_max_header_list_size(16 << 20)
         .add_service(Service(service::control::WithSessions { control, shared: shared.clone() }))
-        .add_service(gateway)
+        .add_service(Service(service::gateway::WithResources { gateway, shared: shared.clone() }))
         .add_service(Service(service::content::ContentStore(shared.clone())))
         .add_service(Service(service::trace::TraceService(shared.clone())))
         .add_service(HealthServer::new(service::health::Health(shared.clone())))

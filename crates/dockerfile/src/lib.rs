@@ -23,6 +23,7 @@ mod options;
 pub mod parse;
 mod platform;
 mod request;
+mod resources;
 mod suggest;
 
 pub use ask::{Ask, ImageRequest, LayoutStore, LocalRead, ReadRequest, ResolvedImage};

@@ -13,6 +13,7 @@ use llb::pb;
 use crate::error::{Error, Result, Unsupported};
 use crate::instruction::{csv_fields, parse_bool};
 use crate::lint::{SETTINGS_HINT, Settings};
+use crate::resources::Resources;
 
 /// Options, understood.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +54,8 @@ pub struct Options {
     pub ulimits: Vec<pb::Ulimit>,
     /// `cgroup-parent`.
     pub cgroup_parent: String,
+    /// `memory` and its kind.
+    pub resources: Resources,
     /// `build-arg:BUILDKIT_CACHE_MOUNT_NS`.
     pub cache_namespace: String,
     /// `build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR`.
@@ -98,7 +101,7 @@ impl NoCache {
     }
 }
 
-const KNOWN: [&str; 18] = [
+const KNOWN: [&str; 25] = [
     "requestid",
     "filename",
     "dockerfilekey",
@@ -116,13 +119,18 @@ const KNOWN: [&str; 18] = [
     "shm-size",
     "ulimit",
     "cgroup-parent",
+    "memory",
+    "memswap",
+    "cpushares",
+    "cpuperiod",
+    "cpuquota",
+    "cpusetcpus",
+    "cpusetmems",
     "frontend.caps",
 ];
 /// Meant for others: the engine, a gateway, provenance.
 const PASSED: [&str; 6] =
     ["cmdline", "source", "vcs:source", "vcs:revision", "vcs:localdir:context", "vcs:localdir:dockerfile"];
-const NOT_YET: [&str; 8] =
-    ["memory", "memswap", "cpushares", "cpuperiod", "cpuquota", "cpusetcpus", "cpusetmems", "devices"];
 const CAPS: [&str; 4] = [
     "moby.buildkit.frontend.inputs",
     "moby.buildkit.frontend.subrequests",
@@ -210,13 +218,14 @@ impl Options {
             }
             "ulimit" => self.ulimits = ulimits(value)?,
             "cgroup-parent" => value.clone_into(&mut self.cgroup_parent),
+            name if Resources::NAMES.contains(&name) => self.resources.set(name, value)?,
             "frontend.caps" => caps(value)?,
             "requestid" => self.request = Some(value.to_owned()).filter(|request| !request.is_empty()),
             name if PASSED.contains(&name) || name.starts_with("vcs:") => {}
             // The engine reads and writes caches.
             "cache-from" | "cache-imports" => {}
             name if name.starts_with("attest:") => check_attestation(name, value)?,
-            name if NOT_YET.contains(&name) => {
+            "devices" => {
                 return Err(Error::option(name, "is not supported yet"));
             }
             name => {
@@ -403,7 +412,8 @@ mod tests {
             ("platfrom", "x", "`platfrom`: is not an option"),
             ("platform", "x/y/z/w", "is not a platform"),
             ("platform", "windows/amd64", "not supported yet"),
-            ("memory", "1", "`memory`: is not supported yet"),
+            ("memory", "64m", "`memory`: `64m` is not a number of bytes above 0"),
+            ("devices", "x", "`devices`: is not supported yet"),
             ("attest:sbom", "", "`attest:sbom`: is not supported yet"),
             ("attest:provenance", "mode=max", "`attest:provenance`: is not supported yet"),
             ("contextsubdir", "d", "this one is local"),

@@ -8,7 +8,6 @@ use base::report::{Label, Running};
 use base::{Digest, Fault, Kind, Platform};
 use files::walk::Entry;
 use llb::policy::Policy;
-use proto::Message as _;
 use remotecache::ImportOptions;
 use sys::path::{Links, Root};
 
@@ -67,7 +66,7 @@ impl Bridge {
                 _ => Err(Fault::user(format!("no frontend named `{name}`: there is dockerfile.v0"))),
             },
             Frontend::Llb { definition, .. } => {
-                let definition = llb::pb::Definition::decode(definition.as_slice());
+                let definition = llb::read_definition(&definition);
                 let definition = definition.map_err(|e| Fault::because(Kind::User, "malformed definition", e))?;
                 Ok(FrontendResult { refs: Refs::One(Ref::new(definition, &rules)?), ..FrontendResult::default() })
             }

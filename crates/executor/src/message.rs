@@ -135,10 +135,10 @@ pub(crate) struct Sandbox {
 pub(crate) enum CgroupView {
     /// Nothing.
     None,
+    /// Its groups of version 1 by the names of their hierarchies' mount points.
+    Version1(Vec<(String, PathBuf)>),
     /// Its own group of version 2 as the top.
     Unified,
-    /// Its own groups of version 1, by the controllers of each hierarchy.
-    Version1(Vec<String>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -217,7 +217,7 @@ fn message(
         shm_size: step.shm_size.map_or(SHM_SIZE, |size| size.0),
         join: surroundings.join.iter().cloned().chain(joined).collect(),
         join_unified: born.into_iter().next(),
-        cgroup: cgroup_view(&surroundings.cgroup, step.security, group),
+        cgroup: surroundings.cgroup.clone(),
         no_devices: surroundings.no_devices,
         bind_devices: surroundings.bind_devices,
         single_id: surroundings.single_id,
@@ -227,16 +227,6 @@ fn message(
         file_sizes: files.iter().map(Vec::len).collect(),
     };
     sandbox.encode(&files).map_err(|error| Error::Setup(error.to_string()))
-}
-
-/// Who may do everything may also make groups below its own; others are not shown those of version 1.
-fn cgroup_view(view: &CgroupView, security: Security, group: Option<&Group>) -> CgroupView {
-    match (view, security, group) {
-        (CgroupView::None, Security::Insecure, Some(group)) => {
-            CgroupView::Version1(group.version1().map(str::to_owned).collect())
-        }
-        (view, ..) => view.clone(),
-    }
 }
 
 /// Describes one more process of a container to itself.

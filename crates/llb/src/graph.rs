@@ -59,6 +59,11 @@ impl Vertex {
         }
     }
 
+    /// The limits of the step, if it has any.
+    pub fn resources(&self) -> Option<proto::LinuxResources> {
+        proto::LinuxResources::of(&self.metadata)
+    }
+
     /// Whether the client asked to ignore the cache here.
     pub fn ignore_cache(&self) -> bool {
         self.metadata.ignore_cache

@@ -249,15 +249,34 @@ fn action_json(action: &pb::FileAction) -> String {
 
 fn metadata_json(metadata: &pb::OpMetadata) -> String {
     let caps = metadata.caps.iter().fold(Object::new(), |object, (cap, needed)| object.raw(cap, &needed.to_string()));
-    let known = map(Object::new().bool("ignore_cache", metadata.ignore_cache), "description", &metadata.description)
-        .optional("export_cache", metadata.export_cache.as_ref(), |export| {
-            Object::new().bool("Value", export.value).end()
-        });
+    let mut description = metadata.description.clone();
+    description.retain(|key, _| !proto::LinuxResources::is_entry(key));
+    let known = map(Object::new().bool("ignore_cache", metadata.ignore_cache), "description", &description).optional(
+        "export_cache",
+        metadata.export_cache.as_ref(),
+        |export| Object::new().bool("Value", export.value).end(),
+    );
     let known = if metadata.caps.is_empty() { known } else { known.raw("caps", &caps.end()) };
     known
         .optional("progress_group", metadata.progress_group.as_ref(), |group| {
             Object::new().str("id", &group.id).str("name", &group.name).bool("weak", group.weak).end()
         })
+        .optional("linux_resources", proto::LinuxResources::of(metadata).as_ref(), resources_json)
+        .end()
+}
+
+fn resources_json(resources: &proto::LinuxResources) -> String {
+    let number = |object: Object, name, value: i128| match value {
+        0 => object,
+        value => object.raw(name, &value.to_string()),
+    };
+    let known = number(Object::new(), "memory", resources.memory.into());
+    let known = number(known, "memorySwap", resources.memory_swap.into());
+    let known = number(known, "cpuShares", resources.cpu_shares.into());
+    let known = number(known, "cpuPeriod", resources.cpu_period.into());
+    number(known, "cpuQuota", resources.cpu_quota.into())
+        .str("cpusetCpus", &resources.cpuset_cpus)
+        .str("cpusetMems", &resources.cpuset_mems)
         .end()
 }
 

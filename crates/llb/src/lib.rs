@@ -17,7 +17,7 @@ pub mod text;
 
 pub use graph::{Edge, Error, Graph, Limits, Vertex, VertexId};
 pub use passthrough::Passthrough;
-pub use proto::pb;
+pub use proto::{LinuxResources, pb, read_definition};
 
 /// The bytes of a definition, for those who only carry it.
 pub fn marshalled(definition: &pb::Definition) -> Vec<u8> {

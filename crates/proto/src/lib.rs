@@ -9,6 +9,7 @@ pub mod exporter;
 pub mod fsutil;
 pub mod json;
 pub mod otlp;
+mod resources;
 pub mod solve;
 
 pub use bollard_buildkit_proto::fsutil as generated_fsutil;
@@ -16,3 +17,4 @@ pub use bollard_buildkit_proto::google::{protobuf, rpc};
 pub use bollard_buildkit_proto::{health, moby, pb};
 pub use definition::without_empty_entries;
 pub use prost::Message;
+pub use resources::{LinuxResources, read_definition};

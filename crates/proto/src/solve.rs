@@ -1,7 +1,9 @@
 //! `moby.buildkit.v1.SolveRequest` with fields 16 and 17, which the crate with the other messages does not have yet: without
-//! them what a client asks for there would be ignored.
+//! them what a client asks for there would be ignored. So it would be with limits of steps in the definitions of this
+//! message and of `moby.buildkit.v1.frontend.SolveRequest`.
 
-use bollard_buildkit_proto::moby::buildkit::v1::SolveRequest;
+use bollard_buildkit_proto::moby::buildkit::v1::{SolveRequest, frontend};
+use bollard_buildkit_proto::pb::Definition;
 use prost::bytes::{Buf, BufMut};
 use prost::encoding::{self, DecodeContext, WireType};
 use prost::{DecodeError, Message};
@@ -9,6 +11,11 @@ use prost::{DecodeError, Message};
 /// The method that takes it.
 pub const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";
 
+/// The method of frontends that takes theirs.
+pub const FRONTEND_SOLVE: &str = "/moby.buildkit.v1.frontend.LLBBridge/Solve";
+
+const DEFINITION: u32 = 2;
+const FRONTEND_DEFINITION: u32 = 1;
 const COMPATIBILITY_VERSION: u32 = 16;
 const PROXY_NETWORK: u32 = 17;
 
@@ -42,6 +49,7 @@ impl Message for Solve {
         context: DecodeContext,
     ) -> Result<(), DecodeError> {
         match tag {
+            DEFINITION => merge_definition(&mut self.request.definition, wire_type, buf, context),
             COMPATIBILITY_VERSION => encoding::int64::merge(wire_type, &mut self.compatibility_version, buf, context),
             PROXY_NETWORK => encoding::bool::merge(wire_type, &mut self.proxy_network, buf, context),
             _ => self.request.merge_field(tag, wire_type, buf, context),
@@ -62,6 +70,49 @@ impl Message for Solve {
     }
 }
 
+/// A frontend's request, its definition read in full.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FrontendSolve(pub frontend::SolveRequest);
+
+impl Message for FrontendSolve {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        self.0.encode_raw(buf);
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        context: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        match tag {
+            FRONTEND_DEFINITION => merge_definition(&mut self.0.definition, wire_type, buf, context),
+            _ => self.0.merge_field(tag, wire_type, buf, context),
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        self.0.encoded_len()
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+fn merge_definition(
+    definition: &mut Option<Definition>,
+    wire_type: WireType,
+    buf: &mut impl Buf,
+    context: DecodeContext,
+) -> Result<(), DecodeError> {
+    let mut bytes = Vec::new();
+    encoding::bytes::merge(wire_type, &mut bytes, buf, context)?;
+    *definition = Some(crate::read_definition(&bytes)?);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +127,17 @@ mod tests {
         assert_eq!(bytes.len(), new.encoded_len());
         assert!(bytes.ends_with(&[0x80, 0x01, 20, 0x88, 0x01, 1]), "fields 16 and 17: {bytes:?}");
         assert_eq!(Solve::decode(bytes.as_slice()).expect("read"), new);
+        // Field 7 of an op's metadata, in the definition of either request.
+        let limits = [0x3a, 2, 8, 5];
+        let entry = [&[0x0a, 1, b'x', 0x12, 4][..], &limits].concat();
+        let definition = [&[0x12, 9][..], &entry].concat();
+        let resources = |definition: Option<Definition>| {
+            crate::LinuxResources::of(&definition.expect("a definition").metadata["x"]).map(|limits| limits.memory)
+        };
+        let solve = Solve::decode([&[0x12, 11][..], &definition].concat().as_slice()).expect("read");
+        assert_eq!(resources(solve.request.definition), Some(5));
+        let solve = FrontendSolve::decode([&[0x0a, 11][..], &definition].concat().as_slice()).expect("read");
+        assert_eq!(resources(solve.0.definition), Some(5));
         assert!(Solve::decode(&[0x8a, 0x01, 0][..]).is_err(), "bytes are no bool");
     }
 }

@@ -231,7 +231,7 @@ impl BuildctlBuild {
 
 /// Checks a definition; with `no_cache` every op is marked. Ops keep their bytes: their digests are their names.
 fn definition(bytes: Vec<u8>, no_cache: bool) -> Result<Vec<u8>, Fault> {
-    let mut definition = proto::pb::Definition::decode(bytes.as_slice())
+    let mut definition = proto::read_definition(&bytes)
         .map_err(|error| Fault::because(Kind::User, "standard input is no LLB definition", error))?;
     if definition.def.is_empty() {
         return Err(

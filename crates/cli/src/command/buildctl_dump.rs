@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use base::{Fault, Kind};
 use clap::Args;
-use proto::Message as _;
 
 use crate::environment::Environment;
 
@@ -37,7 +36,7 @@ impl DumpLlb {
         };
         read.map_err(|error| Fault::because(Kind::User, format!("cannot read {name}"), error))?;
         let malformed = |error| Fault::because(Kind::User, format!("{name} is no LLB definition"), error);
-        let definition = proto::pb::Definition::decode(bytes.as_slice()).map_err(malformed)?;
+        let definition = proto::read_definition(&bytes).map_err(malformed)?;
         let text = if self.dot { llb::json::dot(&definition) } else { llb::json::lines(&definition) };
         crate::print(&text.map_err(malformed)?)
     }

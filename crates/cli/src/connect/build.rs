@@ -185,7 +185,7 @@ fn wire_request(request: SolveRequest, reference: String, session: String) -> Re
             (None, name, options, inputs)
         }
         Frontend::Llb { definition, options } => {
-            let definition = proto::pb::Definition::decode(definition.as_slice());
+            let definition = proto::read_definition(&definition);
             let definition = definition.map_err(|e| Fault::because(Kind::User, "malformed definition", e))?;
             (Some(proto::without_empty_entries(definition)), String::new(), options, Default::default())
         }

@@ -17,9 +17,15 @@ use proto::Message as _;
 use proto::moby::buildkit::v1::apicaps::ApiCap;
 use proto::moby::buildkit::v1::frontend as wire;
 use proto::moby::buildkit::v1::frontend::llb_bridge_server;
+use proto::solve::{FRONTEND_SOLVE, FrontendSolve};
+use session::remote::MAX_MESSAGE;
+use session::remote::service::Calls;
 use tokio::sync::oneshot;
+use tonic::body::Body;
 use tonic::metadata::MetadataMap;
+use tonic::server::Grpc;
 use tonic::{Request, Response, Status, Streaming};
+use tonic_prost::ProstCodec;
 
 use super::containers::{self, Containers, Messages};
 use super::names::Names;
@@ -137,6 +143,32 @@ impl Gateway {
             None => None,
         };
         build.ok_or_else(|| Status::not_found(format!("no such job {id}")))
+    }
+}
+
+/// The service, but that definitions are read with what generated code does not know.
+#[derive(Clone)]
+pub(crate) struct WithResources {
+    pub(crate) gateway: llb_bridge_server::LlbBridgeServer<Gateway>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Calls for WithResources {
+    const NAME: &'static str = "moby.buildkit.v1.frontend.LLBBridge";
+
+    async fn call(mut self, request: http::Request<Body>) -> http::Response<Body> {
+        if request.uri().path() != FRONTEND_SOLVE {
+            let Ok(response) = tower::Service::call(&mut self.gateway, request).await;
+            return response;
+        }
+        let codec = ProstCodec::<wire::SolveResponse, FrontendSolve>::default();
+        let gateway = Arc::new(Gateway(self.shared));
+        let call = tower::service_fn(move |request: Request<FrontendSolve>| {
+            let gateway = gateway.clone();
+            async move { llb_bridge_server::LlbBridge::solve(&*gateway, request.map(|solve| solve.0)).await }
+        });
+        let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
+        grpc.unary(call, request).await
     }
 }
 

@@ -23,6 +23,7 @@ impl Lowering<'_> {
             extra_hosts: options.extra_hosts.clone(),
             ulimits: options.ulimits.clone(),
             cgroup_parent: options.cgroup_parent.clone(),
+            resources: options.resources.given(),
             insecure: run.insecure,
             network: match run.network {
                 Network::Default => None,

@@ -10,7 +10,7 @@ use executor::{Exit, ExtraHost, MountSource, Network, Security, Step, StepIo, St
 use llb::pb;
 use sys::mount::FsView;
 
-use super::OpContext;
+use super::{OpContext, limits};
 use crate::cache_mount::CacheDir;
 use crate::core::active_view;
 use crate::ssh::AgentSocket;
@@ -98,6 +98,7 @@ async fn prepare(
     step.resolver = ctx.core.resolver.clone();
     let cgroup_parent = Some(&meta.cgroup_parent).filter(|parent| !parent.is_empty());
     step.cgroup_parent = cgroup_parent.or(ctx.core.cgroup_parent.as_ref()).cloned();
+    step.resources = limits::resources(ctx.op.vertex.resources().unwrap_or_default())?;
     step.remove_mount_stubs_recursive = meta.remove_mount_stubs_recursive;
     if !op.cdi_devices.is_empty() {
         return Err(Fault::user(format!("device `{}` is not supported yet", op.cdi_devices[0].name)));

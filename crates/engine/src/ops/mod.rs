@@ -3,6 +3,7 @@
 mod diff;
 pub(crate) mod exec;
 pub(crate) mod file;
+mod limits;
 mod merge;
 pub(crate) mod source;
 
@@ -57,6 +58,7 @@ pub const CAPS: &[&str] = &[
     "source.http.header",
     "exec.meta.base",
     "exec.meta.cgroup.parent",
+    "exec.meta.linux.resources",
     "exec.meta.network",
     "exec.meta.proxyenv",
     "exec.meta.security",

@@ -109,7 +109,7 @@ fn own_namespaces(sandbox: &Sandbox) -> Result<Vec<OwnedFd>, Failure> {
         Some("uts"),
         // Nobody but its owner may enter another one, not even who is there already.
         sandbox.own_network.then_some("net"),
-        (sandbox.cgroup != CgroupView::None).then_some("cgroup"),
+        (sandbox.cgroup == CgroupView::Unified).then_some("cgroup"),
         Some("mnt"),
     ];
     let open = |name: &str| {
@@ -210,7 +210,7 @@ fn join_groups(sandbox: &Sandbox, joined: bool) -> Result<(), Failure> {
         std::fs::write(file, "0")
             .map_err(|error| setup(format_args!("cannot join the control group of `{}`", file.display()), error))?;
     }
-    if sandbox.cgroup != CgroupView::None {
+    if sandbox.cgroup == CgroupView::Unified {
         sys::ns::own_cgroup_view().map_err(|error| setup("cannot begin", error))?;
     }
     Ok(())

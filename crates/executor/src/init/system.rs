@@ -1,7 +1,7 @@
 //! What every step sees of the system: /proc, /sys, /dev, and what is hidden of it (OCI runtime-spec `config-linux.md`).
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -147,30 +147,39 @@ impl Builder<'_> {
             return Ok(());
         };
         match &sandbox.cgroup {
-            CgroupView::None => Ok(()),
+            CgroupView::None => {}
             // A view of its own group; where that is refused, none.
             CgroupView::Unified => {
                 let _ = rustix::mount::mount("cgroup2", fd_path(point.as_fd()), "cgroup2", flags, None);
-                Ok(())
             }
-            CgroupView::Version1(hierarchies) => self.mount_version1(&point, hierarchies, flags),
+            CgroupView::Version1(groups) => self.mount_version1(groups, &point, sandbox.insecure)?,
         }
+        Ok(())
     }
 
-    /// A directory for each hierarchy, and a link for each controller that shares one.
-    fn mount_version1(&self, point: &OwnedFd, hierarchies: &[String], flags: MountFlags) -> Result<(), Failure> {
-        const TOP: &str = "/sys/fs/cgroup";
-        self.mount_new("tmpfs", point, TOP, flags, "mode=755")?;
-        let top = self.root.open_dir(TOP, Links::Refuse);
-        let top = top.map_err(|error| setup(format_args!("cannot open `{TOP}`"), error))?;
-        for controllers in hierarchies {
-            let name = controllers.strip_prefix("name=").unwrap_or(controllers);
-            let failed = |errno: Errno| setup(format_args!("cannot make `{TOP}/{name}`"), std::io::Error::from(errno));
+    /// Binds the step's groups of version 1 where programs look for their limits. There is no namespace around them, as
+    /// there is none upstream.
+    fn mount_version1(&mut self, groups: &[(String, PathBuf)], point: &OwnedFd, insecure: bool) -> Result<(), Failure> {
+        const PLACE: &str = "/sys/fs/cgroup";
+        if groups.is_empty() {
+            return Ok(());
+        }
+        self.mount_new("tmpfs", point, PLACE, SAFE, "mode=755")?;
+        let failed = |errno: Errno| setup(format_args!("cannot fill `{PLACE}`"), std::io::Error::from(errno));
+        let top = self.root.open_dir(PLACE, Links::Refuse);
+        let top = top.map_err(|error| setup(format_args!("cannot open `{PLACE}`"), error))?;
+        let mut restrict = Restrict::NO_SETUID | Restrict::NO_DEVICES | Restrict::NO_EXEC;
+        restrict.set(Restrict::READ_ONLY, !insecure);
+        for (name, group) in groups {
             rustix::fs::mkdirat(&top, name, Mode::from_raw_mode(0o755)).map_err(failed)?;
             let point =
                 rustix::fs::openat(&top, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
-            let options = std::ffi::CString::new(controllers.as_str()).unwrap_or_default();
-            let _ = rustix::mount::mount("cgroup", fd_path(point.as_fd()), "cgroup", flags, Some(options.as_c_str()));
+            // One that may not be bound is not seen; no reason not to run.
+            if attach(group, point.as_fd(), restrict, &self.state.join("aside")).is_err() {
+                rustix::fs::unlinkat(&top, name, AtFlags::REMOVEDIR).map_err(failed)?;
+                continue;
+            }
+            // Two controllers of one hierarchy: each is found by its own name as well.
             for controller in name.split(',').filter(|controller| *controller != name) {
                 rustix::fs::symlinkat(name, &top, controller).map_err(failed)?;
             }

@@ -22,7 +22,8 @@ pub(crate) struct Privileged {
     state: PathBuf,
     /// For want of device rules, and where devices are real, no device node can be opened at all.
     no_devices: bool,
-    cgroup: CgroupView,
+    /// There is version 2 only, of which every step sees its own part.
+    unified: bool,
     next: AtomicU64,
     /// How often memory ran out in our own group, when last looked at.
     oom_kills: Mutex<Option<u64>>,
@@ -31,7 +32,10 @@ pub(crate) struct Privileged {
 impl Privileged {
     pub(crate) fn open(state: PathBuf, isolation: &Isolation) -> Result<Privileged, Error> {
         let groups = match Groups::open() {
-            Ok(groups) => Some(groups),
+            Ok(mut groups) => {
+                groups.remember_parents(state.join("cgroup-parents"));
+                Some(groups)
+            }
             Err(error) => {
                 tracing::warn!("steps run without control groups: {error}");
                 None
@@ -42,13 +46,12 @@ impl Privileged {
             tracing::warn!("no writable device control group: steps cannot open device nodes of their own making");
         }
         let helper = Helper::start(groups.as_ref().map(Groups::shared).unwrap_or_default())?;
-        let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
         Ok(Privileged {
             helper: Arc::new(helper),
             groups,
             state,
             no_devices: !ruled && !isolation.nested,
-            cgroup: if unified { CgroupView::Unified } else { CgroupView::None },
+            unified: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
             next: AtomicU64::new(0),
             oom_kills: Mutex::new(own_oom_kills()),
         })
@@ -63,9 +66,13 @@ impl Privileged {
         };
         Surroundings {
             state: self.state.clone(),
-            group,
             join,
-            cgroup: self.cgroup.clone(),
+            cgroup: match &self.groups {
+                _ if self.unified => CgroupView::Unified,
+                Some(groups) => CgroupView::Version1(groups.view(group.as_ref(), devices(security))),
+                None => CgroupView::None,
+            },
+            group,
             no_devices: self.no_devices && security == Security::Sandbox,
             bind_devices: false,
             single_id: false,
@@ -91,13 +98,15 @@ impl Privileged {
         if let Some(controller) = groups.missing_for(&limits) {
             missing(format!("the controller `{controller}` is not available"));
         }
-        let devices = match step.security {
-            Security::Sandbox => Devices::Ruled,
-            Security::Insecure => Devices::All,
-        };
         let name = format!("step-{}-{}", std::process::id(), self.next.fetch_add(1, Ordering::Relaxed));
-        match groups.create(&name, parent, devices, &limits) {
-            Ok(group) => Ok(Some(group)),
+        match groups.create(&name, parent, devices(step.security), &limits) {
+            Ok(group) => {
+                if let Some(parent) = parent.filter(|_| !group.left_out().is_empty()) {
+                    let out = group.left_out().join(", ");
+                    tracing::warn!("a step is not below the control group `{parent}` that it asks for in: {out}");
+                }
+                Ok(Some(group))
+            }
             // A wrong value is the user's business, the rest is the machine's.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ERANGE)) => {
                 Err(Error::Invalid(crate::init::chain(&error)))
@@ -116,6 +125,13 @@ impl Privileged {
         let before = std::mem::replace(&mut *last, now);
         let limit = own_memory_limit().map(base::ByteSize);
         (now > before && before.is_some()).then_some(OutOfMemory { limit })
+    }
+}
+
+fn devices(security: Security) -> Devices {
+    match security {
+        Security::Sandbox => Devices::Ruled,
+        Security::Insecure => Devices::All,
     }
 }
 

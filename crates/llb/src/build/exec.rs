@@ -25,6 +25,8 @@ pub struct Exec {
     pub ulimits: Vec<pb::Ulimit>,
     /// Parent of the step's control group.
     pub cgroup_parent: String,
+    /// Limits of all its processes together, which are no part of the cache key.
+    pub resources: Option<proto::LinuxResources>,
     /// Another network than the state's.
     pub network: Option<pb::NetMode>,
     /// With all privileges.

@@ -155,7 +155,13 @@ impl Writer<'_> {
             }
         }
         let bytes = encode(op);
-        Ok((Digest::of(&bytes), bytes, metadata(&node.constraints, &caps)))
+        let mut metadata = metadata(&node.constraints, &caps);
+        if let Op::Exec(exec) = &node.op
+            && let Some(resources) = &exec.exec.resources
+        {
+            resources.set(&mut metadata);
+        }
+        Ok((Digest::of(&bytes), bytes, metadata))
     }
 
     fn input(&self, (node, index): (u32, Index)) -> pb::Input {
@@ -323,6 +329,7 @@ fn exec_caps(node: &ExecNode, caps: &mut BTreeSet<&'static str>) {
         }
     };
     need(!exec.ulimits.is_empty(), caps::EXEC_ULIMIT);
+    need(exec.resources.is_some(), caps::EXEC_RESOURCES);
     need(exec.insecure, caps::EXEC_SECURITY);
     need(exec.proxy.is_some(), caps::EXEC_PROXY);
     need(!exec.secrets.is_empty(), caps::EXEC_SECRET);

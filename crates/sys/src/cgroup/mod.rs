@@ -5,7 +5,12 @@
 //!   hullworks-<pid>/          device rules; one more without them for insecure steps (`-1`, `-2`: opened again)
 //!     shared/                 steps without limits of their own (and the process that starts them)
 //!     <step>/                 a step with limits
+//! <the parent that a step asks for>
+//!   hullworks-<pid>-<n>/      that step, in every hierarchy
 //! ```
+//!
+//! A directory that says whose it is stands in the hierarchy that rules devices, and is locked while in use: others may be
+//! in another process namespace, where our id says nothing.
 //!
 //! In version 2 a group with processes gives no controllers to groups below it. So the first limit that is asked
 //! for moves our own process down one level, into `hullworks-<pid>-main`; other processes are left alone, and where
@@ -14,7 +19,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -24,11 +29,16 @@ use rustix::io::Errno;
 use crate::Error;
 
 mod devices;
+mod group;
 mod mounts;
+mod parents;
 #[cfg(test)]
 mod tests;
 
-use mounts::{Hierarchies, Hierarchy};
+pub use group::Group;
+use group::write_version1;
+use mounts::{Hierarchies, Hierarchy, needed};
+use parents::Parents;
 
 /// Limits of a group. What is none is not limited.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,22 +76,35 @@ pub struct Groups {
     own: Hierarchies,
     name: String,
     ruled: bool,
-    /// The locked directory of our groups. Others may be in another process namespace, where our id says nothing.
+    /// The locked directory of our groups.
     mark: Option<fs::File>,
+    parents: Parents,
 }
 
 impl Groups {
     /// Finds where we are. Makes the group for sandboxed steps, with its device rules, where the machine lets us.
     pub fn open() -> Result<Groups, Error> {
         let own = Hierarchies::of_this_process()?;
-        let mut groups = Groups { own, name: String::new(), ruled: false, mark: None };
-        groups.take_name();
-        groups.sweep();
+        let mut groups = Groups { own, name: String::new(), ruled: false, mark: None, parents: Parents::default() };
+        (groups.name, groups.mark) = groups.take_name(&|hierarchy| hierarchy.own.clone());
+        groups.sweep(&|hierarchy| hierarchy.own.clone(), Alive::Process);
         groups.ruled = groups.make_ruled().is_ok();
         if !groups.ruled {
             groups.remove_base(&groups.name);
         }
         Ok(groups)
+    }
+
+    /// Keeps a list in `file` of the parents that steps ask for, and removes what dead predecessors left in those of theirs.
+    pub fn remember_parents(&mut self, file: PathBuf) {
+        let (parents, used) = Parents::read(file);
+        self.parents = parents;
+        for parent in used {
+            // One where something is left is tried again the next time.
+            if !self.sweep(&below(&parent), Alive::Held) {
+                self.parents.add(&parent);
+            }
+        }
     }
 
     /// Whether sandboxed steps are kept from the machine's devices by their group.
@@ -110,54 +133,93 @@ impl Groups {
         self.own.can(limits).err()
     }
 
-    /// A group with limits. `parent` is a path below the root of each hierarchy, instead of ours. Without device rules it has
-    /// a directory in every hierarchy: who is in it can make groups of its own below, which go with it.
+    /// A group with limits. `parent` is a path below the root of each hierarchy, instead of ours: all hierarchies have the
+    /// group then, for the parent may have limits of its own. So they have without device rules: who is in it can make groups
+    /// of its own below, which go with it.
     pub fn create(&self, step: &str, parent: Option<&str>, devices: Devices, limits: &Limits) -> Result<Group, Error> {
-        let base = match devices {
-            Devices::Ruled => self.name.clone(),
-            Devices::All => format!("{}-insecure", self.name),
+        let ruled = devices == Devices::Ruled && self.ruled;
+        let (name, mark) = match parent {
+            Some(parent) => {
+                self.parents.add(parent);
+                self.take_name(&below(parent))
+            }
+            None if devices == Devices::Ruled => (format!("{}/{step}", self.name), None),
+            None => (format!("{}-insecure/{step}", self.name), None),
         };
         let place = |hierarchy: &Hierarchy| match parent {
-            Some(parent) => hierarchy.top.join(parent.trim_matches('/')).join(step),
-            None => hierarchy.own.join(&base).join(step),
+            Some(parent) => below(parent)(hierarchy).join(&name),
+            None => hierarchy.own.join(&name),
         };
-        let mut group = Group { dirs: Vec::new(), unified: None, version1: Vec::new(), limit: limits.memory };
-        if let Some(hierarchy) = &self.own.unified {
+        let mut group =
+            Group { dirs: Vec::new(), unified: None, limit: limits.memory, left_out: Vec::new(), _mark: mark };
+        let needed = needed(limits);
+        for (controller, hierarchy) in self.own.version1() {
+            let must = needed.contains(&controller) || controller == "devices" && ruled;
+            if !must && parent.is_none() && devices == Devices::Ruled {
+                continue;
+            }
             let dir = place(hierarchy);
-            // Beside version 1's controllers it has none, but it kills at once and costs nothing to be born in.
-            self.make_unified(&dir, &self.own.unified_controllers(limits))?;
-            group.unified = Some(dir.clone());
-            group.dirs.push(dir);
-        }
-        let result = group.write_unified(limits).and_then(|()| {
-            for (controller, hierarchy) in self.own.version1(limits, devices == Devices::Ruled && self.ruled) {
-                let dir = place(hierarchy);
-                make_dir(&dir)?;
-                group.add_version1(controller, dir.clone());
-                if controller == "devices" && parent.is_some() {
+            let made = make_dir(&dir).and_then(|()| {
+                if !group.dirs.contains(&dir) {
+                    group.dirs.push(dir.clone());
+                }
+                if controller == "devices" && ruled && parent.is_some() {
                     devices::rule_version1(&dir)?;
                 }
-                write_version1(controller, &dir, limits)?;
-            }
-            Ok(())
-        });
-        result?;
-        if devices == Devices::All {
-            for (controller, hierarchy) in self.own.version1_all() {
-                let dir = place(hierarchy);
-                if make_dir(&dir).is_ok() {
-                    // It is removed with the others, also where nobody can join it.
-                    group.add_version1(controller, dir.clone());
-                    write_version1(controller, &dir, limits)?;
+                write_version1(controller, &dir, limits)
+            });
+            match made {
+                Err(error) if must => return Err(error),
+                Err(_) => {
+                    group.dirs.retain(|made| *made != dir);
+                    remove_tree(&dir);
+                    group.left_out.push(controller.to_owned());
                 }
+                Ok(()) => {}
             }
+        }
+        if let Some(hierarchy) = &self.own.unified {
+            let dir = place(hierarchy);
+            group.unified = Some(dir.clone());
+            group.dirs.push(dir.clone());
+            // Beside version 1's controllers it has none, but it kills at once and costs nothing to be born in.
+            self.make_unified(&dir, &self.own.unified_controllers(limits))?;
+            // Below our own name the rules are there already.
+            if ruled && parent.is_some() && self.own.devices.is_none() {
+                devices::rule_version2(&dir)?;
+            }
+            group.write_unified(limits)?;
         }
         Ok(group)
     }
 
+    /// What a step of version 1 sees at `/sys/fs/cgroup`: the names and directories of the groups that it is in.
+    pub fn view(&self, group: Option<&Group>, devices: Devices) -> Vec<(String, PathBuf)> {
+        let mut view: Vec<(String, PathBuf)> = Vec::new();
+        for (controller, hierarchy) in self.own.version1() {
+            let Some(name) = hierarchy.top.file_name().and_then(|name| name.to_str()) else { continue };
+            if view.iter().any(|(seen, _)| seen == name) {
+                continue;
+            }
+            let dir = match group.and_then(|group| group.dir_in(hierarchy)) {
+                Some(dir) => dir.to_owned(),
+                None if controller == "devices" && self.ruled && devices == Devices::Ruled => {
+                    hierarchy.own.join(&self.name).join("shared")
+                }
+                None => hierarchy.own.clone(),
+            };
+            view.push((name.to_owned(), dir));
+        }
+        view
+    }
+
+    /// The hierarchy that rules devices, where directories say whose they are.
+    fn marking(&self) -> Option<&Hierarchy> {
+        self.own.devices.as_ref().or(self.own.unified.as_ref())
+    }
+
     fn device_hierarchy(&self) -> Option<&Path> {
-        let unified = self.own.unified.as_ref();
-        self.own.devices.as_ref().or(unified).map(|hierarchy| hierarchy.own.as_path())
+        self.marking().map(|hierarchy| hierarchy.own.as_path())
     }
 
     fn make_ruled(&self) -> Result<(), Error> {
@@ -206,52 +268,55 @@ impl Groups {
         Ok(())
     }
 
-    /// Takes a name that nobody else has, and holds it.
-    fn take_name(&mut self) {
+    /// Takes a name that nobody else has at a place of the hierarchies, and holds it.
+    fn take_name(&self, place: Place<'_>) -> (String, Option<fs::File>) {
         loop {
-            self.name = new_name();
-            let Some(hierarchy) = self.device_hierarchy() else { return };
-            let dir = hierarchy.join(&self.name);
+            let name = new_name();
+            let Some(hierarchy) = self.marking() else { return (name, None) };
+            let dir = place(hierarchy).join(&name);
             if make_dir(&dir).is_err() {
-                return;
+                return (name, None);
             }
             // Somebody who sweeps may have been quicker, or another's first process has our id.
             let Ok(mark) = fs::File::open(&dir) else { continue };
             match flock(&mark, FlockOperation::NonBlockingLockExclusive) {
                 Err(Errno::WOULDBLOCK) => {}
-                Err(_) => return,
-                Ok(()) if is_at(&mark, &dir) => {
-                    self.mark = Some(mark);
-                    return;
-                }
+                Err(_) => return (name, None),
+                Ok(()) if is_at(&mark, &dir) => return (name, Some(mark)),
                 Ok(()) => {}
             }
         }
     }
 
     /// Whether somebody holds this name.
-    fn is_held(&self, name: &str) -> bool {
-        let dir = self.device_hierarchy().map(|hierarchy| hierarchy.join(name));
-        let dir = dir.and_then(|dir| fs::File::open(dir).ok());
+    fn is_held(&self, place: Place<'_>, name: &str) -> bool {
+        let dir = self.marking().and_then(|hierarchy| fs::File::open(place(hierarchy).join(name)).ok());
         dir.is_some_and(|dir| flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK))
     }
 
-    /// Removes what dead predecessors left. A group that still has processes stays.
-    fn sweep(&self) {
-        for hierarchy in self.own.all() {
-            let Ok(entries) = fs::read_dir(&hierarchy.own) else { continue };
+    /// Removes what dead predecessors left at a place of the hierarchies; false where a group has processes still.
+    fn sweep(&self, place: Place<'_>, sign: Alive) -> bool {
+        let patience = Instant::now() + Duration::from_secs(1);
+        let mut clean = true;
+        // What says whose the others are goes last.
+        let marking = self.marking();
+        let others = self.own.all().filter(|hierarchy| Some(*hierarchy) != marking);
+        for hierarchy in others.chain(marking) {
+            let Ok(entries) = fs::read_dir(place(hierarchy)) else { continue };
             for entry in entries.flatten() {
                 let name = entry.file_name();
-                let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("hullworks-")) else { continue };
-                let pid = rest.split('-').next().unwrap_or(rest);
-                let kinds = ["-insecure", "-main"];
-                let held = kinds.iter().find_map(|kind| name.to_str()?.strip_suffix(kind)).or(name.to_str());
-                if Path::new("/proc").join(pid).exists() || held.is_some_and(|name| self.is_held(name)) {
+                let Some(name) = name.to_str().filter(|_| entry.file_type().is_ok_and(|kind| kind.is_dir())) else {
+                    continue;
+                };
+                let Some((pid, held)) = owner(name) else { continue };
+                let is_process = sign == Alive::Process && Path::new("/proc").join(pid).exists();
+                if is_process || self.is_held(place, held) {
                     continue;
                 }
-                remove_tree(&entry.path());
+                clean &= remove_patiently(&entry.path(), patience) == Removed::Settled;
             }
         }
+        clean
     }
 
     /// Removes the groups, whose processes have ended.
@@ -263,13 +328,42 @@ impl Groups {
     fn remove_base(&self, name: &str) {
         let patience = Instant::now() + Duration::from_secs(1);
         for hierarchy in self.own.all() {
-            let dir = hierarchy.own.join(name);
-            // A group counts as busy for a moment after its last process was waited for.
-            while remove_tree(&dir) == Removed::Busy && Instant::now() < patience {
-                std::thread::sleep(Duration::from_micros(500));
-            }
+            remove_patiently(&hierarchy.own.join(name), patience);
         }
     }
+}
+
+/// What tells, beside a name that is held, that an owner lives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Alive {
+    /// A process has its id.
+    Process,
+    /// Nothing: all names are held there.
+    Held,
+}
+
+/// A directory of each hierarchy.
+type Place<'a> = &'a dyn Fn(&Hierarchy) -> PathBuf;
+
+/// The place of a parent, which does not lead out of the hierarchies.
+fn below(parent: &str) -> impl Fn(&Hierarchy) -> PathBuf {
+    let mut inside = PathBuf::new();
+    for part in Path::new(parent).components() {
+        match part {
+            Component::Normal(name) => inside.push(name),
+            Component::ParentDir => drop(inside.pop()),
+            _ => {}
+        }
+    }
+    move |hierarchy| hierarchy.top.join(&inside)
+}
+
+/// Whose a directory is that we may have made: the process id, and the name that is held while it is in use.
+fn owner(name: &str) -> Option<(&str, &str)> {
+    let held = ["-insecure", "-main"].iter().find_map(|kind| name.strip_suffix(kind)).unwrap_or(name);
+    let (pid, count) = held.strip_prefix("hullworks-")?.split_once('-').unwrap_or((&held["hullworks-".len()..], "0"));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number(pid) && is_number(count)).then_some((pid, held))
 }
 
 /// A name that no other opening of this process has: whose groups are gone a moment later must not take those of the next.
@@ -285,195 +379,6 @@ fn new_name() -> String {
 impl Drop for Groups {
     fn drop(&mut self) {
         self.remove();
-    }
-}
-
-/// One group with limits; removed, with whatever still runs in it killed, when dropped.
-#[derive(Debug)]
-pub struct Group {
-    dirs: Vec<PathBuf>,
-    unified: Option<PathBuf>,
-    /// Of version 1, the controllers of each directory.
-    version1: Vec<(String, PathBuf)>,
-    limit: Option<u64>,
-}
-
-impl Group {
-    fn add_version1(&mut self, controller: &str, dir: PathBuf) {
-        match self.version1.iter_mut().find(|(_, known)| *known == dir) {
-            Some((controllers, _)) if controllers.split(',').any(|known| known == controller) => {}
-            Some((controllers, _)) => *controllers = format!("{controllers},{controller}"),
-            None => {
-                self.dirs.push(dir.clone());
-                self.version1.push((controller.to_owned(), dir));
-            }
-        }
-    }
-
-    /// The hierarchies of version 1 that it has a directory in, by their controllers: `cpu,cpuacct`, `name=systemd`.
-    pub fn version1(&self) -> impl Iterator<Item = &str> {
-        self.version1.iter().map(|(controllers, _)| controllers.as_str())
-    }
-
-    /// The directory of version 2, which a process can be born in.
-    pub fn unified(&self) -> Option<&Path> {
-        self.unified.as_deref()
-    }
-
-    /// The `cgroup.procs` files that a process joins.
-    pub fn procs(&self) -> Vec<PathBuf> {
-        self.dirs.iter().map(|dir| dir.join("cgroup.procs")).collect()
-    }
-
-    /// The memory limit that it was made with.
-    pub fn memory_limit(&self) -> Option<u64> {
-        self.limit
-    }
-
-    /// How many of its processes were killed because memory ran out.
-    pub fn oom_kills(&self) -> u64 {
-        let files = self.dirs.iter().flat_map(|dir| [dir.join("memory.events"), dir.join("memory.oom_control")]);
-        files.map(|file| oom_kills_in(&fs::read_to_string(file).unwrap_or_default())).sum()
-    }
-
-    /// Kills all processes of the group.
-    pub fn kill(&self) {
-        if let Some(unified) = &self.unified
-            && fs::write(unified.join("cgroup.kill"), "1").is_ok()
-        {
-            return;
-        }
-        for dir in &self.dirs {
-            for pid in processes(dir) {
-                crate::raw::kill(pid, libc::SIGKILL);
-            }
-        }
-    }
-
-    fn write_unified(&self, limits: &Limits) -> Result<(), Error> {
-        let Some(dir) = &self.unified else { return Ok(()) };
-        let has = |name: &str| dir.join(name).exists();
-        if let Some(memory) = limits.memory
-            && has("memory.max")
-        {
-            write(&dir.join("memory.max"), memory)?;
-            // The whole step goes, not one process of it whose loss nobody notices.
-            let _ = fs::write(dir.join("memory.oom.group"), "1");
-        }
-        if let Some(both) = limits.memory_swap
-            && has("memory.swap.max")
-        {
-            match u64::try_from(both) {
-                Ok(both) => write(&dir.join("memory.swap.max"), both.saturating_sub(limits.memory.unwrap_or(0)))?,
-                Err(_) => write(&dir.join("memory.swap.max"), "max")?,
-            }
-        }
-        if let Some(shares) = limits.cpu_shares
-            && has("cpu.weight")
-        {
-            write(&dir.join("cpu.weight"), weight(shares))?;
-        }
-        if (limits.cpu_quota.is_some() || limits.cpu_period.is_some()) && has("cpu.max") {
-            let quota = limits.cpu_quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
-            write(&dir.join("cpu.max"), format!("{quota} {}", limits.cpu_period.unwrap_or(100_000)))?;
-        }
-        for (file, value) in [("cpuset.cpus", &limits.cpuset_cpus), ("cpuset.mems", &limits.cpuset_mems)] {
-            if let Some(value) = value
-                && has(file)
-            {
-                write(&dir.join(file), value)?;
-            }
-        }
-        if let Some(pids) = limits.pids
-            && has("pids.max")
-        {
-            write(&dir.join("pids.max"), pids)?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let patience = Instant::now() + Duration::from_secs(2);
-        for dir in &self.dirs {
-            // A group counts as busy for a moment after its last process was waited for. An insecure step may have made more
-            // groups below.
-            while remove_tree(dir) == Removed::Busy && Instant::now() < patience {
-                self.kill();
-                std::thread::sleep(Duration::from_micros(500));
-            }
-        }
-    }
-}
-
-/// Version 1's files of one controller.
-fn write_version1(controller: &str, dir: &Path, limits: &Limits) -> Result<(), Error> {
-    match controller {
-        "memory" => {
-            if let Some(memory) = limits.memory {
-                write(&dir.join("memory.limit_in_bytes"), memory)?;
-            }
-            if let Some(both) = limits.memory_swap
-                && dir.join("memory.memsw.limit_in_bytes").exists()
-            {
-                write(&dir.join("memory.memsw.limit_in_bytes"), both)?;
-            }
-        }
-        "cpu" => {
-            if let Some(shares) = limits.cpu_shares {
-                write(&dir.join("cpu.shares"), shares)?;
-            }
-            if let Some(period) = limits.cpu_period {
-                write(&dir.join("cpu.cfs_period_us"), period)?;
-            }
-            if let Some(quota) = limits.cpu_quota {
-                write(&dir.join("cpu.cfs_quota_us"), quota)?;
-            }
-        }
-        "cpuset" => {
-            // A new cpuset is empty, and nobody can join an empty one.
-            for (file, value) in [("cpuset.cpus", &limits.cpuset_cpus), ("cpuset.mems", &limits.cpuset_mems)] {
-                inherit_cpuset(dir, file)?;
-                if let Some(value) = value {
-                    write(&dir.join(file), value)?;
-                }
-            }
-        }
-        "pids" => {
-            if let Some(pids) = limits.pids {
-                write(&dir.join("pids.max"), pids)?;
-            }
-        }
-        _ => {}
-    }
-    Ok(())
-}
-
-/// Copies a value down from the nearest group above that has one.
-fn inherit_cpuset(dir: &Path, file: &str) -> Result<(), Error> {
-    let read = |dir: &Path| fs::read_to_string(dir.join(file)).ok().filter(|value| !value.trim().is_empty());
-    let mut empty: Vec<&Path> = Vec::new();
-    for above in dir.ancestors() {
-        match read(above) {
-            Some(value) => {
-                for dir in empty.iter().rev() {
-                    write(&dir.join(file), value.trim())?;
-                }
-                break;
-            }
-            None if above.join(file).exists() => empty.push(above),
-            None => break,
-        }
-    }
-    Ok(())
-}
-
-/// Version 2's weight for version 1's shares, as runtimes convert: 1024 shares are the usual weight.
-fn weight(shares: u64) -> u64 {
-    match shares {
-        0 => 0,
-        shares => 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142,
     }
 }
 
@@ -538,5 +443,16 @@ fn remove_tree(dir: &Path) -> Removed {
     match fs::remove_dir(dir) {
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Removed::Busy,
         _ => Removed::Settled,
+    }
+}
+
+/// The same; waits, for a group counts as busy for a moment after its last process was waited for.
+fn remove_patiently(dir: &Path, patience: Instant) -> Removed {
+    loop {
+        let removed = remove_tree(dir);
+        if removed == Removed::Settled || Instant::now() > patience {
+            return removed;
+        }
+        std::thread::sleep(Duration::from_micros(500));
     }
 }

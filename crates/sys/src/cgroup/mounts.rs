@@ -78,22 +78,10 @@ impl Hierarchies {
         needed(limits).into_iter().filter(|name| self.available.iter().any(|have| have == name)).collect()
     }
 
-    /// The hierarchies of version 1 that `limits`, and device rules, need.
-    pub(super) fn version1(&self, limits: &Limits, ruled: bool) -> Vec<(&'static str, &Hierarchy)> {
-        let mut wanted: Vec<_> = needed(limits)
-            .into_iter()
-            .filter_map(|name| Some((name, &self.controllers.iter().find(|(have, _)| have == name)?.1)))
-            .collect();
-        if let (true, Some(devices)) = (ruled, &self.devices) {
-            wanted.push(("devices", devices));
-        }
-        wanted
-    }
-
-    /// All hierarchies of version 1, by each of their controllers.
-    pub(super) fn version1_all(&self) -> impl Iterator<Item = (&str, &Hierarchy)> {
-        let others = self.controllers.iter().map(|(name, hierarchy)| (name.as_str(), hierarchy));
-        self.devices.iter().map(|hierarchy| ("devices", hierarchy)).chain(others)
+    /// Version 1's hierarchies by controller, that of device rules first.
+    pub(super) fn version1(&self) -> impl Iterator<Item = (&str, &Hierarchy)> {
+        let devices = self.devices.iter().map(|hierarchy| ("devices", hierarchy));
+        devices.chain(self.controllers.iter().map(|(name, hierarchy)| (name.as_str(), hierarchy)))
     }
 
     /// Whether every limit has a controller.
@@ -105,7 +93,8 @@ impl Hierarchies {
     }
 }
 
-fn needed(limits: &Limits) -> Vec<&'static str> {
+/// The controllers of `limits`.
+pub(super) fn needed(limits: &Limits) -> Vec<&'static str> {
     let cpu = limits.cpu_shares.is_some() || limits.cpu_quota.is_some() || limits.cpu_period.is_some();
     [
         ("memory", limits.memory.is_some() || limits.memory_swap.is_some()),

@@ -1,5 +1,6 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests; a skip says why")]
 
+use super::group::weight;
 use super::mounts::{Hierarchies, Hierarchy};
 use super::*;
 
@@ -125,6 +126,85 @@ fn privileged_groups_of_the_dead_go_and_those_of_other_process_namespaces_stay()
     drop(open());
     assert!(!dir.exists());
     assert!(groups.shared().iter().all(|file| file.exists()));
+}
+
+#[test]
+fn names_say_whose_groups_are() {
+    for (name, expected) in [
+        ("hullworks-12", Some(("12", "hullworks-12"))),
+        ("hullworks-12-3", Some(("12", "hullworks-12-3"))),
+        ("hullworks-12-3-main", Some(("12", "hullworks-12-3"))),
+        ("hullworks-12-insecure", Some(("12", "hullworks-12"))),
+        ("hullworks-", None),
+        ("hullworks-mine", None),
+        ("hullworks-12-mine", None),
+        ("step-1-2", None),
+    ] {
+        assert_eq!(owner(name), expected, "{name}");
+    }
+}
+
+#[test]
+fn parents_stay_inside_their_hierarchy() {
+    let hierarchy = at("/top", "/top/own").unwrap();
+    for (parent, expected) in
+        [("/a/b/", "/top/a/b"), ("a", "/top/a"), ("../../x", "/top/x"), ("a/../../b", "/top/b"), ("/", "/top")]
+    {
+        assert_eq!(below(parent)(&hierarchy), Path::new(expected), "{parent}");
+    }
+}
+
+#[test]
+fn parents_are_kept_until_they_were_looked_at() {
+    let dir = std::env::temp_dir().join(format!("hw-parents-{}", std::process::id()));
+    let (parents, used) = Parents::read(dir.clone());
+    assert_eq!(used, [""; 0]);
+    for parent in ["/a", "b c", "/a", "two\nlines"] {
+        parents.add(parent);
+    }
+    let (_, used) = Parents::read(dir.clone());
+    assert_eq!(used, ["/a", "b c"]);
+    assert_eq!(Parents::read(dir.clone()).1, [""; 0]);
+    fs::remove_file(dir).unwrap();
+}
+
+#[test]
+fn privileged_groups_of_the_dead_go_from_parents_too() {
+    let Some(groups) = root_groups() else { return };
+    let parent = format!("hw-parent-{}", std::process::id());
+    let step = groups.create("t1", Some(&parent), Devices::Ruled, &Limits::default()).unwrap();
+    let tops: Vec<PathBuf> = groups.own.all().map(|hierarchy| hierarchy.top.join(&parent)).collect();
+    for top in &tops {
+        for name in ["hullworks-4194305", "hullworks-mine", "step-1-1"] {
+            let _ = fs::create_dir(top.join(name));
+        }
+    }
+    let file = std::env::temp_dir().join(format!("hw-used-{}", std::process::id()));
+    fs::write(&file, format!("{parent}\n")).unwrap();
+    Groups::open().unwrap().remember_parents(file.clone());
+    fs::remove_file(file).unwrap();
+    assert!(step.procs().iter().all(|file| file.exists()), "a group in use was taken");
+    for top in tops.iter().filter(|top| top.exists()) {
+        assert!(!top.join("hullworks-4194305").exists(), "{top:?}");
+        for foreign in ["hullworks-mine", "step-1-1"] {
+            fs::remove_dir(top.join(foreign)).unwrap();
+        }
+    }
+    // Where all may be written all have the step.
+    assert_eq!(step.procs().len() + step.left_out().len(), tops.len());
+    drop(step);
+    for top in tops.iter().filter(|top| top.exists()) {
+        fs::remove_dir(top).unwrap();
+    }
+}
+
+fn root_groups() -> Option<Groups> {
+    let open = || rustix::process::geteuid().is_root().then(|| Groups::open().ok()).flatten();
+    let groups = open().filter(Groups::rules_devices);
+    if groups.is_none() {
+        eprintln!("skipped: needs root and a writable cgroup");
+    }
+    groups
 }
 
 #[test]

@@ -1,0 +1,193 @@
+//! One group: its limits, its processes, its end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::mounts::Hierarchy;
+use super::{Limits, Removed, oom_kills_in, processes, remove_tree, write};
+use crate::Error;
+
+/// One group with limits; removed, with whatever still runs in it killed, when dropped.
+#[derive(Debug)]
+pub struct Group {
+    pub(super) dirs: Vec<PathBuf>,
+    pub(super) unified: Option<PathBuf>,
+    pub(super) limit: Option<u64>,
+    pub(super) left_out: Vec<String>,
+    /// Says to others that it is in use, where its name has to.
+    pub(super) _mark: Option<fs::File>,
+}
+
+impl Group {
+    /// The directory of version 2, which a process can be born in.
+    pub fn unified(&self) -> Option<&Path> {
+        self.unified.as_deref()
+    }
+
+    /// The `cgroup.procs` files that a process joins.
+    pub fn procs(&self) -> Vec<PathBuf> {
+        self.dirs.iter().map(|dir| dir.join("cgroup.procs")).collect()
+    }
+
+    /// The memory limit that it was made with.
+    pub fn memory_limit(&self) -> Option<u64> {
+        self.limit
+    }
+
+    /// Controllers that it was to have, beside those that limits need, and the machine refused.
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+
+    /// Its directory in a hierarchy.
+    pub(super) fn dir_in(&self, hierarchy: &Hierarchy) -> Option<&Path> {
+        self.dirs.iter().find(|dir| dir.starts_with(&hierarchy.top)).map(PathBuf::as_path)
+    }
+
+    /// How many of its processes were killed because memory ran out.
+    pub fn oom_kills(&self) -> u64 {
+        let files = self.dirs.iter().flat_map(|dir| [dir.join("memory.events"), dir.join("memory.oom_control")]);
+        files.map(|file| oom_kills_in(&fs::read_to_string(file).unwrap_or_default())).sum()
+    }
+
+    /// Kills all processes of the group.
+    pub fn kill(&self) {
+        if let Some(unified) = &self.unified
+            && fs::write(unified.join("cgroup.kill"), "1").is_ok()
+        {
+            return;
+        }
+        for dir in &self.dirs {
+            for pid in processes(dir) {
+                crate::raw::kill(pid, libc::SIGKILL);
+            }
+        }
+    }
+
+    pub(super) fn write_unified(&self, limits: &Limits) -> Result<(), Error> {
+        let Some(dir) = &self.unified else { return Ok(()) };
+        let has = |name: &str| dir.join(name).exists();
+        if let Some(memory) = limits.memory
+            && has("memory.max")
+        {
+            write(&dir.join("memory.max"), memory)?;
+            // The whole step goes, not one process of it whose loss nobody notices.
+            let _ = fs::write(dir.join("memory.oom.group"), "1");
+        }
+        if let Some(both) = limits.memory_swap
+            && has("memory.swap.max")
+        {
+            match u64::try_from(both) {
+                Ok(both) => write(&dir.join("memory.swap.max"), both.saturating_sub(limits.memory.unwrap_or(0)))?,
+                Err(_) => write(&dir.join("memory.swap.max"), "max")?,
+            }
+        }
+        if let Some(shares) = limits.cpu_shares
+            && has("cpu.weight")
+        {
+            write(&dir.join("cpu.weight"), weight(shares))?;
+        }
+        if (limits.cpu_quota.is_some() || limits.cpu_period.is_some()) && has("cpu.max") {
+            let quota = limits.cpu_quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
+            write(&dir.join("cpu.max"), format!("{quota} {}", limits.cpu_period.unwrap_or(100_000)))?;
+        }
+        for (file, value) in [("cpuset.cpus", &limits.cpuset_cpus), ("cpuset.mems", &limits.cpuset_mems)] {
+            if let Some(value) = value
+                && has(file)
+            {
+                write(&dir.join(file), value)?;
+            }
+        }
+        if let Some(pids) = limits.pids
+            && has("pids.max")
+        {
+            write(&dir.join("pids.max"), pids)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let patience = Instant::now() + Duration::from_secs(2);
+        for dir in &self.dirs {
+            // A group counts as busy for a moment after its last process was waited for. An insecure step may have made more
+            // groups below.
+            while remove_tree(dir) == Removed::Busy && Instant::now() < patience {
+                self.kill();
+                std::thread::sleep(Duration::from_micros(500));
+            }
+        }
+    }
+}
+
+/// Version 1's files of one controller.
+pub(super) fn write_version1(controller: &str, dir: &Path, limits: &Limits) -> Result<(), Error> {
+    match controller {
+        "memory" => {
+            if let Some(memory) = limits.memory {
+                write(&dir.join("memory.limit_in_bytes"), memory)?;
+            }
+            if let Some(both) = limits.memory_swap
+                && dir.join("memory.memsw.limit_in_bytes").exists()
+            {
+                write(&dir.join("memory.memsw.limit_in_bytes"), both)?;
+            }
+        }
+        "cpu" => {
+            if let Some(shares) = limits.cpu_shares {
+                write(&dir.join("cpu.shares"), shares)?;
+            }
+            if let Some(period) = limits.cpu_period {
+                write(&dir.join("cpu.cfs_period_us"), period)?;
+            }
+            if let Some(quota) = limits.cpu_quota {
+                write(&dir.join("cpu.cfs_quota_us"), quota)?;
+            }
+        }
+        "cpuset" => {
+            // A new cpuset is empty, and nobody can join an empty one.
+            for (file, value) in [("cpuset.cpus", &limits.cpuset_cpus), ("cpuset.mems", &limits.cpuset_mems)] {
+                inherit_cpuset(dir, file)?;
+                if let Some(value) = value {
+                    write(&dir.join(file), value)?;
+                }
+            }
+        }
+        "pids" => {
+            if let Some(pids) = limits.pids {
+                write(&dir.join("pids.max"), pids)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Copies a value down from the nearest group above that has one.
+fn inherit_cpuset(dir: &Path, file: &str) -> Result<(), Error> {
+    let read = |dir: &Path| fs::read_to_string(dir.join(file)).ok().filter(|value| !value.trim().is_empty());
+    let mut empty: Vec<&Path> = Vec::new();
+    for above in dir.ancestors() {
+        match read(above) {
+            Some(value) => {
+                for dir in empty.iter().rev() {
+                    write(&dir.join(file), value.trim())?;
+                }
+                break;
+            }
+            None if above.join(file).exists() => empty.push(above),
+            None => break,
+        }
+    }
+    Ok(())
+}
+
+/// Version 2's weight for version 1's shares, as runtimes convert: 1024 shares are the usual weight.
+pub(super) fn weight(shares: u64) -> u64 {
+    match shares {
+        0 => 0,
+        shares => 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142,
+    }
+}
