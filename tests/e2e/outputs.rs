@@ -305,6 +305,21 @@ fn a_directory_gets_the_files_and_keeps_its_own() {
 }
 
 #[test]
+fn what_only_other_outputs_have_is_warned_of() {
+    let Some(kitchen) = Kitchen::new(if is_root() { Who::Root } else { Who::Single }) else { return };
+    kitchen.file("f", "content");
+    kitchen.dockerfile("FROM scratch\nCOPY f /\n");
+    let ended = kitchen
+        .build("--output type=local,dest=out,push=false,name=x --cache-to type=local,dest=cache,ref=")
+        .succeeds();
+    ended.says("attribute `push` means nothing for output type=local");
+    ended.says("attribute `name` means nothing for output type=local");
+    ended.says("attribute `ref` of a cache export means nothing here");
+    assert_eq!(fs::read_to_string(kitchen.world.path("out/f")).unwrap(), "content");
+    kitchen.build("--output type=local,dest=out,colour=red").fails().says("attribute `colour` is not supported");
+}
+
+#[test]
 fn answers_are_known_to_go_somewhere_before_the_build() {
     for who in [Who::Root, Who::Single] {
         let Some(kitchen) = Kitchen::new(who) else { continue };
