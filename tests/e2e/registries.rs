@@ -90,35 +90,6 @@ fn a_manifest_list_of_docker_is_a_base_by_its_platform() {
     ended.says("no image for platform linux/riscv64, only for ").says("linux/arm/v6");
 }
 
-/// The same files are unpacked once, whatever blobs they come in.
-#[test]
-fn an_image_keeps_its_blobs_where_another_has_the_same_files() {
-    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
-    let (world, host) = (&kitchen.world, kitchen.registry.host());
-    let image = TestImage::busybox().unwrap();
-    image.put(&kitchen.registry, "same/plain", "1");
-    image.put_docker(&kitchen.registry, "same/packed", "1");
-    let first = |manifest: &[u8]| json_of(manifest)["layers"][0]["digest"].as_str().unwrap().to_owned();
-    let wanted = |name: &str| first(&kitchen.registry.manifest(&format!("same/{name}"), "1").unwrap().1);
-    assert_ne!(wanted("plain"), wanted("packed"));
-    for name in ["plain", "packed", "plain"] {
-        kitchen.dockerfile(&format!("FROM {host}/same/{name}:1\nRUN echo > /new\n"));
-        kitchen.build(&format!("--push -t {host}/made/{name}:1")).succeeds();
-        let (_, pushed) = kitchen.registry.manifest(&format!("made/{name}"), "1").unwrap();
-        assert_eq!(first(&pushed), wanted(name), "{name}");
-        kitchen.build(&format!("--output type=oci,tar=false,dest={name}")).succeeds();
-        let blob = world.path(name).join("blobs").join(wanted(name).replace(':', "/"));
-        assert_eq!(fs::read(&blob).map(base::Digest::of).unwrap().to_string(), wanted(name), "{name}");
-    }
-    let stored = |name: &str| {
-        let name = wanted(name).replace("sha256:", "");
-        world.run("find").args(["state", "-name", &name]).succeeds().stdout.len()
-    };
-    assert!(stored("plain") > 0 && stored("packed") > 0);
-    kitchen.hullworks("prune --all").succeeds();
-    assert_eq!((stored("plain"), stored("packed")), (0, 0));
-}
-
 #[test]
 fn an_image_of_docker_is_exported_in_the_words_that_are_asked_for() {
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };

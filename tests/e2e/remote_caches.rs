@@ -218,6 +218,11 @@ fn layers_that_a_cache_has_lost_are_made_again() {
     // What an earlier build knows from a directory that this one does not read.
     kitchen.registry.behave();
     is_all_cached(&kitchen.build_on("aside", "--cache-from type=local,src=left").succeeds());
+    // A cache that may fail is worth no step.
+    let line = format!("--cache-to type=registry,ref={host}/c/maybe,mode=max,ignore-error=true");
+    let ended = kitchen.build_on("aside", &line).succeeds();
+    is_all_cached(&ended);
+    ended.says("leaving out results whose layers cannot be had: ");
     assert_eq!(
         ran(&kitchen.build_on("aside", &format!("--cache-to type=registry,ref={host}/c/later,mode=max")).succeeds()),
         ALL

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use async_trait::async_trait;
 use base::progress::{Discard, Event, Warning};
 use base::report::{Label, Running, Tasks};
-use base::{Cancel, Digest, Fault};
+use base::{Cancel, Fault};
 use export::{BuildResult, Exporter, PlatformResult};
 use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
@@ -283,19 +283,11 @@ struct LazyLayers {
 
 #[async_trait]
 impl export::Lazy for LazyLayers {
-    fn of_build(&self, layer: Arc<LazyLayer>) -> Arc<LazyLayer> {
-        self.job.layer(&layer).map_or(layer, Arc::new)
-    }
-
-    async fn fetch_blob(&self, snapshot: store::SnapshotId, digest: &Digest) -> Result<(), Fault> {
-        let Some(mut layer) = self.core.store.snapshots().lazy(&snapshot) else { return Ok(()) };
-        if layer.digest != *digest {
-            layer = self.of_build(layer);
-            // It goes with the snapshot, as the blob does that this is made from.
-            let attached = self.core.store.content().attach(&layer.digest, &snapshot);
-            attached.map_err(|e| crate::core::store_fault("cannot keep a layer", e))?;
+    async fn fetch_blob(&self, snapshot: store::SnapshotId) -> Result<(), Fault> {
+        match self.core.store.snapshots().lazy(&snapshot) {
+            Some(layer) => self.core.fetch_layer(&self.job, &self.tasks, snapshot, layer).await,
+            None => Ok(()),
         }
-        self.core.fetch_layer(&self.job, &self.tasks, snapshot, layer).await
     }
 
     async fn fill(&self, snapshot: &store::Hold) -> Result<(), Fault> {

@@ -9,7 +9,6 @@ use base::progress::Sink;
 use base::{Digest, Fault, Platform, Secret};
 use registry::{Credential, CredentialSource, FetchedToken, TokenRequest};
 use session::{Credentials, SharedSession};
-use store::LazyLayer;
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -253,17 +252,6 @@ impl Job {
     pub(crate) fn image(&self, reference: &str, platform: &Platform, mode: ResolveMode) -> ResolvedCell {
         let key = (reference.to_owned(), platform.clone(), mode);
         self.images.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
-    }
-
-    /// A layer as the images of this build have it, where that is another blob of the same files.
-    pub(crate) fn layer(&self, known: &LazyLayer) -> Option<LazyLayer> {
-        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        let layers = images.values().filter_map(|cell| cell.get()).flat_map(|image| image.layers());
-        let same: Vec<LazyLayer> = layers.filter(|layer| layer.chain_id == known.chain_id).collect();
-        match same.iter().any(|layer| layer.digest == known.digest) {
-            true => None,
-            false => same.into_iter().min_by_key(|layer| layer.digest),
-        }
     }
 
     /// The slot of a file of the web in this build.

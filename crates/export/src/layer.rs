@@ -96,8 +96,7 @@ async fn layer(
         sources,
         present,
     };
-    let mut pulled = lazy.into_iter().flat_map(|known| [context.lazy.of_build(known.clone()), known]);
-    if let Some(lazy) = pulled.find(|lazy| fits(lazy, wanted) && epoch.is_none_or(|epoch| is_of(lazy, epoch))) {
+    if let Some(lazy) = lazy.filter(|lazy| fits(lazy, wanted) && epoch.is_none_or(|epoch| is_of(lazy, epoch))) {
         let mut descriptor = Descriptor::new(lazy.media_type.clone(), lazy.digest, lazy.size);
         descriptor.annotations.clone_from(&lazy.annotations);
         match foreign {

@@ -22,7 +22,7 @@ use base::report::Tasks;
 use base::{Cancel, Digest, Fault, Kind, Platform};
 use registry::{Client, CredentialSource};
 use session::Output;
-use store::{Hold, LazyLayer, SnapshotId, Store};
+use store::{Hold, SnapshotId, Store};
 
 pub use layer::{Layer, layer_of};
 pub use options::{Annotation, AnnotationPlace, Attributes, ImageOptions, PushOptions, Stale};
@@ -64,10 +64,8 @@ pub trait Inline: Send + Sync + std::fmt::Debug {
 /// What lazy layers need from whoever pulled them.
 #[async_trait]
 pub trait Lazy: Send + Sync {
-    /// The layer as an image of this build has it: the same files may come as another blob than the store knows.
-    fn of_build(&self, layer: Arc<LazyLayer>) -> Arc<LazyLayer>;
-    /// Brings a blob of the layer, the store's or the build's, into the content store.
-    async fn fetch_blob(&self, snapshot: SnapshotId, digest: &Digest) -> Result<(), Fault>;
+    /// Brings the layer's own blob into the content store.
+    async fn fetch_blob(&self, snapshot: SnapshotId) -> Result<(), Fault>;
     /// Unpacks the snapshot and all below it.
     async fn fill(&self, snapshot: &Hold) -> Result<(), Fault>;
 }

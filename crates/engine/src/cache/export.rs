@@ -116,7 +116,8 @@ async fn write_one(
     let context = context(&running, cancel.clone());
     let writing = async {
         // A registry may have what is not here. Where it turns out not to, all that is sent has to be here first.
-        let lacking = if may_repeat { Lacking::Repeat } else { Lacking::LeaveOut };
+        // Steps that are made again can fail, which is not what a build wants that goes on without a cache.
+        let lacking = if may_repeat && !options.ignore_error { Lacking::Repeat } else { Lacking::LeaveOut };
         if matches!(options.place, Place::Registry { .. }) {
             match prepare_and_send(core, job, chain, options, &context, Lacking::Unknown).await {
                 Err(fault) if is_lost(&fault) => {}
@@ -132,8 +133,18 @@ async fn write_one(
             Err(Fault::cancelled())
         }
     };
+    let written = match written {
+        Err(fault) if is_lost(&fault) && job.would_give_up(&fault) => {
+            running
+                .tasks()
+                .log(Stream::Stderr, b"a layer cannot be had any more: the steps that it is of are made again\n");
+            running.end(Ok(()))?;
+            return Err(fault);
+        }
+        written => written,
+    };
     match running.end(written) {
-        Err(fault) if options.ignore_error && fault.kind() != Kind::Cancelled && !job.would_give_up(&fault) => {
+        Err(fault) if options.ignore_error && fault.kind() != Kind::Cancelled => {
             tracing::warn!(%fault, "a cache was not written");
             Ok(None)
         }
@@ -167,7 +178,7 @@ async fn prepare_and_send(
     let draft = Draft::new(chain, &made);
     drop(preparing);
     if results.lost > 0 {
-        let lost = format!("leaving out {} results whose layers cannot be had", results.lost);
+        let lost = format!("leaving out results whose layers cannot be had: {}", results.lost);
         drop(context.tasks.start(&lost, 0));
     }
     if draft.layers.is_empty() {
@@ -289,7 +300,7 @@ impl Results<'_> {
         self.context.cancel.check().map_err(|_| Fault::cancelled())?;
         let layer = layer_of(self.context, id, self.options.compression).await?;
         if self.lacking != Lacking::Unknown && !self.context.store.content().has(&layer.descriptor.digest) {
-            self.context.lazy.fetch_blob(id, &layer.descriptor.digest).await?;
+            self.context.lazy.fetch_blob(id).await?;
         }
         let described = describe(&layer);
         self.layers.insert(id, layer);
@@ -415,7 +426,7 @@ pub(crate) async fn put_layer(context: &Context, cache: &dyn CacheDir, layer: &L
     let Descriptor { digest, size, .. } = layer.descriptor;
     let _task = context.tasks.start(format!("writing layer {digest}"), size);
     if !content.has(&digest) {
-        context.lazy.fetch_blob(layer.snapshot, &digest).await?;
+        context.lazy.fetch_blob(layer.snapshot).await?;
     }
     let blob = content.get(&digest).map_err(|e| crate::core::store_fault("cannot read a layer", e))?;
     let blob = blob.ok_or_else(|| Fault::new(Kind::Internal, format!("layer {digest} is gone")))?;
