@@ -14,7 +14,6 @@ use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
 use session::Output;
 use solver::CacheKey;
-use store::LazyLayer;
 
 use crate::api::Engine;
 use crate::bridge::Bridge;
