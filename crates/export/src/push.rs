@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use base::progress::Stream;
 use base::report::{Task, Tasks};
 use base::{Digest, Fault, Kind};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use image::{Descriptor, Reference};
-use registry::{Class, FileSource, Progress, Repository, Target, UploadMode};
+use registry::{Class, FileSource, Progress, Repository, Retrying, Target, UploadMode};
 
 use crate::assemble::Assembled;
 use crate::layer::Layer;
@@ -229,5 +230,9 @@ impl Progress for Moving {
             return;
         }
         blobs.entry(*blob).or_insert_with(|| self.tasks.start(blob.to_string(), total)).at(current);
+    }
+
+    fn retrying(&self, subject: &str, retrying: &Retrying) {
+        self.tasks.log(Stream::Stderr, format!("{subject}: {retrying}\n").as_bytes());
     }
 }

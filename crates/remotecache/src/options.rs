@@ -61,7 +61,7 @@ const ELSEWHERE: [&str; 9] = ["dest", "digest", "name", "push", "ref", "registry
 pub struct ImportOptions {
     /// Where from.
     pub place: Place,
-    /// Of a local cache: its manifest.
+    /// Of a local cache: its manifest; none where the client found no cache.
     pub digest: Option<Digest>,
     /// What people see.
     pub name: String,
@@ -139,9 +139,11 @@ impl ImportOptions {
             }
             "local" => {
                 let dir = attrs.need("src")?;
-                let text = attrs.need("digest")?;
-                let parsed = text.parse::<Digest>();
-                digest = Some(parsed.map_err(|error| attrs.bad("digest", &text, &error.to_string()))?);
+                // Without one there is no cache: BuildKit's client says so and goes on, as it must on the first day.
+                if let Some(text) = attrs.take("digest").filter(|text| !text.is_empty()) {
+                    let parsed = text.parse::<Digest>();
+                    digest = Some(parsed.map_err(|error| attrs.bad("digest", &text, &error.to_string()))?);
+                }
                 attrs.take("tag");
                 let name = format!("local:{dir}");
                 (Place::Local { dir }, name)
@@ -256,7 +258,7 @@ mod tests {
         for (kind, text, said) in [
             ("s3", "", "cache import type=s3 is not supported yet"),
             ("inline", "", "cache import type=inline needs `ref=`"),
-            ("local", "src=d", "cache import type=local needs `digest=`"),
+            ("local", "digest=x", "cache import type=local needs `src=`"),
         ] {
             assert_eq!(ImportOptions::read(kind, &attrs(text)).expect_err(said).to_string(), said);
         }
@@ -266,5 +268,7 @@ mod tests {
     fn what_an_import_does_not_know_is_kept_to_be_said() {
         let read = ImportOptions::read("registry", &attrs("ref=a:b,mode=max")).expect("good");
         assert_eq!((read.name.as_str(), read.unknown), ("a:b", vec!["mode".to_owned()]));
+        // A client that found none names none.
+        assert_eq!(ImportOptions::read("local", &attrs("src=d")).expect("a miss").digest, None);
     }
 }

@@ -93,7 +93,8 @@ impl Import {
                 (Origin::Registry(repository), resolved.descriptor, place)
             }
             Place::Local { dir } => {
-                let digest = self.options.digest.ok_or_else(|| Fault::user("a local cache without a digest"))?;
+                let digest =
+                    self.options.digest.ok_or_else(|| Fault::user(format!("the client found no cache in `{dir}`")))?;
                 let blobs = job.session.cache(dir).await?;
                 let blobs = blobs.ok_or_else(|| Fault::user(format!("the client offers no cache `{dir}`")))?;
                 let size = layout::document(&*blobs, &digest, None).await?.len() as u64;

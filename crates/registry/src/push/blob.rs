@@ -81,9 +81,10 @@ enum Begun {
 }
 
 impl Push<'_> {
+    /// One try: whoever calls this tries again, and what is tried again here as well would take minutes to fail.
     async fn run(&self, mount_from: &[String], mode: UploadMode) -> Result<Pushed, Error> {
         // Registries that refuse the question may still take the blob; those that do not will say why.
-        let head = self.repository.head_blob(&self.descriptor.digest, &self.subject).await?;
+        let head = self.repository.head_blob(&self.descriptor.digest, Retry::NEVER, &self.subject).await?;
         if head.status().is_success() {
             return Ok(Pushed::Existed);
         }
@@ -132,9 +133,7 @@ impl Push<'_> {
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        // Repeated, it leaves an empty session behind, which registries sweep.
-        let patience = self.repository.shared.pools.settings().retry.clone();
-        let request = Request::new(Method::POST, url).retry(patience);
+        let request = Request::new(Method::POST, url).retry(Retry::NEVER);
         self.repository.call(endpoint, request, scopes, &self.subject).await
     }
 

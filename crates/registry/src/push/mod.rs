@@ -7,7 +7,7 @@ use std::fmt;
 use base::Digest;
 use bytes::Bytes;
 use http::{Method, header};
-use http_client::{Body, Request};
+use http_client::{Body, Request, Retry};
 use image::Reference;
 
 use crate::auth::Scopes;
@@ -90,7 +90,8 @@ impl Repository {
         let endpoint = self.registry();
         let subject = self.subject_of(digest);
         let _permit = self.shared.pushes.document(&endpoint.host).await;
-        let response = self.head_blob(digest, &subject).await?;
+        let patience = self.shared.pools.settings().retry.clone();
+        let response = self.head_blob(digest, patience, &subject).await?;
         match response.status().as_u16() {
             200..=299 => Ok(true),
             404 => Ok(false),
@@ -98,10 +99,10 @@ impl Repository {
         }
     }
 
-    async fn head_blob(&self, digest: &Digest, subject: &str) -> Result<http_client::Response, Error> {
+    async fn head_blob(&self, digest: &Digest, patience: Retry, subject: &str) -> Result<http_client::Response, Error> {
         let endpoint = self.registry();
         let url = self.url(endpoint, &format!("blobs/{digest}"), subject).await?;
-        let request = Request::new(Method::HEAD, url);
+        let request = Request::new(Method::HEAD, url).retry(patience);
         self.call(endpoint, request, Scopes::push(self.path()), subject).await
     }
 }
