@@ -179,6 +179,41 @@ fn a_repository_is_a_context_by_name_and_can_be_added() {
     kitchen.build("").fails().says(&format!("expected checksum to match 0123abc, got {commit}"));
 }
 
+/// Steps may look for the commit by any name that BuildKit gives it.
+#[test]
+fn a_kept_repository_knows_its_commit_by_name() {
+    let Some(kitchen) = Kitchen::new(anyone()) else { return };
+    let Some(server) = or_skip(GitServer::start()) else { return };
+    let repository = server.repository("r");
+    let commit = repository.commit(&[("f", "one")]);
+    repository.git(&["branch", "a/b"]);
+    repository.git(&["tag", "light"]);
+    repository.git(&["tag", "--annotate", "--message", "m", "v1"]);
+    let tag = repository.git(&["rev-parse", "refs/tags/v1"]);
+    let url = &repository.url;
+    for (name, expected) in [
+        ("", vec![format!("{commit} refs/heads/main"), format!("{commit} refs/tags/main")]),
+        ("#main", vec![format!("{commit} refs/heads/main"), format!("{commit} refs/tags/main")]),
+        ("#refs/heads/a/b", vec![format!("{commit} refs/heads/a/b"), format!("{commit} refs/tags/a/b")]),
+        ("#light", vec![format!("{commit} refs/heads/light"), format!("{commit} refs/tags/light")]),
+        ("#v1", vec![format!("{tag} refs/tags/v1")]),
+        (&format!("#{commit}"), vec![]),
+    ] {
+        kitchen.dockerfile(&format!("FROM scratch\nADD --keep-git-dir {url}{name} /\n"));
+        kitchen.build("--output out").succeeds();
+        let git = |args: &[&str]| {
+            let dir = kitchen.world.path("out/.git");
+            let told = std::process::Command::new("git").arg("--git-dir").arg(dir).args(args).output().unwrap();
+            String::from_utf8(told.stdout).unwrap()
+        };
+        let told = git(&["for-each-ref", "--format=%(objectname) %(refname)"]);
+        assert_eq!(told.lines().collect::<Vec<_>>(), expected, "{name}");
+        assert_eq!(read(&kitchen, "out/.git/HEAD").trim(), commit, "{name}");
+        assert_eq!(git(&["config", "remote.origin.url"]).trim(), url, "{name}");
+        fs::remove_dir_all(kitchen.world.path("out")).unwrap();
+    }
+}
+
 #[test]
 fn the_clients_of_a_daemon_build_repositories() {
     let Some(served) = Served::new(anyone(), "") else { return };
