@@ -250,6 +250,33 @@ fn layers_with_rewritten_times_say_so() {
     }
 }
 
+/// What a linked copy makes is one layer, also where its files are below it already.
+#[test]
+fn the_layer_of_a_linked_copy_is_the_same_on_any_base() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        kitchen.file("f", "one");
+        kitchen.file("g", "two");
+        // A layer has no finer times.
+        kitchen.world.run("touch").args(["-d", "2001-01-01", "context/f", "context/g"]).succeeds();
+        let layer = |base: &str| {
+            kitchen.dockerfile(&format!("FROM scratch\n{base}COPY --link f g /d/\n"));
+            let line = "--output type=oci,tar=false,dest=layout,rewrite-timestamp=true";
+            kitchen.build(line).env("SOURCE_DATE_EPOCH", "1700000000").succeeds();
+            let layout = kitchen.world.path("layout");
+            let index = json(&fs::read(layout.join("index.json")).unwrap());
+            let digest = index["manifests"][0]["digest"].as_str().unwrap().replace(':', "/");
+            let manifest = json(&fs::read(layout.join("blobs").join(digest)).unwrap());
+            fs::remove_dir_all(layout).unwrap();
+            manifest["layers"].as_array().unwrap().last().unwrap()["digest"].as_str().unwrap().to_owned()
+        };
+        // The one that stands on equal files first: nobody has made the layer by then.
+        let on_equal = layer("COPY f /d/\n");
+        assert_eq!(on_equal, layer("COPY g /x\n"), "{who:?}");
+        assert_eq!(on_equal, layer(""), "{who:?}");
+    }
+}
+
 #[test]
 fn several_platforms_make_an_index() {
     needs!(tool "skopeo");

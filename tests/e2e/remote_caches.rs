@@ -418,3 +418,30 @@ fn the_image_does_not_wait_for_the_cache() {
     assert_ne!(build.ends_soon().code, Some(0));
     assert!(kitchen.registry.manifest("c/slow", "latest").is_none());
 }
+
+#[test]
+fn files_of_a_client_do_not_wait_for_the_cache() {
+    let Some(kitchen) = kitchen(if is_root() { Who::Root } else { Who::Single }) else { return };
+    let host = kitchen.registry.host();
+    let machine = Machine::new(&kitchen, "one");
+    for (output, file) in [("type=oci,dest=image.tar", "image.tar"), ("type=local,dest=files", "files/c")] {
+        let cache = format!("c/slow-{}", file.len());
+        // The cache's first blob never arrives.
+        kitchen.registry.fault(Fault::on(Method::POST, &format!("/v2/{cache}/blobs/uploads/"), Action::Hang));
+        let line = format!("--export-cache type=registry,ref={host}/{cache},mode=max --output {output}");
+        let build = machine.buildctl(&line).starts();
+        let path = kitchen.world.path(file);
+        eventually(|| match fs::read(&path) {
+            Ok(bytes) if file.ends_with(".tar") => {
+                let listed = kitchen.world.run("tar").args(["tf", file, "index.json"]).ends();
+                listed.code == Some(0) && bytes.ends_with(&[0; 1024])
+            }
+            Ok(bytes) => bytes == b"one\nmade\n",
+            Err(_) => false,
+        });
+        build.signal("INT");
+        assert_ne!(build.ends_soon().code, Some(0), "{output}");
+        assert!(kitchen.registry.manifest(&cache, "latest").is_none(), "{output}");
+    }
+    machine.ends();
+}

@@ -103,6 +103,40 @@ fn times_may_be_those_of_the_commit() {
 }
 
 #[test]
+fn times_may_be_those_of_a_context_by_its_name_or_of_a_stage() {
+    let Some(kitchen) = Kitchen::new(anyone()) else { return };
+    let Some(server) = or_skip(GitServer::start()) else { return };
+    let repository = server.repository("r");
+    repository.commit(&[("f", "x")]);
+    let (url, time) = (&repository.url, repository.git(&["log", "-1", "--format=%ct"]));
+    // Its entries are of time zero.
+    let archive = kitchen.registry.put_blob("web", testkit::tar::Archive::new().file("f", "x").end());
+    let download = format!("http://{}/v2/web/blobs/{archive}", kitchen.registry.host());
+    let plain = kitchen.registry.put_blob("web", "no archive");
+    let plain = format!("http://{}/v2/web/blobs/{plain}", kitchen.registry.host());
+    let stages = |source: &str| {
+        format!(
+            "ARG SOURCE_DATE_EPOCH=src\nFROM scratch AS src\nADD {source} /\nFROM busybox\nARG SOURCE_DATE_EPOCH\n\
+             RUN echo \"<$SOURCE_DATE_EPOCH>\" > /epoch\n"
+        )
+    };
+    for (stage, context, expected) in [
+        (url, None, time.as_str()),
+        (&download, None, "0"),
+        (&plain, None, ""),
+        (&plain, Some(url), &time),
+        (url, Some(&download), "0"),
+    ] {
+        kitchen.dockerfile(&stages(stage));
+        let context = context.map(|context| format!("--build-context src={context}")).unwrap_or_default();
+        kitchen.build(&format!("{context} --output out")).succeeds();
+        assert_eq!(read(&kitchen, "out/epoch"), format!("<{expected}>\n"), "{stage} {context}");
+    }
+    kitchen.dockerfile(&stages("local"));
+    kitchen.build("").fails().says("SOURCE_DATE_EPOCH stage source must be a single HTTP(S) or Git ADD");
+}
+
+#[test]
 fn a_repository_is_a_context_by_name_and_can_be_added() {
     let Some(kitchen) = Kitchen::new(anyone()) else { return };
     let Some(server) = or_skip(GitServer::start()) else { return };
@@ -143,6 +177,41 @@ fn a_repository_is_a_context_by_name_and_can_be_added() {
     }
     kitchen.dockerfile(&format!("FROM scratch\nADD --checksum=0123abc {url} /\n"));
     kitchen.build("").fails().says(&format!("expected checksum to match 0123abc, got {commit}"));
+}
+
+/// Steps may look for the commit by any name that BuildKit gives it.
+#[test]
+fn a_kept_repository_knows_its_commit_by_name() {
+    let Some(kitchen) = Kitchen::new(anyone()) else { return };
+    let Some(server) = or_skip(GitServer::start()) else { return };
+    let repository = server.repository("r");
+    let commit = repository.commit(&[("f", "one")]);
+    repository.git(&["branch", "a/b"]);
+    repository.git(&["tag", "light"]);
+    repository.git(&["tag", "--annotate", "--message", "m", "v1"]);
+    let tag = repository.git(&["rev-parse", "refs/tags/v1"]);
+    let url = &repository.url;
+    for (name, expected) in [
+        ("", vec![format!("{commit} refs/heads/main"), format!("{commit} refs/tags/main")]),
+        ("#main", vec![format!("{commit} refs/heads/main"), format!("{commit} refs/tags/main")]),
+        ("#refs/heads/a/b", vec![format!("{commit} refs/heads/a/b"), format!("{commit} refs/tags/a/b")]),
+        ("#light", vec![format!("{commit} refs/heads/light"), format!("{commit} refs/tags/light")]),
+        ("#v1", vec![format!("{tag} refs/tags/v1")]),
+        (&format!("#{commit}"), vec![]),
+    ] {
+        kitchen.dockerfile(&format!("FROM scratch\nADD --keep-git-dir {url}{name} /\n"));
+        kitchen.build("--output out").succeeds();
+        let git = |args: &[&str]| {
+            let dir = kitchen.world.path("out/.git");
+            let told = std::process::Command::new("git").arg("--git-dir").arg(dir).args(args).output().unwrap();
+            String::from_utf8(told.stdout).unwrap()
+        };
+        let told = git(&["for-each-ref", "--format=%(objectname) %(refname)"]);
+        assert_eq!(told.lines().collect::<Vec<_>>(), expected, "{name}");
+        assert_eq!(read(&kitchen, "out/.git/HEAD").trim(), commit, "{name}");
+        assert_eq!(git(&["config", "remote.origin.url"]).trim(), url, "{name}");
+        fs::remove_dir_all(kitchen.world.path("out")).unwrap();
+    }
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub trait Ask {
 
     /// The time of a source, in seconds since 1970: of a commit, or of a file of the web; none where it has none.
     ///
-    /// Asked for `SOURCE_DATE_EPOCH=context`, before anything else is lowered.
+    /// Asked where `SOURCE_DATE_EPOCH` names a context or a stage, before anything else is lowered.
     fn source_time(&self, source: &pb::SourceOp, log_name: &str) -> Result<Option<i64>, Fault> {
         let _ = (source, log_name);
         Ok(None)

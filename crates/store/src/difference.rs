@@ -13,9 +13,11 @@ use image::Descriptor;
 use image::layer::compression::{Compression, CompressionOptions, Compressor, Unpacker};
 use image::layer::{Entry, tar};
 
+use crate::diff::Kept;
 use crate::layer_io::{TarSource, append};
 use crate::{
-    CommitOptions, Error, FillTarget, Hold, LayerRecord, LazyLayer, PrepareOptions, Result, SnapshotId, Snapshots,
+    CommitOptions, Driver, Error, FillTarget, Hold, LayerRecord, LazyLayer, PrepareOptions, Result, SnapshotId,
+    Snapshots,
 };
 
 #[cfg(test)]
@@ -23,6 +25,10 @@ mod tests;
 
 /// The variant of a layer that is kept for what it deletes. No variant that images are made of has an `@` at its end.
 const DELETES: &str = "deletes@";
+
+/// The namespace of layers that were put onto another parent, by their ids: their tars stay what they were, whatever the
+/// parent has. With whole trees the value names the paths of the tar, each ended by a NUL: nothing else tells them.
+const RESTACKED: &str = "restacked";
 
 /// What becomes of deletions of what is not there.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,10 +39,19 @@ enum Deletions {
     Keep,
 }
 
-/// A tar, and whether it has had whiteouts.
+/// A tar, and what it has had.
 struct Watched<R: io::Read> {
     tar: TarSource<R>,
+    seen: Seen,
+}
+
+/// What a tar has.
+#[derive(Default)]
+struct Seen {
+    /// Whiteouts.
     deletes: bool,
+    /// Paths, each ended by a NUL; none unless they are wanted.
+    paths: Option<Vec<u8>>,
 }
 
 impl<R: io::Read> untar::Source for Watched<R> {
@@ -44,7 +59,11 @@ impl<R: io::Read> untar::Source for Watched<R> {
         let entry = self.tar.next()?;
         let name = |entry: &untar::Entry| entry.path.rsplit(|byte| *byte == b'/').next().map(<[u8]>::to_vec);
         let name = entry.as_ref().and_then(name).unwrap_or_default();
-        self.deletes |= name.starts_with(b".wh.");
+        self.seen.deletes |= name.starts_with(b".wh.");
+        if let (Some(paths), Some(entry)) = (&mut self.seen.paths, &entry) {
+            paths.extend_from_slice(entry.path.strip_suffix(b"/").unwrap_or(&entry.path));
+            paths.push(0);
+        }
         Ok(entry)
     }
 
@@ -92,8 +111,8 @@ impl Snapshots {
     ) -> Result<Hold> {
         let options = PrepareOptions { description: description.to_owned(), ..PrepareOptions::default() };
         let write = |to: io::PipeWriter| self.write_between(lower, upper, to, cancel).map(drop);
-        let (hold, deletes) = self.unpacked(None, options, None, write)?;
-        if deletes {
+        let (hold, seen) = self.unpacked(None, options, None, write)?;
+        if seen.deletes {
             self.keep_deletions(&hold, |to| self.write_between(lower, upper, to, cancel))?;
         }
         Ok(hold)
@@ -127,7 +146,7 @@ impl Snapshots {
         let blob = self.lazy(layer).filter(|lazy| self.0.content().has(&lazy.digest));
         let blob = blob.filter(|_| !matches!(self.deletions(layer), Ok(Some(_))));
         let created_at = Some(info.created_at);
-        let (hold, deletes) = self.unpacked(parent, options, created_at, |to| match &blob {
+        let (hold, seen) = self.unpacked(parent, options, created_at, |to| match &blob {
             Some(lazy) => self.write_blob(lazy, to, cancel).map(drop),
             None => self.write_tar(layer, to, cancel).map(drop),
         })?;
@@ -145,7 +164,11 @@ impl Snapshots {
             self.0.content().attach(&record.digest, &hold.id())?;
             self.set_layer(&hold.id(), &variant, record)?;
         }
-        let keep = deletes && (deletions == Deletions::Keep || blob.is_some());
+        if parent.is_some() {
+            let paths = seen.paths.unwrap_or_default();
+            self.0.kv(RESTACKED).put_with(hold.id().to_string(), paths, &hold.id())?;
+        }
+        let keep = seen.deletes && (deletions == Deletions::Keep || blob.is_some());
         if keep && self.deletions(&hold.id())?.is_none() {
             self.keep_deletions(&hold, |to| match &blob {
                 Some(lazy) => self.write_blob(lazy, to, cancel),
@@ -169,27 +192,29 @@ impl Snapshots {
     }
 
     /// A snapshot of what `write` writes as a tar, on a parent or on nothing: what that tar deletes is not there then. And
-    /// whether it deletes anything.
+    /// what that tar has.
     fn unpacked(
         &self,
         parent: Option<&SnapshotId>,
         options: PrepareOptions,
         created_at: Option<std::time::SystemTime>,
         write: impl FnOnce(io::PipeWriter) -> Result<()> + Send,
-    ) -> Result<(Hold, bool)> {
+    ) -> Result<(Hold, Seen)> {
         let mut active = self.prepare(parent, options)?;
         let dir = active.dir();
         let mut target = FillTarget { dir: dir.clone(), options: self.layer_options() };
         if parent.is_none() {
             target.options.whiteouts = Whiteouts::Delete;
         }
+        let wants_paths = parent.is_some() && self.0.inner.driver.driver == Driver::Copy;
+        let seen = Seen { deletes: false, paths: wants_paths.then(Vec::new) };
         let (reader, writer) = io::pipe().map_err(|e| Error::io("open a pipe for", &dir, e))?;
-        let (filled, deletes) = std::thread::scope(|scope| {
+        let (filled, seen) = std::thread::scope(|scope| {
             let writing = scope.spawn(|| write(writer));
-            let mut source = Watched { tar: TarSource(tar::Reader::new(reader)), deletes: false };
+            let mut source = Watched { tar: TarSource(tar::Reader::new(reader)), seen };
             let filled = target.unpack(&mut source).and_then(|filled| {
                 source.tar.0.drain()?;
-                Ok((filled, source.deletes))
+                Ok((filled, source.seen))
             });
             let written =
                 writing.join().unwrap_or_else(|_| Err(Error::io("read", &dir, io::Error::other("it stopped"))));
@@ -198,7 +223,7 @@ impl Snapshots {
         })?;
         active.record_links(&filled.links);
         let hold = self.commit(active, CommitOptions { created_at, ..CommitOptions::default() })?;
-        Ok((hold, deletes))
+        Ok((hold, seen))
     }
 
     /// Keeps the tar of a layer that deletes.
@@ -222,6 +247,15 @@ impl Snapshots {
             annotations: Default::default(),
         };
         self.set_layer(&hold.id(), DELETES, record).map(drop)
+    }
+
+    /// What a layer's tar has although the parent has the same.
+    pub(crate) fn kept(&self, id: &SnapshotId) -> Result<Kept> {
+        let Some(paths) = self.0.kv(RESTACKED).get(id.to_string())? else { return Ok(Kept::Nothing) };
+        if self.0.inner.driver.driver == Driver::Overlay {
+            return Ok(Kept::All);
+        }
+        Ok(Kept::Paths(paths.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()))
     }
 
     /// What is kept of a snapshot that deletes what it does not stand on.

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use base::{Digest, SourceSpan};
-use llb::build::{Chmod, Constraints, CopyInfo, FileAction, Http, Owner, State, User};
+use llb::build::{Chmod, Constraints, CopyInfo, FileAction, Git, Http, Owner, State, User};
 use llb::{path, pb};
 use regex::Regex;
 
@@ -118,9 +118,9 @@ impl Lowering<'_> {
     }
 
     fn copy_source_action(&mut self, index: usize, step: &Step, plan: &Plan<'_>, source: &str) -> Result<FileAction> {
-        let repository = Repository::parse(source).map_err(Error::new)?.filter(|repository| !repository.ambiguous);
-        if let Some(repository) = repository {
-            return self.add_repository(plan, repository);
+        let found = Repository::parse(source).map_err(Error::new)?.filter(|repository| !repository.ambiguous);
+        if let Some(found) = found {
+            return self.add_repository(plan, &found);
         }
         if is_address(source) {
             return self.add_download(plan, source);
@@ -173,44 +173,18 @@ impl Lowering<'_> {
         }
     }
 
-    fn add_repository(&mut self, plan: &Plan<'_>, repository: Repository) -> Result<FileAction> {
-        let copy = plan.copy;
-        if !copy.add {
-            return Err(Error::new("COPY takes no git repository").hint("ADD does"));
-        }
-        let mut git = repository.source();
-        if let (Some(flag), Some(query)) = (copy.keep_git_dir, repository.keep_git_dir)
-            && flag != query
-        {
-            return Err(Error::new("--keep-git-dir and the address of the git repository contradict each other"));
-        }
-        git.keep_git_dir |= copy.keep_git_dir.unwrap_or(false) && repository.keep_git_dir.is_none();
-        git.mtime.clear();
-        if git.checksum.is_empty() {
-            git.checksum.clone_from(&copy.checksum);
-        } else if !copy.checksum.is_empty() && git.checksum != copy.checksum {
-            return Err(Error::new("--checksum and the address of the git repository contradict each other"));
-        }
-        let state = self.builder.git(&git, Constraints::named(&plan.name));
+    fn add_repository(&mut self, plan: &Plan<'_>, found: &Repository) -> Result<FileAction> {
+        let state = self.builder.git(&repository(plan.copy, found)?, Constraints::named(&plan.name));
         Ok(plan.action(CopyInfo::new(&state, "/", &plan.dest)))
     }
 
     fn add_download(&mut self, plan: &Plan<'_>, url: &str) -> Result<FileAction> {
-        let copy = plan.copy;
-        if !copy.add {
-            return Err(Error::new(format!("COPY takes no address: `{url}`")).hint("ADD does"));
-        }
-        let checksum = match copy.checksum.as_str() {
-            "" => None,
-            text => Some(text.parse::<Digest>().map_err(|e| Error::new(format!("--checksum: {e}")))?),
-        };
-        let filename = file_of(url);
+        let http = download(plan.copy, url)?;
         let mut constraints = Constraints::named(&plan.name);
         constraints.description.insert(base_image::COMMAND.to_owned(), String::new());
-        let http = Http { url: url.to_owned(), filename: filename.clone(), checksum };
         let state = self.builder.http(&http, constraints);
-        let mut info = CopyInfo::new(&state, &filename, &plan.dest);
-        info.unpack = copy.unpack.unwrap_or(false);
+        let mut info = CopyInfo::new(&state, &http.filename, &plan.dest);
+        info.unpack = plan.copy.unpack.unwrap_or(false);
         Ok(plan.action(info))
     }
 
@@ -276,8 +250,41 @@ fn chmod(text: &str) -> Result<Option<Chmod>> {
     }
 }
 
+/// The commit that an `ADD` adds.
+pub(super) fn repository(copy: &Copy, repository: &Repository) -> Result<Git> {
+    if !copy.add {
+        return Err(Error::new("COPY takes no git repository").hint("ADD does"));
+    }
+    let mut git = repository.source();
+    if let (Some(flag), Some(query)) = (copy.keep_git_dir, repository.keep_git_dir)
+        && flag != query
+    {
+        return Err(Error::new("--keep-git-dir and the address of the git repository contradict each other"));
+    }
+    git.keep_git_dir |= copy.keep_git_dir.unwrap_or(false) && repository.keep_git_dir.is_none();
+    git.mtime.clear();
+    if git.checksum.is_empty() {
+        git.checksum.clone_from(&copy.checksum);
+    } else if !copy.checksum.is_empty() && git.checksum != copy.checksum {
+        return Err(Error::new("--checksum and the address of the git repository contradict each other"));
+    }
+    Ok(git)
+}
+
+/// The file of the web that an `ADD` adds.
+pub(super) fn download(copy: &Copy, url: &str) -> Result<Http> {
+    if !copy.add {
+        return Err(Error::new(format!("COPY takes no address: `{url}`")).hint("ADD does"));
+    }
+    let checksum = match copy.checksum.as_str() {
+        "" => None,
+        text => Some(text.parse::<Digest>().map_err(|e| Error::new(format!("--checksum: {e}")))?),
+    };
+    Ok(Http { url: url.to_owned(), filename: file_of(url), checksum })
+}
+
 /// An address of the web that is no git repository.
-fn is_address(source: &str) -> bool {
+pub(super) fn is_address(source: &str) -> bool {
     source.starts_with("http://") || source.starts_with("https://")
 }
 

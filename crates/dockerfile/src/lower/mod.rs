@@ -6,6 +6,7 @@
 
 mod base_image;
 mod copy;
+mod epoch;
 mod expose;
 mod named;
 mod run;
@@ -23,7 +24,7 @@ use llb::pb;
 
 use crate::ask::{Ask, LocalRead, ReadRequest};
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::expand::{Lexer, Variables};
 use crate::ignore;
 use crate::instruction;
@@ -235,51 +236,6 @@ impl<'a> Lowering<'a> {
             }
         }
         Ok(env)
-    }
-
-    /// `SOURCE_DATE_EPOCH`, as a build argument or in front of the first stage.
-    fn set_epoch(&mut self) -> Result<()> {
-        const NAME: &str = "SOURCE_DATE_EPOCH";
-        let global = || self.globals.get(NAME).filter(|value| !value.is_empty());
-        let Some(value) = self.build_args.get(NAME).map(String::as_str).or_else(global) else { return Ok(()) };
-        let seconds = match value {
-            "" => None,
-            "context" => self.context_time()?,
-            value => Some(value.parse().map_err(|_| {
-                let error = Error::option("build-arg:SOURCE_DATE_EPOCH", format!("invalid SOURCE_DATE_EPOCH: {value}"));
-                error.hint(
-                    "give seconds since 1970, or `context`; the time of a context by its name or of a stage is not \
-                     supported yet",
-                )
-            })?),
-        };
-        let time = |seconds| {
-            let invalid =
-                || Error::option("build-arg:SOURCE_DATE_EPOCH", format!("invalid SOURCE_DATE_EPOCH: {seconds}"));
-            Timestamp::from_second(seconds).map_err(|_| invalid())
-        };
-        self.epoch = seconds.map(time).transpose()?;
-        let shown = self.epoch.map(|epoch| epoch.as_second().to_string());
-        if self.build_args.contains_key(NAME) {
-            match &shown {
-                Some(shown) => _ = self.build_args.insert(NAME.to_owned(), shown.clone()),
-                None => _ = self.build_args.remove(NAME),
-            }
-        }
-        if self.globals.get(NAME).is_some() {
-            match shown {
-                Some(shown) => self.globals.set(NAME, shown),
-                None => self.globals.unset(NAME),
-            }
-        }
-        Ok(())
-    }
-
-    /// The time of what the build context is made of: of a commit, or of a file of the web.
-    fn context_time(&self) -> Result<Option<i64>> {
-        let defaults = self.defaults();
-        let Some(source) = self.input.context.source(self.input.options, &defaults)? else { return Ok(None) };
-        Ok(self.input.ask.source_time(&source, "[internal] resolve main build context metadata")?)
     }
 
     fn defaults(&self) -> Defaults {

@@ -129,6 +129,14 @@ impl Lowering<'_> {
         }
     }
 
+    /// The context's files, unless they can have no time: images and directories of the client.
+    pub(super) fn load_timed(&mut self, named: &Named) -> Result<Option<State>> {
+        match named.scheme().0 {
+            "docker-image" | "oci-layout" | "local" => Ok(None),
+            _ => Ok(Some(self.load_named(named, None)?.0)),
+        }
+    }
+
     fn load_address(&mut self, named: &Named) -> Result<State> {
         let shown = base::redact_url(&named.value);
         match Repository::parse(&named.value).map_err(|what| named.wrong(&what))? {

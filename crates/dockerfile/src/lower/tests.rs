@@ -31,6 +31,12 @@ impl Ask for Toy<'_> {
         Ok(request.paths.iter().map(read).collect())
     }
 
+    fn source_time(&self, source: &llb::pb::SourceOp, log_name: &str) -> Result<Option<i64>, Fault> {
+        // What has a time says so itself.
+        let words = format!("{} {log_name}", source.identifier);
+        Ok(words.split(['/', '#', ' ']).find_map(|word| word.strip_prefix("at-")?.parse().ok()))
+    }
+
     fn warn(&self, _: &crate::Warning) {}
 }
 
@@ -86,6 +92,55 @@ fn metadata_has_buildkits_names() {
     let metadata = built("FROM scratch", &[("platform", "linux/arm64,linux/arm/v7")]).metadata();
     let names: Vec<&str> = metadata.keys().map(String::as_str).collect();
     assert_eq!(names, ["containerimage.config/linux/arm/v7", "containerimage.config/linux/arm64", "refs.platforms"]);
+}
+
+#[test]
+fn contexts_and_stages_have_times() {
+    const NAME: &str = "build-arg:SOURCE_DATE_EPOCH";
+    let time = |dockerfile: &str, options: &[(&str, &str)]| built(dockerfile, options).platforms[0].epoch;
+    let named = |value| [(NAME, "src"), ("context:src", value)];
+    for (value, expected) in [
+        ("https://h/at-7", Some(7)),
+        ("https://h/x", None),
+        ("https://h/r.git#at-8", Some(8)),
+        // These have none, and are not looked at.
+        ("docker-image://at-9", None),
+        ("local:at-9", None),
+    ] {
+        assert_eq!(time("FROM scratch AS src\nRUN x\nFROM b", &named(value)), expected, "{value}");
+    }
+    let fault = build("FROM b", &named("target:x")).expect_err("no context");
+    assert!(fault.to_string().contains("context:src"), "{fault}");
+
+    let stage = |lines: &str| format!("ARG SOURCE_DATE_EPOCH=src\nARG at=at-1\nFROM scratch AS Src\n{lines}\nFROM b\n");
+    for (lines, expected) in [
+        ("ADD https://h/at-7 /", Some(7)),
+        ("ADD https://h/x /", None),
+        ("ADD https://h/$at /", Some(1)),
+        ("ARG at=at-2\nADD https://h/${at} /", Some(2)),
+        ("ARG SOURCE_DATE_EPOCH\nADD --keep-git-dir https://h/r.git#at-8$SOURCE_DATE_EPOCH /", Some(8)),
+    ] {
+        assert_eq!(time(&stage(lines), &[]), expected, "{lines}");
+    }
+    assert_eq!(time(&stage("ARG at\nADD https://h/${at} /"), &[("build-arg:at", "at-3")]), Some(3));
+    assert_eq!(time(&stage("ADD https://h/at-7 /"), &[(NAME, "5")]), Some(5));
+    for (lines, words, line) in [
+        ("", "must contain exactly one remote ADD", 3),
+        ("COPY a /", "does not meet source-only requirements: unsupported COPY instruction", 4),
+        ("ADD https://h/a /\nRUN x", "unsupported RUN instruction", 5),
+        ("ADD https://h/a /\nADD https://h/b /", "must contain exactly one remote ADD", 5),
+        ("ADD https://h/a https://h/b /", "exactly one remote ADD source", 4),
+        ("ADD a /", "must be a single HTTP(S) or Git ADD", 4),
+        ("ADD --checksum=x https://h/a /", "--checksum", 4),
+    ] {
+        let fault = build(&stage(lines), &[]).expect_err(lines);
+        assert!(fault.to_string().contains(words), "{lines}: {fault}");
+        assert_eq!(fault.places()[0].1, [base::SourceSpan::lines(line, line)], "{lines}");
+    }
+    let fault = build("FROM b AS src\nADD https://h/at-7 /", &[(NAME, "src")]).expect_err("stands on an image");
+    assert!(fault.to_string().contains("must use FROM scratch"), "{fault}");
+    let fault = build("FROM scratch", &[(NAME, "src")]).expect_err("nothing has the name");
+    assert!(fault.to_string().contains("invalid SOURCE_DATE_EPOCH: src"), "{fault}");
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod trees;
 pub(crate) mod tests;
 
 pub(crate) use merged::Merged;
+pub(crate) use sequence::Kept;
 
 /// One entry of a layer.
 #[derive(Clone, Debug)]
@@ -133,7 +134,8 @@ impl Snapshots {
         let links = if stacked { tree::read_links(inner, *id)? } else { self.link_owners(id)? };
         let view =
             Merged::open(std::slice::from_ref(&top), shadowed(inner, links)).map_err(|e| Error::io("open", &top, e))?;
-        run(&view, &mut visit, |sequence| match stacked && !opaque {
+        let kept = if parent.is_some() { self.kept(id)? } else { Kept::Nothing };
+        run(&view, kept, &mut visit, |sequence| match stacked && !opaque {
             true => overlay::walk(&view, &below, sequence),
             false => trees::walk(&below, &view, sequence),
         })
@@ -150,7 +152,8 @@ impl Snapshots {
         let open = |id: Option<&SnapshotId>| id.map_or_else(|| Ok(Merged::nothing()), |id| self.merged(id));
         let (lower, view) = (open(lower)?, open(upper)?);
         let dir = self.0.dir().to_owned();
-        run(&view, &mut visit, |sequence| trees::walk(&lower, &view, sequence)).map_err(|e| e.into_error(&dir))
+        run(&view, Kept::Nothing, &mut visit, |sequence| trees::walk(&lower, &view, sequence))
+            .map_err(|e| e.into_error(&dir))
     }
 
     fn merged(&self, id: &SnapshotId) -> Result<Merged> {
@@ -185,10 +188,11 @@ impl<E: From<Error>> Stop<E> {
 
 fn run<E>(
     view: &Merged,
+    kept: Kept,
     visit: &mut dyn FnMut(&Change) -> Result<(), E>,
     walk: impl FnOnce(&mut sequence::Sequence<'_, E>) -> Result<(), Stop<E>>,
 ) -> Result<(), Stop<E>> {
-    walk(&mut sequence::Sequence::new(view, visit))
+    walk(&mut sequence::Sequence::new(view, kept, visit))
 }
 
 /// Attributes that a new directory takes over from the one it stands for.

@@ -27,7 +27,7 @@ pub(super) fn walk<E>(upper: &Merged, base: &Merged, to: &mut Sequence<'_, E>) -
         match &old {
             None => to.change(Kind::Add, path, Some(&node))?,
             // Copied up, and then not changed: a directory for the sake of what is in it, most of all.
-            Some(old) if same(old, &node).map_err(at(&name))? => {}
+            Some(old) if !to.keeps(&path) && same(old, &node).map_err(at(&name))? => {}
             Some(_) => to.change(Kind::Modify, path, Some(&node))?,
         }
         if !node.is_dir() {

@@ -19,6 +19,28 @@ pub(super) enum Kind {
     Unmodified,
 }
 
+/// What of a layer is in its tar although the same is below it.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Kept {
+    /// Nothing: the tar has what the layer changes.
+    #[default]
+    Nothing,
+    /// All that the layer's own directory has.
+    All,
+    /// These paths.
+    Paths(HashSet<Vec<u8>>),
+}
+
+impl Kept {
+    fn has(&self, path: &[u8]) -> bool {
+        match self {
+            Kept::Nothing => false,
+            Kept::All => true,
+            Kept::Paths(paths) => paths.contains(path),
+        }
+    }
+}
+
 /// Puts changes in order and hands them on.
 pub(super) struct Sequence<'a, E> {
     view: &'a Merged,
@@ -28,15 +50,26 @@ pub(super) struct Sequence<'a, E> {
     /// Inode -> unchanged names that were seen so far.
     waiting: HashMap<u64, Vec<Vec<u8>>>,
     written: HashSet<Vec<u8>>,
+    kept: Kept,
 }
 
 impl<'a, E> Sequence<'a, E> {
-    pub(super) fn new(view: &'a Merged, visit: &'a mut dyn FnMut(&Change) -> Result<(), E>) -> Sequence<'a, E> {
-        Sequence { view, visit, sources: HashMap::new(), waiting: HashMap::new(), written: HashSet::new() }
+    pub(super) fn new(
+        view: &'a Merged,
+        kept: Kept,
+        visit: &'a mut dyn FnMut(&Change) -> Result<(), E>,
+    ) -> Sequence<'a, E> {
+        Sequence { view, visit, sources: HashMap::new(), waiting: HashMap::new(), written: HashSet::new(), kept }
+    }
+
+    /// Whether the path is in the tar even if it is what it was.
+    pub(super) fn keeps(&self, path: &[u8]) -> bool {
+        self.kept.has(path)
     }
 
     /// Takes the next change of the walk.
     pub(super) fn change(&mut self, kind: Kind, path: Vec<u8>, node: Option<&Node>) -> Result<(), Stop<E>> {
+        let kind = if kind == Kind::Unmodified && self.keeps(&path) { Kind::Modify } else { kind };
         match node.filter(|_| kind != Kind::Delete) {
             Some(node) => self.there(kind, path, node, false),
             None => {

@@ -87,3 +87,33 @@ fn privileged_what_a_difference_deletes_is_deleted_wherever_it_is_stacked() {
         assert_eq!(paths, [".wh.a", ".wh.b", ".wh.c"]);
     });
 }
+
+#[test]
+fn privileged_a_layer_is_the_same_on_any_parent() {
+    each_driver(|scratch, store| {
+        let snapshots = store.snapshots();
+        let layer = step(&store, scratch, None, |root| {
+            write(root, &["f", "g"]);
+            fs::create_dir(root.join("d")).expect("made");
+            write(root, &["d/f"]);
+            fs::hard_link(root.join("d/f"), root.join("d/link")).expect("linked");
+        });
+        let tar = |tree: &Hold| snapshots.write_tar(&tree.id(), Vec::new(), &Cancel::new()).expect("a layer");
+        let expected = tar(&layer);
+        let other = step(&store, scratch, None, |root| write(root, &["x"]));
+        // What the layer has is there already, and more.
+        let equal = step(&store, scratch, None, |root| {
+            write(root, &["f", "y"]);
+            fs::create_dir(root.join("d")).expect("made");
+            write(root, &["d/f", "d/z"]);
+        });
+        let same = stack(&store, &equal, &layer);
+        for (parent, shown) in
+            [(&other, &["d", "f", "g", "x"][..]), (&equal, &["d", "f", "g", "y"]), (&same, &["d", "f", "g", "y"])]
+        {
+            let stacked = stack(&store, parent, &layer);
+            assert_eq!(names(&store, scratch, &stacked), shown);
+            assert!(tar(&stacked) == expected, "another layer on {shown:?}");
+        }
+    });
+}

@@ -1,4 +1,5 @@
-//! The time of a source: when it was committed, or changed where it is fetched from. `SOURCE_DATE_EPOCH=context` means that.
+//! The time of a source: when it was committed, or changed where it is fetched from. What `SOURCE_DATE_EPOCH`
+//! names has that time.
 
 use std::io::Read;
 
@@ -51,7 +52,7 @@ fn committed(object: &[u8]) -> Option<i64> {
     line.rsplit_once('>')?.1.split_whitespace().next()?.parse().ok()
 }
 
-/// The time of the newest entry of an archive; none for what is no archive.
+/// The time of the newest file of an archive; none for what is no archive.
 fn newest(dir: &std::path::Path, name: &str, cancel: &Cancel) -> std::io::Result<Option<i64>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = Root::open(dir)?.open_at(name, flags, Mode::empty(), Links::FollowParents)?;
@@ -62,7 +63,9 @@ fn newest_entry(archive: impl Read) -> Option<i64> {
     let mut reader = tar::Reader::new(Decompressor::new(archive, u64::MAX).ok()?);
     let mut newest = None;
     while let Some(header) = reader.next().ok()? {
-        newest = newest.max(Some(header.mtime.secs));
+        if matches!(header.flag, tar::TypeFlag::File | tar::TypeFlag::HardLink) {
+            newest = newest.max(Some(header.mtime.secs));
+        }
     }
     newest
 }

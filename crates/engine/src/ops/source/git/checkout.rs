@@ -98,12 +98,18 @@ async fn clone(
     let mut from = std::ffi::OsString::from("file://");
     from.push(repository);
     own.run(&["remote".as_ref(), "add".as_ref(), "origin".as_ref(), from.as_os_str()]).await?;
+    let is_tag = shared.line(&["cat-file", "-t", &commit.object]).await? == "tag";
     let passing = format!("refs/buildkit/{}", session::random_id());
     shared.run(&["update-ref", &passing, &commit.object]).await?;
-    let is_name = commit.reference.starts_with("refs/");
-    let pulled = if is_name { format!("{passing}:{}", commit.reference) } else { passing.clone() };
+    let names = names(&commit.reference, is_tag).into_iter().map(|name| format!("{passing}:{name}"));
+    let mut wanted: Vec<String> = names.collect();
+    if wanted.is_empty() {
+        wanted.push(passing.clone());
+    }
     // Which tags lie around in the shared repository is chance.
-    let fetched = own.run(&["fetch", "--quiet", "-u", "--no-tags", "--depth=1", "--", "origin", &pulled]).await;
+    let mut fetch = vec!["fetch", "--quiet", "-u", "--no-tags", "--depth=1", "--", "origin"];
+    fetch.extend(wanted.iter().map(String::as_str));
+    let fetched = own.run(&fetch).await;
     shared.run(&["update-ref", "-d", &passing]).await?;
     fetched?;
     own.run(&["checkout", "--quiet", "FETCH_HEAD"]).await?;
@@ -112,6 +118,21 @@ async fn clone(
     // It names the shared repository.
     let _ = std::fs::remove_file(git_dir.join("FETCH_HEAD"));
     Ok(git_dir)
+}
+
+/// What the one commit of a clone is called there. BuildKit fetches a branch into a tag, and a tag into a branch, of the
+/// same name, unless the tag is an object of its own; steps may look for either.
+fn names(reference: &str, is_tag: bool) -> Vec<String> {
+    let tag = |name: &str| format!("refs/tags/{name}");
+    match reference.strip_prefix("refs/") {
+        None if is_tag => vec![tag(reference)],
+        None => Vec::new(),
+        Some(_) if is_tag => vec![reference.to_owned()],
+        Some(name) => match name.strip_prefix("tags/") {
+            Some(name) => vec![format!("refs/heads/{name}"), reference.to_owned()],
+            None => vec![reference.to_owned(), tag(name.strip_prefix("heads/").unwrap_or(name))],
+        },
+    }
 }
 
 async fn submodules(git: &Git, source: &GitSource, git_dir: &Path, work_tree: &Path) -> Result<(), Fault> {
@@ -199,6 +220,20 @@ impl Part {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_commit_of_a_clone_is_a_branch_and_a_tag() {
+        for (reference, is_tag, expected) in [
+            ("refs/heads/a/b", false, &["refs/heads/a/b", "refs/tags/a/b"][..]),
+            ("refs/tags/v1", false, &["refs/heads/v1", "refs/tags/v1"]),
+            ("refs/tags/v1", true, &["refs/tags/v1"]),
+            ("refs/pull/1/head", false, &["refs/pull/1/head", "refs/tags/pull/1/head"]),
+            ("0123", false, &[]),
+            ("0123", true, &["refs/tags/0123"]),
+        ] {
+            assert_eq!(names(reference, is_tag), expected, "{reference}");
+        }
+    }
 
     #[test]
     fn a_directory_of_a_commit_is_taken_out_of_it() {
