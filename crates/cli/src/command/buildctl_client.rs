@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use super::buildctl_dump::{DumpLlb, DumpMetadata};
 use super::buildctl_history::{Ctl, Formatted, Get, Logs, Monitor};
 use super::buildctl_workers::{Info, Workers};
-use super::{Action, buildctl_build, du, explain, prune, version_flag};
+use super::{Action, STRICT, buildctl_build, du, explain_buildctl, no_effect, prune, version_flag};
 use crate::connect::{Remote, connect};
 use crate::daemonless::run::Failure;
 use crate::display::{self, Mode, Notice};
@@ -47,7 +47,7 @@ Environment:
   BUILDKIT_PROGRESS  what --progress=auto means
   DOCKER_CONFIG      directory of docker's config.json [default: ~/.docker]
 
-Exit codes: 0 on success, 1 on any failure.";
+Exit codes: 0 on success, 3 for a command that is not there, 1 on any other failure.";
 
 /// Flags of every command; they may stand before it or behind it.
 #[derive(Clone, Debug, Default, Args)]
@@ -116,14 +116,16 @@ enum Debug {
 pub fn parse(args: Vec<OsString>) -> Result<Action, Fault> {
     let mut words = vec![OsString::from("buildctl")];
     words.extend(args);
-    let matches = declaration().try_get_matches_from(goflags::normalize(&declaration(), words));
+    let mut words = goflags::normalize(&declaration(), words);
+    let extra = goflags::take_extra(&declaration(), &STRICT, &mut words);
+    let matches = declaration().try_get_matches_from(words);
     let parsed = matches.and_then(|matches| Buildctl::from_arg_matches(&matches));
     let Buildctl { globals, command } = match parsed {
         // As upstream's: who asks for nothing is told what there is.
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             return Ok(Action::Print(error.render().to_string()));
         }
-        Err(error) => return explain(&error),
+        Err(error) => return explain_buildctl(&error),
         Ok(line) => line,
     };
     let command = match command {
@@ -147,16 +149,17 @@ pub fn parse(args: Vec<OsString>) -> Result<Action, Fault> {
         // Mistakes show before the daemon is asked.
         form.parse()?;
     }
-    Ok(Action::client(|environment| run(globals, command, environment)))
+    Ok(Action::client(move |environment| run(globals, command, extra, environment)))
 }
 
-async fn run(globals: Globals, command: Command, environment: Environment) -> Result<(), Failure> {
+async fn run(globals: Globals, command: Command, extra: Vec<String>, environment: Environment) -> Result<(), Failure> {
     if globals.debug {
         crate::log::start(tracing::Level::DEBUG, globals.log_format == "json");
     }
     let caller = Caller::begin(environment.get("TRACEPARENT"));
     let (name, mode, mut reached) = (command.name(), command.mode(&environment), None);
     let warn = |text| display::tell(mode, &mut std::io::stderr(), &Notice::Warning(text));
+    no_effect(&extra).into_iter().for_each(warn);
     let done = reach(globals, command, &environment, &caller.header(), &mut reached).await;
     let error = done.as_ref().err().map(|failure| failure.fault.cause());
     if let Err(why) = caller.end(name, error, reached, |name| environment.get(name).map(str::to_owned)).await {

@@ -132,7 +132,7 @@ fn outcome(result: Result<Action, Fault>) -> String {
         Ok(Action::Simple(_)) => "works".to_owned(),
         Ok(Action::Client(_)) => "asks a daemon".to_owned(),
         Ok(Action::Engine(_)) => "builds".to_owned(),
-        Err(fault) => {
+        Ok(Action::Unknown(fault)) | Err(fault) => {
             let mut out = Vec::new();
             crate::fault::print(&mut out, &fault, &[]).expect("a vector takes everything");
             String::from_utf8(out).expect("text").trim_end().to_owned()
