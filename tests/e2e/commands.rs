@@ -79,6 +79,11 @@ fn buildctl_ends_and_forgives_as_upstreams() {
     for line in ["debug logs one more", "debug get one more", "debug ctl one more"] {
         served.buildctl(line).fails().says("error: unexpected argument `more` found");
     }
+    // Files go into directories that are there; that shows before the build.
+    let ended = served.build("--output type=oci,dest=nowhere/x.tar").fails();
+    ended.says("there is no directory `nowhere`").hints("make it first: only for type=local it is made");
+    assert!(!ended.stderr.contains("load build definition") && !served.kitchen.world.path("nowhere").exists());
+    served.build("--output type=local,dest=nowhere/x").succeeds();
     served.ends();
 }
 
