@@ -1,4 +1,5 @@
-//! Traces on their way to a collector: by gRPC and by HTTP, with TLS and without, from a daemon and from builds without one.
+//! Traces on their way to a collector: by gRPC and by HTTP, with TLS and without, from a daemon, from its clients and from
+//! builds without one.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -204,6 +205,39 @@ fn builds_without_a_daemon_are_traced() {
     let silent = format!("http://{}", silent.local_addr().unwrap());
     let late = variables("http/protobuf", &silent, &[("OTEL_EXPORTER_OTLP_TIMEOUT", "50")]);
     with(kitchen.build(""), &late).succeeds().says("it did not answer within 50 ms");
+}
+
+/// The variables are the client's only.
+#[test]
+fn a_client_hands_its_own_spans_to_its_collector() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let (grpc, (http, by_http)) = (ByGrpc::start(), by_http());
+    let parent = format!("00-{TRACE}-b7ad6b7169203331-01");
+    for (protocol, server, batches) in [("grpc", grpc.address, &grpc.batches), ("http/protobuf", http, &by_http)] {
+        let own = variables(protocol, &format!("http://{server}"), &[("TRACEPARENT", &parent)]);
+        let spans = || batches.take().into_iter().flat_map(|batch| batch.spans).collect::<Vec<_>>();
+        served.kitchen.dockerfile("FROM busybox\nRUN echo hi\n");
+        with(served.build(""), &own).succeeds();
+        with(served.buildctl("du"), &own).succeeds();
+        with(served.buildctl("debug workers"), &own).succeeds();
+        served.kitchen.dockerfile("FROM busybox\nRUN echo hi && exit 3\n");
+        with(served.build(""), &own).fails();
+        with(served.build("--local=more=nowhere"), &own).fails();
+        let spans = spans();
+        let told: Vec<_> = spans.iter().map(|span| (&*span.name, span.status.is_some())).collect();
+        let build = "build";
+        assert_eq!(told, [(build, false), ("du", false), ("debug", false), (build, true), (build, true)]);
+        for span in &spans {
+            let ids = (hex(&span.trace_id), hex(&span.parent_span_id));
+            assert_eq!(ids, (TRACE.to_owned(), "b7ad6b7169203331".to_owned()));
+        }
+    }
+    // Where nobody is, commands do what they do.
+    let nobody = variables("grpc", &format!("http://127.0.0.1:{}", free_port()), &[]);
+    let ended = with(served.buildctl("du"), &nobody).succeeds();
+    ended.says("warning: the trace collector does not take spans: ");
+    assert!(ended.text().contains("Total:"), "{ended:?}");
+    served.ends();
 }
 
 #[test]

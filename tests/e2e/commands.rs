@@ -51,6 +51,43 @@ fn docker_buildx_finds_what_the_daemon_can_do() {
 }
 
 #[test]
+fn buildctl_ends_and_forgives_as_upstreams() {
+    let Some(served) = Served::new(anybody(), "") else { return };
+    served.kitchen.dockerfile("FROM scratch\nCOPY Dockerfile /\n");
+    for line in ["frobnicate", "debug frobnicate", "help frobnicate"] {
+        let ended = served.buildctl(line).ends();
+        assert_eq!(ended.code, Some(3), "{ended:?}");
+        ended.says("error: unrecognized subcommand `frobnicate`");
+    }
+    // Words that a command has no use for are told of.
+    for line in ["du more", "debug workers more", "debug info more", "debug histories more"] {
+        served.buildctl(line).succeeds().says("warning: the argument `more` has no effect");
+    }
+    served.build("one two").succeeds().says("warning: the arguments `one`, `two` have no effect");
+    let json = served.build("--progress=rawjson more").succeeds();
+    assert!(json.stderr.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{json:?}");
+    let daemonless = served.kitchen.who.daemonless(&served.kitchen.world);
+    daemonless.args(["debug", "info", "more"]).succeeds().says("warning: the argument `more` has no effect");
+    let daemonless = served.kitchen.who.daemonless(&served.kitchen.world);
+    assert_eq!(daemonless.args(["frobnicate"]).ends().code, Some(3));
+    // Not where things go that were not meant, or where a second one would not be looked at.
+    for line in ["prune more", "prune-histories more", "debug dump-metadata more"] {
+        let ended = served.buildctl(line).ends();
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        ended.says("error: unexpected argument `more` found");
+    }
+    for line in ["debug logs one more", "debug get one more", "debug ctl one more"] {
+        served.buildctl(line).fails().says("error: unexpected argument `more` found");
+    }
+    // Files go into directories that are there; that shows before the build.
+    let ended = served.build("--output type=oci,dest=nowhere/x.tar").fails();
+    ended.says("there is no directory `nowhere`").hints("make it first: only for type=local it is made");
+    assert!(!ended.stderr.contains("load build definition") && !served.kitchen.world.path("nowhere").exists());
+    served.build("--output type=local,dest=nowhere/x").succeeds();
+    served.ends();
+}
+
+#[test]
 fn a_supervisor_hears_of_the_daemons_life() {
     let Some(kitchen) = Kitchen::new(anybody()) else { return };
     for name in ["buildkitd", "buildctl"] {

@@ -133,6 +133,20 @@ fn a_client_gives_up_in_time() {
     served.ends();
 }
 
+/// A server of another kind, such as the daemon's own port for probes.
+#[test]
+fn a_client_names_a_server_that_is_no_daemon() {
+    let port = testkit::free_port();
+    let Some(served) = Served::new(anybody(), &format!("--debugaddr 127.0.0.1:{port}")) else { return };
+    let address = format!("tcp://127.0.0.1:{port}");
+    for _ in 0..5 {
+        let ended = at(&served, &address).args(["debug", "workers"]).fails();
+        ended.says(&format!("error: no buildkitd answers at `{address}`: what listens there speaks HTTP/1"));
+        ended.hints("another server listens there: name buildkitd's address by `--addr` or BUILDKIT_HOST");
+    }
+    served.ends();
+}
+
 #[test]
 fn dial_stdio_passes_a_connection_on() {
     let Some(served) = Served::new(anybody(), "") else { return };

@@ -123,6 +123,16 @@ fn a_dockerfile_is_asked_in_the_place_of_a_build() {
     let outline = "BUILD ARG   VALUE   DESCRIPTION\nWORD        hello   is said\n\n\
                    SECRET   REQUIRED\ns        true\n\nSSH       REQUIRED\ndefault   \n\n";
     assert_eq!(asked("frontend.outline"), outline);
+    // What the checks find is told beside it.
+    let told = served.build("--progress=rawjson --opt requestid=frontend.outline").succeeds();
+    let found: Vec<String> = told
+        .stderr
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .flat_map(|line| line["warnings"].as_array().cloned().unwrap_or_default())
+        .map(|warning| warning["short"].as_str().unwrap_or_default().to_owned())
+        .collect();
+    assert_eq!(found.len(), 2, "{found:?}");
     let checked = asked("frontend.lint");
     assert!(checked.starts_with("\nWARNING: MaintainerDeprecated - https://"), "{checked}");
     assert!(checked.contains("Dockerfile:8\n") && checked.contains("   8 | >>> maintainer me\n"), "{checked}");
@@ -141,7 +151,8 @@ fn a_dockerfile_is_asked_in_the_place_of_a_build() {
     assert!(json.text().contains("\"description\": \"says it\""), "{json:?}");
     if crate::harness::has_tool("docker-buildx") {
         let call = |call: &str| buildx(&served, &format!("build --builder b --progress=plain --call={call} context"));
-        assert!(call("outline").succeeds().text().contains("BUILD ARG"));
+        let ended = call("outline").succeeds();
+        assert!(ended.text().contains("BUILD ARG") && ended.stderr.contains("MaintainerDeprecated"), "{ended:?}");
         assert!(call("targets").succeeds().text().contains("says it"));
         assert!(call("check").fails().text().contains("Check complete, 2 warnings have been found!"));
         kitchen.dockerfile("FROM busybox\nRUN exit 1\n");

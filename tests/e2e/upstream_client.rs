@@ -24,6 +24,27 @@ fn builds(served: &Served, args: &str) -> Invocation {
     theirs(served, &format!("{line} {args}"))
 }
 
+/// It closes its session when a build is refused, and complained of what reached it then.
+#[test]
+fn buildkit_s_client_takes_a_refusal_calmly() {
+    needs!(tool "upstream-buildctl");
+    let Some(served) = Served::new(anybody(), "") else { return };
+    served.kitchen.dockerfile("FROM busybox\nRUN echo begun && sleep 1000\n");
+    let client = served.build("").starts();
+    client.waits_for("begun");
+    served.daemon.signal("TERM");
+    served.daemon.waits_until("no new builds", |said| said.contains("no new builds"));
+    for _ in 0..20 {
+        let refused = builds(&served, "").fails();
+        refused.says("the daemon is about to end: try again");
+        assert!(!refused.stderr.contains("server connection error"), "{refused:?}");
+    }
+    client.signal("INT");
+    drop(client.ends());
+    let daemon = served.daemon.ends_soon();
+    assert_eq!(daemon.code, Some(0), "{daemon:?}");
+}
+
 fn anybody() -> Who {
     if is_root() { Who::Root } else { Who::Single }
 }

@@ -32,23 +32,29 @@ use sys::userns::Isolation;
 pub const VERSION: &str =
     concat!("github.com/hullworks/hullworks v", env!("CARGO_PKG_VERSION"), " ", env!("HULLWORKS_REVISION"));
 
-/// Runs the program and answers its exit code: 0 on success, 1 on any failure, as upstream.
+/// What a command that is not there ends with.
+const UNKNOWN_COMMAND: u8 = 3;
+
+/// Runs the program and answers its exit code, upstream's: 0 on success, 1 on any failure, but for [`UNKNOWN_COMMAND`].
 pub fn main() -> ExitCode {
     if executor::init::is_requested() {
         executor::init::main();
     }
     match run(std::env::args_os().collect()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure { fault, steps }) => {
-            let mut stderr = std::io::stderr().lock();
-            // With standard error closed the exit code has to do.
-            let _ = fault::print(&mut stderr, &fault, &steps);
+        Ok(code) => code,
+        Err(failure) => {
+            complain(&failure);
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(args: Vec<OsString>) -> Result<(), Failure> {
+fn complain(Failure { fault, steps }: &Failure) {
+    // With standard error closed the exit code has to do.
+    let _ = fault::print(&mut std::io::stderr().lock(), fault, steps);
+}
+
+fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     let mut environment = Environment::of_process();
     let (program, args) = Program::choose(args);
     let action = match program {
@@ -59,13 +65,17 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Program::Executor => return Err(comes_later(program).into()),
     };
     match action {
-        Action::Print(text) => Ok(print(&text)?),
-        Action::Simple(work) => Ok(work()?),
+        Action::Print(text) => print(&text)?,
+        Action::Unknown(fault) => {
+            complain(&fault.into());
+            return Ok(ExitCode::from(UNKNOWN_COMMAND));
+        }
+        Action::Simple(work) => work()?,
         Action::Client(work) => {
             let runtime = runtime()?;
             let result = runtime.block_on(work(environment));
             runtime.shutdown_background();
-            result
+            result?;
         }
         Action::Engine(work) => {
             environment.isolation = Some(isolate()?);
@@ -73,9 +83,10 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
             let result = runtime.block_on(work(environment));
             // The engine is closed; a thread that is stuck in a system call must not keep us.
             runtime.shutdown_background();
-            result
+            result?;
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Threads for what waits for the disk end soon after: each keeps memory for itself as long as it lives.

@@ -1,6 +1,6 @@
 //! Builds under way, and what was told of them: whoever asks for the status of one gets all of it, from the start.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,11 +16,16 @@ const PATIENCE: Duration = Duration::from_secs(6);
 /// How long what was told of a build is kept after its end: its client may come late.
 const AFTERLIFE: Duration = Duration::from_secs(10);
 
+/// How many refused builds are remembered: their clients ask about them just then.
+const MOST_REFUSED: usize = 1000;
+
 /// The builds, by the reference that their clients chose.
 #[derive(Default)]
 pub(crate) struct Builds {
     known: Mutex<HashMap<String, Arc<Build>>>,
     changed: watch::Sender<()>,
+    /// References of the last builds that were refused.
+    refused: Mutex<VecDeque<String>>,
     /// Told when a build ends; remembers one end that nobody waited for.
     an_end: tokio::sync::Notify,
 }
@@ -67,19 +72,36 @@ impl Builds {
         Some(Running { builds: self.clone(), reference: reference.to_owned(), build })
     }
 
+    /// No build of that name will begin: nobody waits for it any longer.
+    pub(crate) fn refuse(&self, reference: &str) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.truncate(MOST_REFUSED - 1);
+        refused.push_front(reference.to_owned());
+        drop(refused);
+        self.changed.send_replace(());
+    }
+
+    fn is_refused(&self, reference: &str) -> bool {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.iter().any(|name| name == reference)
+    }
+
     /// The build of that name; waits a moment for one that is about to begin.
     pub(crate) async fn get(&self, reference: &str) -> Option<Arc<Build>> {
         let mut changed = self.changed.subscribe();
         let find = async {
             loop {
                 if let Some(build) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(reference) {
-                    return build.clone();
+                    return Some(build.clone());
+                }
+                if self.is_refused(reference) {
+                    return None;
                 }
                 // The sender is ours.
                 let _ = changed.changed().await;
             }
         };
-        tokio::time::timeout(PATIENCE, find).await.ok()
+        tokio::time::timeout(PATIENCE, find).await.ok().flatten()
     }
 
     /// The build of that name, if it runs just now.

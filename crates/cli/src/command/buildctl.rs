@@ -9,9 +9,10 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use super::buildctl_dump::{DumpLlb, DumpMetadata};
 use super::buildctl_workers::{Info, Workers};
 use super::buildkitd_flags::BuildkitdFlags;
-use super::{Action, buildctl_build, du, explain, prune, version_flag};
+use super::{Action, STRICT, buildctl_build, du, explain_buildctl, no_effect, prune, version_flag};
 use crate::daemonless::Settings;
 use crate::environment::Environment;
+use crate::fault::print_warning;
 use crate::spec::{goflags, invalid};
 
 /// buildctl and buildkitd in one process: takes buildctl's command line and ends with its last step.
@@ -46,7 +47,7 @@ Environment:
                      per second (200 KiB); -1 is no limit
   DOCKER_CONFIG      directory of docker's config.json [default: ~/.docker]
 
-Exit codes: 0 on success, 1 on any failure.";
+Exit codes: 0 on success, 3 for a command that is not there, 1 on any other failure.";
 
 /// Flags of every command; they may stand before it or behind it.
 #[derive(Clone, Debug, Default, Args)]
@@ -158,19 +159,25 @@ pub fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Action, F
     let (flags, warning) = flags_of_program(environment, "BUILDCTL", "buildctl");
     words.extend(flags.into_iter().map(OsString::from));
     words.extend(args);
-    let matches = declaration().try_get_matches_from(goflags::normalize(&declaration(), words));
+    let mut words = goflags::normalize(&declaration(), words);
+    let extra = goflags::take_extra(&declaration(), &STRICT, &mut words);
+    let matches = declaration().try_get_matches_from(words);
     let Buildctl { globals, command } = match matches.and_then(|matches| Buildctl::from_arg_matches(&matches)) {
-        Err(error) => return explain(&error),
+        Err(error) => return explain_buildctl(&error),
         Ok(line) => line,
     };
     globals.check()?;
-    let settings = || settings(&globals, environment, warning);
+    let warnings = warning.into_iter().chain(no_effect(&extra)).collect();
+    let settings = || settings(&globals, environment, warnings);
     match command {
         Command::DialStdio(_) => Err(Fault::user("`buildctl dial-stdio` connects to a daemon, and there is none here")),
         Command::PruneHistories(_) => Err(no_records("prune-histories")),
         Command::Debug(debug) => match debug {
             Debug::Workers(workers) => workers.action_with(settings()?),
-            Debug::Info(info) => info.action(),
+            Debug::Info(info) => {
+                no_effect(&extra).iter().for_each(|text| print_warning(&mut std::io::stderr(), text));
+                info.action()
+            }
             Debug::DumpLlb(dump) => Ok(Action::Simple(Box::new(move || dump.print()))),
             Debug::DumpMetadata(dump) => Ok(Action::client(|environment| async move { Ok(dump.print(&environment)?) })),
             Debug::Histories(_) => Err(no_records("debug histories")),
@@ -192,12 +199,12 @@ fn no_records(command: &str) -> Fault {
 }
 
 /// The settings that buildkitd's flags amount to.
-fn settings(globals: &Globals, environment: &Environment, warning: Option<String>) -> Result<Settings, Fault> {
+fn settings(globals: &Globals, environment: &Environment, warnings: Vec<String>) -> Result<Settings, Fault> {
     let (mut flags, other) = flags_of_program(environment, "BUILDKITD", "buildkitd");
     let given = environment.get("BUILDKITD_FLAGS").unwrap_or_default();
     flags.extend(given.split_whitespace().map(str::to_owned));
     let mut settings = BuildkitdFlags::parse_words(flags)?.settings(environment)?;
-    settings.warnings.extend(warning.into_iter().chain(other));
+    settings.warnings.extend(warnings.into_iter().chain(other));
     settings.lock_wait = lock_wait(environment)?;
     if globals.debug {
         settings.log = settings.log.max(Some(tracing::Level::DEBUG));

@@ -102,11 +102,12 @@ impl BuildctlBuild {
         Ok(Action::engine(|environment| async move { run::build(plan, &settings, &environment).await }))
     }
 
-    /// The build by a daemon.
+    /// The build by a daemon, in the trace of that `traceparent`.
     pub async fn by_daemon(
         mut self,
         channel: tonic::transport::Channel,
         environment: Environment,
+        trace: &str,
     ) -> Result<(), run::Failure> {
         self.prepare_answers()?;
         self.refuse_what_is_not_there()?;
@@ -115,7 +116,7 @@ impl BuildctlBuild {
         ImageLayout::check(&plan.exports)?;
         let cancel = run::cancelled_by_signals()?;
         let out = Box::new(std::io::stderr());
-        let solve = |request| connect::solve(channel, request, tokens, &environment);
+        let solve = |request| connect::solve(channel, request, tokens, trace);
         run::drive(plan, &environment, out, cancel, solve).await
     }
 
@@ -136,9 +137,14 @@ impl BuildctlBuild {
         Ok(())
     }
 
+    /// How it is shown.
+    pub(super) fn mode(&self, environment: &Environment) -> Result<Mode, Fault> {
+        Mode::choose(&self.progress, environment)
+    }
+
     /// What is meant.
     pub fn plan(&self, environment: &Environment) -> Result<BuildPlan, Fault> {
-        let mut plan = BuildPlan::new(Frontend::default(), Mode::choose(&self.progress, environment)?);
+        let mut plan = BuildPlan::new(Frontend::default(), self.mode(environment)?);
         let secrets = self.secret.iter().map(|value| secret::secret(value, environment));
         plan.secrets = secrets.collect::<Result<_, _>>()?;
         plan.agents = ssh::agents(&self.ssh, environment)?;

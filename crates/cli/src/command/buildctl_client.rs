@@ -7,6 +7,7 @@ use std::time::Duration;
 use base::{ByteSize, Fault};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use daemon::Caller;
 use engine::UsageRecord;
 use proto::moby::buildkit::v1 as wire;
 use proto::moby::buildkit::v1::control_client::ControlClient;
@@ -15,9 +16,10 @@ use tonic::transport::Channel;
 use super::buildctl_dump::{DumpLlb, DumpMetadata};
 use super::buildctl_history::{Ctl, Formatted, Get, Logs, Monitor};
 use super::buildctl_workers::{Info, Workers};
-use super::{Action, buildctl_build, du, explain, prune, version_flag};
+use super::{Action, STRICT, buildctl_build, du, explain_buildctl, no_effect, prune, version_flag};
 use crate::connect::{Remote, connect};
 use crate::daemonless::run::Failure;
+use crate::display::{self, Mode, Notice};
 use crate::environment::Environment;
 use crate::spec::{goflags, invalid};
 
@@ -45,7 +47,7 @@ Environment:
   BUILDKIT_PROGRESS  what --progress=auto means
   DOCKER_CONFIG      directory of docker's config.json [default: ~/.docker]
 
-Exit codes: 0 on success, 1 on any failure.";
+Exit codes: 0 on success, 3 for a command that is not there, 1 on any other failure.";
 
 /// Flags of every command; they may stand before it or behind it.
 #[derive(Clone, Debug, Default, Args)]
@@ -114,14 +116,16 @@ enum Debug {
 pub fn parse(args: Vec<OsString>) -> Result<Action, Fault> {
     let mut words = vec![OsString::from("buildctl")];
     words.extend(args);
-    let matches = declaration().try_get_matches_from(goflags::normalize(&declaration(), words));
+    let mut words = goflags::normalize(&declaration(), words);
+    let extra = goflags::take_extra(&declaration(), &STRICT, &mut words);
+    let matches = declaration().try_get_matches_from(words);
     let parsed = matches.and_then(|matches| Buildctl::from_arg_matches(&matches));
     let Buildctl { globals, command } = match parsed {
         // As upstream's: who asks for nothing is told what there is.
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             return Ok(Action::Print(error.render().to_string()));
         }
-        Err(error) => return explain(&error),
+        Err(error) => return explain_buildctl(&error),
         Ok(line) => line,
     };
     let command = match command {
@@ -145,28 +149,55 @@ pub fn parse(args: Vec<OsString>) -> Result<Action, Fault> {
         // Mistakes show before the daemon is asked.
         form.parse()?;
     }
-    Ok(Action::client(|environment| run(globals, command, environment)))
+    Ok(Action::client(move |environment| run(globals, command, extra, environment)))
 }
 
-async fn run(globals: Globals, command: Command, environment: Environment) -> Result<(), Failure> {
+async fn run(globals: Globals, command: Command, extra: Vec<String>, environment: Environment) -> Result<(), Failure> {
     if globals.debug {
         crate::log::start(tracing::Level::DEBUG, globals.log_format == "json");
     }
-    let remote = globals.remote(&environment)?;
+    let caller = Caller::begin(environment.get("TRACEPARENT"));
+    let (name, mode, mut reached) = (command.name(), command.mode(&environment), None);
+    let warn = |text| display::tell(mode, &mut std::io::stderr(), &Notice::Warning(text));
+    no_effect(&extra).into_iter().for_each(warn);
+    let done = reach(globals, command, &environment, &caller.header(), &mut reached).await;
+    let error = done.as_ref().err().map(|failure| failure.fault.cause());
+    if let Err(why) = caller.end(name, error, reached, |name| environment.get(name).map(str::to_owned)).await {
+        warn(why);
+    }
+    done
+}
+
+/// Finds the daemon and asks it. The connection stays where it can hand over the span of the command.
+async fn reach(
+    globals: Globals,
+    command: Command,
+    environment: &Environment,
+    trace: &str,
+    reached: &mut Option<Channel>,
+) -> Result<(), Failure> {
+    let remote = globals.remote(environment)?;
     let channel = globals.connect(&remote).await?;
-    let done = ask(command, channel, &remote, environment).await;
+    *reached = Some(channel.clone());
+    let done = ask(command, channel, &remote, environment, trace).await;
     done.map_err(|failure| Failure { fault: remote.name(failure.fault), ..failure })
 }
 
-async fn ask(command: Command, channel: Channel, remote: &Remote, environment: Environment) -> Result<(), Failure> {
+async fn ask(
+    command: Command,
+    channel: Channel,
+    remote: &Remote,
+    environment: &Environment,
+    trace: &str,
+) -> Result<(), Failure> {
     match command {
-        Command::Build(build) => build.by_daemon(channel, environment).await,
+        Command::Build(build) => build.by_daemon(channel, environment.clone(), trace).await,
         Command::Du(du) => Ok(disk_usage(channel, &du).await?),
         Command::Prune(prune) => Ok(clean(channel, &prune).await?),
         Command::Debug(Debug::Workers(workers)) => Ok(workers.ask(channel).await?),
         Command::Debug(Debug::Info(info)) => Ok(info.ask(channel).await?),
         Command::Debug(Debug::Histories(form)) => Ok(form.list(channel).await?),
-        Command::Debug(Debug::Logs(logs)) => Ok(logs.show(channel, &environment).await?),
+        Command::Debug(Debug::Logs(logs)) => Ok(logs.show(channel, environment).await?),
         Command::Debug(Debug::Get(get)) => Ok(get.print(channel).await?),
         Command::Debug(Debug::Monitor(monitor)) => Ok(monitor.show(channel).await?),
         Command::Debug(Debug::Ctl(ctl)) => Ok(ctl.change(channel).await?),
@@ -175,6 +206,28 @@ async fn ask(command: Command, channel: Channel, remote: &Remote, environment: E
         }
         Command::DialStdio => Ok(dial_stdio(remote).await?),
         Command::PruneHistories(form) => Ok(form.prune(channel).await?),
+    }
+}
+
+impl Command {
+    /// What its span is called.
+    fn name(&self) -> &'static str {
+        match self {
+            Command::Build(_) => "build",
+            Command::Du(_) => "du",
+            Command::Prune(_) => "prune",
+            Command::PruneHistories(_) => "prune-histories",
+            Command::Debug(_) => "debug",
+            Command::DialStdio => "dial-stdio",
+        }
+    }
+
+    /// How people are told what they should know.
+    fn mode(&self, environment: &Environment) -> Mode {
+        match self {
+            Command::Build(build) => build.mode(environment).unwrap_or(Mode::Plain),
+            _ => Mode::Plain,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args as _, CommandFactory as _, FromArgMatches as _, Parser};
 use config::{Config, DiskSpace};
 
-use super::{Action, explain};
+use super::explain;
 use crate::daemonless::Settings;
 use crate::daemonless::settings::log_level;
 use crate::environment::Environment;
@@ -223,9 +223,7 @@ impl BuildkitdFlags {
             Ok(BuildkitdFlags { given_in_vain: NoEffect::given(&matches), ..flags })
         });
         parsed.map_err(|error| match explain(&error) {
-            Ok(Action::Print(_) | Action::Simple(_) | Action::Client(_) | Action::Engine(_)) => {
-                Fault::user("BUILDKITD_FLAGS asks for help instead of a daemon")
-            }
+            Ok(_) => Fault::user("BUILDKITD_FLAGS asks for help instead of a daemon"),
             Err(fault) => Fault::user(fault.cause()).context("BUILDKITD_FLAGS").hint("it takes the flags of buildkitd"),
         })
     }

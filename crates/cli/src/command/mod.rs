@@ -32,6 +32,8 @@ use crate::environment::Environment;
 pub enum Action {
     /// Text for standard output: help, version.
     Print(String),
+    /// The complaint that there is no such command; upstream has an exit code for that.
+    Unknown(Fault),
     /// Work that needs no engine.
     Simple(Box<dyn FnOnce() -> Result<(), Fault>>),
     /// Work that waits for others, and needs no engine.
@@ -99,6 +101,27 @@ pub(crate) fn explain(error: &clap::Error) -> Result<Action, Fault> {
                 (None, _) => fault.hint("--help lists the flags"),
             })
         }
+    }
+}
+
+/// The same for `buildctl`.
+pub(crate) fn explain_buildctl(error: &clap::Error) -> Result<Action, Fault> {
+    match explain(error) {
+        Err(fault) if error.kind() == clap::error::ErrorKind::InvalidSubcommand => Ok(Action::Unknown(fault)),
+        other => other,
+    }
+}
+
+/// Commands of `buildctl` that take no words by mistake: one may have been meant to say what to remove or to look at.
+pub(crate) const STRICT: [&str; 3] = ["prune", "prune-histories", "dump-metadata"];
+
+/// What `buildctl` says to words that a command has no use for.
+pub(crate) fn no_effect(extra: &[String]) -> Option<String> {
+    let words: Vec<_> = extra.iter().map(|word| format!("`{word}`")).collect();
+    match &words[..] {
+        [] => None,
+        [word] => Some(format!("the argument {word} has no effect")),
+        words => Some(format!("the arguments {} have no effect", words.join(", "))),
     }
 }
 

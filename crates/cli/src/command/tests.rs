@@ -71,7 +71,7 @@ its commands, and where a flag has one value, the last one counts. `--format` ta
 | `BUILDKITD_DEBUGADDR` | `buildkitd`: where `/metrics`, `/healthz` and `/readyz` are, where `--debugaddr` is not given |
 | `HULLWORKS_DRAIN_TIMEOUT` | `buildkitd`: how long builds may go on after SIGTERM, such as `90s`; not set: ten minutes. A second signal ends them at once |
 | `EXPERIMENTAL_BUILDKIT_SOURCE_POLICY` | `hullworks build`: a file with rules about sources, as `buildctl build --source-policy-file` takes it |
-| `OTEL_TRACES_EXPORTER`, `OTEL_SDK_DISABLED` | `otlp` or `none`; `true`: whether builds, with a daemon and without, hand over traces |
+| `OTEL_TRACES_EXPORTER`, `OTEL_SDK_DISABLED` | `otlp` or `none`; `true`: whether builds, with a daemon and without, and `buildctl` hand over traces |
 | `OTEL_EXPORTER_OTLP_ENDPOINT`, `.._PROTOCOL`, `.._HEADERS`, `.._TIMEOUT`, `.._CERTIFICATE`, `.._CLIENT_CERTIFICATE`, `.._CLIENT_KEY` | the collector of traces: `grpc` (the default) or `http/protobuf`, with TLS for `https://`; those that begin with `OTEL_EXPORTER_OTLP_TRACES_` come first |
 | `TRACEPARENT` | builds without a daemon: the span of whoever starts them |
 | `SOURCE_DATE_EPOCH` | a build argument, where none is given |
@@ -132,7 +132,7 @@ fn outcome(result: Result<Action, Fault>) -> String {
         Ok(Action::Simple(_)) => "works".to_owned(),
         Ok(Action::Client(_)) => "asks a daemon".to_owned(),
         Ok(Action::Engine(_)) => "builds".to_owned(),
-        Err(fault) => {
+        Ok(Action::Unknown(fault)) | Err(fault) => {
             let mut out = Vec::new();
             crate::fault::print(&mut out, &fault, &[]).expect("a vector takes everything");
             String::from_utf8(out).expect("text").trim_end().to_owned()

@@ -14,7 +14,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use session::remote::{CONNECTION_WINDOW, MAX_FRAME, MAX_MESSAGE, STREAM_WINDOW};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
@@ -126,6 +126,9 @@ async fn knock(channel: &Channel, remote: &Remote, way: &Way) -> Result<(), Faul
     if let Way::Program(program) = way {
         return Err(unanswered(remote, program, cause).await);
     }
+    if matches!(way, Way::Tcp { tls: None, .. }) && speaks_http(way).await {
+        return Err(no_answer(remote, "what listens there speaks HTTP/1").hint(FOREIGN));
+    }
     let hint = match (&remote.ca, &remote.cert) {
         (None, None) => {
             "if it speaks TLS, give --tlscacert, and --tlscert and --tlskey where it asks for a certificate"
@@ -134,6 +137,21 @@ async fn knock(channel: &Channel, remote: &Remote, way: &Way) -> Result<(), Faul
         _ => "it may not accept this client certificate: its log says so",
     };
     Err(no_answer(remote, &cause).hint(hint))
+}
+
+/// Whether a server of another kind listens: it answers a request of HTTP/1. One of HTTP/2 may break the connection before
+/// its answer is read.
+async fn speaks_http(way: &Way) -> bool {
+    let ask = async {
+        let mut stream = way.open().await?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+        let mut begin = [0; 5];
+        stream.read_exact(&mut begin).await?;
+        io::Result::Ok(begin)
+    };
+    tokio::time::timeout(Duration::from_secs(1), ask)
+        .await
+        .is_ok_and(|begin| begin.is_ok_and(|begin| &begin == b"HTTP/"))
 }
 
 fn no_answer(remote: &Remote, cause: &str) -> Fault {

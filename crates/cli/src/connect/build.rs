@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use base::progress::Sink;
 use base::{Fault, Kind};
-use daemon::Caller;
 use daemon::service::error;
 use daemon::service::status::events;
 use engine::{Frontend, SolveRequest, SolveResponse};
@@ -17,7 +16,6 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use super::address::{LARGEST, innermost};
-use crate::environment::Environment;
 
 /// How long the last words of a build are waited for, once its result is there.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(5);
@@ -76,22 +74,9 @@ fn stack(detail: &proto::protobuf::Any) -> Option<String> {
     Some(shown)
 }
 
-/// Solves a request by a daemon. The build belongs to the trace that the environment names, or to one of its own.
-/// Without `tokens` it is the daemon that logs in to registries, by our credentials.
+/// Solves a request by a daemon. The build belongs to the trace of this `traceparent`. Without `tokens` it is the daemon
+/// that logs in to registries, by our credentials.
 pub async fn solve(
-    channel: Channel,
-    request: SolveRequest,
-    tokens: Option<Arc<dyn Tokens>>,
-    environment: &Environment,
-) -> Result<SolveResponse, Fault> {
-    let caller = Caller::begin(environment.get("TRACEPARENT"));
-    let solved = solve_for(channel.clone(), request, tokens, &caller.header()).await;
-    let error = solved.as_ref().err().map(Fault::cause);
-    caller.end("build", error, channel, |name| environment.get(name).map(str::to_owned)).await;
-    solved
-}
-
-async fn solve_for(
     channel: Channel,
     request: SolveRequest,
     tokens: Option<Arc<dyn Tokens>>,

@@ -30,7 +30,7 @@ pub fn normalize(command: &Command, args: Vec<OsString>) -> Vec<OsString> {
             let command = levels[inner].command;
             match command.find_subcommand(text) {
                 Some(sub) => levels.push(Level { command: sub, words: vec![arg] }),
-                None if matches!(text, "help" | "h") && command.has_subcommands() => asks_for_help = true,
+                None if matches!(text, "help" | "h") && !takes_words(command) => asks_for_help = true,
                 None => levels[inner].words.push(arg),
             }
             continue;
@@ -70,6 +70,33 @@ pub fn normalize(command: &Command, args: Vec<OsString>) -> Vec<OsString> {
     words.chain(asks_for_help.then(|| "--help".into())).collect()
 }
 
+/// Takes out what a command has no use for: words that are no flags, where it takes none. Upstream's programs ignore them. Of
+/// commands in `strict` they stay, for the parser to complain about. The arguments are [`normalize`]d ones.
+pub fn take_extra(command: &Command, strict: &[&str], args: &mut Vec<OsString>) -> Vec<String> {
+    let (mut command, mut extra) = (command, Vec::new());
+    let mut is_program = true;
+    args.retain(|arg| {
+        let text = arg.to_string_lossy();
+        if std::mem::take(&mut is_program) || text.starts_with('-') {
+            return true;
+        }
+        if let Some(sub) = command.find_subcommand(&*text) {
+            command = sub;
+            return true;
+        }
+        let stays = command.has_subcommands() || takes_words(command) || strict.contains(&command.get_name());
+        if !stays {
+            extra.push(text.into_owned());
+        }
+        stays
+    });
+    extra
+}
+
+fn takes_words(command: &Command) -> bool {
+    command.get_positionals().next().is_some()
+}
+
 /// A command, and what was said of its own: its name first, unless it is the program.
 struct Level<'a> {
     command: &'a Command,
@@ -96,6 +123,28 @@ fn flag(text: &str) -> Option<(&str, Option<&str>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_that_nobody_takes_are_taken_out() {
+        let command = Command::new("x")
+            .subcommand(Command::new("du").arg(Arg::new("filter").long("filter")))
+            .subcommand(Command::new("prune"))
+            .subcommand(Command::new("get").arg(Arg::new("digest")));
+        for (typed, left, taken) in [
+            ("x du a --filter=b c", "x du --filter=b", "a c"),
+            ("x du --bogus", "x du --bogus", ""),
+            ("x du du", "x du", "du"),
+            ("x prune a", "x prune a", ""),
+            ("x get a b", "x get a b", ""),
+            ("x a", "x a", ""),
+            ("x", "x", ""),
+        ] {
+            let mut words: Vec<OsString> = typed.split(' ').map(OsString::from).collect();
+            let extra = take_extra(&command, &["prune"], &mut words);
+            let left_over = words.join(" ".as_ref());
+            assert_eq!((left_over.to_str(), &*extra.join(" ")), (Some(left), taken), "{typed}");
+        }
+    }
 
     #[test]
     fn go_forms_become_ours() {
@@ -130,6 +179,7 @@ mod tests {
             ("debug help workers", "debug workers --help"),
             ("debug help nothing", "debug nothing --help"),
             ("debug workers help", "debug workers help"),
+            ("build help", "build --help"),
             ("build -- --progress plain", "build -- --progress plain"),
             ("build --progress", "build --progress"),
             ("- build", "- build"),

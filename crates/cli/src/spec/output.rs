@@ -193,7 +193,10 @@ fn archive(value: &str, kind: &str, dest: &str, environment: &Environment) -> Re
             let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             match parent.is_dir() {
                 true => expect_writable(value, parent).map(|()| Output::File(path.to_owned())),
-                false => Err(invalid(FLAG, value, format!("there is no directory `{}`", parent.display()))),
+                false => {
+                    let why = format!("there is no directory `{}`", parent.display());
+                    Err(invalid(FLAG, value, why).hint("make it first: only for type=local it is made"))
+                }
             }
         }
         Err(error) => Err(invalid(FLAG, value, format!("`{dest}`: {}", errno_text(&error)))),

@@ -33,6 +33,9 @@ use crate::{BUILDKIT_VERSION, Identity, Shared};
 /// Outputs are as BuildKit's release 0.31 writes them, by its number for that.
 const COMPATIBILITY_VERSION: i64 = 30;
 
+/// How much earlier than other calls about a build its client hears that it is refused.
+const AHEAD: Duration = Duration::from_millis(100);
+
 pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 pub(crate) struct Control(pub(crate) Arc<Shared>);
@@ -76,7 +79,13 @@ impl Control {
         let supported = expect_supported(&request);
         let request = request.request;
         if self.0.draining.is_cancelled() {
-            self.0.sessions.settle(&request.session).await;
+            // Clients end their session with the first refusal, whichever call has it; this one says best what failed.
+            self.0.sessions.settle_new(&request.session).await;
+            let builds = self.0.builds.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(AHEAD).await;
+                builds.refuse(&request.r#ref);
+            });
             return Err(about_to_end());
         }
         let trace = self.0.traces.begin(&metadata);
@@ -166,12 +175,11 @@ impl wire::control_server::Control for Control {
             Some(build) => build,
             None => match super::history::status(&self.0.history, &reference).await? {
                 Some(messages) => return Ok(with_clock(messages)),
-                // It was refused, and will not come.
-                None if self.0.draining.is_cancelled() => return Err(about_to_end()),
-                None => {
-                    let build = self.0.builds.get(&reference).await;
-                    build.ok_or_else(|| Status::not_found(format!("no such job {reference}")))?
-                }
+                None => match self.0.builds.get(&reference).await {
+                    Some(build) => build,
+                    None if self.0.draining.is_cancelled() => return Err(about_to_end()),
+                    None => return Err(Status::not_found(format!("no such job {reference}"))),
+                },
             },
         };
         let messages = futures_util::stream::unfold(0, move |from| {

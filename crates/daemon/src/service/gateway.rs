@@ -134,12 +134,9 @@ impl Gateway {
     async fn build(&self, metadata: &MetadataMap) -> Result<Arc<ClientBuild>, Status> {
         let id = metadata.get("buildkit-controlapi-buildid").and_then(|id| id.to_str().ok());
         let id = id.ok_or_else(|| Status::invalid_argument("no buildid found in context"))?;
-        let running = self.0.builds.get_running(id);
-        if running.is_none() && self.0.draining.is_cancelled() {
-            return Err(super::control::about_to_end());
-        }
         let build = match self.0.builds.get(id).await {
             Some(build) => build.client().await,
+            None if self.0.draining.is_cancelled() => return Err(super::control::about_to_end()),
             None => None,
         };
         build.ok_or_else(|| Status::not_found(format!("no such job {id}")))

@@ -38,14 +38,15 @@ impl Caller {
         format!("00-{}-{}-01", hex(&self.id), hex(&self.span))
     }
 
-    /// Ends it, and hands it to the daemon and to the collector that OpenTelemetry's variables name, if they do.
+    /// Ends it, and hands it to the daemon, where there is one, and to the collector that OpenTelemetry's variables name,
+    /// if they do. Why that collector did not get it, where it did not.
     pub async fn end(
         self,
         name: &str,
         error: Option<String>,
-        daemon: Channel,
+        daemon: Option<Channel>,
         variable: impl Fn(&str) -> Option<String>,
-    ) {
+    ) -> Result<(), String> {
         let span = Span {
             trace_id: self.id.to_vec(),
             span_id: self.span.to_vec(),
@@ -64,6 +65,7 @@ impl Caller {
             ..ResourceSpans::default()
         };
         let to_daemon = async {
+            let Some(daemon) = daemon else { return };
             let request = ExportTraceServiceRequest { resource_spans: vec![spans.clone()] };
             match tokio::time::timeout(PATIENCE, export(&daemon, &BTreeMap::new(), request)).await {
                 Ok(Ok(())) => {}
@@ -72,13 +74,13 @@ impl Caller {
             }
         };
         let to_collector = async {
-            let Some(collector) = Collector::of(&variable) else { return };
+            let collector = Collector::named(&variable).map_err(|why| format!("traces go to no collector: {why}"))?;
+            let Some(collector) = collector else { return Ok(()) };
             collector.send(vec![spans.clone()]);
-            if let Err(why) = collector.finish(PATIENCE).await {
-                tracing::warn!("the trace did not reach its collector: {why}");
-            }
+            let handed = collector.finish(PATIENCE).await;
+            handed.map_err(|why| format!("the trace collector does not take spans: {why}"))
         };
-        tokio::join!(to_daemon, to_collector);
+        tokio::join!(to_daemon, to_collector).1
     }
 }
 

@@ -90,7 +90,7 @@ impl Outline {
 pub(super) fn answer(about: &About<'_>) -> Result<Answer> {
     let found = about.found;
     let settings = crate::frontend::check_settings(about.options, found)?;
-    let linter = Linter::new(settings, (&found.file, found.vertex), Audience::Nobody);
+    let linter = Linter::new(settings, (&found.file, found.vertex), Audience::Told(about.ask));
     let read = Read::new(about, &linter)?;
     let outline = lower::outline(&read.input(about, &linter))?.sorted();
     let argument = |(name, argument): &(String, Argument)| {

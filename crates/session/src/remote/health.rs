@@ -44,7 +44,7 @@ impl Pace {
 }
 
 /// How long the end of a build waits for a client to have read everything.
-const SETTLES_WITHIN: Duration = Duration::from_secs(1);
+pub(super) const SETTLES_WITHIN: Duration = Duration::from_secs(1);
 
 /// Waits until the client has read what was sent to it so far, as long as it is there: it answers in order. BuildKit's clients
 /// misread what reaches a session that they close, and complain.

@@ -139,6 +139,13 @@ impl Sessions {
         }
     }
 
+    /// The same for a client that may be about to connect: it is waited for as long as it may take to read.
+    pub async fn settle_new(&self, id: &str) {
+        if !id.is_empty() && tokio::time::timeout(health::SETTLES_WITHIN, self.get(id)).await.is_ok() {
+            self.settle(id).await;
+        }
+    }
+
     /// The client with that id; waits a moment for one that is about to connect.
     pub async fn get(&self, id: &str) -> Result<Arc<RemoteSession>, Fault> {
         // A prefix tells contexts apart that one client serves.
