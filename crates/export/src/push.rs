@@ -233,6 +233,10 @@ impl Progress for Moving {
     }
 
     fn retrying(&self, subject: &str, retrying: &Retrying) {
-        self.tasks.log(Stream::Stderr, format!("{subject}: {retrying}\n").as_bytes());
+        let said = match retrying.cause.contains(subject) {
+            true => format!("{retrying}\n"),
+            false => format!("{subject}: {retrying}\n"),
+        };
+        self.tasks.log(Stream::Stderr, said.as_bytes());
     }
 }
