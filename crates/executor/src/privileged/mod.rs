@@ -69,7 +69,7 @@ impl Privileged {
             join,
             cgroup: match &self.groups {
                 _ if self.unified => CgroupView::Unified,
-                Some(groups) => CgroupView::Version1(groups.view(group.as_ref(), devices(security))),
+                Some(groups) => CgroupView::Version1(groups.view(group.as_ref())),
                 None => CgroupView::None,
             },
             group,

@@ -193,22 +193,16 @@ impl Groups {
         Ok(group)
     }
 
-    /// What a step of version 1 sees at `/sys/fs/cgroup`: the names and directories of the groups that it is in.
-    pub fn view(&self, group: Option<&Group>, devices: Devices) -> Vec<(String, PathBuf)> {
+    /// What a step of version 1 sees at `/sys/fs/cgroup`: the names and directories of the groups that are its own. Ours are
+    /// none of its business: all containers and other steps may be below them.
+    pub fn view(&self, group: Option<&Group>) -> Vec<(String, PathBuf)> {
         let mut view: Vec<(String, PathBuf)> = Vec::new();
-        for (controller, hierarchy) in self.own.version1() {
+        for (_, hierarchy) in self.own.version1() {
             let Some(name) = hierarchy.top.file_name().and_then(|name| name.to_str()) else { continue };
-            if view.iter().any(|(seen, _)| seen == name) {
-                continue;
+            let Some(dir) = group.and_then(|group| group.dir_in(hierarchy)) else { continue };
+            if view.iter().all(|(seen, _)| seen != name) {
+                view.push((name.to_owned(), dir.to_owned()));
             }
-            let dir = match group.and_then(|group| group.dir_in(hierarchy)) {
-                Some(dir) => dir.to_owned(),
-                None if controller == "devices" && self.ruled && devices == Devices::Ruled => {
-                    hierarchy.own.join(&self.name).join("shared")
-                }
-                None => hierarchy.own.clone(),
-            };
-            view.push((name.to_owned(), dir));
         }
         view
     }
