@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::mounts::Hierarchy;
+use super::parents::Above;
 use super::{Limits, Removed, oom_kills_in, processes, remove_tree, write};
 use crate::Error;
 
@@ -17,6 +18,8 @@ pub struct Group {
     pub(super) left_out: Vec<String>,
     /// Says to others that it is in use, where its name has to.
     pub(super) _mark: Option<fs::File>,
+    /// Takes parents away that were made for it.
+    pub(super) _above: Option<Above>,
 }
 
 impl Group {

@@ -16,6 +16,7 @@
 //! for moves our own process down one level, into `hullworks-<pid>-main`; other processes are left alone, and where
 //! there are some, limits are not to be had.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -38,7 +39,7 @@ mod tests;
 pub use group::Group;
 use group::write_version1;
 use mounts::{Hierarchies, Hierarchy, needed};
-use parents::Parents;
+use parents::{Made, Parents};
 
 /// Limits of a group. What is none is not limited.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,13 +80,15 @@ pub struct Groups {
     /// The locked directory of our groups.
     mark: Option<fs::File>,
     parents: Parents,
+    made: Made,
 }
 
 impl Groups {
     /// Finds where we are. Makes the group for sandboxed steps, with its device rules, where the machine lets us.
     pub fn open() -> Result<Groups, Error> {
         let own = Hierarchies::of_this_process()?;
-        let mut groups = Groups { own, name: String::new(), ruled: false, mark: None, parents: Parents::default() };
+        let (parents, made) = (Parents::default(), Made::default());
+        let mut groups = Groups { own, name: String::new(), ruled: false, mark: None, parents, made };
         (groups.name, groups.mark) = groups.take_name(&|hierarchy| hierarchy.own.clone());
         groups.sweep(&|hierarchy| hierarchy.own.clone(), Alive::Process);
         groups.ruled = groups.make_ruled().is_ok();
@@ -138,20 +141,36 @@ impl Groups {
     /// of its own below, which go with it.
     pub fn create(&self, step: &str, parent: Option<&str>, devices: Devices, limits: &Limits) -> Result<Group, Error> {
         let ruled = devices == Devices::Ruled && self.ruled;
-        let (name, mark) = match parent {
-            Some(parent) => {
-                self.parents.add(parent);
-                self.take_name(&below(parent))
-            }
-            None if devices == Devices::Ruled => (format!("{}/{step}", self.name), None),
-            None => (format!("{}-insecure/{step}", self.name), None),
+        let parent = parent.map(parents::normal).transpose()?;
+        let mut group = Group {
+            dirs: Vec::new(),
+            unified: None,
+            limit: limits.memory,
+            left_out: Vec::new(),
+            _mark: None,
+            _above: None,
         };
-        let place = |hierarchy: &Hierarchy| match parent {
+        // Let go of before a group is dropped, which wants it.
+        let mut made = parent.as_ref().map(|_| self.made.hold());
+        let name = match (&parent, &mut made) {
+            (Some(parent), Some(made)) => {
+                let place = below(parent);
+                let parents = self.own.all().map(|hierarchy| (hierarchy.top.as_path(), place(hierarchy))).collect();
+                group._above = Some(self.made.note(made, parents));
+                let (name, mark) = self.take_name(&place);
+                if mark.is_some() {
+                    self.parents.add(parent);
+                }
+                group._mark = mark;
+                name
+            }
+            _ if devices == Devices::Ruled => format!("{}/{step}", self.name),
+            _ => format!("{}-insecure/{step}", self.name),
+        };
+        let place = |hierarchy: &Hierarchy| match &parent {
             Some(parent) => below(parent)(hierarchy).join(&name),
             None => hierarchy.own.join(&name),
         };
-        let mut group =
-            Group { dirs: Vec::new(), unified: None, limit: limits.memory, left_out: Vec::new(), _mark: mark };
         let needed = needed(limits);
         for (controller, hierarchy) in self.own.version1() {
             let must = needed.contains(&controller) || controller == "devices" && ruled;
@@ -282,16 +301,26 @@ impl Groups {
         }
     }
 
-    /// Whether somebody holds this name.
-    fn is_held(&self, place: Place<'_>, name: &str) -> bool {
-        let dir = self.marking().and_then(|hierarchy| fs::File::open(place(hierarchy).join(name)).ok());
-        dir.is_some_and(|dir| flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK))
+    /// Whether somebody holds this name; none where there is nothing to hold.
+    fn is_held(&self, place: Place<'_>, name: &str) -> Option<bool> {
+        let dir = fs::File::open(place(self.marking()?).join(name)).ok()?;
+        Some(flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK))
+    }
+
+    /// Whether the process `pid`, whose name at a place is `held`, may live.
+    fn may_live(&self, place: Place<'_>, (pid, held): (&str, &str), sign: Alive) -> bool {
+        let process = Path::new("/proc").join(pid).exists();
+        match sign {
+            Alive::Process => process || self.is_held(place, held) == Some(true),
+            // What nobody holds of our own id is of a predecessor: a container's first process always has the same.
+            Alive::Held => process && pid != std::process::id().to_string() || self.is_held(place, held) != Some(false),
+        }
     }
 
     /// Removes what dead predecessors left at a place of the hierarchies; false where a group has processes still.
     fn sweep(&self, place: Place<'_>, sign: Alive) -> bool {
         let patience = Instant::now() + Duration::from_secs(1);
-        let mut clean = true;
+        let mut busy: BTreeSet<String> = BTreeSet::new();
         // What says whose the others are goes last.
         let marking = self.marking();
         let others = self.own.all().filter(|hierarchy| Some(*hierarchy) != marking);
@@ -303,14 +332,15 @@ impl Groups {
                     continue;
                 };
                 let Some((pid, held)) = owner(name) else { continue };
-                let is_process = sign == Alive::Process && Path::new("/proc").join(pid).exists();
-                if is_process || self.is_held(place, held) {
+                if busy.contains(held) || self.may_live(place, (pid, held), sign) {
                     continue;
                 }
-                clean &= remove_patiently(&entry.path(), patience) == Removed::Settled;
+                if remove_patiently(&entry.path(), patience) == Removed::Busy {
+                    busy.insert(held.to_owned());
+                }
             }
         }
-        clean
+        busy.is_empty()
     }
 
     /// Removes the groups, whose processes have ended.
@@ -332,7 +362,7 @@ impl Groups {
 enum Alive {
     /// A process has its id.
     Process,
-    /// Nothing: all names are held there.
+    /// The same, and that there is nothing to hold: other people make groups there, too.
     Held,
 }
 

@@ -159,13 +159,17 @@ fn parents_are_kept_until_they_were_looked_at() {
     let dir = std::env::temp_dir().join(format!("hw-parents-{}", std::process::id()));
     let (parents, used) = Parents::read(dir.clone());
     assert_eq!(used, [""; 0]);
-    for parent in ["/a", "b c", "/a", "two\nlines"] {
-        parents.add(parent);
+    for parent in ["/a", "b c/./d", "x/../a/"] {
+        parents.add(&parents::normal(parent).unwrap());
     }
     let (_, used) = Parents::read(dir.clone());
-    assert_eq!(used, ["/a", "b c"]);
+    assert_eq!(used, ["/a", "/b c/d"]);
     assert_eq!(Parents::read(dir.clone()).1, [""; 0]);
     fs::remove_file(dir).unwrap();
+    let (part, long) = ("a".repeat(300), "a/".repeat(600));
+    for absurd in ["two\nlines", "a\0", &part, &long] {
+        assert_eq!(parents::normal(absurd).unwrap_err().raw_os_error(), Some(libc::EINVAL), "{absurd:?}");
+    }
 }
 
 #[test]
@@ -179,6 +183,10 @@ fn privileged_groups_of_the_dead_go_from_parents_too() {
             let _ = fs::create_dir(top.join(name));
         }
     }
+    // Nothing says whose this is.
+    let unmarked = groups.own.controllers.first().map(|(_, hierarchy)| hierarchy.top.join(&parent));
+    let unmarked = unmarked.filter(|top| top.exists()).map(|top| top.join("hullworks-4194304"));
+    unmarked.iter().for_each(|dir| fs::create_dir(dir).unwrap());
     let file = std::env::temp_dir().join(format!("hw-used-{}", std::process::id()));
     fs::write(&file, format!("{parent}\n")).unwrap();
     Groups::open().unwrap().remember_parents(file.clone());
@@ -190,12 +198,17 @@ fn privileged_groups_of_the_dead_go_from_parents_too() {
             fs::remove_dir(top.join(foreign)).unwrap();
         }
     }
+    unmarked.iter().for_each(|dir| fs::remove_dir(dir).unwrap());
     // Where all may be written all have the step.
     assert_eq!(step.procs().len() + step.left_out().len(), tops.len());
+    // What was made for steps goes with the last of them.
+    let other = groups.create("t2", Some(&format!("{parent}/deeper")), Devices::Ruled, &Limits::default()).unwrap();
     drop(step);
-    for top in tops.iter().filter(|top| top.exists()) {
-        fs::remove_dir(top).unwrap();
-    }
+    assert!(other.procs().iter().all(|file| file.exists()));
+    drop(other);
+    assert!(tops.iter().all(|top| !top.exists()), "{tops:?}");
+    // A name that is refused makes nothing.
+    assert!(groups.create("t3", Some(&"a/".repeat(600)), Devices::Ruled, &Limits::default()).is_err());
 }
 
 fn root_groups() -> Option<Groups> {
