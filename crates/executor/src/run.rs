@@ -15,7 +15,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags, SocketType, recvmsg,
     socketpair,
 };
-use sys::cgroup::Group;
+use sys::cgroup::{Freezer, Group};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::net::unix::pipe::{self, Receiver};
@@ -84,11 +84,13 @@ async fn run_to_the_end(
     }
     let mut surroundings = surroundings;
     let group = surroundings.group.take();
+    let freeing = group.as_ref().and_then(Group::freezer).map(|freezer| tokio::spawn(free_the_killed(freezer)));
     let started = start(&helper, what, &mut attached, &surroundings, group.as_ref());
     let outcome = match started {
         Ok(talk) => talk.listen(io, attached, cancel).await,
         Err(error) => Err(error),
     };
+    freeing.iter().for_each(tokio::task::JoinHandle::abort);
     let out_of_memory = match group {
         Some(group) => {
             let limit = group.memory_limit().map(ByteSize);
@@ -100,6 +102,16 @@ async fn run_to_the_end(
         None => None,
     };
     outcome.map(|exit| Exit { out_of_memory: exit.out_of_memory.or(out_of_memory), ..exit })
+}
+
+/// Sees to it that a step ends that has frozen processes of its own, whether it is killed or its first process has ended,
+/// with which the kernel kills the others.
+async fn free_the_killed(freezer: Freezer) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let freezer = freezer.clone();
+        let _ = tokio::task::spawn_blocking(move || freezer.free_the_killed()).await;
+    }
 }
 
 /// Our ends of a step that init has been asked to start.

@@ -54,18 +54,18 @@ impl Group {
         files.map(|file| oom_kills_in(&fs::read_to_string(file).unwrap_or_default())).sum()
     }
 
-    /// Kills all processes of the group.
+    /// Kills all processes of the group and of those below.
     pub fn kill(&self) {
-        if let Some(unified) = &self.unified
-            && fs::write(unified.join("cgroup.kill"), "1").is_ok()
-        {
-            return;
+        if let Some(unified) = &self.unified {
+            // At once, where the kernel can; a process may be frozen by another hierarchy, or be in a part of them only.
+            let _ = fs::write(unified.join("cgroup.kill"), "1");
         }
-        for dir in &self.dirs {
-            for pid in processes(dir) {
-                crate::raw::kill(pid, libc::SIGKILL);
-            }
-        }
+        self.dirs.iter().for_each(|dir| kill_tree(dir));
+    }
+
+    /// Its group in the hierarchy that freezes processes, version 1's. What is frozen there does not even die.
+    pub fn freezer(&self) -> Option<Freezer> {
+        self.dirs.iter().find(|dir| dir.join(FREEZER).exists()).map(|dir| Freezer(dir.clone()))
     }
 
     pub(super) fn write_unified(&self, limits: &Limits) -> Result<(), Error> {
@@ -123,6 +123,57 @@ impl Drop for Group {
             }
         }
     }
+}
+
+/// The file of a state.
+const FREEZER: &str = "freezer.state";
+
+/// The group of a step that may freeze its own processes.
+#[derive(Clone, Debug)]
+pub struct Freezer(PathBuf);
+
+impl Freezer {
+    /// Thaws groups with processes that were killed. Others may be frozen on purpose, as a paused container is.
+    pub fn free_the_killed(&self) {
+        free_the_killed(&self.0);
+    }
+}
+
+/// Whether a frozen process of this group or one below was killed.
+fn free_the_killed(dir: &Path) -> bool {
+    let below = below(dir).into_iter().fold(false, |killed, dir| free_the_killed(&dir) || killed);
+    let state = fs::read_to_string(dir.join(FREEZER)).unwrap_or_default();
+    if matches!(state.trim(), "" | "THAWED") {
+        return below;
+    }
+    let killed = below || processes(dir).into_iter().any(is_killed);
+    if killed {
+        let _ = fs::write(dir.join(FREEZER), "THAWED");
+    }
+    killed
+}
+
+/// Whether the signal is there that a frozen process does not take.
+fn is_killed(pid: rustix::process::Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
+    let mut pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+    pending.any(|set| u64::from_str_radix(set.trim(), 16).is_ok_and(|set| set >> (libc::SIGKILL - 1) & 1 == 1))
+}
+
+fn kill_tree(dir: &Path) {
+    for pid in processes(dir) {
+        crate::raw::kill(pid, libc::SIGKILL);
+    }
+    let frozen = dir.join(FREEZER);
+    if frozen.exists() {
+        let _ = fs::write(frozen, "THAWED");
+    }
+    below(dir).iter().for_each(|dir| kill_tree(dir));
+}
+
+fn below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
 /// Version 1's files of one controller.

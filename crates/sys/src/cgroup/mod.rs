@@ -36,8 +36,8 @@ mod parents;
 #[cfg(test)]
 mod tests;
 
-pub use group::Group;
 use group::write_version1;
+pub use group::{Freezer, Group};
 use mounts::{Hierarchies, Hierarchy, needed};
 use parents::{Made, Parents};
 

@@ -92,11 +92,25 @@ fn privileged_groups_limit_rule_and_vanish() {
         "{dirs:?}"
     );
     dirs.iter().for_each(|dir| fs::create_dir_all(dir.join("below/it")).unwrap());
-    let mut sleeper = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-    for dir in &dirs {
-        fs::write(dir.join("cgroup.procs"), sleeper.id().to_string()).unwrap();
-    }
-    let _ = sleeper.kill();
+    let freeze = || {
+        let sleeper = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        for dir in dirs.iter().map(|dir| dir.join("below/it")) {
+            // A new group of processors has none.
+            let joined = fs::write(dir.join("cgroup.procs"), sleeper.id().to_string());
+            assert!(joined.is_ok() || dir.join("cpuset.cpus").exists(), "{dir:?}: {joined:?}");
+            if dir.join("freezer.state").exists() {
+                fs::write(dir.join("freezer.state"), "FROZEN").unwrap();
+            }
+        }
+        sleeper
+    };
+    // Whoever is killed while it is frozen ends.
+    let mut sleeper = freeze();
+    sleeper.kill().unwrap();
+    group.freezer().iter().for_each(Freezer::free_the_killed);
+    sleeper.wait().unwrap();
+    let mut sleeper = freeze();
+    group.kill();
     sleeper.wait().unwrap();
     drop(group);
     assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
