@@ -131,6 +131,12 @@ impl Groups {
         self.device_hierarchy().into_iter().map(|dir| dir.join("cgroup.procs")).collect()
     }
 
+    /// Those of a group's `cgroup.procs` files that one can join without a change of device rules.
+    pub fn without_device_rules(&self, procs: &[PathBuf]) -> Vec<PathBuf> {
+        let rules = |file: &PathBuf| self.marking().is_some_and(|hierarchy| file.starts_with(&hierarchy.top));
+        procs.iter().filter(|file| !rules(file)).cloned().collect()
+    }
+
     /// Which controller is missing for `limits`, if one is.
     pub fn missing_for(&self, limits: &Limits) -> Option<&'static str> {
         self.own.can(limits).err()
