@@ -184,8 +184,10 @@ impl Groups {
                 continue;
             }
             let dir = place(hierarchy);
+            // Several controllers may share a hierarchy.
+            let is_shared = group.dirs.contains(&dir);
             let made = make_dir(&dir).and_then(|()| {
-                if !group.dirs.contains(&dir) {
+                if !is_shared {
                     group.dirs.push(dir.clone());
                 }
                 if controller == "devices" && ruled && parent.is_some() {
@@ -196,8 +198,10 @@ impl Groups {
             match made {
                 Err(error) if must => return Err(error),
                 Err(_) => {
-                    group.dirs.retain(|made| *made != dir);
-                    remove_tree(&dir);
+                    if !is_shared {
+                        group.dirs.retain(|made| *made != dir);
+                        remove_tree(&dir);
+                    }
                     group.left_out.push(controller.to_owned());
                 }
                 Ok(()) => {}
