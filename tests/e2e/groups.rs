@@ -86,7 +86,7 @@ fn a_parent_has_its_steps_in_every_hierarchy_and_its_limits_hold() {
     assert!(inside >= version1().len(), "{inside} of {}: {ended:?}", version1().len());
     assert!(parent.steps().is_empty(), "groups of steps are left: {:?}", parent.steps());
     kitchen.dockerfile("FROM busybox\nRUN tail /dev/zero\n");
-    build(&kitchen, &[&option]).fails().says("exit code: 137: out of memory");
+    build(&kitchen, &[&option]).fails().says("exit code: 137: out of memory, limit 67.11MB");
     // Nor does a name lead out of the hierarchies.
     kitchen.dockerfile("FROM busybox\nRUN echo fine\n");
     build(&kitchen, &[&format!("cgroup-parent=../../../..{}/{}", kitchen.world.path("").display(), parent.name)])

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::mounts::Hierarchy;
 use super::parents::Above;
-use super::{Limits, Removed, oom_kills_in, processes, remove_tree, write};
+use super::{Limits, Removed, memory_limit_of, oom_kills_in, processes, remove_tree, write};
 use crate::Error;
 
 /// One group with limits; removed, with whatever still runs in it killed, when dropped.
@@ -33,9 +33,10 @@ impl Group {
         self.dirs.iter().map(|dir| dir.join("cgroup.procs")).collect()
     }
 
-    /// The memory limit that it was made with.
+    /// The memory limit that it was made with, or else the smallest one of the groups above.
     pub fn memory_limit(&self) -> Option<u64> {
-        self.limit
+        let above = || self.dirs.iter().flat_map(|dir| dir.ancestors()).filter_map(memory_limit_of).min();
+        self.limit.or_else(above)
     }
 
     /// Controllers that it was to have, beside those that limits need, and the machine refused.

@@ -434,7 +434,11 @@ pub fn own_oom_kills() -> Option<u64> {
 pub fn own_memory_limit() -> Option<u64> {
     let own = Hierarchies::of_this_process().ok()?;
     let memory = own.memory()?.to_owned();
-    let read = |file: &str| fs::read_to_string(memory.join(file)).ok()?.trim().parse().ok();
+    memory_limit_of(&memory)
+}
+
+fn memory_limit_of(dir: &Path) -> Option<u64> {
+    let read = |file: &str| fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok();
     // Version 1 says "no limit" with a number of this size.
     read("memory.max").or_else(|| read("memory.limit_in_bytes")).filter(|limit| *limit < 1 << 60)
 }
