@@ -9,7 +9,8 @@ use super::parents::Above;
 use super::{Limits, Removed, memory_limit_of, oom_kills_in, processes, remove_tree, write};
 use crate::Error;
 
-/// One group with limits; removed, with whatever still runs in it killed, when dropped.
+/// The group of one step: with limits, below a parent, or for an insecure step to make more in. When dropped it is removed,
+/// and whatever still runs in it or below is killed; the kernel has two seconds for that, else it stays for a successor.
 #[derive(Debug)]
 pub struct Group {
     pub(super) dirs: Vec<PathBuf>,

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! <the group we were started in>
-//!   hullworks-<pid>/          device rules; one more without them for insecure steps (`-1`, `-2`: opened again)
-//!     shared/                 steps without limits of their own (and the process that starts them)
-//!     <step>/                 a step with limits
+//!   hullworks-<pid>/          device rules (`-1`, `-2`: opened again)
+//!     shared/                 steps without a group of their own (and the process that starts them)
+//!     <step>/                 a sandboxed step with limits, in the hierarchies that they need
+//!   hullworks-<pid>-insecure/
+//!     <step>/                 an insecure step, in every hierarchy, without device rules
 //! <the parent that a step asks for>
-//!   hullworks-<pid>-<n>/      that step, in every hierarchy
+//!   hullworks-<pid>-<n>/      that step, in every hierarchy, with device rules of its own if it is sandboxed
 //! ```
 //!
 //! A directory that says whose it is stands in the hierarchy that rules devices, and is locked while in use: others may be
