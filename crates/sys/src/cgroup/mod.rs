@@ -329,7 +329,7 @@ impl Groups {
         }
     }
 
-    /// Removes what dead predecessors left at a place of the hierarchies; false where a group has processes still.
+    /// Removes what dead predecessors left at a place of the hierarchies; false where one could not be removed yet.
     fn sweep(&self, place: Place<'_>, sign: Alive) -> bool {
         let patience = Instant::now() + Duration::from_secs(1);
         let mut busy: BTreeSet<String> = BTreeSet::new();
@@ -344,7 +344,14 @@ impl Groups {
                     continue;
                 };
                 let Some((pid, held)) = owner(name) else { continue };
-                if busy.contains(held) || self.may_live(place, (pid, held), sign) {
+                if busy.contains(held) {
+                    continue;
+                }
+                if self.may_live(place, (pid, held), sign) {
+                    // Only another process has its id.
+                    if self.is_held(place, held) == Some(false) {
+                        busy.insert(held.to_owned());
+                    }
                     continue;
                 }
                 if remove_patiently(&entry.path(), patience) == Removed::Busy {

@@ -203,7 +203,12 @@ fn privileged_groups_of_the_dead_go_from_parents_too() {
     unmarked.iter().for_each(|dir| fs::create_dir(dir).unwrap());
     let file = std::env::temp_dir().join(format!("hw-used-{}", std::process::id()));
     fs::write(&file, format!("{parent}\n")).unwrap();
+    // Nobody holds it, but a process has its id: it stays, and is looked at again.
+    let alive = groups.marking().unwrap().top.join(&parent).join("hullworks-1");
+    fs::create_dir(&alive).unwrap();
     Groups::open().unwrap().remember_parents(file.clone());
+    fs::remove_dir(&alive).unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("/{parent}\n"));
     fs::remove_file(file).unwrap();
     assert!(step.procs().iter().all(|file| file.exists()), "a group in use was taken");
     for top in tops.iter().filter(|top| top.exists()) {
