@@ -143,7 +143,8 @@ impl Freezer {
 
 /// Whether a frozen process of this group or one below was killed.
 fn free_the_killed(dir: &Path) -> bool {
-    let below = below(dir).into_iter().fold(false, |killed, dir| free_the_killed(&dir) || killed);
+    // All of them, not only up to the first.
+    let below = below(dir).iter().filter(|dir| free_the_killed(dir)).count() > 0;
     let state = fs::read_to_string(dir.join(FREEZER)).unwrap_or_default();
     if matches!(state.trim(), "" | "THAWED") {
         return below;
