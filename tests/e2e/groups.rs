@@ -86,7 +86,7 @@ fn a_parent_has_its_steps_in_every_hierarchy_and_its_limits_hold() {
     assert!(inside >= version1().len(), "{inside} of {}: {ended:?}", version1().len());
     assert!(parent.steps().is_empty(), "groups of steps are left: {:?}", parent.steps());
     kitchen.dockerfile("FROM busybox\nRUN tail /dev/zero\n");
-    build(&kitchen, &[&option]).fails().says("exit code: 137: out of memory");
+    build(&kitchen, &[&option]).fails().says("exit code: 137: out of memory, limit 67.11MB");
     // Nor does a name lead out of the hierarchies.
     kitchen.dockerfile("FROM busybox\nRUN echo fine\n");
     build(&kitchen, &[&format!("cgroup-parent=../../../..{}/{}", kitchen.world.path("").display(), parent.name)])
@@ -130,14 +130,27 @@ fn a_step_sees_its_groups_and_cannot_change_them() {
         kitchen.dockerfile("FROM busybox\nRUN cat /sys/fs/cgroup/cgroup.controllers && ! mkdir /sys/fs/cgroup/mine\n");
         return drop(kitchen.build("").succeeds());
     }
+    // What stands beside its own groups is not to be found from inside, where the builder's own is the top.
+    let foreign = format!("e2e-foreign-{}", std::process::id());
+    let made: Vec<PathBuf> = hierarchies.iter().map(|top| top.join(&foreign)).collect();
+    made.iter().for_each(|dir| fs::create_dir(dir).unwrap());
+    let hidden = format!("! find {TOP} -name {foreign} -o -name 'hullworks-*' | grep .");
     let checks = hierarchies.iter().map(|top| {
         let top = Path::new(TOP).join(top.file_name().unwrap());
         let top = top.display();
         format!("grep -q $$ {top}/cgroup.procs && ! mkdir {top}/mine && grep -q ' {top} ro,' /proc/self/mountinfo")
     });
     let checks: Vec<String> = checks.collect();
-    kitchen.dockerfile(&format!("FROM busybox\nRUN {} && echo seen\n", checks.join(" && ")));
-    kitchen.build("").succeeds();
+    let parent = format!("e2e-seen-{}", std::process::id());
+    let ended = [("", &[][..]), (&checks.join(" && "), &["--cgroup-parent", &parent])].map(|(checks, options)| {
+        let checks = if checks.is_empty() { "true" } else { checks };
+        kitchen.dockerfile(&format!("FROM busybox\nRUN {checks} && {hidden} && echo seen\n"));
+        kitchen.build("").args(options).ends()
+    });
+    made.into_iter().chain(hierarchies.iter().map(|top| top.join(&parent))).for_each(|dir| drop(fs::remove_dir(dir)));
+    for ended in ended {
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+    }
 }
 
 #[test]

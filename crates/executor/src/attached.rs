@@ -1,6 +1,7 @@
 //! What a process may be connected with beside its output, and containers that several processes share.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -40,7 +41,13 @@ pub enum Control {
 
 /// The way into a container: the namespaces of its first process, which ends all others when it ends.
 #[derive(Clone, Debug, Default)]
-pub struct Inside(pub(crate) Arc<Vec<OwnedFd>>);
+pub struct Inside {
+    pub(crate) namespaces: Arc<Vec<OwnedFd>>,
+    /// The `cgroup.procs` files of its own group.
+    pub(crate) groups: Vec<PathBuf>,
+    /// How far its first process is locked in.
+    pub(crate) security: Security,
+}
 
 /// One more process of a container. Its files, network and host name are those that are there.
 #[derive(Clone, Debug, Default)]

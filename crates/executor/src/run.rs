@@ -15,7 +15,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags, SocketType, recvmsg,
     socketpair,
 };
-use sys::cgroup::Group;
+use sys::cgroup::{Freezer, Group};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::net::unix::pipe::{self, Receiver};
@@ -84,11 +84,17 @@ async fn run_to_the_end(
     }
     let mut surroundings = surroundings;
     let group = surroundings.group.take();
+    let freeing = group.as_ref().and_then(Group::freezer).map(|freezer| tokio::spawn(free_the_killed(freezer)));
+    let mut inside = Inside { groups: group.as_ref().map(Group::procs).unwrap_or_default(), ..Inside::default() };
+    if let What::Step(step) = &what {
+        inside.security = step.security;
+    }
     let started = start(&helper, what, &mut attached, &surroundings, group.as_ref());
     let outcome = match started {
-        Ok(talk) => talk.listen(io, attached, cancel).await,
+        Ok(talk) => talk.listen(io, attached, inside, cancel).await,
         Err(error) => Err(error),
     };
+    freeing.iter().for_each(tokio::task::JoinHandle::abort);
     let out_of_memory = match group {
         Some(group) => {
             let limit = group.memory_limit().map(ByteSize);
@@ -100,6 +106,16 @@ async fn run_to_the_end(
         None => None,
     };
     outcome.map(|exit| Exit { out_of_memory: exit.out_of_memory.or(out_of_memory), ..exit })
+}
+
+/// Sees to it that a step ends that has frozen processes of its own, whether it is killed or its first process has ended,
+/// with which the kernel kills the others.
+async fn free_the_killed(freezer: Freezer) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let freezer = freezer.clone();
+        let _ = tokio::task::spawn_blocking(move || freezer.free_the_killed()).await;
+    }
 }
 
 /// Our ends of a step that init has been asked to start.
@@ -151,7 +167,7 @@ fn start(
         vec![file.as_fd(), their_stdout.as_fd(), their_stderr.as_fd(), their_socket.as_fd()];
     fds.extend(stdin.as_ref().map(|(theirs, _)| theirs.as_fd()));
     fds.extend(cgroup.as_ref().map(AsFd::as_fd));
-    fds.extend(inside.0.iter().map(AsFd::as_fd));
+    fds.extend(inside.namespaces.iter().map(AsFd::as_fd));
     helper.send(Start { place, stdin: stdin.is_some() }, &fds)?;
     let feeding = match (stdin, attached.stdin.take_if(|_| !attached.terminal)) {
         (Some((_, pipe)), Some(bytes)) => {
@@ -250,7 +266,13 @@ fn entry(process: Process, attached: &Attached, surroundings: &Surroundings) -> 
 
 impl Talk {
     /// Passes output on until the step is gone, then cleans up after it.
-    async fn listen(mut self, io: StepIo, attached: Attached, cancel: CancellationToken) -> Result<Exit, Error> {
+    async fn listen(
+        mut self,
+        io: StepIo,
+        attached: Attached,
+        inside: Inside,
+        cancel: CancellationToken,
+    ) -> Result<Exit, Error> {
         let Attached { mut stdin, mut control, mut started, .. } = attached;
         let mut terminal: Option<Terminal> = None;
         let mut size = None;
@@ -306,7 +328,7 @@ impl Talk {
                     }
                     Ok((Some(Report::Started), fds)) => {
                         if let Some(started) = started.take() {
-                            let _ = started.send(Inside(Arc::new(fds)));
+                            let _ = started.send(Inside { namespaces: Arc::new(fds), ..inside.clone() });
                         }
                     }
                     Ok((Some(Report::Failed(why)), _)) => failure = Some(why),

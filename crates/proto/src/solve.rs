@@ -1,6 +1,8 @@
 //! `moby.buildkit.v1.SolveRequest` with fields 16 and 17, which the crate with the other messages does not have yet: without
-//! them what a client asks for there would be ignored. So it would be with limits of steps in the definitions of this
-//! message and of `moby.buildkit.v1.frontend.SolveRequest`.
+//! them what a client asks for there would be ignored. So it would be with limits of steps in the definitions and a
+//! frontend's inputs of this message and of `moby.buildkit.v1.frontend.SolveRequest`.
+
+use std::collections::HashMap;
 
 use bollard_buildkit_proto::moby::buildkit::v1::{SolveRequest, frontend};
 use bollard_buildkit_proto::pb::Definition;
@@ -15,7 +17,9 @@ pub const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";
 pub const FRONTEND_SOLVE: &str = "/moby.buildkit.v1.frontend.LLBBridge/Solve";
 
 const DEFINITION: u32 = 2;
+const INPUTS: u32 = 10;
 const FRONTEND_DEFINITION: u32 = 1;
+const FRONTEND_INPUTS: u32 = 13;
 const COMPATIBILITY_VERSION: u32 = 16;
 const PROXY_NETWORK: u32 = 17;
 
@@ -50,6 +54,7 @@ impl Message for Solve {
     ) -> Result<(), DecodeError> {
         match tag {
             DEFINITION => merge_definition(&mut self.request.definition, wire_type, buf, context),
+            INPUTS => merge_input(&mut self.request.frontend_inputs, wire_type, buf, context),
             COMPATIBILITY_VERSION => encoding::int64::merge(wire_type, &mut self.compatibility_version, buf, context),
             PROXY_NETWORK => encoding::bool::merge(wire_type, &mut self.proxy_network, buf, context),
             _ => self.request.merge_field(tag, wire_type, buf, context),
@@ -70,7 +75,7 @@ impl Message for Solve {
     }
 }
 
-/// A frontend's request, its definition read in full.
+/// A frontend's request, its definition and inputs read in full.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FrontendSolve(pub frontend::SolveRequest);
 
@@ -88,6 +93,7 @@ impl Message for FrontendSolve {
     ) -> Result<(), DecodeError> {
         match tag {
             FRONTEND_DEFINITION => merge_definition(&mut self.0.definition, wire_type, buf, context),
+            FRONTEND_INPUTS => merge_input(&mut self.0.frontend_inputs, wire_type, buf, context),
             _ => self.0.merge_field(tag, wire_type, buf, context),
         }
     }
@@ -110,6 +116,22 @@ fn merge_definition(
     let mut bytes = Vec::new();
     encoding::bytes::merge(wire_type, &mut bytes, buf, context)?;
     *definition = Some(crate::read_definition(&bytes)?);
+    Ok(())
+}
+
+/// One entry of the map.
+fn merge_input(
+    inputs: &mut HashMap<String, Definition>,
+    wire_type: WireType,
+    buf: &mut impl Buf,
+    context: DecodeContext,
+) -> Result<(), DecodeError> {
+    encoding::check_wire_type(WireType::LengthDelimited, wire_type)?;
+    let mut read: HashMap<String, Vec<u8>> = HashMap::new();
+    encoding::hash_map::merge(encoding::string::merge, encoding::bytes::merge, &mut read, buf, context)?;
+    for (name, bytes) in read {
+        inputs.insert(name, crate::read_definition(&bytes)?);
+    }
     Ok(())
 }
 
@@ -138,6 +160,13 @@ mod tests {
         assert_eq!(resources(solve.request.definition), Some(5));
         let solve = FrontendSolve::decode([&[0x0a, 11][..], &definition].concat().as_slice()).expect("read");
         assert_eq!(resources(solve.0.definition), Some(5));
+        // And in a frontend's inputs.
+        let inputs = [&[0x0a, 1, b'i', 0x12, 11][..], &definition].concat();
+        let mut solve = Solve::decode([&[0x52, 16][..], &inputs].concat().as_slice()).expect("read");
+        assert_eq!(resources(solve.request.frontend_inputs.remove("i")), Some(5));
+        let mut solve = FrontendSolve::decode([&[0x6a, 16][..], &inputs].concat().as_slice()).expect("read");
+        assert_eq!(resources(solve.0.frontend_inputs.remove("i")), Some(5));
+        assert!(Solve::decode(&[0x50, 1][..]).is_err(), "a number is no map");
         assert!(Solve::decode(&[0x8a, 0x01, 0][..]).is_err(), "bytes are no bool");
     }
 }

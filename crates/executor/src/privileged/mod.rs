@@ -69,7 +69,7 @@ impl Privileged {
             join,
             cgroup: match &self.groups {
                 _ if self.unified => CgroupView::Unified,
-                Some(groups) => CgroupView::Version1(groups.view(group.as_ref(), devices(security))),
+                Some(groups) => CgroupView::Version1(groups.view(group.as_ref())),
                 None => CgroupView::None,
             },
             group,
@@ -161,7 +161,14 @@ impl Executor for Privileged {
         attached: Attached,
         cancel: CancellationToken,
     ) -> Result<Exit, Error> {
-        let surroundings = self.surroundings(process.security, None);
+        let mut surroundings = self.surroundings(process.security, None);
+        if let (false, Some(groups)) = (inside.groups.is_empty(), &self.groups) {
+            // Who is locked in otherwise than the first one has other device rules.
+            match process.security == inside.security {
+                true => surroundings.join = inside.groups.clone(),
+                false => surroundings.join.extend(groups.without_device_rules(&inside.groups)),
+            }
+        }
         let entry = What::Entry(inside.clone(), process);
         run(self.helper.clone(), entry, io, attached, surroundings, cancel).await
     }

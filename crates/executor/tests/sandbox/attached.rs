@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use base::progress::Stream;
-use executor::{Attached, CancellationToken, Control, Error, Exit, Inside, Network, Process, Step, StepIo};
+use executor::{Attached, CancellationToken, Control, Error, Exit, Inside, Network, Process, Security, Step, StepIo};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::bed::Bed;
@@ -14,6 +14,7 @@ pub const ALL: &[(&str, Test)] = &[
     ("a_terminal_has_a_size_and_echoes", terminal),
     ("signals_reach_a_process", signals),
     ("others_join_a_container", joined),
+    ("who_joins_is_in_the_groups_of_the_container", groups),
     ("a_container_ends_with_its_first_process", ended),
     ("who_joins_is_ended_alone", cancelled),
 ];
@@ -190,6 +191,23 @@ fn joined(bed: &Bed) -> Outcome {
     shell.says(bed, "3 4\r\n");
     shell.ends_with(bed, 6);
     first.ends_with(bed, 0);
+    Ok(())
+}
+
+fn groups(bed: &Bed) -> Outcome {
+    for security in [Security::Sandbox, Security::Insecure] {
+        let print = "cat /proc/self/cgroup; echo end";
+        let mut step = bed.script("a", &format!("{print}; cat"));
+        step.security = security;
+        // Then it has a group of its own.
+        step.resources.pids = Some(100);
+        let first = Running::first(bed, step);
+        first.says(bed, "end");
+        let args = ["/bin/sh", "-c", print].map(str::to_owned).to_vec();
+        let process = Process { args, security, ..Process::default() };
+        let more = Running::start(bed, What::More(first.inside.clone(), process), false).ends_with(bed, 0);
+        assert_eq!(more, first.ends_with(bed, 0), "{security:?}");
+    }
     Ok(())
 }
 

@@ -270,16 +270,19 @@ fn own_groups(bed: &Bed) -> Outcome {
     }
     let name = format!("below-{}", std::process::id());
     let script = format!(
-        "cd /sys/fs/cgroup; for group in . memory cpuset pids; do \
+        "cd /sys/fs/cgroup; for group in . memory cpuset pids freezer; do \
            if [ -e $group/cgroup.procs ] && mkdir $group/{name}; then \
              echo made; sleep 600 & echo $! > $group/{name}/cgroup.procs; \
            fi; \
-         done 2>/dev/null; true"
+         done 2>/dev/null; \
+         if [ -d freezer/{name} ]; then echo FROZEN > freezer/{name}/freezer.state && echo frozen; fi 2>/dev/null; true"
     );
     let mut step = bed.script("a", &script);
     step.security = Security::Insecure;
     let ran = bed.run(step).unwrap();
     assert!(ran.stdout.contains("made"), "{ran:?}");
+    // It ended with a process that was frozen.
+    assert!(ran.stdout.contains("frozen") || !std::path::Path::new("/sys/fs/cgroup/freezer").exists(), "{ran:?}");
     // All of it is gone with the step.
     let find = std::process::Command::new("find").args(["/sys/fs/cgroup", "-name", &name]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&find.stdout), "");

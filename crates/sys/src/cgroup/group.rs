@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::mounts::Hierarchy;
-use super::{Limits, Removed, oom_kills_in, processes, remove_tree, write};
+use super::parents::Above;
+use super::{Limits, Removed, memory_limit_of, oom_kills_in, processes, remove_tree, write};
 use crate::Error;
 
-/// One group with limits; removed, with whatever still runs in it killed, when dropped.
+/// The group of one step: with limits, below a parent, or for an insecure step to make more in. When dropped it is removed,
+/// and whatever still runs in it or below is killed; the kernel has two seconds for that, else it stays for a successor.
 #[derive(Debug)]
 pub struct Group {
     pub(super) dirs: Vec<PathBuf>,
@@ -17,6 +19,8 @@ pub struct Group {
     pub(super) left_out: Vec<String>,
     /// Says to others that it is in use, where its name has to.
     pub(super) _mark: Option<fs::File>,
+    /// Takes parents away that were made for it.
+    pub(super) _above: Option<Above>,
 }
 
 impl Group {
@@ -30,9 +34,10 @@ impl Group {
         self.dirs.iter().map(|dir| dir.join("cgroup.procs")).collect()
     }
 
-    /// The memory limit that it was made with.
+    /// The memory limit that it was made with, or else the smallest one of the groups above.
     pub fn memory_limit(&self) -> Option<u64> {
-        self.limit
+        let above = || self.dirs.iter().flat_map(|dir| dir.ancestors()).filter_map(memory_limit_of).min();
+        self.limit.or_else(above)
     }
 
     /// Controllers that it was to have, beside those that limits need, and the machine refused.
@@ -51,18 +56,18 @@ impl Group {
         files.map(|file| oom_kills_in(&fs::read_to_string(file).unwrap_or_default())).sum()
     }
 
-    /// Kills all processes of the group.
+    /// Kills all processes of the group and of those below.
     pub fn kill(&self) {
-        if let Some(unified) = &self.unified
-            && fs::write(unified.join("cgroup.kill"), "1").is_ok()
-        {
-            return;
+        if let Some(unified) = &self.unified {
+            // At once, where the kernel can; a process may be frozen by another hierarchy, or be in a part of them only.
+            let _ = fs::write(unified.join("cgroup.kill"), "1");
         }
-        for dir in &self.dirs {
-            for pid in processes(dir) {
-                crate::raw::kill(pid, libc::SIGKILL);
-            }
-        }
+        self.dirs.iter().for_each(|dir| kill_tree(dir));
+    }
+
+    /// Its group in the hierarchy that freezes processes, version 1's. What is frozen there does not even die.
+    pub fn freezer(&self) -> Option<Freezer> {
+        self.dirs.iter().find(|dir| dir.join(FREEZER).exists()).map(|dir| Freezer(dir.clone()))
     }
 
     pub(super) fn write_unified(&self, limits: &Limits) -> Result<(), Error> {
@@ -120,6 +125,58 @@ impl Drop for Group {
             }
         }
     }
+}
+
+/// The file of a state.
+const FREEZER: &str = "freezer.state";
+
+/// The group of a step that may freeze its own processes.
+#[derive(Clone, Debug)]
+pub struct Freezer(PathBuf);
+
+impl Freezer {
+    /// Thaws groups with processes that were killed. Others may be frozen on purpose, as a paused container is.
+    pub fn free_the_killed(&self) {
+        free_the_killed(&self.0);
+    }
+}
+
+/// Whether a frozen process of this group or one below was killed.
+fn free_the_killed(dir: &Path) -> bool {
+    // All of them, not only up to the first.
+    let below = below(dir).iter().filter(|dir| free_the_killed(dir)).count() > 0;
+    let state = fs::read_to_string(dir.join(FREEZER)).unwrap_or_default();
+    if matches!(state.trim(), "" | "THAWED") {
+        return below;
+    }
+    let killed = below || processes(dir).into_iter().any(is_killed);
+    if killed {
+        let _ = fs::write(dir.join(FREEZER), "THAWED");
+    }
+    killed
+}
+
+/// Whether the signal is there that a frozen process does not take.
+fn is_killed(pid: rustix::process::Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
+    let mut pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+    pending.any(|set| u64::from_str_radix(set.trim(), 16).is_ok_and(|set| set >> (libc::SIGKILL - 1) & 1 == 1))
+}
+
+fn kill_tree(dir: &Path) {
+    for pid in processes(dir) {
+        crate::raw::kill(pid, libc::SIGKILL);
+    }
+    let frozen = dir.join(FREEZER);
+    if frozen.exists() {
+        let _ = fs::write(frozen, "THAWED");
+    }
+    below(dir).iter().for_each(|dir| kill_tree(dir));
+}
+
+fn below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
 /// Version 1's files of one controller.

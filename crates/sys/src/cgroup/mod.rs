@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! <the group we were started in>
-//!   hullworks-<pid>/          device rules; one more without them for insecure steps (`-1`, `-2`: opened again)
-//!     shared/                 steps without limits of their own (and the process that starts them)
-//!     <step>/                 a step with limits
+//!   hullworks-<pid>/          device rules (`-1`, `-2`: opened again)
+//!     shared/                 steps without a group of their own (and the process that starts them)
+//!     <step>/                 a sandboxed step with limits, in the hierarchies that they need
+//!   hullworks-<pid>-insecure/
+//!     <step>/                 an insecure step, in every hierarchy, without device rules
 //! <the parent that a step asks for>
-//!   hullworks-<pid>-<n>/      that step, in every hierarchy
+//!   hullworks-<pid>-<n>/      that step, in every hierarchy, with device rules of its own if it is sandboxed
 //! ```
 //!
 //! A directory that says whose it is stands in the hierarchy that rules devices, and is locked while in use: others may be
@@ -16,6 +18,7 @@
 //! for moves our own process down one level, into `hullworks-<pid>-main`; other processes are left alone, and where
 //! there are some, limits are not to be had.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -35,10 +38,10 @@ mod parents;
 #[cfg(test)]
 mod tests;
 
-pub use group::Group;
 use group::write_version1;
+pub use group::{Freezer, Group};
 use mounts::{Hierarchies, Hierarchy, needed};
-use parents::Parents;
+use parents::{Made, Parents};
 
 /// Limits of a group. What is none is not limited.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,13 +82,15 @@ pub struct Groups {
     /// The locked directory of our groups.
     mark: Option<fs::File>,
     parents: Parents,
+    made: Made,
 }
 
 impl Groups {
     /// Finds where we are. Makes the group for sandboxed steps, with its device rules, where the machine lets us.
     pub fn open() -> Result<Groups, Error> {
         let own = Hierarchies::of_this_process()?;
-        let mut groups = Groups { own, name: String::new(), ruled: false, mark: None, parents: Parents::default() };
+        let (parents, made) = (Parents::default(), Made::default());
+        let mut groups = Groups { own, name: String::new(), ruled: false, mark: None, parents, made };
         (groups.name, groups.mark) = groups.take_name(&|hierarchy| hierarchy.own.clone());
         groups.sweep(&|hierarchy| hierarchy.own.clone(), Alive::Process);
         groups.ruled = groups.make_ruled().is_ok();
@@ -128,6 +133,12 @@ impl Groups {
         self.device_hierarchy().into_iter().map(|dir| dir.join("cgroup.procs")).collect()
     }
 
+    /// Those of a group's `cgroup.procs` files that one can join without a change of device rules.
+    pub fn without_device_rules(&self, procs: &[PathBuf]) -> Vec<PathBuf> {
+        let rules = |file: &PathBuf| self.marking().is_some_and(|hierarchy| file.starts_with(&hierarchy.top));
+        procs.iter().filter(|file| !rules(file)).cloned().collect()
+    }
+
     /// Which controller is missing for `limits`, if one is.
     pub fn missing_for(&self, limits: &Limits) -> Option<&'static str> {
         self.own.can(limits).err()
@@ -138,20 +149,36 @@ impl Groups {
     /// of its own below, which go with it.
     pub fn create(&self, step: &str, parent: Option<&str>, devices: Devices, limits: &Limits) -> Result<Group, Error> {
         let ruled = devices == Devices::Ruled && self.ruled;
-        let (name, mark) = match parent {
-            Some(parent) => {
-                self.parents.add(parent);
-                self.take_name(&below(parent))
-            }
-            None if devices == Devices::Ruled => (format!("{}/{step}", self.name), None),
-            None => (format!("{}-insecure/{step}", self.name), None),
+        let parent = parent.map(parents::normal).transpose()?;
+        let mut group = Group {
+            dirs: Vec::new(),
+            unified: None,
+            limit: limits.memory,
+            left_out: Vec::new(),
+            _mark: None,
+            _above: None,
         };
-        let place = |hierarchy: &Hierarchy| match parent {
+        // Let go of before a group is dropped, which wants it.
+        let mut made = parent.as_ref().map(|_| self.made.hold());
+        let name = match (&parent, &mut made) {
+            (Some(parent), Some(made)) => {
+                let place = below(parent);
+                let parents = self.own.all().map(|hierarchy| (hierarchy.top.as_path(), place(hierarchy))).collect();
+                group._above = Some(self.made.note(made, parents));
+                let (name, mark) = self.take_name(&place);
+                if mark.is_some() {
+                    self.parents.add(parent);
+                }
+                group._mark = mark;
+                name
+            }
+            _ if devices == Devices::Ruled => format!("{}/{step}", self.name),
+            _ => format!("{}-insecure/{step}", self.name),
+        };
+        let place = |hierarchy: &Hierarchy| match &parent {
             Some(parent) => below(parent)(hierarchy).join(&name),
             None => hierarchy.own.join(&name),
         };
-        let mut group =
-            Group { dirs: Vec::new(), unified: None, limit: limits.memory, left_out: Vec::new(), _mark: mark };
         let needed = needed(limits);
         for (controller, hierarchy) in self.own.version1() {
             let must = needed.contains(&controller) || controller == "devices" && ruled;
@@ -159,8 +186,10 @@ impl Groups {
                 continue;
             }
             let dir = place(hierarchy);
+            // Several controllers may share a hierarchy.
+            let is_shared = group.dirs.contains(&dir);
             let made = make_dir(&dir).and_then(|()| {
-                if !group.dirs.contains(&dir) {
+                if !is_shared {
                     group.dirs.push(dir.clone());
                 }
                 if controller == "devices" && ruled && parent.is_some() {
@@ -171,8 +200,10 @@ impl Groups {
             match made {
                 Err(error) if must => return Err(error),
                 Err(_) => {
-                    group.dirs.retain(|made| *made != dir);
-                    remove_tree(&dir);
+                    if !is_shared {
+                        group.dirs.retain(|made| *made != dir);
+                        remove_tree(&dir);
+                    }
                     group.left_out.push(controller.to_owned());
                 }
                 Ok(()) => {}
@@ -193,22 +224,16 @@ impl Groups {
         Ok(group)
     }
 
-    /// What a step of version 1 sees at `/sys/fs/cgroup`: the names and directories of the groups that it is in.
-    pub fn view(&self, group: Option<&Group>, devices: Devices) -> Vec<(String, PathBuf)> {
+    /// What a step of version 1 sees at `/sys/fs/cgroup`: the names and directories of the groups that are its own. Ours are
+    /// none of its business: all containers and other steps may be below them.
+    pub fn view(&self, group: Option<&Group>) -> Vec<(String, PathBuf)> {
         let mut view: Vec<(String, PathBuf)> = Vec::new();
-        for (controller, hierarchy) in self.own.version1() {
+        for (_, hierarchy) in self.own.version1() {
             let Some(name) = hierarchy.top.file_name().and_then(|name| name.to_str()) else { continue };
-            if view.iter().any(|(seen, _)| seen == name) {
-                continue;
+            let Some(dir) = group.and_then(|group| group.dir_in(hierarchy)) else { continue };
+            if view.iter().all(|(seen, _)| seen != name) {
+                view.push((name.to_owned(), dir.to_owned()));
             }
-            let dir = match group.and_then(|group| group.dir_in(hierarchy)) {
-                Some(dir) => dir.to_owned(),
-                None if controller == "devices" && self.ruled && devices == Devices::Ruled => {
-                    hierarchy.own.join(&self.name).join("shared")
-                }
-                None => hierarchy.own.clone(),
-            };
-            view.push((name.to_owned(), dir));
         }
         view
     }
@@ -288,16 +313,26 @@ impl Groups {
         }
     }
 
-    /// Whether somebody holds this name.
-    fn is_held(&self, place: Place<'_>, name: &str) -> bool {
-        let dir = self.marking().and_then(|hierarchy| fs::File::open(place(hierarchy).join(name)).ok());
-        dir.is_some_and(|dir| flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK))
+    /// Whether somebody holds this name; none where there is nothing to hold.
+    fn is_held(&self, place: Place<'_>, name: &str) -> Option<bool> {
+        let dir = fs::File::open(place(self.marking()?).join(name)).ok()?;
+        Some(flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK))
     }
 
-    /// Removes what dead predecessors left at a place of the hierarchies; false where a group has processes still.
+    /// Whether the process `pid`, whose name at a place is `held`, may live.
+    fn may_live(&self, place: Place<'_>, (pid, held): (&str, &str), sign: Alive) -> bool {
+        let process = Path::new("/proc").join(pid).exists();
+        match sign {
+            Alive::Process => process || self.is_held(place, held) == Some(true),
+            // What nobody holds of our own id is of a predecessor: a container's first process always has the same.
+            Alive::Held => process && pid != std::process::id().to_string() || self.is_held(place, held) != Some(false),
+        }
+    }
+
+    /// Removes what dead predecessors left at a place of the hierarchies; false where one could not be removed yet.
     fn sweep(&self, place: Place<'_>, sign: Alive) -> bool {
         let patience = Instant::now() + Duration::from_secs(1);
-        let mut clean = true;
+        let mut busy: BTreeSet<String> = BTreeSet::new();
         // What says whose the others are goes last.
         let marking = self.marking();
         let others = self.own.all().filter(|hierarchy| Some(*hierarchy) != marking);
@@ -309,14 +344,22 @@ impl Groups {
                     continue;
                 };
                 let Some((pid, held)) = owner(name) else { continue };
-                let is_process = sign == Alive::Process && Path::new("/proc").join(pid).exists();
-                if is_process || self.is_held(place, held) {
+                if busy.contains(held) {
                     continue;
                 }
-                clean &= remove_patiently(&entry.path(), patience) == Removed::Settled;
+                if self.may_live(place, (pid, held), sign) {
+                    // Only another process has its id.
+                    if self.is_held(place, held) == Some(false) {
+                        busy.insert(held.to_owned());
+                    }
+                    continue;
+                }
+                if remove_patiently(&entry.path(), patience) == Removed::Busy {
+                    busy.insert(held.to_owned());
+                }
             }
         }
-        clean
+        busy.is_empty()
     }
 
     /// Removes the groups, whose processes have ended.
@@ -338,7 +381,7 @@ impl Groups {
 enum Alive {
     /// A process has its id.
     Process,
-    /// Nothing: all names are held there.
+    /// The same, and that there is nothing to hold: other people make groups there, too.
     Held,
 }
 
@@ -400,7 +443,11 @@ pub fn own_oom_kills() -> Option<u64> {
 pub fn own_memory_limit() -> Option<u64> {
     let own = Hierarchies::of_this_process().ok()?;
     let memory = own.memory()?.to_owned();
-    let read = |file: &str| fs::read_to_string(memory.join(file)).ok()?.trim().parse().ok();
+    memory_limit_of(&memory)
+}
+
+fn memory_limit_of(dir: &Path) -> Option<u64> {
+    let read = |file: &str| fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok();
     // Version 1 says "no limit" with a number of this size.
     read("memory.max").or_else(|| read("memory.limit_in_bytes")).filter(|limit| *limit < 1 << 60)
 }

@@ -92,11 +92,25 @@ fn privileged_groups_limit_rule_and_vanish() {
         "{dirs:?}"
     );
     dirs.iter().for_each(|dir| fs::create_dir_all(dir.join("below/it")).unwrap());
-    let mut sleeper = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-    for dir in &dirs {
-        fs::write(dir.join("cgroup.procs"), sleeper.id().to_string()).unwrap();
-    }
-    let _ = sleeper.kill();
+    let freeze = || {
+        let sleeper = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        for dir in dirs.iter().map(|dir| dir.join("below/it")) {
+            // A new group of processors has none.
+            let joined = fs::write(dir.join("cgroup.procs"), sleeper.id().to_string());
+            assert!(joined.is_ok() || dir.join("cpuset.cpus").exists(), "{dir:?}: {joined:?}");
+            if dir.join("freezer.state").exists() {
+                fs::write(dir.join("freezer.state"), "FROZEN").unwrap();
+            }
+        }
+        sleeper
+    };
+    // Whoever is killed while it is frozen ends.
+    let mut sleeper = freeze();
+    sleeper.kill().unwrap();
+    group.freezer().iter().for_each(Freezer::free_the_killed);
+    sleeper.wait().unwrap();
+    let mut sleeper = freeze();
+    group.kill();
     sleeper.wait().unwrap();
     drop(group);
     assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
@@ -159,13 +173,17 @@ fn parents_are_kept_until_they_were_looked_at() {
     let dir = std::env::temp_dir().join(format!("hw-parents-{}", std::process::id()));
     let (parents, used) = Parents::read(dir.clone());
     assert_eq!(used, [""; 0]);
-    for parent in ["/a", "b c", "/a", "two\nlines"] {
-        parents.add(parent);
+    for parent in ["/a", "b c/./d", "x/../a/"] {
+        parents.add(&parents::normal(parent).unwrap());
     }
     let (_, used) = Parents::read(dir.clone());
-    assert_eq!(used, ["/a", "b c"]);
+    assert_eq!(used, ["/a", "/b c/d"]);
     assert_eq!(Parents::read(dir.clone()).1, [""; 0]);
     fs::remove_file(dir).unwrap();
+    let (part, long) = ("a".repeat(300), "a/".repeat(600));
+    for absurd in ["two\nlines", "a\0", &part, &long] {
+        assert_eq!(parents::normal(absurd).unwrap_err().raw_os_error(), Some(libc::EINVAL), "{absurd:?}");
+    }
 }
 
 #[test]
@@ -179,9 +197,18 @@ fn privileged_groups_of_the_dead_go_from_parents_too() {
             let _ = fs::create_dir(top.join(name));
         }
     }
+    // Nothing says whose this is.
+    let unmarked = groups.own.controllers.first().map(|(_, hierarchy)| hierarchy.top.join(&parent));
+    let unmarked = unmarked.filter(|top| top.exists()).map(|top| top.join("hullworks-4194304"));
+    unmarked.iter().for_each(|dir| fs::create_dir(dir).unwrap());
     let file = std::env::temp_dir().join(format!("hw-used-{}", std::process::id()));
     fs::write(&file, format!("{parent}\n")).unwrap();
+    // Nobody holds it, but a process has its id: it stays, and is looked at again.
+    let alive = groups.marking().unwrap().top.join(&parent).join("hullworks-1");
+    fs::create_dir(&alive).unwrap();
     Groups::open().unwrap().remember_parents(file.clone());
+    fs::remove_dir(&alive).unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("/{parent}\n"));
     fs::remove_file(file).unwrap();
     assert!(step.procs().iter().all(|file| file.exists()), "a group in use was taken");
     for top in tops.iter().filter(|top| top.exists()) {
@@ -190,12 +217,17 @@ fn privileged_groups_of_the_dead_go_from_parents_too() {
             fs::remove_dir(top.join(foreign)).unwrap();
         }
     }
+    unmarked.iter().for_each(|dir| fs::remove_dir(dir).unwrap());
     // Where all may be written all have the step.
     assert_eq!(step.procs().len() + step.left_out().len(), tops.len());
+    // What was made for steps goes with the last of them.
+    let other = groups.create("t2", Some(&format!("{parent}/deeper")), Devices::Ruled, &Limits::default()).unwrap();
     drop(step);
-    for top in tops.iter().filter(|top| top.exists()) {
-        fs::remove_dir(top).unwrap();
-    }
+    assert!(other.procs().iter().all(|file| file.exists()));
+    drop(other);
+    assert!(tops.iter().all(|top| !top.exists()), "{tops:?}");
+    // A name that is refused makes nothing.
+    assert!(groups.create("t3", Some(&"a/".repeat(600)), Devices::Ruled, &Limits::default()).is_err());
 }
 
 fn root_groups() -> Option<Groups> {
