@@ -167,6 +167,13 @@ fn the_log_has_a_line_for_each_builds_begin_and_end() {
     logged("a build succeeded", &reference());
     served.build(&format!("{line}hushhush")).fails();
     logged("a build failed", &reference());
+    // What errors quote of what was asked: the value of an argument, the text of a step.
+    served.kitchen.dockerfile("FROM busybox\nARG WORD\nCOPY $WORD /x\n");
+    served.build(&format!("{line}hush")).fails().says("\"/hush\": not found");
+    logged("a build failed", &reference());
+    served.kitchen.dockerfile("FROM busybox\nRUN test hush = loud\n");
+    served.build("--ref-file ref").fails().says("test hush = loud");
+    logged("kind=User step=sha256:", &reference());
     served.kitchen.dockerfile("FROM busybox\nRUN echo begun; sleep 1000\n");
     let client = served.build("--ref-file ref").starts();
     client.waits_for("begun");

@@ -1,6 +1,7 @@
 //! Who may connect to a daemon, and how: certificates, and sockets that a supervisor opened.
 
 use std::fs;
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -84,6 +85,10 @@ fn a_daemon_with_an_authority_talks_to_its_clients_only() {
             said.lines().any(|line| line.contains("TLS handshake failed") && line.contains("peer=\"127.0.0.1:"))
         });
     }
+    // A probe that hangs up without a word is nobody.
+    let probe = TcpStream::connect(guarded.address.strip_prefix("tcp://").unwrap()).unwrap().local_addr().unwrap();
+    assert_eq!(guarded.asks("client", "ca").code, Some(0));
+    assert!(!guarded.served.daemon.said().contains(&probe.to_string()));
     // A client that is shown the wrong certificate says so.
     let deceived = guarded.asks("client", "strangers");
     assert_eq!(deceived.code, Some(1), "{deceived:?}");

@@ -1,14 +1,15 @@
 //! Builds under way, and what was told of them: whoever asks for the status of one gets all of it, from the start.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use base::Digest;
 use base::progress::{Event, Sink};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::history::Counts;
 use crate::service::gateway::ClientBuild;
 
 /// How long a client may ask for the status of a build that has not begun.
@@ -35,6 +36,8 @@ pub(crate) struct Build {
     told: Mutex<Vec<Event>>,
     state: watch::Sender<State>,
     pub(crate) cancel: CancellationToken,
+    /// It was cancelled because the daemon ends.
+    cut_off: AtomicBool,
     /// What its client may ask, where the client is the frontend.
     client: watch::Sender<Option<Arc<ClientBuild>>>,
 }
@@ -59,6 +62,7 @@ impl Builds {
             told: Mutex::default(),
             state: watch::Sender::default(),
             cancel: CancellationToken::new(),
+            cut_off: AtomicBool::new(false),
             client: watch::Sender::default(),
         });
         {
@@ -129,9 +133,13 @@ impl Builds {
         self.an_end.notified().await;
     }
 
+    /// Cancels those that run, because the daemon ends.
     pub(crate) fn cancel_all(&self) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.values().for_each(|build| build.cancel.cancel());
+        for build in known.values().filter(|build| !build.cancel.is_cancelled()) {
+            build.cut_off.store(true, Ordering::Relaxed);
+            build.cancel.cancel();
+        }
     }
 }
 
@@ -140,16 +148,17 @@ impl Build {
         self.state.borrow().ended
     }
 
-    /// How many steps there were so far, and how many of them were cached.
-    pub(crate) fn steps(&self) -> (usize, usize) {
+    /// Whether it was cancelled because the daemon ends, and not by its client.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.cut_off.load(Ordering::Relaxed)
+    }
+
+    /// How many steps there were so far.
+    pub(crate) fn counts(&self) -> Counts {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut steps: HashMap<Digest, bool> = HashMap::new();
-        for event in told.iter() {
-            if let Event::Vertex(vertex) = event {
-                *steps.entry(vertex.digest).or_default() |= vertex.cached;
-            }
-        }
-        (steps.len(), steps.values().filter(|cached| **cached).count())
+        let mut counts = Counts::default();
+        counts.add(&told);
+        counts
     }
 
     /// From now on the client may ask for what it needs; or, without one, no more.
@@ -216,5 +225,20 @@ impl Drop for Running {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(forget);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_cancels_is_not_the_daemons_end() {
+        let builds = Arc::new(Builds::default());
+        let (gone, cut_off) = (builds.begin("gone").unwrap(), builds.begin("cut off").unwrap());
+        gone.build.cancel.cancel();
+        builds.cancel_all();
+        assert!(cut_off.build.cancel.is_cancelled());
+        assert_eq!((gone.build.is_cut_off(), cut_off.build.is_cut_off()), (false, true));
     }
 }

@@ -166,11 +166,14 @@ enum Accepted {
 }
 
 impl Accepted {
-    /// Ready when the other side has said something, or hung up.
+    /// Ready when the other side has said something. Who hangs up without a word, as probes do, is gone.
     async fn speaks(&self) -> io::Result<()> {
         let peek = |socket: BorrowedFd<'_>| -> io::Result<()> {
             let mut byte = [0; 1];
-            Ok(recv(socket, &mut byte[..], RecvFlags::PEEK).map(drop)?)
+            match recv(socket, &mut byte[..], RecvFlags::PEEK)? {
+                (_, 0) => Err(io::ErrorKind::UnexpectedEof.into()),
+                _ => Ok(()),
+            }
         };
         match self {
             Accepted::Unix(stream) => stream.async_io(Interest::READABLE, || peek(stream.as_fd())).await,

@@ -241,6 +241,14 @@ impl Error {
         text
     }
 
+    /// What makes no sense in an answer.
+    pub(crate) fn malformed(&self) -> Option<&str> {
+        match self {
+            Error::Malformed { cause, .. } => Some(cause),
+            _ => None,
+        }
+    }
+
     /// Whether the same transfer may succeed a little later.
     pub(crate) fn is_transient(&self) -> bool {
         match self {

@@ -146,21 +146,30 @@ impl Repository {
                 None => request.headers.remove(header::AUTHORIZATION),
             };
             let response = client.send(&request).await.map_err(transport)?;
-            let again = match response.status().as_u16() {
-                401 => {
-                    let Some(challenge) = parse_challenges(response.headers()).into_iter().next() else {
-                        return Ok(response);
-                    };
-                    let wider = challenge.scope().is_some_and(|scope| scopes.merge(scope));
-                    let news = self.shared.authority.learn(&origin, challenge);
-                    wider || news || grant.as_ref().is_some_and(|grant| grant.age == Age::Kept)
-                }
+            let status = response.status().as_u16();
+            let again = match status {
+                401 => match parse_challenges(response.headers()).into_iter().next() {
+                    None => false,
+                    Some(challenge) => {
+                        let wider = challenge.scope().is_some_and(|scope| scopes.merge(scope));
+                        let news = self.shared.authority.learn(&origin, challenge);
+                        wider || news || grant.as_ref().is_some_and(|grant| grant.age == Age::Kept)
+                    }
+                },
                 // Some registries say so of a token that has run out.
                 403 => grant.as_ref().is_some_and(|grant| grant.age == Age::Kept),
                 _ => return Ok(response),
             };
             if !again || round == ROUNDS {
-                return Ok(response);
+                // A login would have been wanted: to log in once more is no help.
+                return match grant.and_then(|grant| grant.unsent) {
+                    None => Ok(response),
+                    Some(unsent) => Err(Error::Malformed {
+                        subject: subject.to_owned(),
+                        host: endpoint.host.clone(),
+                        cause: format!("{unsent}, and {status} is what it answers without them"),
+                    }),
+                };
             }
             if let Some(grant) = &grant {
                 self.shared.authority.forget(&party, grant).await;

@@ -1,6 +1,7 @@
 //! `buildkitd`: the daemon, with the flags, environment and configuration of BuildKit's.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,7 +96,7 @@ async fn serve(flags: BuildkitdFlags, given: Vec<String>, environment: Environme
             ));
         }
         let opened = Listener::open(address, owner, tls.as_ref()).await;
-        listeners.extend(opened.map_err(|fault| match lacks_place {
+        listeners.extend(opened.map_err(|fault| match lacks_place && fault.find().is_some_and(is_of_the_place) {
             true => fault.hint("XDG_RUNTIME_DIR is not set: set it, or say where by `--addr unix:///path`"),
             false => fault,
         })?);
@@ -116,6 +117,12 @@ async fn serve(flags: BuildkitdFlags, given: Vec<String>, environment: Environme
     let supervisor = Supervisor(environment.path("NOTIFY_SOCKET").map(Into::into));
     daemon::serve(Daemon { engine, identity, listeners, history, debug, telemetry, supervisor, drain }, stop, kill)
         .await
+}
+
+/// Whether a socket could not be made because of the directory that it is to be in.
+fn is_of_the_place(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+    matches!(error.kind(), NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem)
 }
 
 /// Answers on the debug address, if there is one, from now on.

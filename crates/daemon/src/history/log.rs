@@ -23,14 +23,14 @@ const SOME: usize = 4096;
 
 /// How many steps there were.
 #[derive(Default)]
-pub(super) struct Counts {
+pub(crate) struct Counts {
     /// Which were cached, which completed.
     steps: HashMap<Digest, (bool, bool)>,
     pub(super) warnings: usize,
 }
 
 impl Counts {
-    fn add(&mut self, events: &[Event]) {
+    pub(crate) fn add(&mut self, events: &[Event]) {
         for event in events {
             match event {
                 Event::Vertex(vertex) => {
@@ -44,11 +44,11 @@ impl Counts {
         }
     }
 
-    pub(super) fn total(&self) -> usize {
+    pub(crate) fn total(&self) -> usize {
         self.steps.len()
     }
 
-    pub(super) fn cached(&self) -> usize {
+    pub(crate) fn cached(&self) -> usize {
         self.steps.values().filter(|(cached, _)| *cached).count()
     }
 

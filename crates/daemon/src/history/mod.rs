@@ -27,7 +27,7 @@ use store::{Content, Kv, Store};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use log::replay;
+pub(crate) use log::{Counts, replay};
 pub(crate) use record::Recording;
 
 /// Events that a slow listener may be behind.

@@ -107,11 +107,10 @@ impl Control {
                 Err(fault) => Err(fault),
             };
             // Of whoever listens still: a client that hung up hears nothing.
-            let solved =
-                solved.map_err(|fault| match fault.kind() == Kind::Cancelled && shared.draining.is_cancelled() {
-                    true => Fault::new(Kind::Cancelled, "build cancelled: the daemon was told to end"),
-                    false => fault,
-                });
+            let solved = solved.map_err(|fault| match fault.kind() == Kind::Cancelled && running.build.is_cut_off() {
+                true => fault.context("the daemon was told to end"),
+                false => fault,
+            });
             if let Some(log) = log {
                 log.end(&running.build, &solved);
             }
@@ -133,7 +132,7 @@ impl Control {
 }
 
 /// What the daemon's log has of a build: its beginning and its end. Nothing of what it was asked with: options may be secrets
-/// of those who do not know better.
+/// of those who do not know better, and errors quote them. The build's record has the error.
 struct BuildLog {
     reference: String,
     began: Instant,
@@ -141,22 +140,27 @@ struct BuildLog {
 
 impl BuildLog {
     fn begin(reference: &str) -> BuildLog {
+        // Clients choose it.
+        const MOST_CHARS: usize = 64;
+        let reference: String = reference.chars().take(MOST_CHARS).collect();
         tracing::info!(reference, "a build began");
-        BuildLog { reference: reference.to_owned(), began: Instant::now() }
+        BuildLog { reference, began: Instant::now() }
     }
 
     fn end(self, build: &crate::builds::Build, solved: &Result<engine::SolveResponse, Fault>) {
         let BuildLog { reference, began } = self;
         let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
-        let (steps, cached) = build.steps();
+        let counts = build.counts();
+        let (steps, cached) = (counts.total(), counts.cached());
         let outcome = match solved {
             Ok(_) => "succeeded",
             Err(fault) if fault.kind() == Kind::Cancelled => "was cancelled",
             Err(_) => "failed",
         };
-        let error = solved.as_ref().err().map(Fault::cause);
-        let error = error.as_ref().map(|error| error.lines().next().unwrap_or_default());
-        tracing::info!(reference, seconds, steps, cached, error, "a build {outcome}");
+        let fault = solved.as_ref().err();
+        let kind = fault.map(|fault| tracing::field::debug(fault.kind()));
+        let step = fault.and_then(Fault::get_vertex).map(|(digest, _)| tracing::field::display(digest));
+        tracing::info!(reference, seconds, steps, cached, kind, step, "a build {outcome}");
     }
 }
 

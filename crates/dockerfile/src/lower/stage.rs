@@ -148,7 +148,7 @@ impl<'a> Lowering<'a> {
             return Err(self.wrong_platform(text, &expanded.unmatched));
         }
         let platform = platform::parse(&expanded.text).map_err(|e| {
-            let is_odd = |part: &&str| part.is_empty() || part.contains(|c: char| !c.is_alphanumeric() && !"_.-".contains(c));
+            let is_odd = |part: &&str| part.is_empty() || part.contains(|c: char| !c.is_ascii_alphanumeric() && !"_.-".contains(c));
             let text = match expanded.text.split('/').find(is_odd) {
                 Some(part) => format!(
                     "failed to parse platform {typed}: \"{part}\" is an invalid component of \"{}\": platform specifier \

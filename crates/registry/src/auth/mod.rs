@@ -147,6 +147,8 @@ pub(crate) enum Age {
 pub(crate) struct Grant {
     pub header: HeaderValue,
     pub age: Age,
+    /// Why no login stands behind it, where one may have been held back.
+    pub unsent: Option<String>,
     key: Option<TokenKey>,
 }
 
@@ -274,7 +276,11 @@ impl Authority {
                     (Login::Theirs(_), Ok(())) => delegate::fetch(party, realm, scopes).await?,
                     // Credentials that we do not see would go there, and whether there are any we are not told. What is
                     // public wants none.
-                    (Login::Theirs(_), Err(open)) => ours(None).await.map_err(|_| open)?,
+                    (Login::Theirs(_), Err(open)) => match ours(None).await {
+                        Ok(token) => token::Token { unsent: open.malformed().map(str::to_owned), ..token },
+                        Err(Error::Answer(no)) if matches!(no.status.as_u16(), 401 | 403) => return Err(open),
+                        Err(error) => return Err(error),
+                    },
                 };
                 (&*slot.insert(token), Age::Fresh)
             }
@@ -284,7 +290,7 @@ impl Authority {
             host: party.host.to_owned(),
             cause: "its token cannot be sent in a header".to_owned(),
         })?;
-        Ok(Grant { header, age, key: Some(key) })
+        Ok(Grant { header, age, unsent: token.unsent.clone(), key: Some(key) })
     }
 
     fn slot(&self, key: &TokenKey) -> Slot {
@@ -310,7 +316,7 @@ impl Authority {
 
 impl Grant {
     fn plain(header: HeaderValue, age: Age) -> Grant {
-        Grant { header, age, key: None }
+        Grant { header, age, unsent: None, key: None }
     }
 }
 

@@ -36,13 +36,15 @@ pub(super) struct Token {
     pub value: Secret,
     pub lifetime: Duration,
     pub expires: Instant,
+    /// Why it is nobody's, although there may be a login.
+    pub unsent: Option<String>,
 }
 
 impl Token {
     /// Counted from before the request on our own clock: the server's (`issued_at`) may differ.
     pub(super) fn new(value: Secret, asked: Instant, lifetime: Duration) -> Token {
         let lifetime = if lifetime.is_zero() { DEFAULT_LIFETIME } else { lifetime.min(LONGEST_LIFETIME) };
-        Token { value, lifetime, expires: asked + lifetime.mul_f64(0.9) }
+        Token { value, lifetime, expires: asked + lifetime.mul_f64(0.9), unsent: None }
     }
 }
 

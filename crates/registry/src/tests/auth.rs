@@ -208,14 +208,22 @@ async fn token_servers_without_encryption_get_no_passwords() {
             Ok(Some(Digest::of("client")))
         }
     }
-    for (is_public, said) in [(true, ""), (false, "would get the credentials without encryption")] {
-        let tokens = token_auth(|auth| (auth.get, auth.post) = (is_public, false));
+    let unsent = "would get the credentials without encryption";
+    // What the token server answers, and how often the registry refuses: the second time to a token that has no rights.
+    let cases = [(200, 1, ""), (401, 1, unsent), (200, 2, unsent), (404, 1, "answered 404")];
+    for (answer, refusals, said) in cases {
+        let is_public = said.is_empty();
+        let tokens = token_auth(|auth| (auth.get, auth.post) = (answer != 404, false));
+        if answer == 401 {
+            let refused = Action::Answer { status: 401, headers: Vec::new(), body: String::new() };
+            tokens.fault(Fault::anywhere("/token", refused));
+        }
         let registry = Registry::builder().tls().start();
         image().put(&registry, REPO, "v1");
         let challenge = format!(r#"Bearer realm="{}/token",service="hullworks-test""#, tokens.url());
         let headers = vec![("www-authenticate", challenge)];
         let refused = Action::Answer { status: 401, headers, body: String::new() };
-        registry.fault(Fault::anywhere("/manifests/", refused).times(1));
+        registry.fault(Fault::anywhere("/manifests/", refused).times(refusals));
         let config = RegistryConfig { ca: vec![registry.ca()], ..RegistryConfig::default() };
         let registries = Registries([(registry.host(), config)].into());
         let name = reference(&format!("{}/{REPO}", registry.host()));
