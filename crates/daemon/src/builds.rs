@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn a_client_that_cancels_is_not_the_daemons_end() {
         let builds = Arc::new(Builds::default());
-        let (gone, cut_off) = (builds.begin("gone").unwrap(), builds.begin("cut off").unwrap());
+        let (gone, cut_off) = (builds.begin("gone").expect("new"), builds.begin("cut off").expect("new"));
         gone.build.cancel.cancel();
         builds.cancel_all();
         assert!(cut_off.build.cancel.is_cancelled());
