@@ -40,7 +40,7 @@ fn peak(served: &Served) -> u64 {
 fn leaves_nothing(served: &Served) {
     let state = served.kitchen.world.path("daemon/hullworks");
     // Where roots of steps, and what lies beside them, are mounted; the places themselves stay.
-    let places = ["rootfs", "files", "aside", "aside.file", "scratch", "empty"];
+    let places = ["rootfs", "files", "aside", "aside.file", "scratch", "empty", "cgroup-parents"];
     let lies_in = |dir: &str| -> Vec<String> {
         let Ok(entries) = fs::read_dir(state.join(dir)) else { return Vec::new() };
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
