@@ -157,7 +157,7 @@ async fn write_one(
 enum Lacking {
     /// Whoever gets the cache may have them.
     Unknown,
-    /// They are fetched. Where that fails, the steps are to be made again.
+    /// They are fetched. Where that leaves nothing of the cache, the steps are to be made again; else as below.
     Repeat,
     /// They are fetched. Where that fails, the cache is without them: whoever reads it makes those steps again.
     LeaveOut,
@@ -173,10 +173,15 @@ async fn prepare_and_send(
 ) -> Result<Option<Descriptor>, Fault> {
     let preparing = context.tasks.start("preparing build cache for export", 0);
     let (layers, holds) = (HashMap::new(), Vec::new());
-    let mut results = Results { core, job, context, options, lacking, layers, holds, lost: 0 };
+    let mut results = Results { core, job, context, options, lacking, layers, holds, lost: 0, cause: None };
     let made = results.collect(chain).await?;
     let draft = Draft::new(chain, &made);
     drop(preparing);
+    if let Some(fault) =
+        results.cause.take_if(|fault| lacking == Lacking::Repeat && draft.layers.is_empty() && job.would_give_up(fault))
+    {
+        return Err(fault);
+    }
     if results.lost > 0 {
         let lost = format!("leaving out results whose layers cannot be had: {}", results.lost);
         drop(context.tasks.start(&lost, 0));
@@ -208,6 +213,8 @@ struct Results<'a> {
     holds: Vec<Hold>,
     /// How many were wanted and cannot be had.
     lost: usize,
+    /// Why, of the first one.
+    cause: Option<Fault>,
 }
 
 impl Results<'_> {
@@ -249,11 +256,9 @@ impl Results<'_> {
             for id in chain {
                 match self.layer(id).await {
                     Ok(layer) => layers.push(layer),
-                    Err(fault)
-                        if is_lost(&fault)
-                            && (self.lacking == Lacking::LeaveOut || !self.job.would_give_up(&fault)) =>
-                    {
+                    Err(fault) if is_lost(&fault) => {
                         is_lost_here = true;
+                        self.cause.get_or_insert(fault);
                         break;
                     }
                     Err(fault) => return Err(fault),
