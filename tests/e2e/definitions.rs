@@ -244,6 +244,25 @@ fn of_an_image_only_the_layers_that_are_asked_for_are_taken() {
 }
 
 /// The time that a build argument sets holds for outputs, whatever makes the result.
+/// A result that names no platform is the machine's.
+#[test]
+fn annotations_of_other_platforms_than_the_machines_are_refused() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let mut llb = Definition::default();
+    let file = llb.mkfile(None, "/f", "x");
+    let definition = llb.bytes((file, 0));
+    let host = base::Platform::host();
+    let builds = |platform: &str| {
+        let line = format!("build --output type=oci,dest=o.tar,annotation[{platform}].said=here");
+        served.buildctl(&line).stdin(definition.clone())
+    };
+    builds("linux/s390x").fails().says("annotation `said` is for `linux/s390x`, which is not built");
+    builds(&host.to_string()).succeeds();
+    let all = served.kitchen.world.run("tar").args(["xOf", "o.tar", "--wildcards", "blobs/sha256/*"]).succeeds().stdout;
+    assert!(String::from_utf8_lossy(&all).contains(r#""said": "here""#));
+    served.ends();
+}
+
 #[test]
 fn outputs_of_definitions_take_the_time_of_the_build_argument() {
     let Some(served) = Served::new(anyone(), "") else { return };

@@ -128,13 +128,14 @@ impl Engine {
         if cancel.is_cancelled() { result.map_err(|_| Fault::cancelled()) } else { result }
     }
 
-    async fn solve_to_the_end(&self, request: SolveRequest) -> Result<SolveResponse, Fault> {
+    async fn solve_to_the_end(&self, mut request: SolveRequest) -> Result<SolveResponse, Fault> {
         let (options, inline) = match &request.frontend {
             Frontend::Named { options, .. } => (options.clone(), cache::wants_inline(options)),
             Frontend::Llb { options, .. } => {
                 if !request.exports.is_empty() || request.late_exports {
                     check_attestations(options)?;
                 }
+                request.exports.iter_mut().for_each(|export| export.take_epoch(options));
                 (BTreeMap::new(), false)
             }
         };

@@ -118,7 +118,7 @@ const EPOCH: &str = "source-date-epoch";
 impl ExportRequest {
     /// The build argument `SOURCE_DATE_EPOCH` holds for outputs whose attributes say nothing else. An empty one says that no
     /// time is set, whatever the result says.
-    pub fn take_epoch(&mut self, options: &BTreeMap<String, String>) {
+    pub(crate) fn take_epoch(&mut self, options: &BTreeMap<String, String>) {
         let given = options.get("build-arg:SOURCE_DATE_EPOCH");
         // Not a number of seconds: the frontend knows other forms, and refuses what is none.
         let is_time = |text: &&String| text.is_empty() || text.parse::<i64>().is_ok_and(|seconds| seconds >= 0);

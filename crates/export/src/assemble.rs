@@ -226,16 +226,20 @@ async fn keep(context: &Context, what: &str, bytes: Vec<u8>) -> Result<BlobHold,
     put.map(|_| hold).map_err(|e| store_fault("cannot write the image", e))
 }
 
-/// What annotations call a platform.
-fn name(platform: &PlatformResult) -> String {
-    platform.platform.as_ref().map_or_else(|| platform.id.clone(), Platform::to_string)
+/// What annotations call a platform. Where nobody said which it is, it is the machine's.
+fn name(result: &PlatformResult) -> String {
+    match (&result.platform, result.id.as_str()) {
+        (Some(platform), _) => platform.to_string(),
+        (None, "") => Platform::host().to_string(),
+        (None, id) => id.to_owned(),
+    }
 }
 
 fn check_annotations(result: &BuildResult, options: &ImageOptions, flavor: Flavor, indexed: bool) -> Result<(), Fault> {
     for annotation in &options.annotations {
         let key = &annotation.key;
         if let Some(platform) = &annotation.platform
-            && result.platforms.iter().all(|p| ![String::new(), platform.clone()].contains(&name(p)))
+            && result.platforms.iter().all(|p| name(p) != *platform)
         {
             return Err(Fault::user(format!("annotation `{key}` is for `{platform}`, which is not built")));
         }

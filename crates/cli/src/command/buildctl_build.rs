@@ -164,10 +164,7 @@ impl BuildctlBuild {
         plan.ref_file = self.ref_file.clone();
         let mut options = frontend_options(&self.opt, environment)?;
         plan.frontend = match self.frontend.as_deref().unwrap_or_default() {
-            "" => {
-                plan.exports.iter_mut().for_each(|export| export.request.take_epoch(&options));
-                Frontend::Llb { definition: self.definition(environment)?, options }
-            }
+            "" => Frontend::Llb { definition: self.definition(environment)?, options },
             name => {
                 if self.no_cache {
                     options.insert("no-cache".to_owned(), String::new());

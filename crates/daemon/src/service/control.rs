@@ -416,9 +416,7 @@ async fn solve_request(
     let inputs_of_client = request.frontend_inputs;
     let frontend = match (request.frontend.as_str(), request.definition) {
         ("", Some(definition)) => {
-            let options = sorted(request.frontend_attrs);
-            exports.iter_mut().for_each(|export| export.take_epoch(&options));
-            Frontend::Llb { definition: definition.encode_to_vec(), options }
+            Frontend::Llb { definition: definition.encode_to_vec(), options: sorted(request.frontend_attrs) }
         }
         ("", None) => {
             by_client = Some(ByClient { options: sorted(request.frontend_attrs), inputs: inputs_of_client });

@@ -112,12 +112,12 @@ async fn write_one(
         let text = format!("attribute `{key}` of a cache export means nothing here\n");
         running.tasks().log(Stream::Stderr, text.as_bytes());
     }
+    // Steps that are made again can fail, which is not what a build wants that goes on without a cache.
+    let lacking = if may_repeat && !options.ignore_error { Lacking::Repeat } else { Lacking::LeaveOut };
     let cancel = Cancel::new();
     let context = context(&running, cancel.clone());
     let writing = async {
         // A registry may have what is not here. Where it turns out not to, all that is sent has to be here first.
-        // Steps that are made again can fail, which is not what a build wants that goes on without a cache.
-        let lacking = if may_repeat && !options.ignore_error { Lacking::Repeat } else { Lacking::LeaveOut };
         if matches!(options.place, Place::Registry { .. }) {
             match prepare_and_send(core, job, chain, options, &context, Lacking::Unknown).await {
                 Err(fault) if is_lost(&fault) => {}
@@ -134,10 +134,11 @@ async fn write_one(
         }
     };
     let written = match written {
-        Err(fault) if is_lost(&fault) && job.would_give_up(&fault) => {
+        // What is said is no failure yet: the build is about to do something about it.
+        Err(fault) if lacking == Lacking::Repeat && job.would_give_up(&fault) => {
             running
                 .tasks()
-                .log(Stream::Stderr, b"a layer cannot be had any more: the steps that it is of are made again\n");
+                .log(Stream::Stderr, b"no layer of the cache can be had any more: its steps are made again\n");
             running.end(Ok(()))?;
             return Err(fault);
         }
@@ -177,8 +178,9 @@ async fn prepare_and_send(
     let made = results.collect(chain).await?;
     let draft = Draft::new(chain, &made);
     drop(preparing);
-    if let Some(fault) =
-        results.cause.take_if(|fault| lacking == Lacking::Repeat && draft.layers.is_empty() && job.would_give_up(fault))
+    if lacking == Lacking::Repeat
+        && draft.layers.is_empty()
+        && let Some(fault) = results.cause.take_if(|fault| job.would_give_up(fault))
     {
         return Err(fault);
     }
