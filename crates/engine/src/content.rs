@@ -11,7 +11,7 @@ use store::SnapshotId;
 use sys::mount::{FsView, Mounted};
 use sys::path::Root;
 
-use crate::core::{Core, blocking};
+use crate::core::{Core, blocking, joined};
 use crate::ops::OpContext;
 use crate::tree::Tree;
 
@@ -65,7 +65,8 @@ impl Core {
             }
             Tree::Local(local) => {
                 let local = local.clone();
-                blocking(move || {
+                let (tell, told) = tokio::sync::oneshot::channel();
+                let thread = self.threads.spawn_blocking("reading the client's files", move || {
                     let failed = |error: files::Error| {
                         let missed = selectors.iter().filter(|_| error.is_not_found());
                         let hint = missed.filter_map(|selector| local.why_missing(&selector.path)).next();
@@ -74,10 +75,22 @@ impl Core {
                     let env = Env { memo: Some(&local.memo), cancel: Some(&cancel), ..Env::default() };
                     let place = Place::at(local.root.clone());
                     let digest = content_key(&selectors, Some((&local.tree, &place)), &env);
+                    // A mirror is in use as long as we have it, and the next build would make another.
+                    if local.is_mirror() {
+                        local.memo.save();
+                    }
+                    // Who has gone is told nothing.
+                    _ = tell.send(digest.map_err(failed));
                     local.memo.save();
-                    digest.map_err(failed)
-                })
-                .await
+                });
+                match told.await {
+                    Ok(digest) => digest,
+                    Err(_) => {
+                        // Its panic is ours.
+                        joined(thread).await;
+                        Err(Fault::new(Kind::Internal, "a digest got lost"))
+                    }
+                }
             }
             Tree::Snapshot(hold) => {
                 self.fill(ctx.job(), &ctx.tasks, &ctx.cancel, hold).await?;

@@ -49,7 +49,7 @@ pub(crate) struct LocalTree {
     /// A copy of it, for those who cannot read it in place.
     copy: OnceCell<Arc<Hold>>,
     /// What keeps others from changing it, where it is a mirror.
-    _mirror: Option<store::CacheMount>,
+    mirror: Option<store::CacheMount>,
 }
 
 /// Where a directory of the client is.
@@ -94,7 +94,12 @@ impl LocalTree {
             }
         })?;
         let exclude = source.exclude.clone().unwrap_or_default();
-        Ok(Tree::Local(Arc::new(LocalTree { root, tree, memo, exclude, copy: OnceCell::new(), _mirror: None })))
+        Ok(Tree::Local(Arc::new(LocalTree { root, tree, memo, exclude, copy: OnceCell::new(), mirror: None })))
+    }
+
+    /// Whether it is kept here for a client elsewhere.
+    pub(crate) fn is_mirror(&self) -> bool {
+        self.mirror.is_some()
     }
 
     /// A hint for who misses a path that is there, but excluded.
@@ -193,6 +198,7 @@ async fn mirrored(
         if changed {
             let mut record = boot.into_bytes();
             received.write_to(&mut record);
+            mirror.holds(received.allocated());
             records.put_with(id.to_string(), record, &id).map_err(kept)?;
             memo.save();
         } else {
@@ -203,7 +209,7 @@ async fn mirrored(
     let tree = tree.await.map_err(|fault| if room::is_full(&fault) { fault.hint(NO_SPACE) } else { fault });
     let (root, tree, memo, mirror) = tree?;
     let exclude = filter.exclude.clone();
-    let tree = LocalTree { root, tree, memo, exclude, copy: OnceCell::new(), _mirror: Some(mirror) };
+    let tree = LocalTree { root, tree, memo, exclude, copy: OnceCell::new(), mirror: Some(mirror) };
     Ok(Tree::Local(Arc::new(tree)))
 }
 

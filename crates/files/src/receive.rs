@@ -32,8 +32,8 @@ use crate::walk::{Entry, MAX_DEPTH, list};
 
 mod mirror;
 
+use mirror::{Here, Mirrored, Records};
 pub use mirror::{Mirror, Received};
-use mirror::{Mirrored, Records};
 
 /// A file as the client describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,8 +94,8 @@ pub struct Receiver<'a> {
     open: Vec<(Vec<u8>, Option<usize>)>,
     /// Names for files that were sent before, made at the end.
     links: Vec<usize>,
-    /// Files whose bytes are still to come, by index: none of them yet, or some.
-    awaited: HashMap<usize, Option<Incoming>>,
+    /// Files whose bytes are still to come, by index: none of them yet, or some. There may be as many as the client has.
+    awaited: HashMap<usize, Option<Box<Incoming>>>,
     /// Directories whose times changed because something was made or removed in them.
     touched: BTreeSet<Vec<u8>>,
     /// Files that lost a name: what is known of their other names is outdated.
@@ -205,7 +205,7 @@ impl<'a> Receiver<'a> {
         let is_name = sent.kind == Kind::File && !sent.link.is_empty();
         if let Some(old) = old {
             if self.is_same(&old.sent, &sent) {
-                self.now.push(Mirrored { sent, stat: old.stat });
+                self.now.push(Mirrored { sent, here: old.here });
                 return Ok(Bytes::NotWanted);
             }
             if !(old.sent.kind == Kind::Dir && sent.kind == Kind::Dir) {
@@ -218,18 +218,18 @@ impl<'a> Receiver<'a> {
             self.make_way(&sent)?;
         }
         let wanted = sent.kind == Kind::File && !is_name;
-        let stat = match (wanted, is_name) {
+        let here = match (wanted, is_name) {
             (true, _) => {
                 self.awaited.insert(index, None);
-                no_stat(&sent)
+                not_yet(&sent)
             }
             (_, true) => {
                 self.links.push(index);
-                no_stat(&sent)
+                not_yet(&sent)
             }
             _ => self.make(&sent)?,
         };
-        self.now.push(Mirrored { sent, stat });
+        self.now.push(Mirrored { sent, here });
         Ok(if wanted { Bytes::Wanted } else { Bytes::NotWanted })
     }
 
@@ -250,21 +250,21 @@ impl<'a> Receiver<'a> {
     }
 
     /// Takes a file that is awaited out of the list; one of which nothing came yet is made.
-    fn open(&mut self, index: usize) -> Result<Incoming, Error> {
+    fn open(&mut self, index: usize) -> Result<Box<Incoming>, Error> {
         match self.awaited.remove(&index) {
             Some(Some(incoming)) => return Ok(incoming),
             Some(None) => {}
             None => return Err(Error::io("receive", index.to_string(), Errno::INVAL)),
         }
         let sent = &self.now[index].sent;
-        let header = FileHeader { stat: &no_stat(sent), link: &[], xattrs: &sent.xattrs };
+        let header = FileHeader { stat: &not_yet(sent).stat, link: &[], xattrs: &sent.xattrs };
         let hasher = header.hasher(Flavor::Context);
         let (path, mode) = (sent.path.clone(), Mode::from_raw_mode(sent.mode & 0o777 | 0o200));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = self.dir(parent_of(&path))?;
         let file = rustix::fs::openat(dir, name_of(&path), flags, mode);
         let file = file.map_err(|errno| Error::io("create", shown(&path), errno))?;
-        Ok(Incoming { file: File::from(file), hasher, written: 0 })
+        Ok(Box::new(Incoming { file: File::from(file), hasher, written: 0 }))
     }
 
     /// The file with that number is whole.
@@ -280,17 +280,17 @@ impl<'a> Receiver<'a> {
         }
         rustix::fs::futimens(file, &timestamps((sent.mtime, sent.mtime)))
             .map_err(|errno| failed("set times of", errno))?;
-        let mut stat = Stat::from(rustix::fs::fstat(file).map_err(|errno| failed("stat", errno))?);
-        if stat.mode != sent.mode {
+        let mut here = Here::from(rustix::fs::fstat(file).map_err(|errno| failed("stat", errno))?);
+        if here.stat.mode != sent.mode {
             rustix::fs::fchmod(file, Mode::from_raw_mode(sent.mode))
                 .map_err(|errno| failed("change mode of", errno))?;
-            stat = Stat::from(rustix::fs::fstat(file).map_err(|errno| failed("stat", errno))?);
+            here = Here::from(rustix::fs::fstat(file).map_err(|errno| failed("stat", errno))?);
         }
         // The client's file may have grown or shrunk since it was listed.
         sent.size = incoming.written;
         let remembered = Remembered { digest: incoming.hasher.finish(), no_xattrs: sent.xattrs.is_empty() };
-        self.memo.put(&MemoKey::of(&stat), remembered);
-        entry.stat = stat;
+        self.memo.put(&MemoKey::of(&here.stat), remembered);
+        entry.here = here;
         Ok(())
     }
 
@@ -362,9 +362,9 @@ impl<'a> Receiver<'a> {
     fn remove(&mut self, old: &Mirrored) -> Result<(), Error> {
         self.changes()?;
         let path = &old.sent.path;
-        self.note_unlinked(&old.stat);
+        self.note_unlinked(&old.here.stat);
         while let Some(below) = self.before.next_if(|below| is_below(&below.sent.path, path)) {
-            self.note_unlinked(&below.stat);
+            self.note_unlinked(&below.here.stat);
         }
         let (root, name) = (self.root, name_of(path).to_owned());
         let dir = self.dir(parent_of(path))?;
@@ -396,21 +396,21 @@ impl<'a> Receiver<'a> {
     fn look_again(&mut self) -> Result<(), Error> {
         let unlinked = std::mem::take(&mut self.unlinked);
         for file in &mut self.now {
-            if file.sent.kind != Kind::File || !unlinked.contains(&file.stat.ino) {
+            if file.sent.kind != Kind::File || !unlinked.contains(&file.here.stat.ino) {
                 continue;
             }
             let stat = self.root.stat(lexical::to_path(&file.sent.path), Links::Refuse);
-            let stat = Stat::from(stat.map_err(|source| Error::io("stat", shown(&file.sent.path), source))?);
-            if let Some(known) = self.memo.get(&MemoKey::of(&file.stat)) {
-                self.memo.put(&MemoKey::of(&stat), known);
+            let here = Here::from(stat.map_err(|source| Error::io("stat", shown(&file.sent.path), source))?);
+            if let Some(known) = self.memo.get(&MemoKey::of(&file.here.stat)) {
+                self.memo.put(&MemoKey::of(&here.stat), known);
             }
-            file.stat = stat;
+            file.here = here;
         }
         Ok(())
     }
 
     /// Makes what has no bytes, or changes the directory that is there.
-    fn make(&mut self, sent: &Sent) -> Result<Stat, Error> {
+    fn make(&mut self, sent: &Sent) -> Result<Here, Error> {
         let failed = |call, errno: Errno| Error::io(call, shown(&sent.path), errno);
         let name = name_of(&sent.path).to_owned();
         let dir = self.dir(parent_of(&sent.path))?;
@@ -458,17 +458,17 @@ impl<'a> Receiver<'a> {
         let dir = self.dir(parent_of(&path))?;
         rustix::fs::linkat(&from_dir, &from, &*dir, &name, AtFlags::empty()).map_err(|errno| failed("link", errno))?;
         // Linking moved the ctime of all names: what was known by the old one is known by the new one.
-        let stat = Stat::from(lstat_at(&*dir, &name).map_err(|source| Error::io("stat", shown(&path), source))?);
-        let known = self.memo.get(&MemoKey::of(&self.now[target].stat));
+        let here = Here::from(lstat_at(&*dir, &name).map_err(|source| Error::io("stat", shown(&path), source))?);
+        let known = self.memo.get(&MemoKey::of(&self.now[target].here.stat));
         if let Some(known) = known {
-            self.memo.put(&MemoKey::of(&stat), known);
+            self.memo.put(&MemoKey::of(&here.stat), known);
         }
-        self.now[target].stat = stat;
+        self.now[target].here = here;
         let size = self.now[target].sent.size;
-        let inode = stat.ino;
+        let inode = here.stat.ino;
         for file in &mut self.now[target..=index] {
-            if file.sent.kind == Kind::File && (file.stat.ino == inode || file.sent.path == path) {
-                file.stat = stat;
+            if file.sent.kind == Kind::File && (file.here.stat.ino == inode || file.sent.path == path) {
+                file.here = here;
             }
         }
         self.now[index].sent.size = size;
@@ -483,7 +483,7 @@ impl<'a> Receiver<'a> {
             if sent.kind != Kind::Dir {
                 continue;
             }
-            let stat = &self.now[index].stat;
+            let stat = &self.now[index].here.stat;
             if !self.touched.contains(&sent.path) && stat.mode == sent.mode && stat.mtime == sent.mtime {
                 continue;
             }
@@ -498,7 +498,7 @@ impl<'a> Receiver<'a> {
             rustix::fs::utimensat(&dir, &name, &times, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|errno| failed("set times of", errno.into()))?;
             let stat = lstat_at(&dir, &name).map_err(|source| failed("stat", source))?;
-            self.now[index].stat = stat.into();
+            self.now[index].here = stat.into();
         }
         Ok(())
     }
@@ -578,11 +578,12 @@ fn set_xattr(name: &[u8], set: impl Fn(&OsStr) -> Result<(), Errno>) -> Result<(
 }
 
 /// What is known of a file before it is here.
-fn no_stat(sent: &Sent) -> Stat {
+fn not_yet(sent: &Sent) -> Here {
     let (dev, ino, nlink) = (0, 0, 1);
     let (atime, mtime, ctime) = (sent.mtime, sent.mtime, Time::default());
     let Sent { kind, mode, uid, gid, size, rdev, .. } = *sent;
-    Stat { kind, mode, uid, gid, size, atime, mtime, ctime, dev, ino, nlink, rdev }
+    let stat = Stat { kind, mode, uid, gid, size, atime, mtime, ctime, dev, ino, nlink, rdev };
+    Here { stat, allocated: 0 }
 }
 
 /// Names compare one by one, so that a slash is less than any other byte.

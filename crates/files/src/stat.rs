@@ -122,6 +122,11 @@ impl Stat {
     }
 }
 
+/// Bytes that the file system allocated for a file.
+pub(crate) fn allocated(stat: &rustix::fs::Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
+}
+
 impl From<rustix::fs::Stat> for Stat {
     #[expect(clippy::useless_conversion, reason = "the widths of these fields differ between architectures")]
     fn from(raw: rustix::fs::Stat) -> Stat {

@@ -7,34 +7,54 @@ use std::os::unix::fs::FileExt;
 use base::{Cancel, Hasher};
 use rustix::io::Errno;
 
-/// What is read at once; files that fit are read and written with one call each.
+/// What is read at once; files that fit are copied with one or two calls.
 pub(super) const BUFFER: usize = 256 * 1024;
 /// How much the kernel copies between two looks at cancellation.
 const STEP: usize = 64 << 20;
 
-/// Copies `size` bytes from the start of one file to the start of an empty one; tells how many it found.
-///
-/// With a hasher the bytes pass through here; else the kernel moves large files.
-pub(super) fn copy(
-    from: &File,
-    to: &File,
-    size: u64,
-    buffer: &mut [u8],
-    hasher: Option<&mut Hasher>,
-    cancel: Option<&Cancel>,
-) -> io::Result<u64> {
-    if size <= buffer.len() as u64 || hasher.is_some() {
-        return by_hand(from, to, size, buffer, hasher, cancel);
+/// Copies the bytes of files of one tree to another, one after the other.
+#[derive(Default)]
+pub(super) struct Copier {
+    buffer: Vec<u8>,
+    /// The kernel does not copy between these file systems: asking once is enough.
+    by_hand: bool,
+}
+
+impl Copier {
+    /// Copies `size` bytes from the start of one file to the start of an empty one; tells how many it found.
+    ///
+    /// With a hasher the bytes pass through here; else the kernel moves them, which shares them where the file system can.
+    pub(super) fn copy(
+        &mut self,
+        from: &File,
+        to: &File,
+        size: u64,
+        hasher: Option<&mut Hasher>,
+        cancel: Option<&Cancel>,
+    ) -> io::Result<u64> {
+        if hasher.is_some() {
+            return by_hand(from, to, size, self.buffer(), hasher, cancel);
+        }
+        if size > BUFFER as u64 {
+            if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+                return Ok(to.metadata()?.len());
+            }
+            if has_holes(from, size) {
+                return sparse(from, to, size, self.buffer(), cancel);
+            }
+        }
+        if !self.by_hand {
+            match by_kernel(from, to, size, cancel)? {
+                Some(copied) => return Ok(copied),
+                None => self.by_hand = true,
+            }
+        }
+        by_hand(from, to, size, self.buffer(), None, cancel)
     }
-    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
-        return Ok(to.metadata()?.len());
-    }
-    if has_holes(from, size) {
-        return sparse(from, to, size, buffer, cancel);
-    }
-    match by_kernel(from, to, size, cancel)? {
-        Some(copied) => Ok(copied),
-        None => by_hand(from, to, size, buffer, None, cancel),
+
+    fn buffer(&mut self) -> &mut [u8] {
+        self.buffer.resize(BUFFER, 0);
+        &mut self.buffer
     }
 }
 

@@ -46,7 +46,7 @@ use crate::mode::ModeChange;
 use crate::ops::set_times_again;
 use crate::owner::Owner;
 use crate::pattern::Matcher;
-use crate::stat::{Kind, Stat, Time};
+use crate::stat::{Kind, Stat, Time, allocated};
 use crate::target::{Target, Wanted, shown};
 
 pub use source::{Source, resolve_wildcards};
@@ -264,10 +264,6 @@ impl CopyJob<'_> {
         let times = self.action.timestamp.map(|time| (time, time));
         Wanted { owner: self.action.owner, mode: Some(self.action.mode.of_new_parents()), times }
     }
-}
-
-fn allocated(stat: &rustix::fs::Stat) -> u64 {
-    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
 }
 
 /// Absolute and clean, but keeps a trailing slash or dot, which say something.

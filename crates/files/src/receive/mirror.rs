@@ -1,5 +1,6 @@
 //! What a transfer left in a directory, in memory and as it is stored.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::iter::Peekable;
 use std::os::unix::ffi::OsStringExt;
@@ -11,7 +12,7 @@ use crate::stat::{Kind, Stat, Time};
 use crate::walk::Entry;
 
 /// What a [`Mirror`] begins with: its version.
-const MAGIC: &[u8; 8] = b"mirror01";
+const MAGIC: &[u8; 8] = b"mirror02";
 
 /// What a transfer left in a directory, as it is stored: with many files much smaller than in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,8 +31,21 @@ pub(super) struct Records {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mirrored {
     pub(super) sent: Sent,
-    /// The file here.
+    pub(super) here: Here,
+}
+
+/// A file here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Here {
     pub(super) stat: Stat,
+    /// Bytes that the file system allocated for it.
+    pub(super) allocated: u64,
+}
+
+impl From<rustix::fs::Stat> for Here {
+    fn from(stat: rustix::fs::Stat) -> Here {
+        Here { stat: stat.into(), allocated: crate::stat::allocated(&stat) }
+    }
 }
 
 impl Mirror {
@@ -66,12 +80,22 @@ impl Records {
 impl Received {
     /// The files, as a walk of the client's directory would list them.
     pub fn into_entries(self) -> impl Iterator<Item = Entry> {
-        self.0.into_iter().map(|Mirrored { sent, stat }| Entry {
+        self.0.into_iter().map(|Mirrored { sent, here: Here { stat, .. } }| Entry {
             path: lexical::to_path(&sent.path).to_owned(),
             // Nobody sends access times.
             stat: Stat { uid: sent.uid, gid: sent.gid, mode: sent.mode, atime: stat.mtime, ..stat },
             link: (sent.kind == Kind::Symlink).then(|| OsString::from_vec(sent.link)),
         })
+    }
+
+    /// Bytes that the file system allocated for all of it, without the root; a file with several names counts once.
+    pub fn allocated(&self) -> u64 {
+        let mut seen = HashSet::new();
+        let once = |file: &&Mirrored| {
+            let stat = &file.here.stat;
+            stat.kind == Kind::Dir || stat.nlink < 2 || seen.insert((stat.dev, stat.ino))
+        };
+        self.0.iter().filter(once).map(|file| file.here.allocated).sum()
     }
 
     /// Appends what [`Mirror::from_bytes`] reads.
@@ -83,14 +107,14 @@ impl Received {
 
 impl Mirrored {
     fn write_to(&self, bytes: &mut Vec<u8>) {
-        let Mirrored { sent, stat } = self;
+        let Mirrored { sent, here: Here { stat, allocated } } = self;
         put_text(bytes, &sent.path);
         put_text(bytes, &sent.link);
         bytes.push(kind_to_byte(sent.kind));
         [sent.mode, sent.uid, sent.gid, sent.mtime.nanos, stat.mtime.nanos, stat.ctime.nanos]
             .iter()
             .for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
-        [sent.size, sent.rdev, stat.size, stat.dev, stat.ino, stat.nlink]
+        [sent.size, sent.rdev, stat.size, stat.dev, stat.ino, stat.nlink, *allocated]
             .iter()
             .for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
         [sent.mtime.secs, stat.mtime.secs, stat.ctime.secs]
@@ -110,7 +134,8 @@ impl Mirrored {
         let [mode, uid, gid, sent_nanos, mtime_nanos, ctime_nanos] =
             [four()?, four()?, four()?, four()?, four()?, four()?];
         let mut eight = || take::<8>(rest).map(u64::from_le_bytes);
-        let [sent_size, rdev, size, dev, ino, nlink] = [eight()?, eight()?, eight()?, eight()?, eight()?, eight()?];
+        let [sent_size, rdev, size, dev, ino, nlink, allocated] =
+            [eight()?, eight()?, eight()?, eight()?, eight()?, eight()?, eight()?];
         let [sent_secs, mtime_secs, ctime_secs] = [eight()? as i64, eight()? as i64, eight()? as i64];
         let count = u32::from_le_bytes(take(rest)?);
         let mut xattrs = Xattrs::new();
@@ -122,7 +147,7 @@ impl Mirrored {
         let sent = Sent { path, kind, mode, uid, gid, size: sent_size, mtime, link, rdev, xattrs };
         let (mtime, ctime) = (time(mtime_secs, mtime_nanos), time(ctime_secs, ctime_nanos));
         let stat = Stat { kind, mode, uid, gid, size, atime: mtime, mtime, ctime, dev, ino, nlink, rdev };
-        Some(Mirrored { sent, stat })
+        Some(Mirrored { sent, here: Here { stat, allocated } })
     }
 }
 

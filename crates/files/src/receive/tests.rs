@@ -1,4 +1,5 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -42,6 +43,17 @@ fn file(path: &str, text: &str) -> Sent {
 
 fn dir(path: &str) -> Sent {
     sent(path, Kind::Dir, 0o755, "")
+}
+
+/// What a walk that looks at everything counts.
+fn allocated_below(dir: &Path, seen: &mut HashSet<u64>) -> u64 {
+    let entries = std::fs::read_dir(dir).expect("read").map(|entry| entry.expect("read"));
+    let of = |entry: std::fs::DirEntry| {
+        let meta = entry.metadata().expect("looked at");
+        let below = if meta.is_dir() { allocated_below(&entry.path(), seen) } else { 0 };
+        if seen.insert(meta.ino()) { below + meta.blocks() * 512 } else { below }
+    };
+    entries.map(of).sum()
 }
 
 struct Place {
@@ -95,6 +107,7 @@ impl Place {
         received.write_to(&mut bytes);
         let mirror = Mirror::from_bytes(bytes).expect("reads");
         assert!(self.changed || before.as_ref() == Some(&mirror));
+        assert_eq!(received.allocated(), allocated_below(self.dir.path(), &mut HashSet::new()));
         self.entries = received.into_entries().collect();
         let stored = Received(Records::of(Some(mirror.clone())).collect());
         assert_eq!(stored.into_entries().collect::<Vec<_>>(), self.entries);

@@ -13,8 +13,7 @@
 //! and use the answer twice: asking again while locked would wait for itself.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use base::Cancel;
@@ -98,8 +97,16 @@ pub struct CacheMount {
     key: String,
     /// What it took up when it was taken, if that was known.
     size: Option<u64>,
+    /// What who had it alone says of it.
+    told: OnceLock<Told>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Told {
     /// Nothing in it was changed.
-    untouched: AtomicBool,
+    Untouched,
+    /// It takes up that much now.
+    Takes(u64),
 }
 
 impl CacheMount {
@@ -111,7 +118,16 @@ impl CacheMount {
     /// Says that nothing in it was changed since it was taken, so that nobody need look how large it is now. Only who has it
     /// alone can know that.
     pub fn is_as_it_was(&self) {
-        self.untouched.store(true, Ordering::Relaxed);
+        _ = self.told.set(Told::Untouched);
+    }
+
+    /// Says how many bytes the file system allocated for what is in it now, so that nobody need count them. Only who has it
+    /// alone can know that.
+    pub fn holds(&self, inside: u64) {
+        // What cannot be looked at is counted later.
+        if let Ok(top) = rustix::fs::lstat(tree::dir(&self.store.inner, self.id())) {
+            _ = self.told.set(Told::Takes(inside + tree::blocks(&top)));
+        }
     }
 
     /// How to see and write it: a plain directory, unless it starts from a snapshot of several layers. Then it is an
@@ -132,12 +148,13 @@ impl CacheMount {
     }
 }
 
-/// Notes that the content of a cache mount is not what was last synced.
-fn note_change(inner: &Inner, id: SnapshotId) {
+/// Notes that the content of a cache mount is not what was last synced, and how large it is where that is known.
+fn note_change(inner: &Inner, id: SnapshotId, size: Option<u64>) {
     let seq = inner.snapshots.next_seq();
-    inner.snapshots.with_mut(id, |record| record.size = None);
+    inner.snapshots.with_mut(id, |record| record.size = size);
+    let size = size.map(|size| size as i64);
     let noted = inner.db.write("write to", |db| {
-        db.prepare_cached("UPDATE snapshot SET size = NULL, seq = ?2 WHERE id = ?1")?.execute((id.0, seq)).map(drop)
+        db.prepare_cached("UPDATE snapshot SET size = ?3, seq = ?2 WHERE id = ?1")?.execute((id.0, seq, size)).map(drop)
     });
     if let Err(error) = noted {
         tracing::debug!(%error, snapshot = %id, "cache mount's use was not noted");
@@ -159,9 +176,10 @@ fn note_size(inner: &Inner, id: SnapshotId, size: u64) {
 impl Drop for CacheMount {
     fn drop(&mut self) {
         let (inner, id) = (&self.store.inner, self.id());
-        match self.size.filter(|_| *self.untouched.get_mut()) {
-            Some(size) => note_size(inner, id, size),
-            None => note_change(inner, id),
+        match (self.told.get(), self.size) {
+            (Some(Told::Untouched), Some(size)) => note_size(inner, id, size),
+            (Some(Told::Takes(size)), _) => note_change(inner, id, Some(*size)),
+            _ => note_change(inner, id, None),
         }
         let woken = {
             let mut instances = locked(&inner.snapshots.instances);
@@ -213,7 +231,7 @@ impl Snapshots {
         };
         let size = inner.snapshots.with(hold.id(), |record| record.size).flatten();
         // From now on it changes: should the machine crash, it may be left half written.
-        note_change(inner, hold.id());
+        note_change(inner, hold.id(), None);
         let entry = instances.in_use.entry(hold.id());
         match request.sharing {
             Sharing::Shared => entry
@@ -225,7 +243,7 @@ impl Snapshots {
                 .or_insert(Use::Shared(1)),
             Sharing::Private | Sharing::Locked => entry.or_insert(Use::Alone),
         };
-        Ok(Some(CacheMount { store: self.0.clone(), hold: Some(hold), key, size, untouched: AtomicBool::new(false) }))
+        Ok(Some(CacheMount { store: self.0.clone(), hold: Some(hold), key, size, told: OnceLock::new() }))
     }
 
     /// Takes a cache mount, waiting while it is locked.

@@ -494,6 +494,11 @@ fn the_size_of_a_cache_mount_is_known_again_where_nothing_changed() {
     assert_eq!(size(), measured);
     drop(take());
     assert_eq!(size(), None, "it may have changed");
+    let mount = take();
+    mount.holds(8192);
+    drop(mount);
+    let empty = measured.expect("measured above");
+    assert_eq!(size(), Some(empty + 8192), "who changed it has counted");
 }
 
 /// Whoever has it mounted keeps it; whoever comes then, or waited, gets an empty one.
