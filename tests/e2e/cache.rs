@@ -61,6 +61,28 @@ fn check_changed(kitchen: &Kitchen, expected: &[&str]) {
     assert_eq!(ran(&ended), expected, "{ended:?}");
 }
 
+/// Of a process that has ended the next one knows what it read, also where nothing else had to be done.
+#[test]
+fn files_that_did_not_change_are_not_read_again() {
+    for who in EVERYBODY {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        kitchen.dockerfile("FROM scratch\nCOPY a /\n");
+        kitchen.file("a", "a");
+        // The first may find the file too fresh to tell by its times whether it changes again.
+        for _ in 0..2 {
+            kitchen.build("").succeeds();
+        }
+        let path = kitchen.world.path("context").join("a");
+        let watch = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::NONBLOCK).unwrap();
+        rustix::fs::inotify::add_watch(&watch, &path, rustix::fs::inotify::WatchFlags::OPEN).unwrap();
+        let was_opened = || rustix::io::read(&watch, &mut [0; 4096]).is_ok();
+        let ended = kitchen.build("").succeeds();
+        assert!(!was_opened(), "{who:?}: {ended:?}");
+        fs::read(&path).unwrap();
+        assert!(was_opened(), "{who:?}: the watch sees nothing");
+    }
+}
+
 #[test]
 fn a_step_with_the_same_input_content_is_cached_though_an_earlier_one_ran() {
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };

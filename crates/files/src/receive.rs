@@ -32,7 +32,7 @@ use crate::walk::{Entry, MAX_DEPTH, list};
 
 mod mirror;
 
-use mirror::{Here, Mirrored, Records};
+use mirror::{Files, Fixed, Here, Mirrored, Records};
 pub use mirror::{Mirror, Received};
 
 /// A file as the client describes it.
@@ -89,7 +89,7 @@ pub struct Receiver<'a> {
     /// What is there and unknown is somebody's, and makes way only for what has its name.
     keeps_others: bool,
     before: std::iter::Peekable<Records>,
-    now: Vec<Mirrored>,
+    now: Files,
     /// From the root down, the directories that the next entry may lie in: their indices in `now`.
     open: Vec<(Vec<u8>, Option<usize>)>,
     /// Names for files that were sent before, made at the end.
@@ -156,7 +156,7 @@ impl<'a> Receiver<'a> {
             differ,
             before_changes: Some(before_changes),
             keeps_others: false,
-            now: Vec::new(),
+            now: Files::default(),
             before: Records::of(mirror),
             open: vec![(Vec::new(), None)],
             links: Vec::new(),
@@ -180,7 +180,7 @@ impl<'a> Receiver<'a> {
             differ: Differ::None,
             before_changes: None,
             keeps_others: true,
-            now: Vec::new(),
+            now: Files::default(),
             before: Records::of(None),
             open: vec![(Vec::new(), None)],
             links: Vec::new(),
@@ -205,7 +205,7 @@ impl<'a> Receiver<'a> {
         let is_name = sent.kind == Kind::File && !sent.link.is_empty();
         if let Some(old) = old {
             if self.is_same(&old.sent, &sent) {
-                self.now.push(Mirrored { sent, here: old.here });
+                self.now.push(&Mirrored { sent, here: old.here });
                 return Ok(Bytes::NotWanted);
             }
             if !(old.sent.kind == Kind::Dir && sent.kind == Kind::Dir) {
@@ -229,7 +229,7 @@ impl<'a> Receiver<'a> {
             }
             _ => self.make(&sent)?,
         };
-        self.now.push(Mirrored { sent, here });
+        self.now.push(&Mirrored { sent, here });
         Ok(if wanted { Bytes::Wanted } else { Bytes::NotWanted })
     }
 
@@ -244,7 +244,7 @@ impl<'a> Receiver<'a> {
         incoming.hasher.update(bytes);
         incoming.written += bytes.len() as u64;
         let written = incoming.file.write_all(bytes);
-        written.map_err(|source| Error::io("write", shown(&self.now[index].sent.path), source))?;
+        written.map_err(|source| Error::io("write", shown(self.now.path(index)), source))?;
         self.awaited.insert(index, Some(incoming));
         Ok(())
     }
@@ -256,10 +256,10 @@ impl<'a> Receiver<'a> {
             Some(None) => {}
             None => return Err(Error::io("receive", index.to_string(), Errno::INVAL)),
         }
-        let sent = &self.now[index].sent;
-        let header = FileHeader { stat: &not_yet(sent).stat, link: &[], xattrs: &sent.xattrs };
+        let sent = self.now.get(index).sent;
+        let header = FileHeader { stat: &not_yet(&sent).stat, link: &[], xattrs: &sent.xattrs };
         let hasher = header.hasher(Flavor::Context);
-        let (path, mode) = (sent.path.clone(), Mode::from_raw_mode(sent.mode & 0o777 | 0o200));
+        let (path, mode) = (sent.path, Mode::from_raw_mode(sent.mode & 0o777 | 0o200));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = self.dir(parent_of(&path))?;
         let file = rustix::fs::openat(dir, name_of(&path), flags, mode);
@@ -270,8 +270,7 @@ impl<'a> Receiver<'a> {
     /// The file with that number is whole.
     pub fn close(&mut self, index: usize) -> Result<(), Error> {
         let incoming = self.open(index)?;
-        let entry = &mut self.now[index];
-        let sent = &mut entry.sent;
+        let sent = self.now.get(index).sent;
         let failed = |call, errno: Errno| Error::io(call, shown(&sent.path), errno);
         let file = &incoming.file;
         for (name, value) in &sent.xattrs {
@@ -286,11 +285,10 @@ impl<'a> Receiver<'a> {
                 .map_err(|errno| failed("change mode of", errno))?;
             here = Here::from(rustix::fs::fstat(file).map_err(|errno| failed("stat", errno))?);
         }
-        // The client's file may have grown or shrunk since it was listed.
-        sent.size = incoming.written;
         let remembered = Remembered { digest: incoming.hasher.finish(), no_xattrs: sent.xattrs.is_empty() };
         self.memo.put(&MemoKey::of(&here.stat), remembered);
-        entry.here = here;
+        // The client's file may have grown or shrunk since it was listed.
+        self.now.set(index, &Fixed { size: incoming.written, here, ..self.now.fixed(index) });
         Ok(())
     }
 
@@ -300,7 +298,7 @@ impl<'a> Receiver<'a> {
             self.remove_next()?;
         }
         if let Some(index) = self.awaited.keys().next() {
-            return Err(Error::Changed(shown(&self.now[*index].sent.path)));
+            return Err(Error::Changed(shown(self.now.path(*index))));
         }
         for index in std::mem::take(&mut self.links) {
             self.link(index)?;
@@ -317,7 +315,8 @@ impl<'a> Receiver<'a> {
         if sent.path.split(|byte| *byte == b'/').any(bad) {
             return refuse(Errno::INVAL);
         }
-        if self.now.last().is_some_and(|last| by_walk(&last.sent.path, &sent.path) != Ordering::Less) {
+        let last = self.now.len().checked_sub(1).map(|last| self.now.path(last));
+        if last.is_some_and(|last| by_walk(last, &sent.path) != Ordering::Less) {
             return refuse(Errno::INVAL);
         }
         let parent = parent_of(&sent.path);
@@ -395,16 +394,21 @@ impl<'a> Receiver<'a> {
     /// Looks again at files that lost names: that moved their ctime.
     fn look_again(&mut self) -> Result<(), Error> {
         let unlinked = std::mem::take(&mut self.unlinked);
-        for file in &mut self.now {
-            if file.sent.kind != Kind::File || !unlinked.contains(&file.here.stat.ino) {
+        if unlinked.is_empty() {
+            return Ok(());
+        }
+        for index in 0..self.now.len() {
+            let file = self.now.fixed(index);
+            if file.kind != Kind::File || !unlinked.contains(&file.here.stat.ino) {
                 continue;
             }
-            let stat = self.root.stat(lexical::to_path(&file.sent.path), Links::Refuse);
-            let here = Here::from(stat.map_err(|source| Error::io("stat", shown(&file.sent.path), source))?);
+            let path = self.now.path(index);
+            let stat = self.root.stat(lexical::to_path(path), Links::Refuse);
+            let here = Here::from(stat.map_err(|source| Error::io("stat", shown(path), source))?);
             if let Some(known) = self.memo.get(&MemoKey::of(&file.here.stat)) {
                 self.memo.put(&MemoKey::of(&here.stat), known);
             }
-            file.here = here;
+            self.now.set_here(index, here);
         }
         Ok(())
     }
@@ -446,11 +450,11 @@ impl<'a> Receiver<'a> {
 
     /// Gives a file another name.
     fn link(&mut self, index: usize) -> Result<(), Error> {
-        let Sent { path, link, .. } = self.now[index].sent.clone();
+        let Sent { path, link, .. } = self.now.get(index).sent;
         let failed = |call, errno: Errno| Error::io(call, shown(&path), errno);
         // Walk order is the order of the list.
-        let target = self.now.binary_search_by(|file| by_walk(&file.sent.path, &link));
-        let target = target.ok().filter(|target| *target < index && self.now[*target].sent.kind == Kind::File);
+        let target =
+            self.now.find(&link).filter(|target| *target < index && self.now.fixed(*target).kind == Kind::File);
         let target = target.ok_or_else(|| failed("link", Errno::NOENT))?;
         let (from, name) = (name_of(&link).to_owned(), name_of(&path).to_owned());
         let from_dir = self.root.open_dir(lexical::to_path(parent_of(&link)), Links::Refuse);
@@ -459,19 +463,19 @@ impl<'a> Receiver<'a> {
         rustix::fs::linkat(&from_dir, &from, &*dir, &name, AtFlags::empty()).map_err(|errno| failed("link", errno))?;
         // Linking moved the ctime of all names: what was known by the old one is known by the new one.
         let here = Here::from(lstat_at(&*dir, &name).map_err(|source| Error::io("stat", shown(&path), source))?);
-        let known = self.memo.get(&MemoKey::of(&self.now[target].here.stat));
+        let first = self.now.fixed(target);
+        let known = self.memo.get(&MemoKey::of(&first.here.stat));
         if let Some(known) = known {
             self.memo.put(&MemoKey::of(&here.stat), known);
         }
-        self.now[target].here = here;
-        let size = self.now[target].sent.size;
-        let inode = here.stat.ino;
-        for file in &mut self.now[target..=index] {
-            if file.sent.kind == Kind::File && (file.here.stat.ino == inode || file.sent.path == path) {
-                file.here = here;
+        self.now.set_here(target, here);
+        for other in target..index {
+            let file = self.now.fixed(other);
+            if file.kind == Kind::File && file.here.stat.ino == here.stat.ino {
+                self.now.set_here(other, here);
             }
         }
-        self.now[index].sent.size = size;
+        self.now.set(index, &Fixed { size: first.size, here, ..self.now.fixed(index) });
         Ok(())
     }
 
@@ -479,26 +483,26 @@ impl<'a> Receiver<'a> {
     fn settle_dirs(&mut self) -> Result<(), Error> {
         self.dir = None;
         for index in (0..self.now.len()).rev() {
-            let sent = &self.now[index].sent;
-            if sent.kind != Kind::Dir {
+            let Fixed { kind, mode, mtime, here, .. } = self.now.fixed(index);
+            if kind != Kind::Dir {
                 continue;
             }
-            let stat = &self.now[index].here.stat;
-            if !self.touched.contains(&sent.path) && stat.mode == sent.mode && stat.mtime == sent.mtime {
+            let is_settled = here.stat.mode == mode && here.stat.mtime == mtime;
+            if is_settled && !self.touched.contains(self.now.path(index)) {
                 continue;
             }
             self.changes()?;
-            let sent = &self.now[index].sent;
-            let failed = |call, source: std::io::Error| Error::io(call, shown(&sent.path), source);
-            let dir = self.root.parent(lexical::to_path(&sent.path), Links::Refuse);
+            let path = self.now.path(index);
+            let failed = |call, source: std::io::Error| Error::io(call, shown(path), source);
+            let dir = self.root.parent(lexical::to_path(path), Links::Refuse);
             let (dir, name) = dir.map_err(|source| failed("open", source))?;
-            rustix::fs::chmodat(&dir, &name, Mode::from_raw_mode(sent.mode), AtFlags::empty())
+            rustix::fs::chmodat(&dir, &name, Mode::from_raw_mode(mode), AtFlags::empty())
                 .map_err(|errno| failed("change mode of", errno.into()))?;
-            let times = timestamps((sent.mtime, sent.mtime));
+            let times = timestamps((mtime, mtime));
             rustix::fs::utimensat(&dir, &name, &times, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|errno| failed("set times of", errno.into()))?;
             let stat = lstat_at(&dir, &name).map_err(|source| failed("stat", source))?;
-            self.now[index].here = stat.into();
+            self.now.set_here(index, stat.into());
         }
         Ok(())
     }

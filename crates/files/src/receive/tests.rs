@@ -109,8 +109,9 @@ impl Place {
         assert!(self.changed || before.as_ref() == Some(&mirror));
         assert_eq!(received.allocated(), allocated_below(self.dir.path(), &mut HashSet::new()));
         self.entries = received.into_entries().collect();
-        let stored = Received(Records::of(Some(mirror.clone())).collect());
-        assert_eq!(stored.into_entries().collect::<Vec<_>>(), self.entries);
+        let mut stored = Files::default();
+        Records::of(Some(mirror.clone())).for_each(|file| stored.push(&file));
+        assert_eq!(Received(stored).into_entries().collect::<Vec<_>>(), self.entries);
         self.mirror = Some(mirror);
         self.is_whole();
         Ok(names)
