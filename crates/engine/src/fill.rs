@@ -141,7 +141,7 @@ async fn unpack_one(
                 tracing::warn!(%fault, layer = %layer.digest, "downloading a layer again");
                 // One that was here already and is no good would stay in the way.
                 if is_stored {
-                    let deleted = core.store.content().delete(&layer.digest);
+                    let deleted = core.store.content().discard(&layer.digest);
                     deleted.map_err(|e| store_fault("cannot discard a broken layer", e))?;
                 }
             }

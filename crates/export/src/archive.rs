@@ -27,7 +27,7 @@ pub(crate) async fn write(
     let names = names(image)?;
     let mut fetches = Vec::new();
     for layer in assembled.layers.iter().filter(|layer| !layer.present) {
-        fetches.push(context.lazy.fetch_blob(layer.snapshot));
+        fetches.push(context.lazy.fetch_blob(layer.snapshot.id()));
     }
     stream::iter(fetches).buffer_unordered(4).try_collect::<Vec<()>>().await?;
 

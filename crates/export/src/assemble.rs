@@ -168,7 +168,7 @@ fn inline_cache(
     let text = match options.rewrite_timestamp && options.epoch.is_some() {
         true => "no inline cache: layers with rewritten timestamps are not the results of the steps\n",
         false => {
-            let layers: Vec<_> = layers.iter().map(|layer| (layer.snapshot, layer.diff_id)).collect();
+            let layers: Vec<_> = layers.iter().map(|layer| (layer.snapshot.id(), layer.diff_id)).collect();
             match inline.records(&layers) {
                 Some(records) => return Some(records),
                 None => "no inline cache: the image has no layer that a step made\n",

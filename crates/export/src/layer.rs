@@ -8,11 +8,11 @@ use std::sync::Arc;
 use base::{Digest, Fault, Kind};
 use image::layer::{Entry, Time};
 use image::{Compression, CompressionOptions, Descriptor, annotation, media_type};
-use store::{LayerRecord, LazyLayer, SnapshotId, Store};
+use store::{Hold, LayerRecord, LazyLayer, SnapshotId, Store};
 
 use crate::{Context, ImageOptions, store_fault};
 
-/// One layer of a result.
+/// One layer of a result. Its blob stays, or can be brought, as long as this lives.
 #[derive(Clone, Debug)]
 pub struct Layer {
     /// Its blob.
@@ -23,8 +23,8 @@ pub struct Layer {
     pub description: String,
     /// When it was made.
     pub created: Option<jiff::Timestamp>,
-    /// The snapshot that it is of.
-    pub snapshot: SnapshotId,
+    /// The snapshot that it is of. What a snapshot refers to is not removed.
+    pub snapshot: Hold,
     /// Repositories that have the blob, if it was pulled and not made anew.
     pub sources: Vec<String>,
     /// Its bytes are in the content store.
@@ -86,13 +86,16 @@ async fn layer(
     foreign: Foreign,
 ) -> Result<Layer, Fault> {
     let snapshots = context.store.snapshots();
-    let info = snapshots.info(&id).ok_or_else(|| Fault::new(Kind::Internal, format!("snapshot {id} is gone")))?;
+    let gone = || Fault::new(Kind::Internal, format!("snapshot {id} is gone"));
+    // Before anybody looks whether a blob is there.
+    let snapshot = snapshots.hold_quietly(&id).ok_or_else(gone)?;
+    let info = snapshots.info(&id).ok_or_else(gone)?;
     let shown = |descriptor: Descriptor, diff_id, sources, present| Layer {
         descriptor,
         diff_id,
         description: info.description.clone(),
         created: jiff::Timestamp::try_from(info.created_at).ok(),
-        snapshot: id,
+        snapshot: snapshot.clone(),
         sources,
         present,
     };
@@ -106,7 +109,7 @@ async fn layer(
         let present = context.store.content().has(&lazy.digest);
         return Ok(shown(descriptor, lazy.diff_id, lazy.sources.clone(), present));
     }
-    let record = made(context, id, wanted, epoch).await?;
+    let record = made(context, &snapshot, wanted, epoch).await?;
     let mut descriptor = Descriptor::new(record.media_type.clone(), record.digest, record.size);
     descriptor.annotations.clone_from(&record.annotations);
     if let Some(epoch) = epoch {
@@ -139,11 +142,12 @@ fn variant(wanted: &CompressionOptions, epoch: Option<i64>) -> String {
 /// A blob made from the snapshot, now or earlier.
 async fn made(
     context: &Context,
-    id: SnapshotId,
+    snapshot: &Hold,
     wanted: &CompressionOptions,
     epoch: Option<i64>,
 ) -> Result<LayerRecord, Fault> {
     let snapshots = context.store.snapshots();
+    let id = snapshot.id();
     let variant = variant(wanted, epoch);
     let content = context.store.content();
     let failed = |e| store_fault("cannot read the layers of a snapshot", e);
@@ -156,26 +160,25 @@ async fn made(
     if let Some(record) = known.filter(|record| content.has(&record.digest)) {
         return Ok(record);
     }
-    let hold = snapshots.hold_quietly(&id);
-    let hold = hold.ok_or_else(|| Fault::new(Kind::Internal, format!("snapshot {id} is gone")))?;
-    context.lazy.fill(&hold).await?;
-    let (store, wanted, cancel) = (context.store.clone(), *wanted, context.cancel.clone());
+    context.lazy.fill(snapshot).await?;
+    // The thread may outlive whoever waits for it.
+    let (store, snapshot, wanted, cancel) = (context.store.clone(), snapshot.clone(), *wanted, context.cancel.clone());
     context
         .blocking(format!("making a layer of snapshot {id}"), move || {
-            make(&store, id, &variant, &wanted, epoch, &cancel)
+            make(&store, &snapshot, &variant, &wanted, epoch, &cancel)
         })
         .await
 }
 
 fn make(
     store: &Store,
-    id: SnapshotId,
+    snapshot: &Hold,
     variant: &str,
     wanted: &CompressionOptions,
     epoch: Option<i64>,
     cancel: &base::Cancel,
 ) -> Result<LayerRecord, Fault> {
-    let snapshots = store.snapshots();
+    let (snapshots, id) = (store.snapshots(), snapshot.id());
     let made = match EntryMap::of(epoch) {
         EntryMap::Keep => snapshots.make_blob(&id, variant, wanted, cancel),
         map => snapshots.make_blob_with(&id, variant, wanted, cancel, |entry| map.apply(entry)),

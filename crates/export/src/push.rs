@@ -129,13 +129,13 @@ async fn push_layer(context: &Context, repository: &Repository, layer: &Layer) -
         return Ok(());
     }
     if !layer.present && neighbours.is_empty() {
-        context.lazy.fetch_blob(layer.snapshot).await?;
+        context.lazy.fetch_blob(layer.snapshot.id()).await?;
     }
     let pushed = push_blob(context, repository, &layer.descriptor, &neighbours).await;
     match pushed {
         // The mount was refused and the bytes are not here: bring them and try once more.
         Err(_) if !layer.present && !context.store.content().has(&layer.descriptor.digest) => {
-            context.lazy.fetch_blob(layer.snapshot).await?;
+            context.lazy.fetch_blob(layer.snapshot.id()).await?;
             push_blob(context, repository, &layer.descriptor, &neighbours).await?;
         }
         other => other?,

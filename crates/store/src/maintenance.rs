@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::content::remove_unwanted;
 use crate::snapshot::tree;
 use crate::{Error, Inner, Result, locked};
 
@@ -233,14 +234,12 @@ pub(crate) fn remove_orphan_blobs(inner: &Inner, unused_since: i64) -> Result<u6
     let mut freed = 0;
     for (digest, size) in orphans {
         let read_since = locked(&inner.content.used).get(&digest).is_some_and(|at| *at >= unused_since);
-        if read_since || inner.content.is_held(&digest) {
+        if read_since {
             continue;
         }
-        inner.db.write("write to", |db| {
-            db.prepare_cached("DELETE FROM blob WHERE digest = ?1")?.execute([digest.as_bytes()]).map(drop)
-        })?;
-        inner.content.remove_unheld(&inner.dir, &digest)?;
-        freed += size.unsigned_abs();
+        if remove_unwanted(inner, &digest)? {
+            freed += size.unsigned_abs();
+        }
     }
     Ok(freed)
 }

@@ -173,8 +173,8 @@ async fn prepare_and_send(
     lacking: Lacking,
 ) -> Result<Option<Descriptor>, Fault> {
     let preparing = context.tasks.start("preparing build cache for export", 0);
-    let (layers, holds) = (HashMap::new(), Vec::new());
-    let mut results = Results { core, job, context, options, lacking, layers, holds, lost: 0, cause: None };
+    let layers = HashMap::new();
+    let mut results = Results { core, job, context, options, lacking, layers, lost: 0, cause: None };
     let made = results.collect(chain).await?;
     let draft = Draft::new(chain, &made);
     drop(preparing);
@@ -211,8 +211,6 @@ struct Results<'a> {
     options: &'a ExportOptions,
     lacking: Lacking,
     layers: HashMap<SnapshotId, Layer>,
-    /// Nothing that was found goes before it is sent.
-    holds: Vec<Hold>,
     /// How many were wanted and cannot be had.
     lost: usize,
     /// Why, of the first one.
@@ -252,7 +250,7 @@ impl Results<'_> {
     async fn make(&mut self, record: &ChainRecord) -> Result<Option<Made>, Fault> {
         let mut is_lost_here = false;
         for result in &record.results {
-            let Some((hold, chain)) = self.find(result).await? else { continue };
+            let Some((_hold, chain)) = self.find(result).await? else { continue };
             let depth = chain.len();
             let mut layers = Vec::with_capacity(depth);
             for id in chain {
@@ -267,7 +265,6 @@ impl Results<'_> {
                 }
             }
             if layers.len() == depth {
-                self.holds.push(hold);
                 return Ok(Some(Made { layers, created_at: result.result.created_at }));
             }
         }
@@ -277,10 +274,9 @@ impl Results<'_> {
 
     async fn there(&mut self, record: &ChainRecord) -> Result<Option<Made>, Fault> {
         for result in &record.results {
-            let Some((hold, chain)) = self.find(result).await? else { continue };
+            let Some((_hold, chain)) = self.find(result).await? else { continue };
             let layers: Option<Vec<Descriptor>> = chain.iter().map(|id| self.layers.get(id).map(describe)).collect();
             if let Some(layers) = layers {
-                self.holds.push(hold);
                 return Ok(Some(Made { layers, created_at: result.result.created_at }));
             }
         }
@@ -433,7 +429,7 @@ pub(crate) async fn put_layer(context: &Context, cache: &dyn CacheDir, layer: &L
     let Descriptor { digest, size, .. } = layer.descriptor;
     let _task = context.tasks.start(format!("writing layer {digest}"), size);
     if !content.has(&digest) {
-        context.lazy.fetch_blob(layer.snapshot).await?;
+        context.lazy.fetch_blob(layer.snapshot.id()).await?;
     }
     let blob = content.get(&digest).map_err(|e| crate::core::store_fault("cannot read a layer", e))?;
     let blob = blob.ok_or_else(|| Fault::new(Kind::Internal, format!("layer {digest} is gone")))?;

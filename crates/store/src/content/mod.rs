@@ -19,12 +19,14 @@ use crate::{Error, Result, Store, locked, now, time};
 
 mod claim;
 mod lease;
+mod remove;
 mod sweep;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use claim::{Claim, ClaimGuard};
+pub(crate) use remove::remove_unwanted;
 pub(crate) use sweep::sweep;
 pub use writer::Writer;
 
@@ -97,7 +99,7 @@ impl Content {
             .map_err(|e| Error::io("read blob", self.path(digest), e))?;
         if Digest::of(&bytes) != *digest {
             tracing::warn!(%digest, "dropped a blob that is not what its name says");
-            self.delete(digest)?;
+            self.discard(digest)?;
             return Ok(None);
         }
         Ok(Some(bytes))
@@ -170,16 +172,15 @@ impl Content {
         claim::claim_wait(self, digest, cancel)
     }
 
-    /// Removes the blob unless it is held. Says whether it was there and is gone.
+    /// Removes the blob unless it is held or a snapshot refers to it. Says whether it was there and is gone.
     pub fn delete(&self, digest: &Digest) -> Result<bool> {
-        if locked(&self.0.inner.content.holds).contains_key(digest) {
-            return Ok(false);
-        }
-        self.0.inner.db.write("write to", |db| {
-            db.prepare_cached("DELETE FROM blob_ref WHERE digest = ?1")?.execute([digest.as_bytes()])?;
-            db.prepare_cached("DELETE FROM blob WHERE digest = ?1")?.execute([digest.as_bytes()])
-        })?;
-        self.0.inner.content.remove_unheld(&self.0.inner.dir, digest)
+        remove::remove_unwanted(&self.0.inner, digest)
+    }
+
+    /// Removes a blob that is not what its name says, whatever refers to it, unless it is held. Says whether it was there
+    /// and is gone.
+    pub fn discard(&self, digest: &Digest) -> Result<bool> {
+        remove::remove_unheld(&self.0.inner, digest)
     }
 
     /// Sets a label of the blob (`containerd.io/distribution.source.<registry>` = repositories).
@@ -203,12 +204,14 @@ impl Content {
         Ok(self.info(digest)?.map(|info| info.labels).unwrap_or_default())
     }
 
-    /// Ties the blob to a snapshot: it goes when the last snapshot that it is tied to goes.
+    /// Ties the blob to a snapshot: it goes when the last snapshot that it is tied to goes. One that is gone ties nothing.
     pub fn attach(&self, digest: &Digest, snapshot: &crate::SnapshotId) -> Result<()> {
         let attach = || {
             self.0.inner.db.write("write to", |db| {
-                let mut statement =
-                    db.prepare_cached("INSERT OR IGNORE INTO blob_ref (snapshot, digest) VALUES (?1, ?2)")?;
+                let mut statement = db.prepare_cached(
+                    "INSERT OR IGNORE INTO blob_ref (snapshot, digest)
+                     SELECT ?1, ?2 WHERE EXISTS (SELECT 1 FROM snapshot WHERE id = ?1)",
+                )?;
                 statement.execute((snapshot.0, digest.as_bytes())).map(drop)
             })
         };
@@ -275,16 +278,6 @@ impl Drop for BlobHold {
 }
 
 impl State {
-    /// Removes the blob's file unless it is held (by now). Who holds it after this writes it anew; the lock sees to it that
-    /// nobody's new file is taken for the old one. Says whether it was there and is gone.
-    pub(crate) fn remove_unheld(&self, dir: &Path, digest: &Digest) -> Result<bool> {
-        let holds = locked(&self.holds);
-        if holds.contains_key(digest) || self.claims.is_claimed(digest) {
-            return Ok(false);
-        }
-        remove_file(&blob_path(dir, digest))
-    }
-
     pub(crate) fn is_held(&self, digest: &Digest) -> bool {
         locked(&self.holds).contains_key(digest) || self.claims.is_claimed(digest)
     }

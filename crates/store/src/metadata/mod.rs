@@ -65,8 +65,18 @@ impl Db {
     pub(crate) fn write<T>(
         &self,
         doing: &'static str,
-        mut work: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T>,
+        work: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T> {
+        self.write_then(doing, work, |value| value)
+    }
+
+    /// The same, and `then` follows before anybody else writes: what `work` has found is still so.
+    pub(crate) fn write_then<T, U>(
+        &self,
+        doing: &'static str,
+        mut work: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T>,
+        then: impl FnOnce(T) -> U,
+    ) -> Result<U> {
         let mut writer = locked(&self.writer);
         let result = match transact(&mut writer, &mut work) {
             Err(damage) if is_damage(&damage) => {
@@ -75,7 +85,7 @@ impl Db {
             }
             result => result,
         };
-        result.map_err(|e| Error::database(doing, e))
+        result.map(then).map_err(|e| Error::database(doing, e))
     }
 
     /// Runs `work` on one consistent view of what is committed, beside any writer. It may run twice.

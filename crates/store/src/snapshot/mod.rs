@@ -33,7 +33,7 @@ pub use layers::LayerRecord;
 pub(crate) use lazy::settle_all;
 pub use lazy::{FillTarget, Filled, LazyLayer};
 pub(crate) use load::load;
-pub(crate) use remove::remove_free;
+pub(crate) use remove::{refer_to, remove_free};
 pub(crate) use table::{Record, State};
 
 /// The name of a snapshot, never used again once it is gone.

@@ -4,6 +4,7 @@ use base::Digest;
 use rusqlite::Connection;
 
 use super::{Record, SnapshotId, tree};
+use crate::content::remove_unwanted;
 use crate::{Inner, Result, keys, maintenance};
 
 /// Removes those of the snapshots that nobody holds and nothing stands on. Answers which went.
@@ -20,16 +21,9 @@ pub(super) fn remove_all(inner: &Inner, doomed: Vec<(SnapshotId, Record)>) -> Re
         return Ok(());
     }
     let ids: Vec<SnapshotId> = doomed.iter().map(|(id, _)| *id).collect();
-    let orphans = inner.db.write("write to", |db| {
-        let mut orphans = delete_rows(db, &ids)?;
-        orphans.retain(|digest| !inner.content.is_held(digest));
-        for digest in &orphans {
-            db.prepare_cached("DELETE FROM blob WHERE digest = ?1")?.execute([digest.as_bytes()])?;
-        }
-        Ok(orphans)
-    });
-    let orphans = match orphans {
-        Ok(orphans) => orphans,
+    let blobs = inner.db.write("write to", |db| delete_rows(db, &ids));
+    let blobs = match blobs {
+        Ok(blobs) => blobs,
         Err(error) => {
             inner.snapshots.restore(doomed);
             return Err(error);
@@ -42,13 +36,11 @@ pub(super) fn remove_all(inner: &Inner, doomed: Vec<(SnapshotId, Record)>) -> Re
             maintenance::discard(inner, &path);
         }
     }
-    for digest in &orphans {
-        inner.content.remove_unheld(&inner.dir, digest)?;
-    }
-    Ok(())
+    // Another build may have made the same ones, or have found them, since then.
+    blobs.iter().try_for_each(|digest| remove_unwanted(inner, digest).map(drop))
 }
 
-/// Deletes the rows of snapshots, their results, keys and values. Returns the blobs that nothing refers to any more.
+/// Deletes the rows of snapshots, their results, keys and values. Returns the blobs that they referred to.
 pub(super) fn delete_rows(db: &Connection, ids: &[SnapshotId]) -> rusqlite::Result<Vec<Digest>> {
     let mut blobs: Vec<[u8; 32]> = Vec::new();
     for id in ids {
@@ -72,22 +64,15 @@ pub(super) fn delete_rows(db: &Connection, ids: &[SnapshotId]) -> rusqlite::Resu
     }
     blobs.sort_unstable();
     blobs.dedup();
-    let mut orphans = Vec::new();
-    for digest in blobs {
-        let mut query = db.prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM layer WHERE digest = ?1) OR EXISTS (SELECT 1 FROM blob_ref WHERE digest = ?1)",
-        )?;
-        let wanted: bool = query.query_row([digest], |row| row.get(0))?;
-        if !wanted && !lazy_wants(db, &digest)? {
-            orphans.push(Digest::from_bytes(digest));
-        }
-    }
-    Ok(orphans)
+    Ok(blobs.into_iter().map(Digest::from_bytes).collect())
 }
 
-/// Whether a lazy layer is made from this blob. Their descriptors are JSON, and few snapshots have one.
-fn lazy_wants(db: &Connection, digest: &[u8; 32]) -> rusqlite::Result<bool> {
-    let pattern = Digest::from_bytes(*digest).to_string();
-    let mut query = db.prepare_cached("SELECT EXISTS (SELECT 1 FROM snapshot WHERE instr(lazy, ?1) > 0)")?;
-    query.query_row([pattern], |row| row.get(0))
+/// Whether a snapshot refers to a blob: as a layer of it, as something it needs, or as the lazy layer that it is made from.
+/// Descriptors of lazy layers are JSON, and few snapshots have one. Those of another identity are not ours to bring back.
+pub(crate) fn refer_to(db: &Connection, identity: i64, digest: &Digest) -> rusqlite::Result<bool> {
+    let mut query = db.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM layer WHERE digest = ?1) OR EXISTS (SELECT 1 FROM blob_ref WHERE digest = ?1)
+             OR EXISTS (SELECT 1 FROM snapshot WHERE identity = ?2 AND instr(lazy, ?3) > 0)",
+    )?;
+    query.query_row((digest.as_bytes(), identity, digest.to_string()), |row| row.get(0))
 }

@@ -16,6 +16,8 @@ mod filter;
 mod order;
 
 #[cfg(test)]
+mod beside;
+#[cfg(test)]
 mod tests;
 
 pub use filter::UsageFilter;
