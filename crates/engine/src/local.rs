@@ -19,7 +19,7 @@ use store::Hold;
 use sys::path::Root;
 use tokio::sync::OnceCell;
 
-use crate::core::{Core, NO_SPACE, blocking, store_fault};
+use crate::core::{Core, blocking, store_fault};
 use crate::job::Job;
 use crate::memo::FileDigests;
 use crate::ops::OpContext;
@@ -200,7 +200,7 @@ async fn mirrored(
         }
         Ok((Arc::new(root), checksum::Tree::of_entries(received.into_entries()), memo, mirror))
     });
-    let tree = tree.await.map_err(|fault| if room::is_full(&fault) { fault.hint(NO_SPACE) } else { fault });
+    let tree = tree.await.map_err(|fault| if room::is_full(&fault) { fault.hint(base::hint::no_space()) } else { fault });
     let (root, tree, memo, mirror) = tree?;
     let exclude = filter.exclude.clone();
     let tree = LocalTree { root, tree, memo, exclude, copy: OnceCell::new(), _mirror: Some(mirror) };
