@@ -165,7 +165,8 @@ fn space_hint(store: &store::Store, tail: &[u8]) -> Option<String> {
 /// What to try where the kernel cannot run a step's program.
 fn platform_hint(ctx: &OpContext, exit: &Exit, tail: &[u8]) -> Option<String> {
     let said = String::from_utf8_lossy(tail).to_lowercase();
-    if exit.code != 126 || !said.trim_end().ends_with("exec format error") {
+    // Of a shell it is 126.
+    if !matches!(exit.code, 1 | 126) || !said.trim_end().ends_with("exec format error") {
         return None;
     }
     let here = Platform::host();
