@@ -4,7 +4,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use crate::harness::World;
+use crate::daemon::Served;
+use crate::harness::{World, is_root};
+use crate::who::Who;
 
 const NAME: &str = "StageNameCasing: Stage name 'Foo' should be lowercase (line 1)";
 const IGNORED: &str = r#"CopyIgnoredFile: Attempting to Copy file "a.log" that is excluded by .dockerignore (line 2)"#;
@@ -61,6 +63,20 @@ fn a_cached_build_warns_again() {
     }
     let quiet = world.hullworks(["build", "--quiet", "--root"]).arg(world.path("state")).arg("context").succeeds();
     assert!(!quiet.stderr.contains("Casing"), "{quiet:?}");
+}
+
+#[test]
+fn clients_of_a_daemon_are_told_what_is_excluded() {
+    let Some(served) = Served::new(if is_root() { Who::Root } else { Who::Single }, "") else { return };
+    let kitchen = &served.kitchen;
+    kitchen.file(".dockerignore", "*.log\n");
+    kitchen.file("a.log", "a");
+    kitchen.dockerfile("FROM scratch\nCOPY a.log /\n");
+    served.build("").fails().says("\"/a.log\": not found").hints("`.dockerignore` excludes `/a.log`");
+    kitchen.dockerfile("FROM scratch\nCOPY b.txt /\n");
+    let ended = served.build("").fails();
+    assert!(!ended.stderr.contains("excludes"), "{ended:?}");
+    served.ends();
 }
 
 #[test]

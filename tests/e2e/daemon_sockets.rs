@@ -93,6 +93,11 @@ fn a_daemon_with_an_authority_talks_to_its_clients_only() {
     let deceived = guarded.asks("client", "strangers");
     assert_eq!(deceived.code, Some(1), "{deceived:?}");
     deceived.says("certificate");
+    // Of a key that is another certificate's, both files are named.
+    fs::copy(dir.join("client.pem"), dir.join("mixed.pem")).unwrap();
+    fs::copy(dir.join("stranger.key"), dir.join("mixed.key")).unwrap();
+    let shown = dir.display();
+    guarded.asks("mixed", "ca").says(&format!("cannot use `{shown}/mixed.pem` with the key `{shown}/mixed.key`: "));
     // And who talks in the clear gets nothing.
     let world = &guarded.served.kitchen.world;
     let plain = guarded.served.kitchen.who.run(world, world.path("buildctl").to_str().unwrap());

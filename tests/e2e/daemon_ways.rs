@@ -1,7 +1,9 @@
 //! How our client finds a daemon: addresses that other programs carry out, variables, and how long it tries.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use crate::daemon::Served;
@@ -144,6 +146,37 @@ fn a_client_names_a_server_that_is_no_daemon() {
         ended.says(&format!("error: no buildkitd answers at `{address}`: what listens there speaks HTTP/1"));
         ended.hints("another server listens there: name buildkitd's address by `--addr` or BUILDKIT_HOST");
     }
+    served.ends();
+}
+
+/// The same at a socket of this machine, where a client asks without knocking.
+#[test]
+fn a_client_names_a_socket_that_is_no_daemon_s_or_not_for_it() {
+    let Some(served) = Served::new(Who::Single, "") else { return };
+    served.kitchen.dockerfile("FROM scratch\n");
+    let listens = |name: &str, mode| {
+        let path = served.kitchen.world.path(name);
+        let listener = UnixListener::bind(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        (listener, format!("unix://{}", path.display()))
+    };
+    let (listener, address) = listens("web.sock", 0o777);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+    });
+    for command in [&["debug", "workers"][..], &["build", "--frontend=dockerfile.v0", "--local=context=context"]] {
+        let ended = at(&served, &address).args(command).fails();
+        ended.says(&format!("no buildkitd answers at `{address}`: what listens there speaks HTTP/1"));
+        ended.hints("another server listens there: name buildkitd's address by `--addr` or BUILDKIT_HOST");
+    }
+    let (_listener, address) = listens("shut.sock", 0);
+    let ended = at(&served, &address).args(["debug", "workers"]).fails();
+    ended.says(&format!("cannot reach the daemon at `{address}`: ")).says("Permission denied");
+    ended.says("hint: this user may not use the socket: ");
     served.ends();
 }
 

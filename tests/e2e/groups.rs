@@ -170,6 +170,13 @@ fn limits_of_steps_hold_and_are_no_part_of_the_cache_key() {
     build(&kitchen, &[&limit]).fails().says("exit code: 137: out of memory, limit 67.11MB");
     build(&kitchen, &["memory=64m"]).fails().says("memory").says("`64m` is not a number of bytes above 0");
     build(&kitchen, &["cpusetcpus=3-1"]).fails().says("cpusetcpus");
+    // By docker's flags.
+    let all = "--cpu-shares 512 --cpu-period 100000 --cpu-quota 50000 --cpuset-cpus 0 --cpuset-mems 0 --memory-swap -1";
+    let ended = kitchen.build(&format!("--memory 64m {all}")).fails();
+    ended.says("exit code: 137: out of memory, limit 67.11MB");
+    assert!(!ended.stderr.contains("has no effect"), "{ended:?}");
+    kitchen.build("--memory lots").fails().says("--memory").says("`lots`");
+    kitchen.build("--cpuset-cpus 3-1").fails().says("cpusetcpus");
 }
 
 #[test]

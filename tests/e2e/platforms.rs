@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use proto::moby::buildkit::v1 as wire;
@@ -62,9 +63,17 @@ fn platforms_share_a_directory_where_one_asks_for_it() {
     check("cleaned");
     kitchen.build(&format!("--platform {BOTH} {}", line("local", "here"))).succeeds();
     check("here");
+    for dir in ["sent", "here"] {
+        let mode = fs::metadata(world.path(dir)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{dir} is made for others, too");
+    }
     served.build(&format!("{remote} {}", line("tar", "sent.tar"))).succeeds();
     kitchen.build(&format!("--platform {BOTH} {}", line("tar", "here.tar"))).succeeds();
     for tar in ["sent.tar", "here.tar"] {
+        let listed = world.run("tar").args(["tf", tar]).succeeds().stdout;
+        let listed = String::from_utf8(listed).unwrap();
+        let once: BTreeSet<&str> = listed.lines().collect();
+        assert_eq!(listed.lines().count(), once.len(), "{listed}");
         let dir = format!("{tar}.d");
         fs::create_dir(world.path(&dir)).unwrap();
         world.run("tar").args(["xf", tar, "-C", &dir]).succeeds();
@@ -191,6 +200,14 @@ fn the_same_image_of_all_platforms_is_asked_for_once() {
             let numbers: BTreeSet<&str> = shown.filter_map(|line| line.split(' ').next()).collect();
             assert_eq!(numbers.len(), expected, "{from}: {said}");
         }
+        let raw = served.build(&format!("--progress=rawjson --opt platform={BOTH}")).succeeds().stderr;
+        let ends = raw.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).flat_map(|event| {
+            let vertices = event["vertexes"].as_array().cloned().unwrap_or_default();
+            vertices.into_iter().filter(|vertex| {
+                vertex["completed"].is_string() && vertex["name"].as_str().unwrap().contains("load metadata for ")
+            })
+        });
+        assert_eq!(ends.count(), expected, "{from}: {raw}");
     }
     served.ends();
 }

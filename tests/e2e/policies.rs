@@ -81,7 +81,10 @@ fn policies_say_which_sources_are_used() {
         let _ = fs::remove_dir_all(kitchen.world.path("out"));
         run("convert.json").succeeds();
         assert_eq!(fs::read_to_string(kitchen.world.path("out/seen")).unwrap(), "other", "{client}");
-        fails("deny.json").says("denied by policy").says("docker-image://docker.io/library/busybox:latest");
+        let denied = fails("deny.json");
+        denied.says("denied by policy").says("docker-image://docker.io/library/busybox:latest");
+        denied.says("cannot resolve `busybox`: could not resolve image due to policy");
+        denied.says("hint: the rule that denies it is for `");
         fails("loop.json").says("too many");
         fails("many.json").says("source policies have 1001 rules: at most 1000 are taken");
         if *client != "docker-buildx" {

@@ -287,9 +287,15 @@ fn what_a_mirror_said_stands_beside_what_the_registry_said() {
     kitchen.world.write("buildkitd.toml", format!("{}mirrors = [\"{mirror}\"]\n{}", plain(&host), plain(&mirror)));
     kitchen.dockerfile(&format!("FROM {host}/team/none:1\nCOPY Dockerfile /\n"));
     let ended = kitchen.build("").fails();
-    let said =
-        format!("{host}/team/none:1: registry answered 404 (manifest unknown); mirror `{mirror}` answered 403 (");
-    ended.says(&said).hints(SPELLING);
+    ended.says(&format!("{host}/team/none:1: mirror `{mirror}` answered 403 (")).hints(SPELLING);
+    ended.says("); registry answered 404 (manifest unknown)\n");
+    // Of a mirror that has no such tag one is told first, also where the registry cannot be reached.
+    drop(origin);
+    kitchen.dockerfile(&format!("FROM {host}/library/busybox:typo\nCOPY Dockerfile /\n"));
+    let ended = kitchen.build("").fails();
+    ended.says(&format!("`: {host}/library/busybox:typo: mirror `{mirror}` answered 404 ("));
+    ended.says(&format!("hint: {SPELLING}; where they are right, the mirror lacks the image "));
+    ended.says(&format!("; cannot connect to `{host}`"));
 }
 
 #[test]

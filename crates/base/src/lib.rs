@@ -6,6 +6,7 @@
 mod cancel;
 mod digest;
 mod fault;
+pub mod hint;
 mod platform;
 pub mod progress;
 mod redact;

@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::Digest;
 use crate::progress::{Event, Log, ProgressGroup, Room, Sink, Status, Stream, Vertex};
+use crate::{Digest, Platform};
 use jiff::Timestamp;
 
 /// What is kept of a vertex's output for builds that come late; more than people scroll back.
@@ -154,10 +154,11 @@ impl Label {
         Label { digest, name, inputs: Vec::new(), group: None }
     }
 
-    /// A question that is no op: `load metadata for ..`. Whoever asks the same in a build, for another platform of the result
-    /// too, is shown the same vertex; `about` says what is the same.
-    pub fn question(name: impl Into<String>, about: &str) -> Label {
-        Label { digest: Digest::of(about), name: name.into(), inputs: Vec::new(), group: None }
+    /// A question about an image, which is no op: `load metadata for ..`. Whoever asks the same in a build, for another
+    /// platform of the result too, is shown the same vertex; it has BuildKit's digest, which joins the two as they are.
+    pub fn question(name: impl Into<String>, identifier: &str, platform: &Platform) -> Label {
+        let digest = Digest::of(format!("{identifier}{platform}"));
+        Label { digest, name: name.into(), inputs: Vec::new(), group: None }
     }
 
     /// The vertex, to which nothing happened yet.

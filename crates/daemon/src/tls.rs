@@ -87,7 +87,11 @@ impl Files {
                 builder.with_client_cert_verifier(verifier.map_err(|error| failed(ca, error.to_string()))?)
             }
         };
-        let mut config = builder.with_single_cert(chain, key).map_err(|error| failed(&self.cert, error.to_string()))?;
+        let config = builder.with_single_cert(chain, key);
+        let mut config = config.map_err(|error| {
+            let (cert, key) = (self.cert.display(), self.key.display());
+            Fault::user(format!("cannot use `{cert}` with the key `{key}`: {error}"))
+        })?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(config))
     }

@@ -114,9 +114,7 @@ impl Bridge {
         };
         let platform = platform.unwrap_or_else(|| self.core.platforms[0].clone());
         let job = &self.job.job;
-        let label = if log_name.is_empty() { format!("resolve image config for {name}") } else { log_name.to_owned() };
-        let about = format!("docker-image://{reference}{platform}");
-        let running = Running::start(job.sink.clone(), &Label::question(&label, &about));
+        let running = self.asking_for_image(&format!("docker-image://{reference}"), &platform, log_name);
         let resolving = self.core.images.resolve(job, &reference, &platform, mode);
         let image = running.end(self.job_until_cancelled(resolving).await)?;
         let reference = image.reference.to_string();
@@ -135,17 +133,21 @@ impl Bridge {
         };
         let platform = platform.unwrap_or_else(|| self.core.platforms[0].clone());
         let job = &self.job.job;
-        let label = match log_name {
-            "" => format!("resolve image config for {}", source.identifier),
-            given => given.to_owned(),
-        };
-        let about = format!("{}{platform}", source.identifier);
-        let running = Running::start(job.sink.clone(), &Label::question(&label, &about));
+        let running = self.asking_for_image(&source.identifier, &platform, log_name);
         let jobs = std::slice::from_ref(job);
         let resolving = self.core.images.resolve_layout(jobs, &layout.store, &layout.reference, &platform);
         let image = running.end(self.job_until_cancelled(resolving).await)?;
         let reference = image.reference.to_string();
         Ok(ImageConfig { reference, digest: image.root.digest, config: image.config.clone() })
+    }
+
+    /// Begins what people see of a question about an image.
+    fn asking_for_image(&self, identifier: &str, platform: &Platform, log_name: &str) -> Running {
+        let label = match log_name {
+            "" => format!("resolve image config for {identifier}"),
+            given => given.to_owned(),
+        };
+        Running::start(self.job.job.sink.clone(), &Label::question(label, identifier, platform))
     }
 
     /// Begins what people see of a question about a source.

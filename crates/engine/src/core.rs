@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use base::hint::no_space;
 use base::{Fault, Kind, Platform};
 use executor::Executor;
 use export::Unfinished;
@@ -120,19 +121,12 @@ pub(crate) async fn joined<T>(thread: tokio::task::JoinHandle<T>) -> T {
     }
 }
 
-/// What makes room where the engine has no daemon around it. In hints it stands for the command that does so: who shows them
-/// knows better which that is.
-pub const PRUNE: &str = "`hullworks prune`";
-
-/// What to try where the state has no room.
-pub(crate) const NO_SPACE: &str = "free space on the volume of the state directory, or run `hullworks prune`";
-
 /// A failure of the store in the words of a fault.
 pub fn store_fault(doing: &str, error: store::Error) -> Fault {
     let (full, in_use) = (error.is_no_space(), error.is_in_use());
     let fault = Fault::because(Kind::Environment, doing, error);
     match () {
-        () if full => fault.hint(NO_SPACE),
+        () if full => fault.hint(no_space()),
         () if in_use => fault.hint("try again when it has ended, or take another state directory (`--root`)"),
         () => fault,
     }

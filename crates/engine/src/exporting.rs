@@ -18,7 +18,7 @@ use solver::CacheKey;
 use crate::api::Engine;
 use crate::bridge::Bridge;
 use crate::cache::early::Early;
-use crate::cache::export::{CacheExports, chain};
+use crate::cache::export::{CacheExports, Lacking, chain};
 use crate::cache::inline::Records;
 use crate::core::{Core, blocking};
 use crate::driver::{JobHandle, panicked};
@@ -151,7 +151,7 @@ impl Engine {
             });
         }
         // Outputs are written once.
-        let may_repeat = exporters.is_empty();
+        let lacking = if exporters.is_empty() { Lacking::Repeat } else { Lacking::LeaveOut };
         let exporting = self.run_exporters(job, made, &result, exporters);
         if caches.is_empty() {
             return exporting.await;
@@ -165,7 +165,7 @@ impl Engine {
                 }
             }
             let context = |running: &Running, cancel| self.context(&job.job, running.tasks(), cancel);
-            caches.write(&self.core, &job.job, &keys, may_repeat, context).await
+            caches.write(&self.core, &job.job, &keys, lacking, context).await
         };
         // The image does not wait for the cache, and one that failed needs none.
         let (mut response, answers) = match select(pin!(exporting), pin!(writing)).await {

@@ -308,6 +308,10 @@ impl Origin {
 pub(crate) fn registry_fault(error: registry::Error) -> Fault {
     let hint = match error.class() {
         Class::NotFound => Some("check the spelling of name and tag"),
+        _ if error.is_missed_by_mirrors() => Some(
+            "check the spelling of name and tag; where they are right, the mirror lacks the image and the registry is out of \
+             reach",
+        ),
         _ => pull_hint(&error),
     };
     with_hint(error, hint)

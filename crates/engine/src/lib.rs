@@ -37,7 +37,7 @@ pub mod usage;
 mod verify;
 mod wreck;
 
-pub use self::core::{PRUNE, store_fault};
+pub use self::core::store_fault;
 pub use ::dockerfile::Unsupported;
 pub use api::{Engine, EngineOptions, SnapshotterChoice};
 pub use bridge::{Bridge, ImageConfig};

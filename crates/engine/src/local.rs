@@ -19,7 +19,7 @@ use store::Hold;
 use sys::path::Root;
 use tokio::sync::OnceCell;
 
-use crate::core::{Core, NO_SPACE, blocking, store_fault};
+use crate::core::{Core, blocking, store_fault};
 use crate::job::Job;
 use crate::memo::FileDigests;
 use crate::ops::OpContext;
@@ -102,15 +102,19 @@ impl LocalTree {
         self.mirror.is_some()
     }
 
-    /// A hint for who misses a path that is there, but excluded.
+    /// A hint for who misses a path that is excluded.
     pub(crate) fn why_missing(&self, path: &str) -> Option<String> {
-        self.is_excluded(path).then(|| format!("`{path}` is there, but `.dockerignore` excludes it"))
-    }
-
-    fn is_excluded(&self, path: &str) -> bool {
-        let path = path.trim_start_matches('/');
-        let matches = files::pattern::Matcher::new(&self.exclude).and_then(|matcher| matcher.matches(path));
-        matches.unwrap_or(false) && self.root.stat(path, sys::path::Links::FollowParents).is_ok()
+        let name = path.trim_start_matches('/');
+        let matches = files::pattern::Matcher::new(&self.exclude).and_then(|matcher| matcher.matches(name));
+        match (matches.unwrap_or(false), &self.mirror) {
+            (false, _) => None,
+            // Only the client knows what is there.
+            (true, Some(_)) => Some(format!("`.dockerignore` excludes `{path}`")),
+            (true, None) => {
+                let is_there = self.root.stat(name, sys::path::Links::FollowParents).is_ok();
+                is_there.then(|| format!("`{path}` is there, but `.dockerignore` excludes it"))
+            }
+        }
     }
 
     /// The directory as a snapshot, made when first asked for.
@@ -206,7 +210,8 @@ async fn mirrored(
         }
         Ok((Arc::new(root), checksum::Tree::of_entries(received.into_entries()), memo, mirror))
     });
-    let tree = tree.await.map_err(|fault| if room::is_full(&fault) { fault.hint(NO_SPACE) } else { fault });
+    let tree =
+        tree.await.map_err(|fault| if room::is_full(&fault) { fault.hint(base::hint::no_space()) } else { fault });
     let (root, tree, memo, mirror) = tree?;
     let exclude = filter.exclude.clone();
     let tree = LocalTree { root, tree, memo, exclude, copy: OnceCell::new(), mirror: Some(mirror) };

@@ -43,10 +43,7 @@ impl Rules {
         }
         let renamed = graph.change_sources(|vertex, source| {
             let applied = self.policies.apply(source);
-            applied.map_err(|error| {
-                let fault = Fault::because(Kind::User, "error evaluating the source policy", error);
-                self.job.locate(fault, *vertex)
-            })
+            applied.map_err(|error| self.job.locate(refused("error evaluating the source policy", error), *vertex))
         });
         self.job.add_converted(renamed?);
         Ok(graph)
@@ -55,6 +52,15 @@ impl Rules {
     /// Holds a source against the rules that is only asked about. Whether they changed it.
     pub(crate) fn apply_to_metadata(&self, source: &mut pb::SourceOp) -> Result<bool, Fault> {
         let applied = self.policies.apply(source);
-        applied.map_err(|error| Fault::because(Kind::User, "could not resolve image due to policy", error))
+        applied.map_err(|error| refused("could not resolve image due to policy", error))
     }
+}
+
+fn refused(doing: &str, error: llb::policy::Error) -> Fault {
+    let hint = match &error {
+        llb::policy::Error::Denied { selector, .. } => Some(format!("the rule that denies it is for `{selector}`")),
+        _ => None,
+    };
+    let fault = Fault::because(Kind::User, doing, error);
+    hint.into_iter().fold(fault, Fault::hint)
 }

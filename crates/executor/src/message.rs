@@ -250,8 +250,8 @@ pub(crate) enum Failure {
     Invalid(String),
     /// The machine refused.
     Setup(String),
-    /// The program cannot be run: an exit code and a line for the step's log.
-    Program { code: i32, text: String },
+    /// The program cannot be run: a line for the step's log.
+    Program(String),
 }
 
 /// A mount point that we made.

@@ -32,6 +32,8 @@ use crate::{
 
 /// The size of /dev/shm where nobody says.
 const SHM_SIZE: u64 = 64 << 20;
+/// The exit code of a program that cannot be run, as BuildKit's runtime has it.
+const NOT_STARTED: i32 = 1;
 /// As much of a pipe as it holds.
 const PIPE: usize = 64 << 10;
 
@@ -377,9 +379,9 @@ impl Talk {
             None => Ok(exit),
             Some(Failure::Invalid(text)) => Err(Error::Invalid(text)),
             Some(Failure::Setup(text)) => Err(Error::Setup(text)),
-            Some(Failure::Program { code, text }) => {
+            Some(Failure::Program(text)) => {
                 (io.output)(Stream::Stderr, format!("{text}\n").as_bytes());
-                Ok(Exit { code, signal: None, ..exit })
+                Ok(Exit { code: NOT_STARTED, signal: None, ..exit })
             }
         }
     }

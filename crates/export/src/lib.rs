@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use base::hint::{PRUNE, no_space};
 use base::report::Tasks;
 use base::{Cancel, Digest, Fault, Kind, Platform};
 use registry::{Client, CredentialSource};
@@ -290,7 +291,7 @@ async fn joined<T>(thread: tokio::task::JoinHandle<T>) -> T {
 fn store_fault(doing: &str, error: store::Error) -> Fault {
     let full = error.is_no_space();
     let fault = Fault::because(Kind::Environment, doing, error);
-    if full { fault.hint("free space on the volume of the state directory, or run `hullworks prune`") } else { fault }
+    if full { fault.hint(no_space()) } else { fault }
 }
 
 fn image_fault(doing: &str, error: image::Error) -> Fault {
@@ -303,7 +304,7 @@ fn output_fault(path: &Path, error: io::Error) -> Fault {
     let fault = Fault::because(Kind::Environment, format!("cannot write to `{}`", path.display()), error);
     match full {
         true => {
-            fault.hint("free space there, or write elsewhere; if the state directory lies there, try `hullworks prune`")
+            fault.hint(format!("free space there, or write elsewhere; if the state directory lies there, try {PRUNE}"))
         }
         false => fault,
     }

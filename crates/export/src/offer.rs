@@ -131,13 +131,13 @@ impl Trees {
     }
 
     /// All trees as one. Clients want the order of a walk, and each path once: of directories that several have, they get
-    /// the last.
+    /// the first.
     fn list_merged(&self, visit: &mut dyn FnMut(Sent) -> Result<(), Fault>) -> Result<(), Fault> {
         let mut all: BTreeMap<Vec<Vec<u8>>, Sent> = BTreeMap::new();
         for tree in &self.trees {
             self.list_one(tree, &mut |file| {
                 let names = file.path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect();
-                all.insert(names, file);
+                all.entry(names).or_insert(file);
                 Ok(())
             })?;
         }

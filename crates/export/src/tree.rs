@@ -1,5 +1,6 @@
 //! `type=tar` and `type=local`: the files of a result, and where streams and directories go.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{File, Metadata, Permissions};
@@ -16,7 +17,7 @@ use files::untar::{self, Times};
 use image::layer::{Entry, EntryKind, tar};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
-use session::others::remove_others;
+use session::others::{make_output_dir, remove_others};
 use session::{Output, RemoteStream};
 use store::TarSource;
 
@@ -61,6 +62,14 @@ pub(crate) async fn write(
     };
     let write_all = move |sink: &mut dyn Write| -> io::Result<()> {
         let mut tar = if local { tar::Writer::with_nanoseconds(sink) } else { tar::Writer::new(sink) };
+        // What is laid over each other has each directory once.
+        let is_laid = platforms.len() > 1 && platforms.iter().all(|(prefix, _)| prefix.is_empty());
+        let dirs = RefCell::new(HashSet::new());
+        let wanted = |change: &store::Change| {
+            let kind = change.metadata.as_ref().map(|metadata| &metadata.kind);
+            let is_dir = matches!(kind, Some(store::FileKind::Directory));
+            !is_laid || !is_dir || dirs.borrow_mut().insert(change.path.clone())
+        };
         for (prefix, platform) in &platforms {
             if !prefix.is_empty() {
                 let path = prefix[..prefix.len() - 1].to_vec();
@@ -81,7 +90,7 @@ pub(crate) async fn write(
                 }
             };
             let snapshots = store.snapshots();
-            snapshots.append_tree(id.as_ref(), &mut tar, &cancel, map).map_err(io::Error::other)?;
+            snapshots.append_tree(id.as_ref(), &mut tar, &cancel, wanted, map).map_err(io::Error::other)?;
         }
         tar.finish().map(drop).map_err(io::Error::other)
     };
@@ -114,7 +123,7 @@ pub(crate) fn no_directory(what: &str) -> Fault {
 /// writing files, for all drivers and isolation levels.
 fn copy_out(dir: &Path, write_all: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send) -> Result<(), Fault> {
     let failed = |e: io::Error| output_fault(dir, e);
-    std::fs::create_dir_all(dir).map_err(failed)?;
+    make_output_dir(dir).map_err(failed)?;
     let (reader, mut writer) = io::pipe().map_err(failed)?;
     std::thread::scope(|scope| {
         let writing = scope.spawn(move || write_all(&mut writer));

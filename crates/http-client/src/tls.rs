@@ -87,9 +87,9 @@ impl KeyPair {
     fn load(&self, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, Error> {
         let chain = read_certificates(&self.certificate)?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| unusable(&self.key, error))?;
-        let certified =
-            CertifiedKey::from_der(chain, key, provider).map_err(|error| unusable(&self.certificate, error))?;
-        Ok(Arc::new(certified))
+        let certified = CertifiedKey::from_der(chain, key, provider);
+        let with_key = |error| format!("with the key `{}`: {error}", self.key.display());
+        Ok(Arc::new(certified.map_err(|error| unusable(&self.certificate, with_key(error)))?))
     }
 }
 

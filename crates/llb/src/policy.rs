@@ -72,8 +72,13 @@ pub enum Error {
     #[error("error mutating source policy: missing destination for convert rule")]
     NoDestination,
     /// The source is not allowed.
-    #[error("source {0:?} denied by policy: source denied by policy")]
-    Denied(String),
+    #[error("source {source_name:?} denied by policy: source denied by policy")]
+    Denied {
+        /// The source.
+        source_name: String,
+        /// What the rule is for that says so.
+        selector: String,
+    },
     /// Rules that undo each other.
     #[error("too many mutations on a single source: too many operations")]
     TooManyChanges,
@@ -171,11 +176,11 @@ impl Policies {
         // A source is known by one name, however it is written; only what a rule says changes it.
         let name = name(source);
         for policy in self.0.iter() {
-            let mut denied = false;
+            let mut denied = None;
             for rule in policy.iter().filter(|rule| rule.selects(source, &name)).collect::<Vec<_>>() {
                 match PolicyAction::try_from(rule.action) {
-                    Ok(PolicyAction::Allow) => denied = false,
-                    Ok(PolicyAction::Deny) => denied = true,
+                    Ok(PolicyAction::Allow) => denied = None,
+                    Ok(PolicyAction::Deny) => denied = Some(&rule.selector),
                     Ok(PolicyAction::Convert) => {
                         if rule.convert(source, &name)? {
                             return Ok(true);
@@ -190,8 +195,8 @@ impl Policies {
                     }
                 }
             }
-            if denied {
-                return Err(Error::Denied(base::redact_url(&name)));
+            if let Some(selector) = denied {
+                return Err(Error::Denied { source_name: base::redact_url(&name), selector: selector.clone() });
             }
         }
         Ok(false)

@@ -104,12 +104,16 @@ pub enum Error {
         source: io::Error,
     },
     /// The registry failed, and before it its mirrors.
-    #[error("{}; {mirrors}", registry.summary())]
+    #[error("{subject}: {mirrors}; {}", registry.summary_without(subject))]
     Everywhere {
+        /// What was wanted.
+        subject: String,
+        /// What came of its mirrors, in their order.
+        mirrors: String,
+        /// Whether one of them answered that it has no such thing.
+        missed: bool,
         /// The registry's own failure, which is the one that counts.
         registry: Box<Error>,
-        /// What came of its mirrors.
-        mirrors: String,
     },
     /// A directory of certificates could not be read.
     #[error("cannot read `{}`", path.display())]
@@ -211,6 +215,11 @@ impl Error {
         self.class() == Class::NotFound
     }
 
+    /// Whether a mirror has no such thing, and the registry itself could not be asked.
+    pub fn is_missed_by_mirrors(&self) -> bool {
+        matches!(self, Error::Everywhere { missed: true, registry, .. } if registry.class() == Class::Unavailable)
+    }
+
     /// Whether one side's certificate is not one that the other trusts.
     pub fn is_certificate(&self) -> bool {
         self.failed_to_connect(http_client::ConnectFailure::Certificate)
@@ -239,6 +248,12 @@ impl Error {
             next = cause.source();
         }
         text
+    }
+
+    /// The same without what was wanted, for who has said that already.
+    pub(crate) fn summary_without(&self, subject: &str) -> String {
+        let text = self.summary();
+        text.strip_prefix(subject).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&text).to_owned()
     }
 
     /// What makes no sense in an answer.

@@ -1,9 +1,16 @@
-//! Files of a directory that a result is to replace, not to join.
+//! The directory that a result goes to, and files in it that the result is to replace, not to join.
 
 use std::collections::HashSet;
 use std::fs::{self, File, FileTimes};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+
+/// Makes the directory of a result where it is missing, and those above it. They are for the user alone, as BuildKit's clients
+/// make them: what a result holds may be set-user-id.
+pub fn make_output_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
 
 /// Removes all below a directory that is not among `kept`, which are paths in it. Directories that stay keep their times.
 pub fn remove_others(dir: &Path, kept: &HashSet<PathBuf>) -> io::Result<()> {

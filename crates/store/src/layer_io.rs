@@ -104,17 +104,19 @@ impl Snapshots {
         Ok(writer.finish()?)
     }
 
-    /// Adds the whole tree of a snapshot (none: nothing) to a tar, each entry changed by `map` before it is written.
+    /// Adds the whole tree of a snapshot (none: nothing) to a tar, but for what is not `wanted`, each entry changed by `map`
+    /// before it is written.
     pub fn append_tree<W: Write>(
         &self,
         id: Option<&SnapshotId>,
         writer: &mut tar::Writer<W>,
         cancel: &Cancel,
+        wanted: impl Fn(&Change) -> bool,
         map: impl Fn(&mut Entry),
     ) -> Result<()> {
         self.changes_between(None, id, |change| {
             cancel.check()?;
-            append(writer, change, cancel, &map)
+            if wanted(change) { append(writer, change, cancel, &map) } else { Ok(()) }
         })
     }
 

@@ -273,11 +273,13 @@ fn write_ranges(pid: i32, uid: u32, gid: u32) -> Result<u32, String> {
     let name = user_name(uid);
     let mut count = u32::MAX;
     let mut commands = Vec::new();
+    let mut missing = Vec::new();
     for (program, file, own) in [("newgidmap", "/etc/subgid", gid), ("newuidmap", "/etc/subuid", uid)] {
         let text = std::fs::read_to_string(file).map_err(|error| format!("cannot read `{file}`: {error}"))?;
         let ranges = subordinate(&text, uid, name.as_deref());
         if ranges.is_empty() {
-            return Err(format!("`{file}` has no range for us"));
+            missing.push(format!("`{file}` has no range for us"));
+            continue;
         }
         let mut command = Command::new(program);
         command.args([pid.to_string(), "0".to_owned(), own.to_string(), "1".to_owned()]);
@@ -288,6 +290,9 @@ fn write_ranges(pid: i32, uid: u32, gid: u32) -> Result<u32, String> {
         }
         count = count.min(next);
         commands.push((program, command));
+    }
+    if !missing.is_empty() {
+        return Err(missing.join(" and "));
     }
     for (program, mut command) in commands {
         let output = command.output().map_err(|error| format!("cannot run `{program}`: {error}"))?;

@@ -9,6 +9,7 @@ use clap::Args;
 use engine::{Entitlement, ExportRequest, Frontend};
 use session::Output;
 
+use super::build_limits::Limits;
 use super::build_no_effect::{NoEffect, boolean};
 use super::hullworks::EngineArgs;
 use super::{Action, not_yet};
@@ -141,6 +142,8 @@ pub struct Build {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_parser = boolean, hide_default_value = true, hide_possible_values = true, value_name = "BOOL", help_heading = "Output")]
     check: bool,
 
+    #[command(flatten)]
+    limits: Limits,
     #[command(flatten)]
     no_effect: NoEffect,
     #[command(flatten)]
@@ -282,6 +285,9 @@ impl Build {
         set("add-hosts", docker::add_hosts(&self.add_host)?);
         set("ulimit", docker::ulimits(&self.ulimit)?);
         set("shm-size", self.shm_size.as_deref().map(docker::shm_size).transpose()?.unwrap_or_default());
+        for (key, value) in self.limits.options()? {
+            set(key, value);
+        }
         set("cgroup-parent", self.cgroup_parent.clone().unwrap_or_default());
         set("force-network-mode", docker::network(&self.network)?.unwrap_or_default().to_owned());
         set("image-resolve-mode", if self.pull { "pull".to_owned() } else { String::new() });

@@ -2,39 +2,28 @@
 
 use clap::Args;
 
-/// What has no effect. Not shown in the help.
+/// What has no effect.
 #[derive(Clone, Debug, Default, Args)]
 pub struct NoEffect {
-    // Nothing of a step stays in any case: these two ask for what is so.
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    /// Nothing of a step stays in any case
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, hide_possible_values = true, value_name = "BOOL", help_heading = "Without effect, for docker's sake")]
     rm: Option<bool>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    /// Nothing of a step stays in any case
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, hide_possible_values = true, value_name = "BOOL", help_heading = "Without effect, for docker's sake")]
     force_rm: Option<bool>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    /// Warned of: the context is read in place
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, hide_possible_values = true, value_name = "BOOL", help_heading = "Without effect, for docker's sake")]
     compress: Option<bool>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    /// Warned of: for one layer, COPY from one stage into another
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, hide_possible_values = true, value_name = "BOOL", help_heading = "Without effect, for docker's sake")]
     squash: Option<bool>,
-    #[arg(long, hide = true)]
+    /// Warned of, but for `default`: steps run in the sandbox
+    #[arg(long, value_name = "KIND", help_heading = "Without effect, for docker's sake")]
     isolation: Option<String>,
-    #[arg(long, hide = true)]
+    /// Warned of: rights are asked for by --allow
+    #[arg(long, value_name = "OPTION", help_heading = "Without effect, for docker's sake")]
     security_opt: Vec<String>,
-    #[arg(long, short, hide = true)]
-    memory: Option<String>,
-    #[arg(long, hide = true)]
-    memory_swap: Option<String>,
-    #[arg(long, short, hide = true)]
-    cpu_shares: Option<String>,
-    #[arg(long, hide = true)]
-    cpu_period: Option<String>,
-    #[arg(long, hide = true)]
-    cpu_quota: Option<String>,
-    #[arg(long, hide = true)]
-    cpuset_cpus: Option<String>,
-    #[arg(long, hide = true)]
-    cpuset_mems: Option<String>,
 }
-
-const LIMITS: &str = "steps have the limits of the pod or cgroup that the build runs in";
 
 impl NoEffect {
     /// What to say about those that were given.
@@ -45,13 +34,6 @@ impl NoEffect {
             ("--compress", self.compress == Some(true), "the context is read in place"),
             ("--isolation", isolation, "steps run in the sandbox"),
             ("--security-opt", !self.security_opt.is_empty(), "rights are asked for by --allow"),
-            ("--memory", self.memory.is_some(), LIMITS),
-            ("--memory-swap", self.memory_swap.is_some(), LIMITS),
-            ("--cpu-shares", self.cpu_shares.is_some(), LIMITS),
-            ("--cpu-period", self.cpu_period.is_some(), LIMITS),
-            ("--cpu-quota", self.cpu_quota.is_some(), LIMITS),
-            ("--cpuset-cpus", self.cpuset_cpus.is_some(), LIMITS),
-            ("--cpuset-mems", self.cpuset_mems.is_some(), LIMITS),
         ]
         .into_iter()
         .filter(|(_, is_given, _)| *is_given)

@@ -3,6 +3,7 @@
 //! Each command has a struct of what can be typed, with the help text, and `run`, which says what is meant.
 
 pub mod build;
+mod build_limits;
 mod build_no_effect;
 pub mod buildctl;
 pub mod buildctl_build;

@@ -167,6 +167,9 @@ fn complaints_of_hullworks() {
         "build --builder x /proc",
         "build --check /proc",
         "build --progress=fancy /proc",
+        "build --memory lots /proc",
+        "build --memory-swap -2 /proc",
+        "build --cpu-shares half /proc",
         "build --no-cache --no-cache-filter a /proc",
         "build --network=bridge /proc",
         "build --progress plain --progress quiet /proc",
@@ -405,6 +408,7 @@ fn what_hullworks_build_means() {
     let line = "-t a.example/x:1 -t b -f /proc/version --build-arg A=1 --build-arg FROM_ENV --build-arg UNSET --target t \
                 --platform linux/amd64,linux/arm64 --label l=v --no-cache-filter s1,s2 --pull --add-host h:1.2.3.4 \
                 --shm-size 64m --ulimit nofile=5 --network host --allow security.insecure --cgroup-parent cg \
+                -m 64m --memory-swap -1 -c 512 --cpu-period 0 --cpu-quota 50000 --cpuset-cpus 0-1 --cpuset-mems 0 \
                 --build-context src=/sys --build-context base=docker-image://alpine --secret id=FROM_ENV \
                 -o type=oci,dest=/tmp/x.tar -o type=image --push --metadata-file m.json --iidfile i --progress rawjson \
                 --annotation k=v --annotation index:i=w --cache-from c --cache-to type=inline /proc";
@@ -418,10 +422,16 @@ fn what_hullworks_build_means() {
     cgroup-parent=cg
     context:base=docker-image://alpine
     context:src=local:src
+    cpuquota=50000
+    cpusetcpus=0-1
+    cpusetmems=0
+    cpushares=512
     filename=version
     force-network-mode=host
     image-resolve-mode=pull
     label:l=v
+    memory=67108864
+    memswap=-1
     no-cache=s1,s2
     platform=linux/amd64,linux/arm64
     shm-size=67108864

@@ -47,6 +47,7 @@ impl Remote {
         let named = match fault.find() {
             None => return fault,
             Some(Broken::Foreign(cause)) => no_answer(self, cause).hint(FOREIGN),
+            Some(Broken::Lost(_)) if self.has_foreign_socket() => no_answer(self, HTTP1).hint(FOREIGN),
             Some(Broken::Lost(cause)) => {
                 let text = format!("the connection to the daemon at `{address}` was lost: {cause}");
                 Fault::new(Kind::Remote, text).hint("see whether it still runs, and what its log says; then try again")
@@ -54,7 +55,29 @@ impl Remote {
         };
         if fault.cause().starts_with("failed to solve") { named.context("failed to solve") } else { named }
     }
+
+    /// Whether a server of another kind listens at a socket of this machine. Nobody knocked there before.
+    fn has_foreign_socket(&self) -> bool {
+        let Some(path) = self.address.strip_prefix("unix://") else { return false };
+        let ask = || {
+            let mut stream = std::os::unix::net::UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(PROBE))?;
+            stream.set_write_timeout(Some(PROBE))?;
+            io::Write::write_all(&mut stream, REQUEST)?;
+            let mut begin = [0; 5];
+            io::Read::read_exact(&mut stream, &mut begin)?;
+            io::Result::Ok(begin)
+        };
+        ask().is_ok_and(|begin| &begin == ANSWER)
+    }
 }
+
+/// How servers of another kind are found out, and how long that may take.
+const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
+const ANSWER: &[u8; 5] = b"HTTP/";
+const PROBE: Duration = Duration::from_secs(1);
+/// What is said of them.
+const HTTP1: &str = "what listens there speaks HTTP/1";
 
 /// What to try where it is no buildkitd that answers.
 const FOREIGN: &str = "another server listens there: name buildkitd's address by `--addr` or BUILDKIT_HOST";
@@ -66,13 +89,15 @@ pub(crate) const LARGEST: usize = MAX_MESSAGE;
 pub async fn connect(remote: &Remote) -> Result<Channel, Fault> {
     let failed = |error: tonic::transport::Error| {
         let doubts = innermost(&error).contains("certificate");
+        let is_forbidden = is_forbidden(&error);
         let fault = Fault::because(Kind::Remote, format!("cannot reach the daemon at `{}`", remote.address), error);
-        match doubts {
-            true => {
-                fault.hint("who signed its certificate is told by --tlscacert, another name in it by --tlsservername")
+        fault.hint(match () {
+            () if doubts => "who signed its certificate is told by --tlscacert, another name in it by --tlsservername",
+            () if is_forbidden => {
+                "this user may not use the socket: its owner and group may, and must be able to enter the directories above it"
             }
-            false => fault.hint("start buildkitd, or name another address by `--addr` or BUILDKIT_HOST"),
-        }
+            () => "start buildkitd, or name another address by `--addr` or BUILDKIT_HOST",
+        })
     };
     let way = Arc::new(Way::parse(remote)?);
     let endpoint = Endpoint::from_static("http://localhost")
@@ -127,7 +152,7 @@ async fn knock(channel: &Channel, remote: &Remote, way: &Way) -> Result<(), Faul
         return Err(unanswered(remote, program, cause).await);
     }
     if matches!(way, Way::Tcp { tls: None, .. }) && speaks_http(way).await {
-        return Err(no_answer(remote, "what listens there speaks HTTP/1").hint(FOREIGN));
+        return Err(no_answer(remote, HTTP1).hint(FOREIGN));
     }
     let hint = match (&remote.ca, &remote.cert) {
         (None, None) => {
@@ -144,14 +169,12 @@ async fn knock(channel: &Channel, remote: &Remote, way: &Way) -> Result<(), Faul
 async fn speaks_http(way: &Way) -> bool {
     let ask = async {
         let mut stream = way.open().await?;
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+        stream.write_all(REQUEST).await?;
         let mut begin = [0; 5];
         stream.read_exact(&mut begin).await?;
         io::Result::Ok(begin)
     };
-    tokio::time::timeout(Duration::from_secs(1), ask)
-        .await
-        .is_ok_and(|begin| begin.is_ok_and(|begin| &begin == b"HTTP/"))
+    tokio::time::timeout(PROBE, ask).await.is_ok_and(|begin| begin.is_ok_and(|begin| &begin == ANSWER))
 }
 
 fn no_answer(remote: &Remote, cause: &str) -> Fault {
@@ -162,6 +185,12 @@ fn no_answer(remote: &Remote, cause: &str) -> Fault {
 async fn unanswered(remote: &Remote, program: &Program, cause: String) -> Fault {
     let cause = program.last_words().await.unwrap_or(cause);
     no_answer(remote, &cause).hint("`buildctl` has to be there, and a buildkitd that it reaches")
+}
+
+/// Whether the system keeps this user from a socket.
+fn is_forbidden(error: &(dyn std::error::Error + 'static)) -> bool {
+    let is = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    error.downcast_ref().is_some_and(is) || error.source().is_some_and(is_forbidden)
 }
 
 /// What an error goes back to.
@@ -324,7 +353,10 @@ fn tls(remote: &Remote, address: &str) -> Result<Option<Tls>, Fault> {
         (Some(cert), Some(key)) => {
             let private = PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, error.to_string()))?;
             let chain = certificates(cert)?;
-            builder.with_client_auth_cert(chain, private).map_err(|error| failed(cert, error.to_string()))?
+            let config = builder.with_client_auth_cert(chain, private);
+            config.map_err(|error| {
+                Fault::user(format!("cannot use `{}` with the key `{}`: {error}", cert.display(), key.display()))
+            })?
         }
         (None, None) => builder.with_no_client_auth(),
         _ => return Err(Fault::user("--tlscert and --tlskey come together")),

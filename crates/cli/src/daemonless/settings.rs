@@ -91,7 +91,7 @@ impl Settings {
     /// Hints name the command that makes room here: of another state directory than the usual one it has to be told.
     pub fn name_root(&self, fault: Fault, environment: &Environment) -> Fault {
         let here = format!("`hullworks prune --root {}`", self.root.display());
-        match fault.get_hint().map(|hint| hint.replace(engine::PRUNE, &here)) {
+        match fault.get_hint().map(|hint| hint.replace(base::hint::PRUNE, &here)) {
             Some(hint) if self.root != environment.default_root() => fault.better_hint(hint),
             _ => fault,
         }

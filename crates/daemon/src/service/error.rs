@@ -30,7 +30,7 @@ pub(super) fn status_with(fault: &Fault, more: Option<Any>) -> Status {
         Kind::User | Kind::Environment | Kind::Remote => Code::Unknown,
     };
     let message = match fault.get_hint() {
-        Some(hint) => format!("{}{HINT}{}", fault.cause(), hint.replace(engine::PRUNE, "`buildctl prune`")),
+        Some(hint) => format!("{}{HINT}{}", fault.cause(), hint.replace(base::hint::PRUNE, "`buildctl prune`")),
         None => fault.cause(),
     };
     let mut details = details(fault);

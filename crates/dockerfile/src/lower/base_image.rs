@@ -173,7 +173,8 @@ impl Lowering<'_> {
             Origin::Image { typed, platform, .. } => {
                 let answer = answer.unwrap_or_else(|| Err(Fault::new(base::Kind::Internal, "nobody asked")));
                 let resolved = answer.map_err(|fault| {
-                    let doing = if typed.contains(['/', ':', '@']) {
+                    let is_refused = fault.find::<llb::policy::Error>().is_some();
+                    let doing = if is_refused || typed.contains(['/', ':', '@']) {
                         format!("cannot resolve `{typed}`")
                     } else {
                         format!("no stage `{typed}`, and no image")

@@ -61,18 +61,17 @@ impl CacheExports {
         &self.list
     }
 
-    /// Writes all caches side by side. Answers what clients want to know of them. Where layers cannot be had any more and
-    /// steps could make them again, that is an error if `may_repeat`; else the cache lacks them.
+    /// Writes all caches side by side. Answers what clients want to know of them.
     pub(crate) async fn write(
         &self,
         core: &Arc<Core>,
         job: &Arc<Job>,
         keys: &[Arc<CacheKey>],
-        may_repeat: bool,
+        lacking: Lacking,
         context: impl Fn(&Running, Cancel) -> Context,
     ) -> Result<BTreeMap<String, String>, Fault> {
         let chain = chain(core, job, keys.to_vec()).await?;
-        let write = |options| write_one(core, job, &chain, options, may_repeat, &context);
+        let write = |options| write_one(core, job, &chain, options, lacking, &context);
         let written = join_all(self.list.iter().map(write)).await;
         let mut answers = BTreeMap::new();
         for (manifest, options) in written.into_iter().zip(&self.list) {
@@ -104,7 +103,7 @@ async fn write_one(
     job: &Arc<Job>,
     chain: &Chain,
     options: &ExportOptions,
-    may_repeat: bool,
+    lacking: Lacking,
     context: impl Fn(&Running, Cancel) -> Context,
 ) -> Result<Option<Descriptor>, Fault> {
     let running = Running::start(job.sink.clone(), &Label::phase(options.title()));
@@ -113,7 +112,7 @@ async fn write_one(
         running.tasks().log(Stream::Stderr, text.as_bytes());
     }
     // Steps that are made again can fail, which is not what a build wants that goes on without a cache.
-    let lacking = if may_repeat && !options.ignore_error { Lacking::Repeat } else { Lacking::LeaveOut };
+    let lacking = if options.ignore_error { Lacking::LeaveOut } else { lacking };
     let cancel = Cancel::new();
     let context = context(&running, cancel.clone());
     let writing = async {
@@ -155,10 +154,10 @@ async fn write_one(
 
 /// What is done about layers that are not here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lacking {
+pub(crate) enum Lacking {
     /// Whoever gets the cache may have them.
     Unknown,
-    /// They are fetched. Where that leaves nothing of the cache, the steps are to be made again; else as below.
+    /// They are fetched. Where that leaves nothing of the cache, it is an error: the steps are to be made again. Else as below.
     Repeat,
     /// They are fetched. Where that fails, the cache is without them: whoever reads it makes those steps again.
     LeaveOut,

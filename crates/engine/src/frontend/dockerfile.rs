@@ -44,6 +44,7 @@ pub(crate) async fn build(
         runtime,
         inputs,
         matcher: Mutex::default(),
+        images: Mutex::default(),
     };
     let platforms = core.platforms.clone();
     let session = job.job.session.id().to_owned();
@@ -91,6 +92,8 @@ struct Asker {
     inputs: Inputs,
     /// The ignore file that was asked about last, ready to match.
     matcher: Mutex<Option<(Vec<String>, Matcher)>>,
+    /// What was answered about images: platforms of the result that share one ask once.
+    images: Mutex<Vec<(ImageRequest, ResolvedImage)>>,
 }
 
 impl Ask for Asker {
@@ -144,6 +147,16 @@ impl Ask for Asker {
 
 impl Asker {
     async fn resolve(&self, request: &ImageRequest) -> Result<ResolvedImage, Fault> {
+        let images = || self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = images().iter().find(|(have, _)| have == request) {
+            return Ok(known.clone());
+        }
+        let resolved = self.resolve_now(request).await?;
+        images().push((request.clone(), resolved.clone()));
+        Ok(resolved)
+    }
+
+    async fn resolve_now(&self, request: &ImageRequest) -> Result<ResolvedImage, Fault> {
         let job = &self.job.job;
         let mut source = asked(request);
         let changed = self.rules.apply_to_metadata(&mut source)?;
@@ -156,8 +169,8 @@ impl Asker {
                 instead: Some(source.identifier),
             });
         }
-        let about = format!("{}{}", source.identifier, request.platform);
-        let running = Running::start(job.sink.clone(), &Label::question(&request.log_name, &about));
+        let label = Label::question(&request.log_name, &source.identifier, &request.platform);
+        let running = Running::start(job.sink.clone(), &label);
         let mut name = request.reference.clone();
         let resolved = async {
             let (images, platform) = (&self.core.images, &request.platform);

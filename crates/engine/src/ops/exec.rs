@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use base::hint::PRUNE;
 use base::progress::Stream;
 use base::{ByteSize, Fault, Kind, Platform, Secret};
 use executor::{Exit, ExtraHost, MountSource, Network, Security, Step, StepIo, StepMount, Ulimit};
@@ -150,14 +151,12 @@ fn command(meta: &pb::Meta) -> String {
 fn space_hint(store: &store::Store, tail: &[u8]) -> Option<String> {
     let free = store.free_space();
     if free.is_some_and(|free| free < NOTHING_FREE) {
-        return Some(
-            "the volume of the state directory is full: free space there, or run `hullworks prune`".to_owned(),
-        );
+        return Some(format!("the volume of the state directory is full: free space there, or run {PRUNE}"));
     }
     let says = |words: &[u8]| tail.windows(words.len()).any(|window| window == words);
     let free = free.filter(|_| says(b"No space left on device") || says(b"Disk quota exceeded"))?;
     Some(format!(
-        "the step found a file system full: the volume of the state directory ({} are free now: try `hullworks prune`), \
+        "the step found a file system full: the volume of the state directory ({} are free now: try {PRUNE}), \
          or a tmpfs mount of its own (`size=`)",
         ByteSize(free)
     ))
@@ -166,7 +165,8 @@ fn space_hint(store: &store::Store, tail: &[u8]) -> Option<String> {
 /// What to try where the kernel cannot run a step's program.
 fn platform_hint(ctx: &OpContext, exit: &Exit, tail: &[u8]) -> Option<String> {
     let said = String::from_utf8_lossy(tail).to_lowercase();
-    if exit.code != 126 || !said.trim_end().ends_with("exec format error") {
+    // Of a shell it is 126.
+    if !matches!(exit.code, 1 | 126) || !said.trim_end().ends_with("exec format error") {
         return None;
     }
     let here = Platform::host();

@@ -8,11 +8,6 @@ use rustix::io::Errno;
 
 use crate::message::Failure;
 
-/// The exit code of a program that is not there, as shells have it.
-const NOT_FOUND: i32 = 127;
-/// The exit code of a program that is there and cannot be run.
-const NOT_RUNNABLE: i32 = 126;
-
 /// Becomes the program; returns only where that failed.
 pub(super) fn become_program(args: &[String], env: &[String]) -> Failure {
     let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
@@ -26,18 +21,17 @@ pub(super) fn become_program(args: &[String], env: &[String]) -> Failure {
         return Failure::Invalid("an argument or environment variable of the step holds a zero byte".to_owned());
     };
     let errno = sys::process::exec(&c_program, &c_args, &c_env);
-    let code = if errno == Errno::NOENT { NOT_FOUND } else { NOT_RUNNABLE };
-    Failure::Program { code, text: format!("exec {program}: {}", words(errno)) }
+    Failure::Program(format!("exec {program}: {}", words(errno)))
 }
 
 /// The path of a program: as it is where it has a slash, else the first match in `path`.
 fn find(name: &str, path: &str) -> Result<String, Failure> {
-    let failed = |code, why: String| Failure::Program { code, text: format!("exec: {name:?}: {why}") };
+    let failed = |why: String| Failure::Program(format!("exec: {name:?}: {why}"));
     if name.contains('/') {
         return match runnable(Path::new(name)) {
             Ok(()) => Ok(name.to_owned()),
-            Err(Errno::NOENT) => Err(failed(NOT_FOUND, format!("stat {name}: no such file or directory"))),
-            Err(errno) => Err(failed(NOT_RUNNABLE, words(errno))),
+            Err(Errno::NOENT) => Err(failed(format!("stat {name}: no such file or directory"))),
+            Err(errno) => Err(failed(words(errno))),
         };
     }
     for dir in path.split(':') {
@@ -47,7 +41,7 @@ fn find(name: &str, path: &str) -> Result<String, Failure> {
             return Ok(candidate);
         }
     }
-    Err(failed(NOT_FOUND, "executable file not found in $PATH".to_owned()))
+    Err(failed("executable file not found in $PATH".to_owned()))
 }
 
 fn runnable(path: &Path) -> Result<(), Errno> {
@@ -105,15 +99,15 @@ mod tests {
     fn programs_are_found_or_named() {
         let text = |name: &str, path: &str| match find(name, path) {
             Ok(found) => found,
-            Err(Failure::Program { code, text }) => format!("{code} {text}"),
+            Err(Failure::Program(text)) => text,
             Err(other) => format!("{other:?}"),
         };
         for (name, path, expected) in [
             ("sh", "/nowhere:/bin", "/bin/sh"),
             ("/bin/sh", "", "/bin/sh"),
-            ("nope", "/bin:/usr/bin", "127 exec: \"nope\": executable file not found in $PATH"),
-            ("/nope", "", "127 exec: \"/nope\": stat /nope: no such file or directory"),
-            ("/etc", "", "126 exec: \"/etc\": is a directory"),
+            ("nope", "/bin:/usr/bin", "exec: \"nope\": executable file not found in $PATH"),
+            ("/nope", "", "exec: \"/nope\": stat /nope: no such file or directory"),
+            ("/etc", "", "exec: \"/etc\": is a directory"),
         ] {
             assert_eq!(text(name, path), expected);
         }

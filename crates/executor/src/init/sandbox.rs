@@ -271,7 +271,7 @@ fn fill_root(builder: &mut Builder<'_>, sandbox: &mut Sandbox) -> Result<(), Fai
 pub(super) fn check_user(user: &User, single_id: bool) -> Result<(), Failure> {
     if single_id && (user.uid, user.gid) != (0, 0) {
         return Err(Failure::Invalid(format!(
-            "user {}:{} does not exist here: only id 0 is mapped, for want of a range in /etc/subuid and /etc/subgid",
+            "user {}:{} does not exist here: only id 0 is mapped; more wants a range both in /etc/subuid and in /etc/subgid",
             user.uid, user.gid
         )));
     }
@@ -316,7 +316,7 @@ impl Failure {
     /// A text that fits into a message.
     fn shortened(mut self) -> Failure {
         const MOST: usize = 16 << 10;
-        let (Failure::Invalid(text) | Failure::Setup(text) | Failure::Program { text, .. }) = &mut self;
+        let (Failure::Invalid(text) | Failure::Setup(text) | Failure::Program(text)) = &mut self;
         if text.len() > MOST {
             let end = (0..=MOST).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
             text.truncate(end);

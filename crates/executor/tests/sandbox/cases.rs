@@ -53,14 +53,14 @@ fn exit_codes(bed: &Bed) -> Outcome {
 
 fn missing_programs(bed: &Bed) -> Outcome {
     let mut table = Vec::new();
-    for (args, code, text) in [
-        (vec!["nope"], 127, "exec: \"nope\": executable file not found in $PATH\n"),
-        (vec!["/nope"], 127, "exec: \"/nope\": stat /nope: no such file or directory\n"),
-        (vec!["/etc/passwd"], 126, "exec: \"/etc/passwd\": permission denied\n"),
-        (vec!["/etc"], 126, "exec: \"/etc\": is a directory\n"),
+    for (args, text) in [
+        (vec!["nope"], "exec: \"nope\": executable file not found in $PATH\n"),
+        (vec!["/nope"], "exec: \"/nope\": stat /nope: no such file or directory\n"),
+        (vec!["/etc/passwd"], "exec: \"/etc/passwd\": permission denied\n"),
+        (vec!["/etc"], "exec: \"/etc\": is a directory\n"),
     ] {
         let ran = bed.run(Step::new(bed.root("a"), args.clone())).unwrap();
-        table.push((args, ran.exit.code == code && ran.stderr == text, ran));
+        table.push((args, ran.exit.code == 1 && ran.stderr == text, ran));
     }
     let wrong: Vec<_> = table.iter().filter(|(_, right, _)| !right).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
@@ -73,14 +73,13 @@ fn missing_programs(bed: &Bed) -> Outcome {
         std::fs::write(scripts.join(name), text).unwrap();
         std::fs::set_permissions(scripts.join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
     }
-    for (name, code, text) in [
-        ("/m/bare", 126, "exec /m/bare: exec format error\n"),
-        ("/m/lost", 127, "exec /m/lost: no such file or directory\n"),
-    ] {
+    for (name, text) in
+        [("/m/bare", "exec /m/bare: exec format error\n"), ("/m/lost", "exec /m/lost: no such file or directory\n")]
+    {
         let mut step = Step::new(bed.root("a"), [name]);
         step.mounts.push(crate::mounts::directory("/m", &scripts));
         let ran = bed.run(step).unwrap();
-        assert_eq!((ran.exit.code, ran.stderr.as_str()), (code, text));
+        assert_eq!((ran.exit.code, ran.stderr.as_str()), (1, text));
     }
     Ok(())
 }

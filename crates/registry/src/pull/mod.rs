@@ -33,12 +33,14 @@ struct Hosts<'a> {
     /// What came of the registry itself, and of its mirrors.
     error: Option<Error>,
     mirrors: Vec<String>,
+    /// Whether a mirror answered that it has no such thing.
+    missed: bool,
 }
 
 impl<'a> Hosts<'a> {
     fn of(repository: &'a Repository) -> Hosts<'a> {
         let hosts: Vec<Endpoint> = repository.shared.in_order(repository.endpoints()).into_iter().cloned().collect();
-        Hosts { repository, left: hosts.into_iter(), error: None, mirrors: Vec::new() }
+        Hosts { repository, left: hosts.into_iter(), error: None, mirrors: Vec::new(), missed: false }
     }
 
     fn next(&mut self) -> Option<(Endpoint, Retry)> {
@@ -55,19 +57,24 @@ impl<'a> Hosts<'a> {
         if endpoint == self.repository.registry() {
             self.error = Some(error);
         } else {
-            let said = error.summary();
-            let said = said.strip_prefix(&format!("{subject}: ")).unwrap_or(&said);
+            let said = error.summary_without(subject);
             let is_named = said.starts_with("mirror ");
-            self.mirrors.push(if is_named { said.to_owned() } else { format!("mirror `{}`: {said}", endpoint.host) });
+            self.mirrors.push(if is_named { said } else { format!("mirror `{}`: {said}", endpoint.host) });
+            self.missed |= error.is_not_found();
         }
     }
 
-    /// The registry's own error is the one that counts; that of a mirror may be the one to mend.
-    fn into_error(self) -> Error {
+    /// The registry's own error is the one that counts; that of a mirror, which was asked first, may be the one to mend.
+    fn into_error(self, subject: &str) -> Error {
         let error = self.error.expect("there is always the registry itself");
         match self.mirrors.is_empty() {
             true => error,
-            false => Error::Everywhere { registry: Box::new(error), mirrors: self.mirrors.join("; ") },
+            false => Error::Everywhere {
+                subject: subject.to_owned(),
+                mirrors: self.mirrors.join("; "),
+                missed: self.missed,
+                registry: Box::new(error),
+            },
         }
     }
 }
@@ -92,7 +99,7 @@ impl Repository {
                 Err(error) => hosts.failed(&endpoint, &subject, error),
             }
         }
-        Err(hosts.into_error())
+        Err(hosts.into_error(&subject))
     }
 
     /// The bytes of a manifest, index or other small document, verified against its descriptor.
@@ -105,7 +112,7 @@ impl Repository {
                 Err(error) => hosts.failed(&endpoint, &subject, error),
             }
         }
-        Err(hosts.into_error())
+        Err(hosts.into_error(&subject))
     }
 
     /// How large a blob is of which only the digest is known.
@@ -118,7 +125,7 @@ impl Repository {
                 Err(error) => hosts.failed(&endpoint, &subject, error),
             }
         }
-        Err(hosts.into_error())
+        Err(hosts.into_error(&subject))
     }
 
     async fn blob_size_at(

@@ -37,7 +37,7 @@ use super::{
     CONNECTION_WINDOW, MAX_FRAME, MAX_MESSAGE, Offer, STREAM_WINDOW, Transfer, batch, frames, output, ssh, sync,
     tokens, tunnel,
 };
-use crate::others::remove_others;
+use crate::others::{make_output_dir, remove_others};
 use crate::{LocalDir, Output, SharedSession};
 
 /// Of every client.
@@ -438,7 +438,7 @@ impl StreamingService<Packet> for TreeCall {
 fn take_tree(dir: &std::path::Path, is_mirror: bool, mut transfer: Transfer) -> Result<(), Fault> {
     let failed =
         |error: io::Error| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), error);
-    std::fs::create_dir_all(dir).map_err(failed)?;
+    make_output_dir(dir).map_err(failed)?;
     let root = Root::open(dir).map_err(failed)?;
     let mut receiver = Receiver::beside(&root);
     let received = transfer.receive(&Cancel::new(), &mut |_| (), &mut receiver);

@@ -225,7 +225,7 @@ fn fault(error: files::Error, why_missing: Option<String>) -> Fault {
     let kind = if full { Kind::Environment } else { Kind::User };
     let fault = Fault::because(kind, "failed to change files", error);
     match why_missing {
-        _ if full => fault.hint(crate::core::NO_SPACE),
+        _ if full => fault.hint(base::hint::no_space()),
         _ if changed => fault.hint(crate::local::AT_REST),
         Some(why) => fault.hint(why),
         None => fault,

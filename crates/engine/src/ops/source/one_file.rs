@@ -10,7 +10,7 @@ use rustix::fs::{Mode, Timespec, Timestamps};
 use store::Store;
 
 use super::identifier::bad;
-use crate::core::{NO_SPACE, store_fault};
+use crate::core::store_fault;
 
 /// What the file is like.
 #[derive(Clone, Debug, Default)]
@@ -46,7 +46,7 @@ impl OneFile {
         let failed = |e: io::Error| {
             let full = store::is_full(&e);
             let fault = Fault::because(Kind::Environment, "cannot keep a file", e);
-            Trouble::Other(if full { fault.hint(NO_SPACE) } else { fault })
+            Trouble::Other(if full { fault.hint(base::hint::no_space()) } else { fault })
         };
         let path = dir.join(&self.name);
         let mut options = std::fs::OpenOptions::new();

@@ -18,8 +18,6 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::core::NO_SPACE;
-
 /// How long git may take to end when it is told to.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What is kept of what it prints.
@@ -111,7 +109,7 @@ impl Trouble {
             Trouble::Git { said, is_full: true } => {
                 // An error of a kind that is known wherever a full disk is looked for.
                 let full = std::io::Error::new(std::io::ErrorKind::StorageFull, Said(said));
-                Fault::because(Kind::Environment, doing, full).hint(NO_SPACE)
+                Fault::because(Kind::Environment, doing, full).hint(base::hint::no_space())
             }
             Trouble::Git { said, .. } if wants_login => Fault::because(Kind::Remote, doing, Said(said))
                 .hint("give a token of the server with `--secret id=GIT_AUTH_TOKEN,env=..`, or a whole header as GIT_AUTH_HEADER"),
