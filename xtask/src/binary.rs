@@ -1,6 +1,7 @@
 //! The shipped binary: release profile, static against musl.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
@@ -20,24 +21,42 @@ pub fn find_or_build() -> Result<PathBuf> {
 
 /// Builds the binary, with the Rust target and the C compiler for musl fetched where they are missing.
 pub fn build() -> Result<PathBuf> {
-    packages::ensure(packages::BUILD)?;
-    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
-    ensure_target(&target)?;
-    run(&mut cargo(&[
-        "build",
-        "--release",
-        "--locked",
-        "--target",
-        &target,
-        "--package",
-        "hullworks",
-        "--bin",
-        "hullworks",
-    ]))?;
+    let target = prepare()?;
+    run(&mut cargo_build(&target))?;
     let built = target_dir().join(&target).join("release/hullworks");
     let bytes = std::fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     elf::require_static(&bytes).with_context(|| format!("{} is not static", built.display()))?;
     built.canonicalize().with_context(|| format!("find {}", built.display()))
+}
+
+/// Runs `checks` while the binary is built, which for minutes takes one core only. Whoever wants it then finds it built, or is
+/// told why it cannot be.
+pub fn build_beside(checks: impl FnOnce() -> Result<()>) -> Result<()> {
+    if std::env::var_os("HULLWORKS_BIN").is_some() {
+        return checks();
+    }
+    let mut build = cargo_build(&prepare()?);
+    let mut build = build.arg("--quiet").stderr(Stdio::null()).spawn().context("start `cargo build`")?;
+    let checked = checks();
+    if checked.is_err() {
+        build.kill().context("end `cargo build`")?;
+    }
+    build.wait().context("wait for `cargo build`")?;
+    checked
+}
+
+/// What building needs beside cargo; answers the target.
+fn prepare() -> Result<String> {
+    packages::ensure(packages::BUILD)?;
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    ensure_target(&target)?;
+    Ok(target)
+}
+
+fn cargo_build(target: &str) -> Command {
+    let mut cargo = cargo(&["build", "--release", "--locked", "--package", "hullworks", "--bin", "hullworks"]);
+    cargo.args(["--target", target]);
+    cargo
 }
 
 /// Where cargo builds.
@@ -50,6 +69,6 @@ fn ensure_target(target: &str) -> Result<()> {
     if libraries.is_some_and(|dir| Path::new(&dir).is_dir()) {
         return Ok(());
     }
-    run(std::process::Command::new("rustup").args(["target", "add", target]))
+    run(Command::new("rustup").args(["target", "add", target]))
         .with_context(|| format!("Rust's target {target} is missing"))
 }

@@ -53,7 +53,7 @@ fn run(args: &[String]) -> Result<()> {
     }
     match task {
         "image" => image::build(&binary::find_or_build()?),
-        "ci" => check::all().and_then(|()| e2e::run(&[])),
+        "ci" => binary::build_beside(check::all).and_then(|()| e2e::run(&[])),
         "check" => check::all(),
         "e2e" => e2e::run(rest),
         "long" => e2e::long(rest),
