@@ -202,9 +202,10 @@ impl Engine {
                     Err(Fault::cancelled())
                 }
             };
-            let answer = running.end(exported)?;
-            response.descriptors.push(answer.get("containerimage.descriptor").cloned());
-            response.exporter_response.extend(answer);
+            let exported = running.end(exported)?;
+            response.descriptors.push(exported.answer.get("containerimage.descriptor").cloned());
+            response.exporter_response.extend(exported.answer);
+            response.documents.extend(exported.documents);
         }
         Ok(response)
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use base::Fault;
 use base::progress::Sink;
 use session::SharedSession;
+use store::BlobHold;
 use tokio_util::sync::CancellationToken;
 
 /// One build.
@@ -172,6 +173,8 @@ pub struct SolveResponse {
     pub exporter_response: BTreeMap<String, String>,
     /// What each export made, where that is an image: its descriptor, in base64.
     pub descriptors: Vec<Option<String>>,
+    /// What describes those images: it stays in the store as long as this lives.
+    pub documents: Vec<BlobHold>,
     /// The frontend's answer where it was asked something (`requestid`) in the place of a build: `result.txt`, ..
     pub answer: BTreeMap<String, Vec<u8>>,
 }

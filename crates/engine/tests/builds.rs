@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base::progress::{Discard, Event, Sink};
 use base::{Fault, Kind, Platform, Secret};
-use engine::{Engine, EngineOptions, ExportRequest, Frontend, SnapshotterChoice, SolveRequest};
+use engine::{Engine, EngineOptions, ExportRequest, Frontend, PruneOptions, SnapshotterChoice, SolveRequest};
 use llb::build::{Builder, Constraints, CopyInfo, Defaults, FileAction, Http, Local, State};
 use proto::Message as _;
 use session::local::LocalSession;
@@ -26,13 +26,14 @@ use tokio_util::sync::CancellationToken;
 
 type Test = (&'static str, fn(&Runtime, &Isolation));
 
-const TESTS: [Test; 6] = [
+const TESTS: [Test; 7] = [
     ("a_panic_is_a_fault_of_the_build", |runtime, isolation| runtime.block_on(panics(isolation))),
     ("closing_names_what_does_not_end", |runtime, isolation| runtime.block_on(stuck(isolation))),
     ("a_file_that_changes_once_is_read_again", |runtime, isolation| runtime.block_on(changes_once(isolation))),
     ("a_file_that_always_changes_is_an_error", |runtime, isolation| runtime.block_on(always_changes(isolation))),
     ("a_file_of_the_web_is_downloaded_when_it_changed", |runtime, isolation| runtime.block_on(downloads(isolation))),
     ("nothing_has_a_root_and_no_files", |runtime, isolation| runtime.block_on(nothing(isolation))),
+    ("what_describes_an_image_stays_for_its_record", |runtime, isolation| runtime.block_on(documents(isolation))),
 ];
 
 fn main() -> ExitCode {
@@ -379,5 +380,25 @@ async fn nothing(isolation: &Isolation) {
     engine.solve(copied("/")).await.unwrap();
     let fault = engine.solve(copied("/f")).await.unwrap_err();
     assert!(fault.cause().ends_with("/f: no such file or directory"), "{fault}");
+    assert_eq!(engine.close().await, [""; 0]);
+}
+
+/// Whoever keeps a record of a build reads them when it has ended, and others clean at any time.
+async fn documents(isolation: &Isolation) {
+    let state = tempfile::tempdir().unwrap();
+    let engine = engine(state.path(), isolation).await;
+    let scratch = Frontend::Llb { definition: Vec::new(), options: BTreeMap::new() };
+    let mut request = request(scratch, Odd(|_: &str| ()), Arc::new(Discard));
+    request.exports.push(ExportRequest { kind: "image".into(), attrs: BTreeMap::new() });
+    let response = engine.solve(request).await.unwrap();
+    let documents = ["containerimage.digest", "containerimage.config.digest"];
+    let documents = documents.map(|name| response.exporter_response[name].parse().unwrap());
+    let left = async || {
+        engine.prune(PruneOptions { all: true, ..PruneOptions::default() }).await.unwrap();
+        documents.map(|document| engine.store().content().has(&document))
+    };
+    assert_eq!(left().await, [true; 2]);
+    drop(response);
+    assert_eq!(left().await, [false; 2]);
     assert_eq!(engine.close().await, [""; 0]);
 }

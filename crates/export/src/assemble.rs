@@ -22,7 +22,7 @@ pub(crate) struct Assembled {
     /// Of the only platform.
     pub(crate) config_digest: Option<Digest>,
     /// No snapshot keeps the documents: whoever removes what is not used leaves them until they have gone out.
-    holds: Vec<BlobHold>,
+    pub(crate) holds: Vec<BlobHold>,
 }
 
 impl Assembled {

@@ -23,7 +23,7 @@ use base::report::Tasks;
 use base::{Cancel, Digest, Fault, Kind, Platform};
 use registry::{Client, CredentialSource};
 use session::Output;
-use store::{Hold, SnapshotId, Store};
+use store::{BlobHold, Hold, SnapshotId, Store};
 
 pub use layer::{Layer, layer_of};
 pub use options::{Annotation, AnnotationPlace, Attributes, ImageOptions, PushOptions, Stale};
@@ -54,6 +54,15 @@ pub struct PlatformResult {
     pub base_config: Option<Vec<u8>>,
     /// What makes an image of it a cache, too.
     pub inline: Option<Arc<dyn Inline>>,
+}
+
+/// What became of a result.
+#[derive(Clone, Debug, Default)]
+pub struct Exported {
+    /// What BuildKit's exporter answers.
+    pub answer: BTreeMap<String, String>,
+    /// What describes the image that was made. No snapshot keeps it: it stays as long as this lives.
+    pub documents: Vec<BlobHold>,
 }
 
 /// The cache records of a build, for the config of its image.
@@ -219,13 +228,8 @@ impl Exporter {
         Ok(self)
     }
 
-    /// Exports `result`; answers what BuildKit's exporter answers.
-    pub async fn export(
-        &self,
-        context: &Context,
-        result: &BuildResult,
-        output: Output,
-    ) -> Result<BTreeMap<String, String>, Fault> {
+    /// Exports `result`.
+    pub async fn export(&self, context: &Context, result: &BuildResult, output: Output) -> Result<Exported, Fault> {
         if let Exporter::Image(image, _) | Exporter::Archive { image, .. } = self
             && image.rewrite_timestamp
             && image.epoch.is_none()
@@ -237,17 +241,22 @@ impl Exporter {
         match self {
             Exporter::Image(image, push) => {
                 let assembled = assemble::assemble(context, result, image).await?;
-                push::name_and_push(context, assembled, image, push).await
+                let documents = assembled.holds.clone();
+                let answer = push::name_and_push(context, assembled, image, push).await?;
+                Ok(Exported { answer, documents })
             }
             Exporter::Archive { docker, tar, image } => {
                 if *docker && (result.multi || result.platforms.len() > 1) {
                     return Err(Fault::user("output type=docker cannot hold several platforms").hint("use type=oci"));
                 }
                 let assembled = assemble::assemble(context, result, image).await?;
-                archive::write(context, assembled, image, *docker, *tar, output).await
+                let documents = assembled.holds.clone();
+                let answer = archive::write(context, assembled, image, *docker, *tar, output).await?;
+                Ok(Exported { answer, documents })
             }
             Exporter::Tree { local, epoch, platform_split, .. } => {
-                tree::write(context, result, *local, *epoch, *platform_split, output).await
+                let answer = tree::write(context, result, *local, *epoch, *platform_split, output).await?;
+                Ok(Exported { answer, documents: Vec::new() })
             }
         }
     }
