@@ -202,7 +202,9 @@ async fn mirrored(
         if changed {
             let mut record = boot.into_bytes();
             received.write_to(&mut record);
-            mirror.holds(received.allocated());
+            if let Some(allocated) = received.allocated() {
+                mirror.holds(allocated);
+            }
             records.put_with(id.to_string(), record, &id).map_err(kept)?;
             memo.save();
         } else {

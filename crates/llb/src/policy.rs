@@ -189,25 +189,39 @@ impl Policies {
                     Err(_) => {
                         return Err(Error::UnknownAction {
                             action: rule.action,
-                            selector: rule.selector.clone(),
+                            selector: shown(&rule.selector),
                             source_name: base::redact_url(&name),
                         });
                     }
                 }
             }
             if let Some(selector) = denied {
-                return Err(Error::Denied { source_name: base::redact_url(&name), selector: selector.clone() });
+                return Err(Error::Denied { source_name: base::redact_url(&name), selector: shown(selector) });
             }
         }
         Ok(false)
     }
 }
 
+/// A selector without what an address in it logs in with. `?` is any character there, and ends nothing.
+fn shown(selector: &str) -> String {
+    let Some((scheme, rest)) = selector.split_once("://") else { return selector.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let user = if host.len() == authority.len() { "" } else { "xxxxx@" };
+    let path = match path.split_once('?') {
+        // What follows may be a token; of images and files it is a name.
+        Some((path, _)) if scheme.starts_with("http") => format!("{path}?xxxxx"),
+        _ => path.to_owned(),
+    };
+    format!("{scheme}://{user}{host}{path}")
+}
+
 impl Rule {
     fn read(rule: &wire::Rule) -> Result<Rule, Error> {
         let selector = rule.selector.as_ref().ok_or(Error::NoSelector)?;
         let name = &selector.identifier;
-        let unknown = |what, number| Error::Unknown { selector: name.clone(), what, number };
+        let unknown = |what, number| Error::Unknown { selector: shown(name), what, number };
         let pattern = match MatchType::try_from(selector.match_type) {
             Ok(MatchType::Exact) => Pattern::Exact,
             Ok(MatchType::Regex) => Pattern::Regex(regex(name, name)?),
@@ -401,6 +415,24 @@ mod tests {
         let huge = rule(PolicyAction::Deny, MatchType::Regex, "\\w{1000}", None);
         let huge = Policies::read(&[Policy { version: 1, rules: vec![huge] }]).expect_err("too large").to_string();
         assert!(huge.starts_with("source policy: invalid pattern"), "{huge}");
+    }
+
+    #[test]
+    fn selectors_are_shown_without_what_addresses_in_them_log_in_with() {
+        for (selector, text) in [
+            ("https://user:s3?cret@example.com/f*", "https://xxxxx@example.com/f*"),
+            ("https://*@example.com/f?token=s3cret", "https://xxxxx@example.com/f?xxxxx"),
+            ("docker-image://docker.io/library/busy?ox:1", "docker-image://docker.io/library/busy?ox:1"),
+            ("*", "*"),
+        ] {
+            assert_eq!(shown(selector), text);
+        }
+        let address = "https://user:s3cret@example.com/f";
+        let policy = Policy { version: 1, rules: vec![rule(PolicyAction::Deny, MatchType::Exact, address, None)] };
+        let policies = Policies::read(&[policy]).expect("good");
+        let mut source = pb::SourceOp { identifier: address.to_owned(), ..pb::SourceOp::default() };
+        let denied = policies.apply(&mut source).expect_err("denied");
+        assert!(!format!("{denied} {denied:?}").contains("s3cret"), "{denied:?}");
     }
 
     #[test]

@@ -59,16 +59,17 @@ impl Remote {
     /// Whether a server of another kind listens at a socket of this machine. Nobody knocked there before.
     fn has_foreign_socket(&self) -> bool {
         let Some(path) = self.address.strip_prefix("unix://") else { return false };
-        let ask = || {
+        let (path, (tell, told)) = (PathBuf::from(path), std::sync::mpsc::channel());
+        let ask = move || {
             let mut stream = std::os::unix::net::UnixStream::connect(path)?;
-            stream.set_read_timeout(Some(PROBE))?;
-            stream.set_write_timeout(Some(PROBE))?;
             io::Write::write_all(&mut stream, REQUEST)?;
             let mut begin = [0; 5];
             io::Read::read_exact(&mut stream, &mut begin)?;
             io::Result::Ok(begin)
         };
-        ask().is_ok_and(|begin| &begin == ANSWER)
+        // A thread of its own: a socket whose server takes nobody in lets us wait for ever.
+        std::thread::spawn(move || tell.send(ask()));
+        told.recv_timeout(PROBE).is_ok_and(|begin| begin.is_ok_and(|begin| &begin == ANSWER))
     }
 }
 
@@ -89,7 +90,7 @@ pub(crate) const LARGEST: usize = MAX_MESSAGE;
 pub async fn connect(remote: &Remote) -> Result<Channel, Fault> {
     let failed = |error: tonic::transport::Error| {
         let doubts = innermost(&error).contains("certificate");
-        let is_forbidden = is_forbidden(&error);
+        let is_forbidden = remote.address.starts_with("unix://") && is_forbidden(&error);
         let fault = Fault::because(Kind::Remote, format!("cannot reach the daemon at `{}`", remote.address), error);
         fault.hint(match () {
             () if doubts => "who signed its certificate is told by --tlscacert, another name in it by --tlsservername",

@@ -7,54 +7,36 @@ use std::os::unix::fs::FileExt;
 use base::{Cancel, Hasher};
 use rustix::io::Errno;
 
-/// What is read at once; files that fit are copied with one or two calls.
+/// What is read at once; files that fit are read and written with one call each.
 pub(super) const BUFFER: usize = 256 * 1024;
 /// How much the kernel copies between two looks at cancellation.
 const STEP: usize = 64 << 20;
 
-/// Copies the bytes of files of one tree to another, one after the other.
-#[derive(Default)]
-pub(super) struct Copier {
-    buffer: Vec<u8>,
-    /// The kernel does not copy between these file systems: asking once is enough.
-    by_hand: bool,
-}
-
-impl Copier {
-    /// Copies `size` bytes from the start of one file to the start of an empty one; tells how many it found.
-    ///
-    /// With a hasher the bytes pass through here; else the kernel moves them, which shares them where the file system can.
-    pub(super) fn copy(
-        &mut self,
-        from: &File,
-        to: &File,
-        size: u64,
-        hasher: Option<&mut Hasher>,
-        cancel: Option<&Cancel>,
-    ) -> io::Result<u64> {
-        if hasher.is_some() {
-            return by_hand(from, to, size, self.buffer(), hasher, cancel);
-        }
-        if size > BUFFER as u64 {
-            if rustix::fs::ioctl_ficlone(to, from).is_ok() {
-                return Ok(to.metadata()?.len());
-            }
-            if has_holes(from, size) {
-                return sparse(from, to, size, self.buffer(), cancel);
-            }
-        }
-        if !self.by_hand {
-            match by_kernel(from, to, size, cancel)? {
-                Some(copied) => return Ok(copied),
-                None => self.by_hand = true,
-            }
-        }
-        by_hand(from, to, size, self.buffer(), None, cancel)
+/// Copies `size` bytes from the start of one file to the start of an empty one; tells how many it found.
+///
+/// With a hasher the bytes pass through here; else the kernel moves large files. Small ones it would share where the file
+/// system can, which costs more than it saves: what was just written has to reach the disk first, and whoever reads the copy
+/// next finds none of it in memory.
+pub(super) fn copy(
+    from: &File,
+    to: &File,
+    size: u64,
+    buffer: &mut [u8],
+    hasher: Option<&mut Hasher>,
+    cancel: Option<&Cancel>,
+) -> io::Result<u64> {
+    if size <= buffer.len() as u64 || hasher.is_some() {
+        return by_hand(from, to, size, buffer, hasher, cancel);
     }
-
-    fn buffer(&mut self) -> &mut [u8] {
-        self.buffer.resize(BUFFER, 0);
-        &mut self.buffer
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(to.metadata()?.len());
+    }
+    if has_holes(from, size) {
+        return sparse(from, to, size, buffer, cancel);
+    }
+    match by_kernel(from, to, size, cancel)? {
+        Some(copied) => Ok(copied),
+        None => by_hand(from, to, size, buffer, None, cancel),
     }
 }
 
@@ -100,11 +82,8 @@ fn by_kernel(from: &File, to: &File, size: u64, cancel: Option<&Cancel>) -> io::
             Ok(0) => break,
             Ok(_) => {}
             Err(Errno::INTR) => {}
-            Err(Errno::NOSYS | Errno::XDEV | Errno::PERM | Errno::IO | Errno::OPNOTSUPP | Errno::INVAL)
-                if read_at == 0 =>
-            {
-                return Ok(None);
-            }
+            // File systems refuse in many ways. Whatever it is, copying by hand finds out.
+            Err(_) if read_at == 0 => return Ok(None),
             Err(errno) => return Err(errno.into()),
         }
         if let Some(cancel) = cancel {

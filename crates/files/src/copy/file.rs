@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use sys::path::lstat_at;
 
-use super::content::Copier;
+use super::content::{self, BUFFER};
 use super::plan::{Shared, open_source_dir};
 use super::source::Known;
 use super::{CopyJob, source::Source};
@@ -43,7 +43,7 @@ pub(super) struct FileJob {
 /// What a thread copies with.
 pub(super) struct Hands<'a> {
     shared: &'a Shared<'a>,
-    copier: Copier,
+    buffer: Vec<u8>,
 }
 
 /// What the kernel makes of a new file in a directory: mode after umask and default ACL, owner after set-group-id.
@@ -82,7 +82,7 @@ struct One<'a> {
 
 impl<'a> Hands<'a> {
     pub(super) fn new(shared: &'a Shared<'a>) -> Hands<'a> {
-        Hands { shared, copier: Copier::default() }
+        Hands { shared, buffer: Vec::new() }
     }
 
     pub(super) fn batch(&mut self, batch: &Batch) -> Result<(), Error> {
@@ -181,7 +181,9 @@ impl<'a> Hands<'a> {
         if raw.size == 0 {
             return Ok(());
         }
-        match self.copier.copy(source, file, raw.size, hasher, self.shared.job.env.cancel) {
+        self.buffer.resize(BUFFER, 0);
+        let copied = content::copy(source, file, raw.size, &mut self.buffer, hasher, self.shared.job.env.cancel);
+        match copied {
             Ok(copied) if copied == raw.size => Ok(()),
             Ok(_) => Err(Error::Changed(shown(&one.src))),
             Err(error) => match error.downcast::<base::Cancelled>() {

@@ -14,6 +14,9 @@ use crate::walk::Entry;
 /// What a [`Mirror`] begins with: its version.
 const MAGIC: &[u8; 8] = b"mirror02";
 
+/// Bytes of which nobody minds where they are.
+const SMALL: u64 = 64 * 1024;
+
 /// What a transfer left in a directory, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mirror(pub(super) Vec<u8>);
@@ -97,13 +100,20 @@ impl Received {
         Records { bytes: self.0.bytes, at: 0 }.map(entry)
     }
 
-    /// Bytes that the file system allocated for all of it, without the root; a file with several names counts once.
-    pub fn allocated(&self) -> u64 {
+    /// Bytes that the file system allocated for all of it, without the root; a file with several names counts once. None where
+    /// that is much less than what is in the files: it may not have counted all of it yet (ZFS).
+    pub fn allocated(&self) -> Option<u64> {
         let mut seen = HashSet::new();
         let files = (0..self.0.len()).map(|index| self.0.fixed(index).here);
         let once = files
             .filter(|Here { stat, .. }| stat.kind == Kind::Dir || stat.nlink < 2 || seen.insert((stat.dev, stat.ino)));
-        once.map(|here| here.allocated).sum()
+        let add = |(size, allocated), here: Here| {
+            let inside = if here.stat.kind == Kind::File { here.stat.size } else { 0 };
+            (size + inside, allocated + here.allocated)
+        };
+        let (size, allocated) = once.fold((0, 0), add);
+        // Files of a few bytes can lie in their inodes.
+        (allocated >= size / 2 || size < SMALL).then_some(allocated)
     }
 
     /// Appends what [`Mirror::from_bytes`] reads.

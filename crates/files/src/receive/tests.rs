@@ -107,7 +107,10 @@ impl Place {
         received.write_to(&mut bytes);
         let mirror = Mirror::from_bytes(bytes).expect("reads");
         assert!(self.changed || before.as_ref() == Some(&mirror));
-        assert_eq!(received.allocated(), allocated_below(self.dir.path(), &mut HashSet::new()));
+        assert_eq!(
+            received.allocated().expect("counted at once"),
+            allocated_below(self.dir.path(), &mut HashSet::new())
+        );
         self.entries = received.into_entries().collect();
         let mut stored = Files::default();
         Records::of(Some(mirror.clone())).for_each(|file| stored.push(&file));
