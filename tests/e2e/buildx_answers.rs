@@ -200,3 +200,15 @@ fn bake_builds_several_targets_and_says_what_became_of_each() {
         bake("").fails().says("\"/a\": not found");
     });
 }
+
+/// What runs when a build is given up is told as given up.
+#[test]
+fn a_step_of_a_build_that_is_cancelled_is_told_as_cancelled() {
+    with_each_client(|docker| {
+        docker.served.kitchen.dockerfile("FROM busybox\nRUN echo begun && sleep 1000\n");
+        let client = docker.build("context").starts();
+        client.waits_for("begun");
+        client.signal("INT");
+        client.ends_soon().says(" CANCELED\n");
+    });
+}

@@ -12,6 +12,9 @@ use jiff::Timestamp;
 
 use crate::{Digest, SourceFile, SourceSpan};
 
+/// The error of a vertex that nobody wants any more: BuildKit's clients know by these words that it did not fail.
+pub const CANCELLED: &str = "context canceled";
+
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {

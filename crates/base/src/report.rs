@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::progress::{Event, Log, ProgressGroup, Room, Sink, Status, Stream, Vertex};
+use crate::progress::{CANCELLED, Event, Log, ProgressGroup, Room, Sink, Status, Stream, Vertex};
 use crate::{Digest, Platform};
 use jiff::Timestamp;
 
@@ -212,7 +212,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.finish(Some("cancelled".to_owned()));
+        self.finish(Some(CANCELLED.to_owned()));
     }
 }
 
@@ -368,7 +368,7 @@ mod tests {
                 _ => None,
             })
             .collect();
-        assert_eq!(ends, [("a".to_owned(), Some("cancelled".to_owned())), ("b".to_owned(), None)]);
+        assert_eq!(ends, [("a".to_owned(), Some(CANCELLED.to_owned())), ("b".to_owned(), None)]);
         assert_eq!(events.iter().filter(|e| matches!(e, Event::Status(_))).count(), 2);
     }
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use base::progress::{Event, Sink};
+use base::Digest;
+use base::progress::{CANCELLED, Event, Sink, Vertex};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -33,13 +34,23 @@ pub(crate) struct Builds {
 
 /// One build.
 pub(crate) struct Build {
-    told: Mutex<Vec<Event>>,
+    told: Mutex<Told>,
     state: watch::Sender<State>,
     pub(crate) cancel: CancellationToken,
     /// It was cancelled because the daemon ends.
     cut_off: AtomicBool,
     /// What its client may ask, where the client is the frontend.
     client: watch::Sender<Option<Arc<ClientBuild>>>,
+}
+
+/// What was told of a build.
+#[derive(Default)]
+struct Told {
+    events: Vec<Event>,
+    /// Vertices that have begun and not ended, by where that was told.
+    open: HashMap<Digest, usize>,
+    /// Nothing follows.
+    sealed: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -157,7 +168,7 @@ impl Build {
     pub(crate) fn counts(&self) -> Counts {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let mut counts = Counts::default();
-        counts.add(&told);
+        counts.add(&told.events);
         counts
     }
 
@@ -179,7 +190,7 @@ impl Build {
     /// Some of what was told, so far, after `from` events.
     pub(crate) fn told(&self, from: usize, most: usize) -> Vec<Event> {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.iter().skip(from).take(most).cloned().collect()
+        told.events.iter().skip(from).take(most).cloned().collect()
     }
 
     /// What was told since `from` events; none when it has ended and all was told.
@@ -189,7 +200,7 @@ impl Build {
             let now = *state.borrow_and_update();
             if now.told > from {
                 let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-                return Some(told[from..].to_vec());
+                return Some(told.events[from..].to_vec());
             }
             if now.ended || state.changed().await.is_err() {
                 return None;
@@ -198,14 +209,51 @@ impl Build {
     }
 }
 
-impl Sink for Build {
-    fn emit(&self, event: Event) {
+impl Build {
+    /// Tells the last: what still runs is not wanted any more. Nothing that is told later is of this build.
+    pub(crate) fn wind_up(&self) {
+        self.tell(|told| {
+            let mut open: Vec<usize> = std::mem::take(&mut told.open).into_values().collect();
+            open.sort_unstable();
+            for begun in open {
+                if let Event::Vertex(vertex) = &told.events[begun] {
+                    let (completed, error) = (Some(jiff::Timestamp::now()), Some(CANCELLED.to_owned()));
+                    told.events.push(Event::Vertex(Vertex { completed, error, ..vertex.clone() }));
+                }
+            }
+            told.sealed = true;
+        });
+    }
+
+    fn tell(&self, tell: impl FnOnce(&mut Told)) {
         let told = {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            told.push(event);
-            told.len()
+            tell(&mut told);
+            told.events.len()
         };
         self.state.send_modify(|state| state.told = state.told.max(told));
+    }
+}
+
+impl Sink for Build {
+    fn emit(&self, mut event: Event) {
+        self.tell(|told| {
+            if told.sealed {
+                return;
+            }
+            if let Event::Vertex(vertex) = &mut event {
+                match vertex.completed {
+                    None if vertex.started.is_some() => _ = told.open.insert(vertex.digest, told.events.len()),
+                    None => {}
+                    Some(_) => _ = told.open.remove(&vertex.digest),
+                }
+                // Whatever broke on the way: clients know it as the cancellation that it was.
+                if vertex.error.is_some() && self.cancel.is_cancelled() {
+                    vertex.error = Some(CANCELLED.to_owned());
+                }
+            }
+            told.events.push(event);
+        });
     }
 }
 
@@ -231,6 +279,27 @@ impl Drop for Running {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_still_runs_at_the_end_of_a_build_is_told_as_cancelled() {
+        let running = Arc::new(Builds::default()).begin("b").expect("new");
+        let build = &running.build;
+        let now = || Some(jiff::Timestamp::now());
+        let vertex = |name: &str| base::report::Label::phase(name).vertex();
+        let (waits, runs, done) = (vertex("waits"), vertex("runs"), vertex("done"));
+        let emit = |vertex| build.emit(Event::Vertex(vertex));
+        emit(waits);
+        emit(Vertex { started: now(), ..runs.clone() });
+        emit(Vertex { started: now(), ..done.clone() });
+        emit(Vertex { started: now(), completed: now(), ..done });
+        build.wind_up();
+        // Whoever worked on it hears of the end later.
+        emit(Vertex { started: now(), completed: now(), ..runs });
+        let told = build.told(0, usize::MAX);
+        let Some(Event::Vertex(last)) = told.get(4) else { panic!("{told:?}") };
+        assert!(last.completed.is_some(), "{last:?}");
+        assert_eq!((told.len(), &last.name[..], last.error.as_deref()), (5, "runs", Some(CANCELLED)));
+    }
 
     #[test]
     fn a_client_that_cancels_is_not_the_daemons_end() {

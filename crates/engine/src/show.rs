@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use base::progress::{Event, Stream, Vertex};
+use base::progress::{CANCELLED, Event, Stream, Vertex};
 use base::report::{Relay, Tasks};
 use base::{Digest, Fault};
 use jiff::Timestamp;
@@ -82,10 +82,10 @@ impl Shows {
                 Status::Failed(fault) if is_stale(fault) && job.has_readings_left() || job.would_give_up(fault) => {
                     let said = format!("{}: trying again\n", fault.cause());
                     Tasks::new(job.sink.clone(), name).log(Stream::Stderr, said.as_bytes());
-                    Some("cancelled".to_owned())
+                    Some(CANCELLED.to_owned())
                 }
                 Status::Failed(fault) => Some(fault.to_string()),
-                Status::Cancelled => Some("cancelled".to_owned()),
+                Status::Cancelled => Some(CANCELLED.to_owned()),
                 _ => None,
             };
             tell(Some(completed), matches!(notice.status, Status::Cached), error);

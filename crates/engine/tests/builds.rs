@@ -221,7 +221,7 @@ impl Changing {
                     }
                 }
                 (_, true, _) => counts[1] += 1,
-                (_, _, Some(error)) if error != "cancelled" => counts[2] += 1,
+                (_, _, Some(error)) if error != base::progress::CANCELLED => counts[2] += 1,
                 _ => {}
             }
         };

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use base::Digest;
-use base::progress::{Event, Log, Status, Vertex, Warning};
+use base::progress::{CANCELLED, Event, Log, Status, Vertex, Warning};
 use jiff::Timestamp;
 
 use super::log_window::LogWindow;
@@ -123,7 +123,7 @@ impl Item {
     }
 
     pub fn is_cancelled(&self) -> bool {
-        self.error.as_deref().is_some_and(|e| e.ends_with("context canceled") || e.ends_with("cancelled"))
+        self.error.as_deref().is_some_and(|e| e.ends_with(CANCELLED) || e.ends_with("cancelled"))
     }
 
     fn touch(&mut self, now: Timestamp) {
@@ -236,7 +236,7 @@ impl Trace {
             let item = &mut self.items[*index];
             if item.is_started() && !item.is_completed() {
                 item.runs.values_mut().for_each(|end| _ = end.get_or_insert(now));
-                item.error = Some("cancelled".to_owned());
+                item.error = Some(CANCELLED.to_owned());
                 item.touch(now);
             }
         }

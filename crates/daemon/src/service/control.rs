@@ -122,6 +122,7 @@ impl Control {
                 trace.end(&running.build, error.as_deref());
             }
             shared.sessions.settle(&session).await;
+            running.build.wind_up();
             solved
         });
         let solved = solving.await.map_err(|error| Status::internal(error.to_string()))?;
