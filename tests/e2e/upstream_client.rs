@@ -45,6 +45,70 @@ fn buildkit_s_client_takes_a_refusal_calmly() {
     assert_eq!(daemon.code, Some(0), "{daemon:?}");
 }
 
+/// What runs when a build is given up is told as given up, to whoever listens and in the record.
+#[test]
+fn a_step_of_a_build_that_is_cancelled_is_told_as_cancelled() {
+    needs!(tool "upstream-buildctl");
+    let Some(served) = Served::new(anybody(), "") else { return };
+    served.kitchen.dockerfile("FROM busybox\nRUN echo begun && sleep 1000\n");
+    for client in [builds(&served, ""), served.build("")] {
+        let client = client.starts();
+        client.waits_for("begun");
+        client.signal("INT");
+        let ended = client.ends_soon();
+        let step =
+            ended.stderr.lines().find(|line| line.contains("RUN echo begun")).and_then(|line| line.split(' ').next());
+        ended.says(&format!("{} CANCELED\n", step.unwrap_or_else(|| panic!("{ended:?}"))));
+    }
+    served.ends();
+}
+
+/// Scripts take apart what is printed: whichever client it is, it prints the same.
+#[test]
+fn our_client_prints_what_buildkit_s_prints() {
+    needs!(tool "upstream-buildctl");
+    let Some(served) = Served::new(anybody(), "--oci-worker-labels a=b --oci-worker-labels place.of.it=here") else {
+        return;
+    };
+    let kitchen = &served.kitchen;
+    let both = |line: &str| {
+        let (ours, theirs) = (served.buildctl(line).succeeds().text(), theirs(&served, line).succeeds().text());
+        assert_eq!(ours.replace('\t', "→"), theirs.replace('\t', "→"), "{line}");
+        ours
+    };
+    let all = [
+        "debug workers",
+        "debug workers -v",
+        "debug info",
+        "debug histories",
+        "du",
+        "du -v",
+        "du --filter type==regular",
+    ];
+    for line in all {
+        both(line);
+    }
+    kitchen.file("f", "some");
+    kitchen.dockerfile("FROM busybox\nCOPY f /f\nRUN --mount=type=cache,target=/c echo said && echo x > /c/x\n");
+    for _ in 0..3 {
+        served.build("--no-cache --ref-file ref").succeeds();
+    }
+    let reference = fs::read_to_string(kitchen.world.path("ref")).unwrap();
+    eventually(|| served.buildctl("debug histories").succeeds().text().matches("COMPLETE").count() >= 3);
+    served.buildctl(&format!("debug ctl --pin {reference}")).succeeds();
+    for line in all {
+        both(line);
+    }
+    assert!(both("du -v").contains(" +0000 UTC\n"));
+    assert!(both("debug histories").contains("\t*\n"));
+    assert!(both(&format!("debug logs --progress=plain {reference}")).contains("said"));
+    both(&format!("debug logs --trace {reference}"));
+    let digest = served.buildctl("debug histories --format {{.Record.Logs.Digest}}").succeeds().text();
+    both(&format!("debug get {}", digest.lines().next().unwrap()));
+    both("prune --filter id==nothing");
+    served.ends();
+}
+
 fn anybody() -> Who {
     if is_root() { Who::Root } else { Who::Single }
 }

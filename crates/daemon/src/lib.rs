@@ -42,6 +42,9 @@ pub const BUILDKIT_VERSION: &str = "v0.29.0";
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// The worker's id, the same at every start on one state directory.
+/// The release of Dockerfile frontends that the built-in one is: the one that came with that version.
+pub const DOCKERFILE_VERSION: &str = "1.23.0";
+
     pub worker: String,
     /// Labels of the worker.
     pub labels: BTreeMap<String, String>,

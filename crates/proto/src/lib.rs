@@ -12,6 +12,7 @@ pub mod otlp;
 mod resources;
 pub mod solve;
 
+pub mod version;
 pub use bollard_buildkit_proto::fsutil as generated_fsutil;
 pub use bollard_buildkit_proto::google::{protobuf, rpc};
 pub use bollard_buildkit_proto::{health, moby, pb};

@@ -283,7 +283,7 @@ async fn disk_usage(channel: Channel, du: &du::Du) -> Result<(), Fault> {
     let (format, filter) = du.wanted()?;
     let request = wire::DiskUsageRequest { filter: filter.to_vec(), ..wire::DiskUsageRequest::default() };
     let answer = ControlClient::new(channel).disk_usage(request).await.map_err(failed)?.into_inner();
-    crate::print(&du.text(&format, answer.record.into_iter().map(record).collect())?)
+    crate::print(&du.text(&format, answer.record.into_iter().map(record).collect(), None)?)
 }
 
 async fn clean(channel: Channel, prune: &prune::Prune) -> Result<(), Fault> {
@@ -302,7 +302,7 @@ async fn clean(channel: Channel, prune: &prune::Prune) -> Result<(), Fault> {
     while let Some(answer) = answers.message().await.map_err(failed)? {
         gone.push(record(answer));
     }
-    crate::print(&prune.text(&format, &gone)?)
+    crate::print(&prune.text(&format, &gone, None)?)
 }
 
 /// For clients that reach the daemon through another program, such as ssh.

@@ -234,22 +234,22 @@ fn text(format: &Format, events: &[wire::BuildHistoryEvent], pins: bool) -> Resu
         let filled = |event| Ok(format!("{}\n", template.apply(&event_json(event, fields))?));
         return events.iter().map(filled).collect();
     }
-    let mut head = vec!["TYPE", "REF", "CREATED", "COMPLETED", "GENERATION"];
-    head.extend(pins.then_some("PINNED"));
-    let mut rows = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
-    for event in events {
-        let record = event.record.clone().unwrap_or_default();
-        let mut row = vec![
-            type_name(event).to_owned(),
-            record.r#ref,
-            record.created_at.map(rfc3339).unwrap_or_default(),
-            record.completed_at.map(rfc3339).unwrap_or_default(),
-            record.generation.to_string(),
-        ];
-        row.extend(pins.then(|| if record.pinned { "*" } else { "" }.to_owned()));
-        rows.push(row);
+    let pinned = |text: &'static str| if pins { text } else { "" };
+    let head = format!("TYPE\tREF\tCREATED\tCOMPLETED\tGENERATION{}\n", pinned("\tPINNED"));
+    if events.is_empty() {
+        return Ok(tabbed(&head));
     }
-    Ok(tabbed(&rows))
+    // Each is laid out as it comes, the first one below the head.
+    let heads = [&head[..]].into_iter().chain(std::iter::repeat(""));
+    let rows = heads.zip(events).map(|(head, event)| {
+        let record = event.record.clone().unwrap_or_default();
+        let [created, completed] =
+            [record.created_at, record.completed_at].map(|at| at.map(rfc3339).unwrap_or_default());
+        let (name, reference, generation) = (type_name(event), record.r#ref, record.generation);
+        let star = pinned(if record.pinned { "\t*" } else { "\t" });
+        tabbed(&format!("{head}{name}\t{reference}\t{created}\t{completed}\t{generation}{star}\n"))
+    });
+    Ok(rows.collect())
 }
 
 fn type_name(event: &wire::BuildHistoryEvent) -> &'static str {
@@ -428,9 +428,9 @@ mod tests {
     fn forms() {
         let shown = |format| text(&Format::parse(format).expect("a format"), &events(), true).expect("text");
         assert_snapshot!(shown(None).replace('\t', "→"), @r"
-        TYPE→→REF→CREATED→→→COMPLETED→→GENERATION→PINNED
-        STARTED→→abc→1970-01-12T13:46:40Z→→→→0→→
-        COMPLETE→abc→1970-01-12T13:46:40Z→1970-01-12T13:47:40Z→1→→*
+        TYPE→REF→CREATED→→→COMPLETED→GENERATION→PINNED
+        STARTED→abc→1970-01-12T13:46:40Z→→→0→→
+        COMPLETE→abc→1970-01-12T13:46:40Z→1970-01-12T13:47:40Z→1→*
         ");
         assert_snapshot!(shown(Some("json")), @r#"
         {"record":{"Ref":"abc","CreatedAt":{"seconds":1000000,"nanos":5}}}

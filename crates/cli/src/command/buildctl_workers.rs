@@ -5,15 +5,16 @@ use std::time::Duration;
 use base::{ByteSize, Fault};
 use clap::Args;
 use proto::moby::buildkit::v1 as wire;
-use proto::moby::buildkit::v1::control_client::ControlClient;
+use proto::version::{self, Version, Worker, Workers as Answer};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
+use tonic_prost::ProstCodec;
 
 use super::Action;
 use super::buildctl_history::Formatted;
 use super::buildkitd::identity;
 use super::du::Format;
-use super::table::tabbed;
+use super::table::{spaced, tabbed};
 use crate::daemonless::{Settings, run};
 use crate::display::Mode;
 
@@ -41,8 +42,7 @@ impl Workers {
     /// Those of a daemon.
     pub(super) async fn ask(self, channel: Channel) -> Result<(), Fault> {
         let request = wire::ListWorkersRequest { filter: self.filter.clone() };
-        let answer = ControlClient::new(channel).list_workers(request).await;
-        let workers = answer.map_err(|status| crate::connect::fault(&status))?.into_inner().record;
+        let Answer { workers } = ask(channel, version::LIST_WORKERS, request).await?;
         crate::print(&text(&workers, &self.form.parse()?, self.verbose)?)
     }
 
@@ -62,9 +62,8 @@ impl Workers {
 impl Info {
     /// The daemon's.
     pub(super) async fn ask(self, channel: Channel) -> Result<(), Fault> {
-        let answer = ControlClient::new(channel).info(wire::InfoRequest {}).await;
-        let info = answer.map_err(|status| crate::connect::fault(&status))?.into_inner();
-        self.print(&info.buildkit_version.unwrap_or_default())
+        let info: version::Info = ask(channel, version::INFO, wire::InfoRequest {}).await?;
+        self.print(&info.version.unwrap_or_default())
     }
 
     /// Ours.
@@ -74,14 +73,14 @@ impl Info {
             let mut words = crate::VERSION.split_whitespace();
             let package = words.next().unwrap_or_default().to_owned();
             let revision = words.nth(1).unwrap_or_default().to_owned();
-            let version = daemon::BUILDKIT_VERSION.to_owned();
-            self.print(&wire::types::BuildkitVersion { package, version, revision })
+            let (version, dockerfile) = (daemon::BUILDKIT_VERSION.to_owned(), daemon::DOCKERFILE_VERSION.to_owned());
+            self.print(&Version { package, version, revision, dockerfile })
         })))
     }
 
-    fn print(&self, version: &wire::types::BuildkitVersion) -> Result<(), Fault> {
+    fn print(&self, version: &Version) -> Result<(), Fault> {
         match self.form.parse()? {
-            Format::Table => crate::print_line(&format!("BuildKit: {}", version_text(version))),
+            Format::Table => crate::print(&spaced(&version_lines(version))),
             Format::Filled(template) => {
                 crate::print_line(&template.apply(&json!({ "buildkitVersion": version_json(version) }))?)
             }
@@ -89,17 +88,31 @@ impl Info {
     }
 }
 
+/// Asks what generated code does not know all fields of.
+async fn ask<Q, A>(channel: Channel, method: &'static str, question: Q) -> Result<A, Fault>
+where
+    Q: proto::Message + 'static,
+    A: proto::Message + Default + 'static,
+{
+    let mut client = tonic::client::Grpc::new(channel);
+    let unreachable =
+        |error: tonic::transport::Error| Fault::because(base::Kind::Remote, "cannot reach the daemon", error);
+    client.ready().await.map_err(unreachable)?;
+    let path = http::uri::PathAndQuery::from_static(method);
+    let answer = client.unary(tonic::Request::new(question), path, ProstCodec::<Q, A>::default()).await;
+    answer.map(tonic::Response::into_inner).map_err(|status| crate::connect::fault(&status))
+}
+
 /// Workers for people or programs.
-fn text(workers: &[wire::types::WorkerRecord], format: &Format, verbose: bool) -> Result<String, Fault> {
+fn text(workers: &[Worker], format: &Format, verbose: bool) -> Result<String, Fault> {
     if let Format::Filled(template) = format {
         return Ok(format!("{}\n", template.apply(&workers.iter().map(worker_json).collect())?));
     }
     if verbose {
-        return Ok(workers.iter().map(in_full).collect());
+        return Ok(tabbed(&workers.iter().map(in_full).collect::<String>()));
     }
-    let mut rows = vec![vec!["ID".to_owned(), "PLATFORMS".to_owned()]];
-    rows.extend(workers.iter().map(|worker| vec![worker.id.clone(), platforms(worker)]));
-    Ok(tabbed(&rows))
+    let rows = workers.iter().map(|Worker { record, .. }| format!("{}\t{}\n", record.id, platforms(record)));
+    Ok(tabbed(&format!("ID\tPLATFORMS\n{}", rows.collect::<String>())))
 }
 
 fn platforms(worker: &wire::types::WorkerRecord) -> String {
@@ -109,36 +122,30 @@ fn platforms(worker: &wire::types::WorkerRecord) -> String {
     worker.platforms.iter().map(platform).collect::<Vec<_>>().join(",")
 }
 
-fn in_full(worker: &wire::types::WorkerRecord) -> String {
-    let version = worker.buildkit_version.as_ref().map(version_text).unwrap_or_default();
-    let mut rows = vec![
-        vec!["ID:".to_owned(), worker.id.clone()],
-        vec!["Platforms:".to_owned(), platforms(worker)],
-        vec!["BuildKit:".to_owned(), version],
-        vec!["Labels:".to_owned()],
-    ];
+fn in_full(Worker { record: worker, version }: &Worker) -> String {
+    let mut text = format!("ID:\t{}\nPlatforms:\t{}\n", worker.id, platforms(worker));
+    text.push_str(&version_lines(version));
+    text.push_str("Labels:\n");
     let mut labels: Vec<_> = worker.labels.iter().collect();
     labels.sort();
-    rows.extend(labels.into_iter().map(|(key, value)| vec![format!("\t{key}:"), value.clone()]));
-    let mut text = tabbed(&rows);
+    text.extend(labels.into_iter().map(|(key, value)| format!("\t{key}:\t{value}\n")));
     for (number, rule) in worker.gc_policy.iter().enumerate() {
-        let mut rows = vec![vec![format!("GC Policy rule#{number}:")], vec!["\tAll:".to_owned(), rule.all.to_string()]];
+        text.push_str(&format!("GC Policy rule#{number}:\n\tAll:\t{}\n", rule.all));
         if !rule.filters.is_empty() {
-            rows.push(vec!["\tFilters:".to_owned(), rule.filters.join(" ")]);
+            text.push_str(&format!("\tFilters:\t{}\n", rule.filters.join(" ")));
         }
         if let Some(keep) = u64::try_from(rule.keep_duration).ok().filter(|keep| *keep > 0) {
-            rows.push(vec!["\tKeep duration:".to_owned(), go_duration(Duration::from_nanos(keep))]);
+            text.push_str(&format!("\tKeep duration:\t{}\n", go_duration(Duration::from_nanos(keep))));
         }
         for (name, size) in [
-            ("\tReserved space:", rule.reserved_space),
-            ("\tMinimum free space:", rule.min_free_space),
-            ("\tMaximum used space:", rule.max_used_space),
+            ("Reserved space", rule.reserved_space),
+            ("Minimum free space", rule.min_free_space),
+            ("Maximum used space", rule.max_used_space),
         ] {
             if size > 0 {
-                rows.push(vec![name.to_owned(), shortest(ByteSize(size as u64))]);
+                text.push_str(&format!("\t{name}:\t{}\n", shortest(ByteSize(size as u64))));
             }
         }
-        text.push_str(&tabbed(&rows));
     }
     text.push('\n');
     text
@@ -168,16 +175,22 @@ fn shortest(size: ByteSize) -> String {
     }
 }
 
-fn version_text(version: &wire::types::BuildkitVersion) -> String {
-    format!("{} {} {}", version.package, version.version, version.revision)
+fn version_lines(version: &Version) -> String {
+    let Version { package, version, revision, dockerfile } = version;
+    let dockerfile = if dockerfile.is_empty() { String::new() } else { format!("Dockerfile:\t{dockerfile}\n") };
+    format!("BuildKit:\t{package} {version} {revision}\n{dockerfile}")
 }
 
-fn version_json(version: &wire::types::BuildkitVersion) -> Value {
-    json!({ "package": version.package, "version": version.version, "revision": version.revision })
+fn version_json(version: &Version) -> Value {
+    let mut shown = json!({ "package": version.package, "version": version.version, "revision": version.revision });
+    if !version.dockerfile.is_empty() {
+        shown["dockerfileVersion"] = version.dockerfile.clone().into();
+    }
+    shown
 }
 
 /// As Go's client prints a worker.
-fn worker_json(worker: &wire::types::WorkerRecord) -> Value {
+fn worker_json(Worker { record: worker, version }: &Worker) -> Value {
     let labels: std::collections::BTreeMap<_, _> = worker.labels.iter().collect();
     let platform = |platform: &proto::pb::Platform| {
         let mut shown = json!({ "architecture": platform.architecture, "os": platform.os });
@@ -199,16 +212,18 @@ fn worker_json(worker: &wire::types::WorkerRecord) -> Value {
         "id": worker.id, "labels": labels,
         "platforms": worker.platforms.iter().map(platform).collect::<Vec<_>>(),
         "gcPolicy": worker.gc_policy.iter().map(rule).collect::<Vec<_>>(),
-        "buildkitVersion": version_json(&worker.buildkit_version.clone().unwrap_or_default()),
+        "buildkitVersion": version_json(version),
         "cdiDevices": null,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use insta::assert_snapshot;
+
     use super::*;
 
-    fn worker() -> wire::types::WorkerRecord {
+    fn worker() -> Worker {
         let rule = wire::types::GcPolicy {
             all: true,
             keep_duration: 172_800_000_000_000,
@@ -217,7 +232,9 @@ mod tests {
             max_used_space: 1_500_000_000,
             min_free_space: 0,
         };
-        wire::types::WorkerRecord {
+        let version =
+            Version { package: "p".into(), version: "v1".into(), revision: "r".into(), dockerfile: "1.2".into() };
+        let record = wire::types::WorkerRecord {
             id: "w".to_owned(),
             labels: [("a.b".to_owned(), "c".to_owned())].into(),
             platforms: vec![proto::pb::Platform {
@@ -227,7 +244,8 @@ mod tests {
             }],
             gc_policy: vec![rule],
             ..Default::default()
-        }
+        };
+        Worker { record, version }
     }
 
     #[test]
@@ -237,11 +255,20 @@ mod tests {
             text(&[worker()], &format, verbose).expect("text")
         };
         assert_eq!(shown(None, false), "ID\tPLATFORMS\nw\tlinux/amd64\n");
-        let full = shown(None, true).replace("\t\t", "\t");
-        for line in ["Keep duration:\t48h0m0s\n", "Reserved space:\t512MB\n", "Maximum used space:\t1.5GB\n"] {
-            assert!(full.contains(&format!("\t{line}")), "{full}");
-        }
-        assert!(!full.contains("Minimum free space"), "{full}");
+        assert_snapshot!(shown(None, true).replace('\t', "→"), @r"
+        ID:→→w
+        Platforms:→linux/amd64
+        BuildKit:→p v1 r
+        Dockerfile:→1.2
+        Labels:
+        →a.b:→c
+        GC Policy rule#0:
+        →All:→→→true
+        →Filters:→→type==source.local shared
+        →Keep duration:→→48h0m0s
+        →Reserved space:→→512MB
+        →Maximum used space:→1.5GB
+        ");
         assert!(shown(Some("json"), false).starts_with("[{\"id\":\"w\""));
         let picked =
             "{{range .}}{{.ID}} {{index .Labels \"a.b\"}} {{range .GCPolicy}}{{.All}}{{.Filter}}{{end}}{{end}}";

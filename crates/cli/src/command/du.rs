@@ -60,7 +60,8 @@ impl Du {
     async fn run(self, format: Format, settings: Settings, environment: Environment) -> Result<(), run::Failure> {
         let records =
             run::tidy(settings.to_look(), &environment, |engine| async move { engine.disk_usage().await }).await?;
-        Ok(crate::print(&self.text(&format, engine::usage::select(records, &self.filter)?)?)?)
+        let records = engine::usage::select(records, &self.filter)?;
+        Ok(crate::print(&self.text(&format, records, Some(jiff::Timestamp::now()))?)?)
     }
 
     /// What is asked for.
@@ -68,8 +69,13 @@ impl Du {
         Ok((Format::parse(self.format.as_deref())?, &self.filter))
     }
 
-    /// The records for people or programs.
-    pub(super) fn text(&self, format: &Format, mut records: Vec<UsageRecord>) -> Result<String, Fault> {
+    /// The records for people or programs; when they were used last as seen from `now`, where that is wanted.
+    pub(super) fn text(
+        &self,
+        format: &Format,
+        mut records: Vec<UsageRecord>,
+        now: Option<jiff::Timestamp>,
+    ) -> Result<String, Fault> {
         records.sort_by(|a, b| (a.size, &a.id).cmp(&(b.size, &b.id)));
         match format {
             Format::Filled(template) => {
@@ -77,7 +83,7 @@ impl Du {
                 Ok(format!("{filled}\n"))
             }
             Format::Table => {
-                let list = if self.verbose { verbose_list(&records) } else { table(&records, jiff::Timestamp::now()) };
+                let list = if self.verbose { verbose_list(&records) } else { table(&records, now) };
                 let summary = if self.filter.is_empty() { summary(&records) } else { String::new() };
                 Ok(format!("{list}{summary}"))
             }
@@ -121,21 +127,20 @@ pub(super) fn record_json(record: &UsageRecord) -> Value {
     })
 }
 
-/// The columns of `buildctl du`.
-pub(super) fn table(records: &[UsageRecord], now: jiff::Timestamp) -> String {
-    let mut rows = vec![["ID", "RECLAIMABLE", "SIZE", "LAST ACCESSED"].map(str::to_owned).to_vec()];
-    rows.extend(records.iter().map(|record| row(record, now)));
-    tabbed(&rows)
+/// What is above the columns of `buildctl du`.
+pub(super) const HEAD: &str = "ID\tRECLAIMABLE\tSIZE\tLAST ACCESSED\n";
+
+/// The columns of `buildctl du`. BuildKit's client leaves the last one empty.
+fn table(records: &[UsageRecord], now: Option<jiff::Timestamp>) -> String {
+    tabbed(&format!("{HEAD}{}", records.iter().map(|record| row(record, now)).collect::<String>()))
 }
 
-fn row(record: &UsageRecord, now: jiff::Timestamp) -> Vec<String> {
+pub(super) fn row(record: &UsageRecord, now: Option<jiff::Timestamp>) -> String {
     let star = |set: bool| if set { "*" } else { "" };
-    vec![
-        format!("{:<71}", format!("{}{}", record.id, star(record.mutable))),
-        format!("{:<11}", !record.in_use),
-        format!("{}{}", record.size, star(record.shared)),
-        record.last_used_at.map(|at| ago(at, now)).unwrap_or_default(),
-    ]
+    let id = format!("{}{}", record.id, star(record.mutable));
+    let (reclaimable, size, shared) = (!record.in_use, record.size, star(record.shared));
+    let used = record.last_used_at.zip(now).map(|(at, now)| ago(at, now)).unwrap_or_default();
+    format!("{id:<71}\t{reclaimable:<11}\t{size}{shared}\t{used}\n")
 }
 
 /// `5 minutes ago`.
@@ -152,35 +157,41 @@ fn ago(at: jiff::Timestamp, now: jiff::Timestamp) -> String {
 
 /// One block per record.
 pub(super) fn verbose_list(records: &[UsageRecord]) -> String {
-    records.iter().map(|record| format!("{}\n", tabbed(&fields(record)))).collect()
+    tabbed(&records.iter().map(|record| format!("{}\n", fields(record))).collect::<String>())
 }
 
-fn fields(record: &UsageRecord) -> Vec<Vec<String>> {
+fn fields(record: &UsageRecord) -> String {
     let parents = Some(record.parents.join(";")).filter(|parents| !parents.is_empty());
     let description = Some(record.description.clone()).filter(|text| !text.is_empty());
     let record_type = Some(record.record_type.clone()).filter(|text| !text.is_empty());
     let all = [
         ("ID", Some(record.id.clone())),
         ("Parents", parents),
-        ("Created at", Some(record.created_at.to_string())),
+        ("Created at", Some(go_time(record.created_at))),
         ("Mutable", Some(record.mutable.to_string())),
         ("Reclaimable", Some((!record.in_use).to_string())),
         ("Shared", Some(record.shared.to_string())),
         ("Size", Some(record.size.to_string())),
         ("Description", description),
         ("Usage count", Some(record.usage_count.to_string())),
-        ("Last used", record.last_used_at.map(|at| at.to_string())),
+        ("Last used", record.last_used_at.map(go_time)),
         ("Type", record_type),
     ];
-    all.into_iter().filter_map(|(key, value)| Some(vec![format!("{key}:"), value?])).collect()
+    all.into_iter().filter_map(|(key, value)| Some(format!("{key}:\t{}\n", value?))).collect()
+}
+
+/// `2026-11-30 03:35:33.4 +0000 UTC`, as Go prints times.
+fn go_time(at: jiff::Timestamp) -> String {
+    let text = at.to_string();
+    format!("{} +0000 UTC", text.trim_end_matches('Z').replacen('T', " ", 1))
 }
 
 /// The sums below the list.
 fn summary(records: &[UsageRecord]) -> String {
     let sum = |wanted: &dyn Fn(&&UsageRecord) -> bool| ByteSize(records.iter().filter(wanted).map(|r| r.size.0).sum());
     let (total, shared) = (sum(&|_| true), sum(&|record| record.shared));
-    let mut rows = Vec::new();
-    let mut add = |key: &str, size: ByteSize| rows.push(vec![key.to_owned(), size.to_string()]);
+    let mut rows = String::new();
+    let mut add = |key: &str, size: ByteSize| rows.push_str(&format!("{key}\t{size}\n"));
     if shared.0 > 0 {
         add("Shared:", shared);
         add("Private:", ByteSize(total.0 - shared.0));
@@ -220,7 +231,8 @@ mod tests {
     #[test]
     fn forms() {
         let now = jiff::Timestamp::from_second(1_003_060).expect("a time");
-        assert_snapshot!(table(&records(), now).replace('\t', "→"));
+        assert!(table(&records(), None).contains("8.19kB\t\n"));
+        assert_snapshot!(table(&records(), Some(now)).replace('\t', "→"));
         assert_snapshot!(verbose_list(&records()).replace('\t', "→"));
         assert_snapshot!(summary(&records()).replace('\t', "→"), @r"
         Shared:→→1.50MB
@@ -236,7 +248,7 @@ mod tests {
         assert_eq!(Format::parse(None).ok(), Some(Format::Table));
         let text = |format: &str| {
             let format = Format::parse(Some(format)).map_err(|fault| fault.cause())?;
-            Du::default().text(&format, records()).map_err(|fault| fault.cause())
+            Du::default().text(&format, records(), None).map_err(|fault| fault.cause())
         };
         assert_eq!(text("{{ json . }}"), text("json"));
         let ids = "{{range .}}{{if not .InUse}}{{.ID}}{{end}}{{end}}";

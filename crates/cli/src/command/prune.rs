@@ -7,7 +7,7 @@ use clap::Args;
 use engine::{PruneOptions, UsageRecord};
 
 use super::Action;
-use super::du::{Format, record_json, table, verbose_list};
+use super::du::{Format, HEAD, record_json, row, verbose_list};
 use super::hullworks::EngineArgs;
 use super::table::tabbed;
 use crate::daemonless::{Settings, run};
@@ -69,8 +69,13 @@ impl Prune {
     }
 
     /// What went, for people or programs.
-    pub(super) fn text(&self, format: &Format, gone: &[UsageRecord]) -> Result<String, Fault> {
-        text(gone, format, self.verbose)
+    pub(super) fn text(
+        &self,
+        format: &Format,
+        gone: &[UsageRecord],
+        now: Option<jiff::Timestamp>,
+    ) -> Result<String, Fault> {
+        text(gone, format, self.verbose, now)
     }
 
     /// What is asked for.
@@ -117,13 +122,13 @@ async fn prune(
 ) -> Result<(), run::Failure> {
     let gone =
         run::tidy(settings.to_tidy_up(), &environment, |engine| async move { engine.prune(options).await }).await?;
-    Ok(crate::print(&text(&gone, &format, verbose)?)?)
+    Ok(crate::print(&text(&gone, &format, verbose, Some(jiff::Timestamp::now()))?)?)
 }
 
 /// What went, for people or programs.
-fn text(gone: &[UsageRecord], format: &Format, verbose: bool) -> Result<String, Fault> {
+fn text(gone: &[UsageRecord], format: &Format, verbose: bool, now: Option<jiff::Timestamp>) -> Result<String, Fault> {
     let total = ByteSize(gone.iter().map(|record| record.size.0).sum());
-    let total = tabbed(&[vec!["Total:".to_owned(), total.to_string()]]);
+    let total = tabbed(&format!("Total:\t{total}\n"));
     Ok(match (format, verbose) {
         (Format::Filled(template), _) => {
             let filled = |record| Ok(format!("{}\n", template.apply(&record_json(record))?));
@@ -131,7 +136,13 @@ fn text(gone: &[UsageRecord], format: &Format, verbose: bool) -> Result<String, 
         }
         (Format::Table, true) => format!("{}{total}", verbose_list(gone)),
         (Format::Table, false) if gone.is_empty() => total,
-        (Format::Table, false) => format!("{}{total}", table(gone, jiff::Timestamp::now())),
+        (Format::Table, false) => {
+            // Each is laid out as it goes, the first one below the head.
+            let rows = gone.iter().map(|record| row(record, now));
+            let heads = [HEAD].into_iter().chain(std::iter::repeat(""));
+            let rows = heads.zip(rows).map(|(head, row)| tabbed(&format!("{head}{row}")));
+            format!("{}{total}", rows.collect::<String>())
+        }
     })
 }
 
@@ -149,6 +160,29 @@ fn with_double_equals(filter: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_record_is_laid_out_as_it_goes() {
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let record = |id: &str, size| UsageRecord {
+            id: id.to_owned(),
+            record_type: "regular".to_owned(),
+            description: String::new(),
+            size: ByteSize(size),
+            mutable: false,
+            in_use: false,
+            shared: false,
+            parents: Vec::new(),
+            created_at: at,
+            last_used_at: Some(at),
+            usage_count: 1,
+        };
+        let gone = [record("a", 1_500_000_000), record("b", 0)];
+        let shown = text(&gone, &Format::Table, false, None).expect("text").replace(' ', "").replace('\t', "→");
+        assert_eq!(shown, "ID→→→→→→→→→RECLAIMABLE→SIZE→LASTACCESSED\na→true→1.50GB→\nb→true→0B→\nTotal:→1.50GB\n");
+        let shown = text(&[], &Format::Table, false, None).expect("text");
+        assert_eq!(shown, "Total:\t0B\n");
+    }
 
     #[test]
     fn limits_are_typed_in_megabytes_and_go_durations() {

@@ -1,6 +1,7 @@
 //! `moby.buildkit.v1.Control`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use proto::Message as _;
 use proto::moby::buildkit::v1 as wire;
 use proto::moby::buildkit::v1::types;
 use proto::solve::{SOLVE, Solve};
+use proto::version::{INFO, Info, LIST_WORKERS, Version, Worker, Workers};
 use session::SharedSession;
 use session::local::LocalSession;
 use session::remote::service::Calls;
@@ -28,7 +30,7 @@ use super::gateway::ClientBuild;
 use super::status::{responses, time};
 use crate::filter::Filter;
 use crate::history::Recording;
-use crate::{BUILDKIT_VERSION, Identity, Shared};
+use crate::{BUILDKIT_VERSION, DOCKERFILE_VERSION, Identity, Shared};
 
 /// Outputs are as BuildKit's release 0.31 writes them, by its number for that.
 const COMPATIBILITY_VERSION: i64 = 30;
@@ -68,6 +70,20 @@ impl Calls for WithSessions {
             });
             return Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE).unary(call, request).await;
         }
+        let identity = &self.shared.identity;
+        if request.uri().path() == INFO {
+            let info = Info { version: Some(version(identity)) };
+            let call = tower::service_fn(|_: Request<wire::InfoRequest>| ready(Ok(Response::new(info.clone()))));
+            return Grpc::new(ProstCodec::<Info, _>::default()).unary(call, request).await;
+        }
+        if request.uri().path() == LIST_WORKERS {
+            let call = tower::service_fn(|request: Request<wire::ListWorkersRequest>| {
+                let found = workers(identity, &request.into_inner().filter);
+                let found = found.map(|workers| Response::new(Workers { workers }));
+                ready(found.map_err(|fault| Status::invalid_argument(fault.cause())))
+            });
+            return Grpc::new(ProstCodec::<Workers, _>::default()).unary(call, request).await;
+        }
         let Ok(response) = tower::Service::call(&mut self.control, request).await;
         response
     }
@@ -106,6 +122,7 @@ impl Control {
                 Ok(()) => solve(&shared, request, &running.build).await,
                 Err(fault) => Err(fault),
             };
+            running.build.wind_up();
             // Of whoever listens still: a client that hung up hears nothing.
             let solved = solved.map_err(|fault| match fault.kind() == Kind::Cancelled && running.build.is_cut_off() {
                 true => fault.context("the daemon was told to end"),
@@ -122,7 +139,6 @@ impl Control {
                 trace.end(&running.build, error.as_deref());
             }
             shared.sessions.settle(&session).await;
-            running.build.wind_up();
             solved
         });
         let solved = solving.await.map_err(|error| Status::internal(error.to_string()))?;
@@ -237,15 +253,15 @@ impl wire::control_server::Control for Control {
 
     async fn list_workers(
         &self,
-        request: Request<wire::ListWorkersRequest>,
+        _: Request<wire::ListWorkersRequest>,
     ) -> Result<Response<wire::ListWorkersResponse>, Status> {
-        let record = workers(&self.0.identity, &request.into_inner().filter);
-        let record = record.map_err(|fault| Status::invalid_argument(fault.cause()))?;
-        Ok(Response::new(wire::ListWorkersResponse { record }))
+        // `WithSessions` stands in front, and answers more.
+        Err(Status::internal("workers are listed elsewhere"))
     }
 
     async fn info(&self, _: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
-        Ok(Response::new(wire::InfoResponse { buildkit_version: Some(version(&self.0.identity)) }))
+        let buildkit_version = Some(version(&self.0.identity).into());
+        Ok(Response::new(wire::InfoResponse { buildkit_version }))
     }
 
     type ListenBuildHistoryStream = Answers<wire::BuildHistoryEvent>;
@@ -266,38 +282,40 @@ impl wire::control_server::Control for Control {
     }
 }
 
-fn version(identity: &Identity) -> types::BuildkitVersion {
-    types::BuildkitVersion {
+fn version(identity: &Identity) -> Version {
+    Version {
         package: identity.package.clone(),
         version: BUILDKIT_VERSION.to_owned(),
         revision: identity.revision.clone(),
+        dockerfile: DOCKERFILE_VERSION.to_owned(),
     }
 }
 
 /// The one worker, if one of the filters selects it.
-pub fn workers(identity: &Identity, filters: &[String]) -> Result<Vec<types::WorkerRecord>, Fault> {
+pub fn workers(identity: &Identity, filters: &[String]) -> Result<Vec<Worker>, Fault> {
     let filters = filters.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>();
     let filters = filters.map_err(Fault::user)?;
-    let record = worker(identity);
+    let worker = worker(identity);
+    let record = &worker.record;
     let field = |path: &[String]| match path {
         [id] if id == "id" => Some(record.id.clone()),
         [labels, key] if labels == "labels" => record.labels.get(key).cloned(),
         _ => None,
     };
     let is_wanted = filters.is_empty() || filters.iter().any(|filter| filter.matches(field));
-    Ok(if is_wanted { vec![record] } else { Vec::new() })
+    Ok(if is_wanted { vec![worker] } else { Vec::new() })
 }
 
 /// The one worker.
-pub(super) fn worker(identity: &Identity) -> types::WorkerRecord {
-    types::WorkerRecord {
+pub(super) fn worker(identity: &Identity) -> Worker {
+    let record = types::WorkerRecord {
         id: identity.worker.clone(),
         labels: identity.labels.clone().into_iter().collect(),
         platforms: identity.platforms.iter().map(platform).collect(),
         gc_policy: identity.gc.iter().map(gc_policy).collect(),
-        buildkit_version: Some(version(identity)),
         ..types::WorkerRecord::default()
-    }
+    };
+    Worker { record, version: version(identity) }
 }
 
 /// Why nothing begins any more.

@@ -177,7 +177,7 @@ impl llb_bridge_server::LlbBridge for Gateway {
         Ok(Response::new(wire::PongResponse {
             frontend_api_caps: CAPS.iter().map(cap).collect(),
             llb_caps: engine::LLB_CAPS.iter().map(cap).collect(),
-            workers: vec![super::control::worker(&self.0.identity)],
+            workers: vec![super::control::worker(&self.0.identity).into()],
         }))
     }
 
