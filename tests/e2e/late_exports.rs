@@ -125,7 +125,8 @@ fn builds(served: &Served, asks: bool, verdict: Verdict) -> (Vec<String>, Result
     };
     let drives = async {
         // The build is there a moment after it was asked for: the daemon waits for it.
-        bridge.ping(of(&id, frontend::PingRequest {})).await.unwrap();
+        let pong = bridge.ping(of(&id, frontend::PingRequest {})).await.unwrap().into_inner();
+        assert!(pong.llb_caps.iter().any(|cap| cap.id == "exporter.session" && cap.enabled), "it is not told");
         let request = frontend::SolveRequest {
             frontend: "dockerfile.v0".to_owned(),
             allow_result_return: true,

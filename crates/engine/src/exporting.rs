@@ -183,7 +183,8 @@ impl Engine {
         result: &BuildResult,
         exporters: Vec<Exporter>,
     ) -> Result<SolveResponse, Fault> {
-        let mut response = SolveResponse { exporter_response: made.told_clients(), ..SolveResponse::default() };
+        let (exporter_response, metadata) = (made.told_clients(), made.metadata.clone());
+        let mut response = SolveResponse { exporter_response, metadata, ..SolveResponse::default() };
         for (index, exporter) in exporters.into_iter().enumerate() {
             let output = match job.job.session.output(index).await? {
                 output if exporter.makes_layout() && !matches!(output, Output::Directory(_)) => {

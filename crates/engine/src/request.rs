@@ -177,6 +177,8 @@ pub struct SolveResponse {
     pub documents: Vec<BlobHold>,
     /// The frontend's answer where it was asked something (`requestid`) in the place of a build: `result.txt`, ..
     pub answer: BTreeMap<String, Vec<u8>>,
+    /// What the frontend said of its result: `containerimage.config`, `refs.platforms`, ..
+    pub metadata: BTreeMap<String, Vec<u8>>,
 }
 
 /// Refuses options that ask for attestations, whoever makes the LLB: an image without them must not be taken for one with. Where

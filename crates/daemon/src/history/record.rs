@@ -57,7 +57,9 @@ impl Recording {
         let mut made = Vec::new();
         match solved {
             Ok(response) => {
-                self.record.exporter_response = response.exporter_response.clone().into_iter().collect();
+                let said = response.metadata.iter();
+                let said = said.map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned()));
+                self.record.exporter_response = said.chain(response.exporter_response.clone()).collect();
                 made = response.descriptors.iter().map(|made| made.as_deref().and_then(read_descriptor)).collect();
             }
             Err(fault) => self.record.error = Some(full_error(fault)),
@@ -83,6 +85,8 @@ impl Recording {
         let spans = trace.end(build, record.error.as_ref().map(|error| error.message.as_str()));
         let digest = put(&spans)?;
         record.trace = Some(self::descriptor(trace::MEDIA_TYPE, digest, spans.len() as u64));
+        // BuildKit adds the trace later, which makes another record of it.
+        record.generation = 1;
         blobs.push(digest);
         let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
         record.num_total_steps = number(counts.total());

@@ -101,7 +101,12 @@ async fn records_outlive_the_process() {
     use base64::Engine as _;
     let descriptor = format!(r#"{{"mediaType":"m","digest":"{manifest}","size":3,"annotations":{{"k":"v"}}}}"#);
     let descriptor = base64::engine::general_purpose::STANDARD.encode(descriptor);
-    let solved = SolveResponse { descriptors: vec![None, Some(descriptor)], ..SolveResponse::default() };
+    let solved = SolveResponse {
+        descriptors: vec![None, Some(descriptor)],
+        metadata: [("refs.platforms".to_owned(), b"{}".to_vec())].into(),
+        exporter_response: [("image.name".to_owned(), "n".to_owned())].into(),
+        ..SolveResponse::default()
+    };
     recorded(&history, "one", Ok(solved)).await;
     recorded(&history, "two", Err(Fault::user("no such thing").exit_code(3))).await;
     let happened = heard(&mut listening);
@@ -114,6 +119,8 @@ async fn records_outlive_the_process() {
     let one = history.get("one").expect("read").expect("is there");
     assert_eq!((one.num_total_steps, one.num_cached_steps, one.num_completed_steps, one.num_warnings), (3, 1, 2, 1));
     assert_eq!(one.frontend_attrs["context"], "https://xxxxx@host/r.git#main");
+    let said = |key: &str| one.exporter_response.get(key).map(String::as_str);
+    assert_eq!((said("refs.platforms"), said("image.name"), one.generation), (Some("{}"), Some("n"), 1));
     let result = one.result.clone().expect("a result");
     assert_eq!(result.results[&1].annotations["k"], "v");
     assert_eq!(result.result_deprecated.as_ref(), result.results.get(&1));
@@ -187,7 +194,7 @@ async fn old_records_go_unless_they_are_few_or_pinned() {
     }
     history.pin("a", true).expect("pinned");
     assert!(matches!(history.pin("x", true), Err(Error::Missing(_))));
-    assert_eq!(history.get("a").expect("read").map(|record| (record.pinned, record.generation)), Some((true, 1)));
+    assert_eq!(history.get("a").expect("read").map(|record| (record.pinned, record.generation)), Some((true, 2)));
     history.delete_old().expect("deleted");
     assert_eq!(refs(&history), ["a", "b", "c", "d"], "they are young");
     for (age, reference) in [(7200, "a"), (7200, "b"), (7000, "c"), (5000, "d")] {

@@ -97,6 +97,7 @@ pub const CAPS: &[&str] = &[
     // No ops: what exports, clean-up and records can do. Clients look for it here.
     "exporter.image.annotations",
     "exporter.multiple",
+    "exporter.session",
     "exporter.sourcedateepoch",
     "gc.freespacefilter",
     "history.filter",
