@@ -9,6 +9,7 @@ mod raw;
 pub mod caps;
 pub mod cgroup;
 pub mod copy;
+pub mod machine;
 pub mod memory;
 pub mod mount;
 pub mod ns;

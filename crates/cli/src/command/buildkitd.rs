@@ -186,7 +186,11 @@ pub(super) fn identity(settings: &Settings, engine: &engine::Engine) -> Result<I
     Ok(Identity {
         worker,
         labels: labels.chain(ours).chain(oci.labels.clone()).collect(),
-        platforms: engine.platforms().to_vec(),
+        // Builds prefer the first one in any case.
+        platforms: match oci.platforms.is_empty() {
+            true => sys::machine::platforms(),
+            false => engine.platforms().to_vec(),
+        },
         gc: engine.gc_rules(),
         package: package.to_owned(),
         revision: revision.to_owned(),
