@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use proto::Message as _;
-use proto::otlp::{EXPORT, ExportTraceServiceRequest, SERVICE, Span};
+use proto::otlp::{EXPORT, ExportTraceServiceRequest, KeyValue, SERVICE, Span, Value};
 use session::remote::service::{Calls, Service};
 use testkit::{TlsFront, free_port};
 use tokio::runtime::Runtime;
@@ -29,6 +29,8 @@ const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 struct Batch {
     path: String,
     headers: BTreeMap<String, String>,
+    /// What is said of the program.
+    program: BTreeMap<String, String>,
     spans: Vec<Span>,
 }
 
@@ -38,9 +40,15 @@ struct Batches(Arc<Mutex<Vec<Batch>>>);
 impl Batches {
     fn add(&self, path: &str, headers: BTreeMap<String, String>, message: &[u8]) {
         let request = ExportTraceServiceRequest::decode(message).unwrap();
+        let resources = request.resource_spans.iter().filter_map(|spans| spans.resource.as_ref());
+        let text = |pair: &KeyValue| match &pair.value.as_ref()?.value {
+            Some(Value::Text(text)) => Some((pair.key.clone(), text.clone())),
+            _ => None,
+        };
+        let program = resources.flat_map(|resource| &resource.attributes).filter_map(text).collect();
         let scopes = request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
         let spans = scopes.flat_map(|scope| scope.spans).collect();
-        self.0.lock().unwrap().push(Batch { path: path.to_owned(), headers, spans });
+        self.0.lock().unwrap().push(Batch { path: path.to_owned(), headers, program, spans });
     }
 
     fn take(&self) -> Vec<Batch> {
@@ -189,6 +197,20 @@ fn builds_without_a_daemon_are_traced() {
     let batches = grpc.batches.take();
     check(&batches, "build", true);
     assert_eq!(batches[0].path, EXPORT);
+
+    // What is said of the program, and of which builds there are traces.
+    kitchen.dockerfile("FROM busybox\nRUN echo hi\n");
+    let more = |name, value| variables("http/protobuf", &format!("http://{http}"), &[(name, value)]);
+    with(kitchen.build(""), &more("OTEL_RESOURCE_ATTRIBUTES", "team=a%2Cb"))
+        .env("OTEL_SERVICE_NAME", "ours")
+        .succeeds();
+    let program = &by_http.take()[0].program;
+    let said = ["team", "service.name", "telemetry.sdk.language"].map(|name| program[name].as_str());
+    assert_eq!(said, ["a,b", "ours", "rust"], "{program:?}");
+    with(kitchen.build(""), &more("OTEL_TRACES_SAMPLER", "always_off")).succeeds();
+    let not_ours = format!("00-{TRACE}-b7ad6b7169203331-00");
+    with(kitchen.build(""), &more("TRACEPARENT", &not_ours)).succeeds();
+    assert!(by_http.take().is_empty());
 
     // Where nobody is, or nobody can be, the build is what it was.
     kitchen.dockerfile("FROM busybox\nRUN true\n");

@@ -37,6 +37,7 @@ use trace::export::Collector;
 
 /// The version of BuildKit whose behaviour this is: clients choose features by it.
 pub const BUILDKIT_VERSION: &str = "v0.29.0";
+use trace::given::Given;
 
 /// What the daemon says of itself.
 #[derive(Clone, Debug)]
@@ -95,7 +96,8 @@ pub struct Daemon {
 /// cancelled or they took too long, which ends them.
 pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationToken) -> Result<(), Fault> {
     let Daemon { engine, identity, listeners, history, debug, telemetry, supervisor, drain } = daemon;
-    let collector = Collector::of(|name| telemetry.get(name).filter(|value| !value.is_empty()).cloned());
+    let variable = |name: &str| telemetry.get(name).filter(|value| !value.is_empty()).cloned();
+    let traces = Traces::of(Collector::of(variable), Given::of(variable));
     let store = engine.store().clone();
     let history = tokio::task::spawn_blocking(move || History::open(&store, history)).await;
     let history = history.map_err(|error| Fault::because(Kind::Internal, "cannot read build records", error))?;
@@ -106,7 +108,7 @@ pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationTo
         builds: Arc::new(Builds::default()),
         history: Arc::new(history),
         debug,
-        traces: Arc::new(Traces::of(collector)),
+        traces: Arc::new(traces),
         identity,
         draining: stop.clone(),
     });

@@ -156,7 +156,7 @@ async fn run(globals: Globals, command: Command, extra: Vec<String>, environment
     if globals.debug {
         crate::log::start(tracing::Level::DEBUG, globals.log_format == "json");
     }
-    let caller = Caller::begin(environment.get("TRACEPARENT"));
+    let caller = Caller::begin(|name| environment.get(name).map(str::to_owned));
     let (name, mode, mut reached) = (command.name(), command.mode(&environment), None);
     let warn = |text| display::tell(mode, &mut std::io::stderr(), &Notice::Warning(text));
     no_effect(&extra).into_iter().for_each(warn);

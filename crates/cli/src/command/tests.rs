@@ -72,6 +72,8 @@ its commands, and where a flag has one value, the last one counts. `--format` ta
 | `HULLWORKS_DRAIN_TIMEOUT` | `buildkitd`: how long builds may go on after SIGTERM, such as `90s`; not set: ten minutes. A second signal ends them at once |
 | `EXPERIMENTAL_BUILDKIT_SOURCE_POLICY` | `hullworks build`: a file with rules about sources, as `buildctl build --source-policy-file` takes it |
 | `OTEL_TRACES_EXPORTER`, `OTEL_SDK_DISABLED` | `otlp` or `none`; `true`: whether builds, with a daemon and without, and `buildctl` hand over traces |
+| `OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG` | which traces: `always_on`, `always_off`, `traceidratio` with its number, or, where a caller's decision comes first, the same with `parentbased_` before it; not set: `parentbased_always_on`. Records of builds have theirs in any case |
+| `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES` | what traces say of the program; not set: `service.name` is `buildkitd`, `buildctl` or `hullworks` |
 | `OTEL_EXPORTER_OTLP_ENDPOINT`, `.._PROTOCOL`, `.._HEADERS`, `.._TIMEOUT`, `.._CERTIFICATE`, `.._CLIENT_CERTIFICATE`, `.._CLIENT_KEY` | the collector of traces: `grpc` (the default) or `http/protobuf`, with TLS for `https://`; those that begin with `OTEL_EXPORTER_OTLP_TRACES_` come first |
 | `TRACEPARENT` | builds without a daemon: the span of whoever starts them |
 | `SOURCE_DATE_EPOCH` | a build argument, where none is given |

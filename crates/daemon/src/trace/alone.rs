@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use base::progress::{Event, Room, Sink};
 
 use super::export::Collector;
+use super::given::Given;
 use super::spans::{Spans, Whole};
 use super::{PATIENCE, random, traceparent};
 
 /// A build whose spans go to a collector.
 pub struct TracedBuild {
     collector: Collector,
+    given: Given,
     parent: Option<[u8; 8]>,
     began: jiff::Timestamp,
     spans: Arc<Mutex<Spans>>,
@@ -21,10 +23,15 @@ impl TracedBuild {
     /// where they name one that cannot be had.
     pub fn begin(variable: impl Fn(&str) -> Option<String>) -> Result<Option<TracedBuild>, String> {
         let Some(collector) = Collector::named(&variable)? else { return Ok(None) };
-        let given = variable("TRACEPARENT").and_then(|text| traceparent(&text));
-        let (trace, parent) = given.map_or_else(|| (random(), None), |(trace, parent)| (trace, Some(parent)));
+        let caller = variable("TRACEPARENT").and_then(|text| traceparent(&text));
+        let trace = caller.as_ref().map_or_else(random, |caller| caller.trace);
+        let given = Given::of(&variable);
+        if !given.samples(&trace, caller.as_ref().map(|caller| caller.sampled)) {
+            return Ok(None);
+        }
+        let parent = caller.map(|caller| caller.span);
         let spans = Arc::new(Mutex::new(Spans::new(trace, random())));
-        Ok(Some(TracedBuild { collector, parent, began: jiff::Timestamp::now(), spans }))
+        Ok(Some(TracedBuild { collector, given, parent, began: jiff::Timestamp::now(), spans }))
     }
 
     /// A sink that listens, and passes everything on.
@@ -37,7 +44,7 @@ impl TracedBuild {
         let nothing = Spans::new([0; 16], [0; 8]);
         let spans = std::mem::replace(&mut *self.spans.lock().unwrap_or_else(PoisonError::into_inner), nothing);
         self.collector.send(vec![spans.end(Whole {
-            service: "hullworks",
+            resource: self.given.resource("hullworks"),
             name: "build",
             kind: 1,
             parent: self.parent,

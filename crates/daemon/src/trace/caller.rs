@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use proto::otlp::{ExportTraceServiceRequest, KeyValue, Resource, ResourceSpans, ScopeSpans, Span, SpanStatus};
+use proto::otlp::{ExportTraceServiceRequest, ResourceSpans, ScopeSpans, Span, SpanStatus};
 use tonic::transport::Channel;
 
 use super::export::{Collector, export};
+use super::given::Given;
 use super::spans::{ERROR, nanos};
 use super::{random, traceparent};
 
@@ -20,22 +21,26 @@ pub struct Caller {
     parent: Option<[u8; 8]>,
     span: [u8; 8],
     began: jiff::Timestamp,
+    given: Given,
+    /// It is handed over, and so is what the daemon makes of it.
+    sampled: bool,
 }
 
 impl Caller {
     /// Begins a trace, or goes on with the one that `TRACEPARENT` names.
-    pub fn begin(parent: Option<&str>) -> Caller {
-        let (id, parent) = match parent.and_then(traceparent) {
-            Some((id, parent)) => (id, Some(parent)),
-            None => (random(), None),
-        };
-        Caller { id, parent, span: random(), began: jiff::Timestamp::now() }
+    pub fn begin(variable: impl Fn(&str) -> Option<String>) -> Caller {
+        let parent = variable("TRACEPARENT").and_then(|text| traceparent(&text));
+        let id = parent.as_ref().map_or_else(random, |parent| parent.trace);
+        let given = Given::of(&variable);
+        let sampled = given.samples(&id, parent.as_ref().map(|parent| parent.sampled));
+        let parent = parent.map(|parent| parent.span);
+        Caller { id, parent, span: random(), began: jiff::Timestamp::now(), given, sampled }
     }
 
     /// The value of the header `traceparent`.
     pub fn header(&self) -> String {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        format!("00-{}-{}-01", hex(&self.id), hex(&self.span))
+        format!("00-{}-{}-{:02x}", hex(&self.id), hex(&self.span), u8::from(self.sampled))
     }
 
     /// Ends it, and hands it to the daemon, where there is one, and to the collector that OpenTelemetry's variables name,
@@ -47,6 +52,9 @@ impl Caller {
         daemon: Option<Channel>,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<(), String> {
+        if !self.sampled {
+            return Ok(());
+        }
         let span = Span {
             trace_id: self.id.to_vec(),
             span_id: self.span.to_vec(),
@@ -60,7 +68,7 @@ impl Caller {
             ..Span::default()
         };
         let spans = ResourceSpans {
-            resource: Some(Resource { attributes: vec![KeyValue::text("service.name", "buildctl")] }),
+            resource: Some(self.given.resource("buildctl")),
             scope_spans: vec![ScopeSpans { spans: vec![span], ..ScopeSpans::default() }],
             ..ResourceSpans::default()
         };
@@ -91,12 +99,15 @@ mod tests {
     #[test]
     fn a_caller_goes_on_with_a_trace_or_begins_one() {
         let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let caller = Caller::begin(Some(parent));
-        let (id, span) = traceparent(&caller.header()).expect("a header");
-        assert_eq!((id, Some(span)), (traceparent(parent).expect("a header").0, Some(caller.span)));
-        assert_eq!(caller.parent, traceparent(parent).map(|(_, span)| span));
-        assert_ne!(caller.span, caller.parent.expect("a parent"));
-        let (one, other) = (Caller::begin(None), Caller::begin(Some("nonsense")));
+        let begin = |parent: &str| Caller::begin(|name| (name == "TRACEPARENT").then(|| parent.to_owned()));
+        let caller = begin(parent);
+        let header = traceparent(&caller.header()).expect("a header");
+        let parent = traceparent(parent).expect("a header");
+        assert_eq!((header.trace, header.span, header.sampled), (parent.trace, caller.span, true));
+        assert_eq!(caller.parent, Some(parent.span));
+        assert_ne!(caller.span, parent.span);
+        assert!(begin("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00").header().ends_with("-00"));
+        let (one, other) = (Caller::begin(|_| None), begin("nonsense"));
         assert!(one.parent.is_none() && other.parent.is_none() && one.id != other.id);
         assert!(traceparent(&one.header()).is_some());
     }

@@ -231,7 +231,7 @@ fn headers(variable: &str, text: &str) -> Result<BTreeMap<String, String>, Strin
 }
 
 /// Bytes that stand as `%xx`.
-fn unescaped(text: &str) -> String {
+pub(super) fn unescaped(text: &str) -> String {
     let mut parts = text.split('%');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
     for part in parts {

@@ -7,6 +7,7 @@ mod alone;
 pub(crate) mod caller;
 mod connect;
 pub(crate) mod export;
+pub(crate) mod given;
 mod spans;
 mod stub;
 
@@ -21,6 +22,7 @@ use tonic::metadata::MetadataMap;
 use crate::builds::Build;
 pub use alone::TracedBuild;
 use export::Collector;
+use given::Given;
 use spans::{Spans, Whole};
 
 /// What the blob of a trace is.
@@ -40,6 +42,7 @@ pub(crate) struct Traces {
     /// What clients handed over for builds that run, by trace.
     running: Mutex<HashMap<[u8; 16], Handed>>,
     collector: Option<Collector>,
+    given: Given,
 }
 
 /// What clients handed over for a trace.
@@ -61,25 +64,26 @@ pub(crate) struct Trace {
     parent: Option<[u8; 8]>,
     span: [u8; 8],
     began: jiff::Timestamp,
+    /// It goes to the collector.
+    sampled: bool,
 }
 
 impl Traces {
     /// Traces that go to a collector, too.
-    pub(crate) fn of(collector: Option<Collector>) -> Traces {
-        Traces { collector, ..Traces::default() }
+    pub(crate) fn of(collector: Option<Collector>, given: Given) -> Traces {
+        Traces { collector, given, ..Traces::default() }
     }
 
     /// Begins the trace of a build, or goes on with the client's.
     pub(crate) fn begin(self: &Arc<Self>, metadata: &MetadataMap) -> Trace {
         let given = metadata.get("traceparent").and_then(|value| traceparent(value.to_str().ok()?));
-        let (id, parent) = match given {
-            Some((id, parent)) => (id, Some(parent)),
-            None => (random(), None),
-        };
+        let id = given.as_ref().map_or_else(random, |given| given.trace);
+        let sampled = self.given.samples(&id, given.as_ref().map(|given| given.sampled));
+        let parent = given.map(|given| given.span);
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.entry(id).or_default().builds += 1;
         drop(running);
-        Trace { traces: self.clone(), id, parent, span: random(), began: jiff::Timestamp::now() }
+        Trace { traces: self.clone(), id, parent, span: random(), began: jiff::Timestamp::now(), sampled }
     }
 
     /// Takes a client's spans: those of builds that run are kept with them, all go to the collector.
@@ -130,7 +134,7 @@ impl Trace {
             told.iter().for_each(|event| spans.take(event));
         }
         let own = spans.end(Whole {
-            service: "buildkitd",
+            resource: self.traces.given.resource("buildkitd"),
             name: "moby.buildkit.v1.Control/Solve",
             kind: 2,
             parent: self.parent,
@@ -142,7 +146,7 @@ impl Trace {
             ],
             error,
         });
-        if let Some(collector) = &self.traces.collector {
+        if let Some(collector) = self.traces.collector.as_ref().filter(|_| self.sampled) {
             collector.send(vec![own.clone()]);
         }
         let running = self.traces.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,8 +176,17 @@ fn random<const N: usize>() -> [u8; N] {
     id
 }
 
+/// Where a trace comes from.
+#[derive(Debug, PartialEq)]
+struct Parent {
+    trace: [u8; 16],
+    span: [u8; 8],
+    /// Whether it is handed over there.
+    sampled: bool,
+}
+
 /// W3C's Trace Context: version, trace, span, flags.
-fn traceparent(text: &str) -> Option<([u8; 16], [u8; 8])> {
+fn traceparent(text: &str) -> Option<Parent> {
     fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
         if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return None;
@@ -186,8 +199,10 @@ fn traceparent(text: &str) -> Option<([u8; 16], [u8; 8])> {
     }
     let mut parts = text.split('-');
     let version = parts.next()?;
-    let (id, span) = (bytes(parts.next()?)?, bytes(parts.next()?)?);
-    (version.len() == 2 && version != "ff").then_some((id, span))
+    let (trace, span) = (bytes(parts.next()?)?, bytes(parts.next()?)?);
+    let flags = parts.next().and_then(|flags| u8::from_str_radix(flags, 16).ok()).unwrap_or(1);
+    let sampled = flags & 1 != 0;
+    (version.len() == 2 && version != "ff").then_some(Parent { trace, span, sampled })
 }
 
 #[cfg(test)]
@@ -223,7 +238,8 @@ mod tests {
     fn callers_spans_are_read() {
         let (id, span) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
         let read = traceparent(&format!("00-{id}-{span}-01")).expect("a trace");
-        assert_eq!((read.0[0], read.1[7]), (0x0a, 0x31));
+        assert_eq!((read.trace[0], read.span[7], read.sampled), (0x0a, 0x31, true));
+        assert!(!traceparent(&format!("00-{id}-{span}-00")).expect("a trace").sampled);
         let zeros = "0".repeat(32);
         for bad in [
             String::new(),

@@ -54,7 +54,7 @@ impl Spans {
         }];
         spans.extend(self.done);
         ResourceSpans {
-            resource: Some(Resource { attributes: vec![KeyValue::text("service.name", whole.service)] }),
+            resource: Some(whole.resource),
             scope_spans: vec![ScopeSpans {
                 scope: Some(Scope { name: "hullworks".to_owned(), version: String::new() }),
                 spans,
@@ -67,7 +67,7 @@ impl Spans {
 
 /// What is said of a build as a whole.
 pub(super) struct Whole<'a> {
-    pub(super) service: &'a str,
+    pub(super) resource: Resource,
     pub(super) name: &'a str,
     pub(super) kind: i32,
     pub(super) parent: Option<[u8; 8]>,
