@@ -179,6 +179,14 @@ fn probes_and_prometheus_are_answered() {
     let client = served.build("").starts();
     client.waits_for("begun");
     assert!(get(&socket, "/metrics").1.contains("\nhullworks_builds_running 1\n"));
+    served.buildctl("debug info").succeeds();
+    served.buildctl("debug logs nothing").fails();
+    for (method, code) in [("Info", "OK"), ("Status", "NOT_FOUND")] {
+        let labels = format!("rpc_method=\"moby.buildkit.v1.Control/{method}\",rpc_response_status_code=\"{code}\"");
+        let line = format!("\nrpc_server_call_duration_seconds_count{{{labels},rpc_system_name=\"grpc\"}} 1\n");
+        let metrics = || get(&socket, "/metrics").1;
+        eventually(|| metrics().contains(&line));
+    }
     served.daemon.signal("TERM");
     eventually(|| get(&socket, "/readyz").1 == "draining\n");
     assert!(get(&socket, "/healthz").0.contains("200"));

@@ -4,6 +4,7 @@
 //! else; [`builds`] keeps what is told of builds under way, [`history`] of those that have ended; [`debug`] is for probes. A newcomer reads `service/control.rs`, `Control::solve`.
 
 mod builds;
+mod calls;
 mod debug;
 mod filter;
 mod history;
@@ -23,8 +24,10 @@ use engine::Engine;
 use session::remote::service::Service;
 use session::remote::{CONNECTION_WINDOW, MAX_FRAME, MAX_MESSAGE, STREAM_WINDOW, Sessions};
 use tokio_util::sync::CancellationToken;
+use tower::layer::util::Stack;
 
 use builds::Builds;
+use calls::Counting;
 pub use debug::Debug;
 use history::History;
 pub use history::Keep;
@@ -190,7 +193,9 @@ async fn collect_garbage(shared: Arc<Shared>) {
     }
 }
 
-fn router(shared: &Arc<Shared>) -> tonic::transport::server::Router {
+type Router = tonic::transport::server::Router<Stack<Counting, tower::layer::util::Identity>>;
+
+fn router(shared: &Arc<Shared>) -> Router {
     use proto::health::health_server::HealthServer;
     use proto::moby::buildkit::v1::control_server::ControlServer;
     use proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridgeServer;
@@ -205,6 +210,7 @@ fn router(shared: &Arc<Shared>) -> tonic::transport::server::Router {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)
         .http2_max_header_list_size(16 << 20)
+        .layer(Counting(shared.debug.metrics.clone()))
         .add_service(Service(service::control::WithSessions { control, shared: shared.clone() }))
         .add_service(Service(service::gateway::WithResources { gateway, shared: shared.clone() }))
         .add_service(Service(service::content::ContentStore(shared.clone())))

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use proto::moby::buildkit::v1::BuildHistoryRecord;
 use tonic::Code;
@@ -11,10 +12,14 @@ use tonic::Code;
 /// What the text form is called.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Upper ends of the buckets of durations, in seconds.
-const BUCKETS: [f64; 12] = [0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0];
+/// Upper ends of the buckets of durations of builds, in seconds.
+const OF_BUILDS: &[f64] = &[0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0];
+/// Of calls.
+const OF_CALLS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+/// Methods that are told apart: names come from clients.
+const MOST_METHODS: usize = 100;
 
-/// Counts of builds since the start.
+/// Counts of builds and calls since the start.
 #[derive(Default)]
 pub struct Metrics(Mutex<Counts>);
 
@@ -25,13 +30,40 @@ struct Counts {
     /// Completed, cached, in all, warnings.
     steps: [u64; 4],
     durations: BTreeMap<&'static str, Durations>,
+    /// By method and code.
+    calls: BTreeMap<(String, &'static str), Durations>,
 }
 
-#[derive(Default)]
 struct Durations {
-    buckets: [u64; BUCKETS.len()],
+    ends: &'static [f64],
+    buckets: Vec<u64>,
     sum: f64,
     count: u64,
+}
+
+impl Durations {
+    fn below(ends: &'static [f64]) -> Durations {
+        Durations { ends, buckets: vec![0; ends.len()], sum: 0.0, count: 0 }
+    }
+
+    fn add(&mut self, seconds: f64) {
+        self.sum += seconds;
+        self.count += 1;
+        for (bucket, end) in self.buckets.iter_mut().zip(self.ends) {
+            *bucket += u64::from(seconds <= *end);
+        }
+    }
+
+    /// The samples of a histogram.
+    fn samples(&self, name: &str, labels: &str) -> Vec<(String, String)> {
+        let ends = self.ends.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
+        let buckets = ends.zip(self.buckets.iter().chain([&self.count]));
+        let bucket =
+            |(end, count): (String, &u64)| (format!("{name}_bucket{{{labels},le=\"{end}\"}}"), count.to_string());
+        let sums = [("sum", self.sum.to_string()), ("count", self.count.to_string())];
+        let sums = sums.map(|(what, value)| (format!("{name}_{what}{{{labels}}}"), value));
+        buckets.map(bucket).chain(sums).collect()
+    }
 }
 
 impl Metrics {
@@ -49,11 +81,15 @@ impl Metrics {
         }
         let (Some(began), Some(ended)) = (&record.created_at, &record.completed_at) else { return };
         let seconds = (ended.seconds - began.seconds) as f64 + f64::from(ended.nanos - began.nanos) / 1e9;
-        let durations = counts.durations.entry(status).or_default();
-        durations.sum += seconds;
-        durations.count += 1;
-        for (bucket, end) in durations.buckets.iter_mut().zip(BUCKETS) {
-            *bucket += u64::from(seconds <= end);
+        counts.durations.entry(status).or_insert_with(|| Durations::below(OF_BUILDS)).add(seconds);
+    }
+
+    /// Counts a call that has ended.
+    pub(crate) fn called(&self, method: &str, code: Code, took: Duration) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (method.to_owned(), wire_name(code));
+        if counts.calls.len() < MOST_METHODS || counts.calls.contains_key(&key) {
+            counts.calls.entry(key).or_insert_with(|| Durations::below(OF_CALLS)).add(took.as_secs_f64());
         }
     }
 
@@ -80,16 +116,18 @@ impl Metrics {
         let help = "Number of build steps, by kind: completed, cached, total, warnings.";
         family("buildkit_builds_steps_total", "counter", help, steps.collect());
         let name = "buildkit_build_duration_seconds";
-        let mut samples = Vec::new();
-        for (status, durations) in &counts.durations {
-            let ends = BUCKETS.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
-            for (end, count) in ends.zip(durations.buckets.iter().chain([&durations.count])) {
-                samples.push((format!("{name}_bucket{{status=\"{status}\",le=\"{end}\"}}"), count.to_string()));
-            }
-            samples.push((format!("{name}_sum{{status=\"{status}\"}}"), durations.sum.to_string()));
-            samples.push((format!("{name}_count{{status=\"{status}\"}}"), durations.count.to_string()));
-        }
-        family(name, "histogram", "Time from a build's request to its end.", samples);
+        let samples = counts.durations.iter();
+        let samples = samples.flat_map(|(status, took)| took.samples(name, &format!("status=\"{status}\"")));
+        family(name, "histogram", "Time from a build's request to its end.", samples.collect());
+        let name = "rpc_server_call_duration_seconds";
+        let samples = counts.calls.iter().flat_map(|((method, code), took)| {
+            let labels = format!(
+                "rpc_method=\"{}\",rpc_response_status_code=\"{code}\",rpc_system_name=\"grpc\"",
+                method.escape_default()
+            );
+            took.samples(name, &labels)
+        });
+        family(name, "histogram", "Time from a call of the gRPC API to the end of its answer.", samples.collect());
         let mut gauge = |name: &str, kind: &str, help: &str, value: Option<String>| {
             family(name, kind, help, value.into_iter().map(|value| (name.to_owned(), value)).collect());
         };
@@ -161,6 +199,29 @@ fn code_name(code: Code) -> &'static str {
     }
 }
 
+/// A code's name in gRPC.
+fn wire_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proto::{protobuf, rpc};
@@ -177,7 +238,15 @@ mod tests {
         metrics.ended(&record);
         record.error = Some(rpc::Status { code: 1, ..Default::default() });
         metrics.ended(&record);
+        metrics.called("a.B/C", Code::NotFound, Duration::from_millis(30));
+        (0..200).for_each(|n| metrics.called(&n.to_string(), Code::Ok, Duration::ZERO));
         let text = metrics.text(7);
+        assert_eq!(text.matches("rpc_server_call_duration_seconds_count").count(), MOST_METHODS, "{text}");
+        let call = "rpc_method=\"a.B/C\",rpc_response_status_code=\"NOT_FOUND\",rpc_system_name=\"grpc\"";
+        for (end, count) in [("0.025", 0), ("0.05", 1)] {
+            let line = format!("rpc_server_call_duration_seconds_bucket{{{call},le=\"{end}\"}} {count}");
+            assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");
+        }
         for line in [
             "buildkit_builds_total{status=\"failure\",error_code=\"Canceled\"} 1",
             "buildkit_builds_total{status=\"success\"} 1",
