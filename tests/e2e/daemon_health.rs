@@ -2,15 +2,40 @@
 
 use std::fs;
 
+use proto::Message as _;
 use proto::health::health_check_response::ServingStatus;
 use proto::health::health_client::HealthClient;
 use proto::health::{HealthCheckRequest, HealthListRequest};
+use proto::reflection::{Answer, Answered, Asked, METHOD, Question, SERVICES};
 use tonic::Code;
 
 use crate::daemon::Served;
 use crate::guest::Guest;
 use crate::harness::is_root;
 use crate::who::Who;
+
+/// Tools that know nothing of the daemon ask it for its services.
+#[test]
+fn services_are_listed() {
+    let Some(served) = Served::new(if is_root() { Who::Root } else { Who::Single }, "") else { return };
+    let guest = Guest::new(&served.kitchen.world.path("b.sock"));
+    for service in SERVICES {
+        let ask = |asked: Asked| {
+            let question = Question { asked: Some(asked), ..Question::default() }.encode_to_vec();
+            let framed = [&[0][..], &u32::try_from(question.len()).unwrap().to_be_bytes(), &question].concat();
+            let (code, words, body) = guest.hears(&format!("/{service}/{METHOD}"), framed);
+            assert_eq!((&code[..], &words[..]), ("0", ""), "{service}");
+            Answer::decode(&body[5..]).unwrap().answered.unwrap()
+        };
+        let Answered::Services(listed) = ask(Asked::Services("*".to_owned())) else { panic!("{service}: no list") };
+        let names: Vec<&str> = listed.services.iter().map(|service| &service.name[..]).collect();
+        assert!(names.contains(&"moby.buildkit.v1.Control") && names.len() == 7, "{names:?}");
+        let Answered::Error(error) = ask(Asked::Symbol(names[0].to_owned())) else { panic!("{service}: no error") };
+        assert!(error.message.contains(".proto"), "{error:?}");
+    }
+    drop(guest);
+    served.ends();
+}
 
 #[test]
 fn probes_hear_the_truth() {

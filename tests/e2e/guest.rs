@@ -78,6 +78,12 @@ impl Guest {
 
     /// Bytes as the body of a call; the code and the words that it is answered with.
     pub fn calls(&self, path: &str, body: Vec<u8>) -> (String, String) {
+        let (code, words, _) = self.hears(path, body);
+        (code, words)
+    }
+
+    /// The same with the body of the answer.
+    pub fn hears(&self, path: &str, body: Vec<u8>) -> (String, String, Vec<u8>) {
         let request = http::Request::post(format!("http://localhost{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -86,17 +92,17 @@ impl Guest {
         self.waits(async {
             let response = match self.channel.clone().oneshot(request).await {
                 Ok(response) => response,
-                Err(error) => return ("connection".to_owned(), error.to_string()),
+                Err(error) => return ("connection".to_owned(), error.to_string(), Vec::new()),
             };
             let (head, body) = response.into_parts();
             let mut headers = head.headers;
-            if let Ok(collected) = body.collect().await
-                && let Some(trailers) = collected.trailers()
-            {
-                headers.extend(trailers.clone());
+            let mut bytes = Vec::new();
+            if let Ok(collected) = body.collect().await {
+                headers.extend(collected.trailers().cloned().unwrap_or_default());
+                bytes = collected.to_bytes().into();
             }
             let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-            (text("grpc-status"), text("grpc-message"))
+            (text("grpc-status"), text("grpc-message"), bytes)
         })
     }
 

@@ -37,18 +37,18 @@ pub use trace::TracedBuild;
 use trace::Traces;
 pub use trace::caller::Caller;
 use trace::export::Collector;
+use trace::given::Given;
 
 /// The version of BuildKit whose behaviour this is: clients choose features by it.
 pub const BUILDKIT_VERSION: &str = "v0.29.0";
-use trace::given::Given;
+
+/// The release of Dockerfile frontends that the built-in one is: the one that came with that version.
+pub const DOCKERFILE_VERSION: &str = "1.23.0";
 
 /// What the daemon says of itself.
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// The worker's id, the same at every start on one state directory.
-/// The release of Dockerfile frontends that the built-in one is: the one that came with that version.
-pub const DOCKERFILE_VERSION: &str = "1.23.0";
-
     pub worker: String,
     /// Labels of the worker.
     pub labels: BTreeMap<String, String>,
@@ -216,4 +216,6 @@ fn router(shared: &Arc<Shared>) -> Router {
         .add_service(Service(service::content::ContentStore(shared.clone())))
         .add_service(Service(service::trace::TraceService(shared.clone())))
         .add_service(HealthServer::new(service::health::Health(shared.clone())))
+        .add_service(Service(service::reflection::Reflection::<0>))
+        .add_service(Service(service::reflection::Reflection::<1>))
 }

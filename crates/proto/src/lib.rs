@@ -9,10 +9,11 @@ pub mod exporter;
 pub mod fsutil;
 pub mod json;
 pub mod otlp;
+pub mod reflection;
 mod resources;
 pub mod solve;
-
 pub mod version;
+
 pub use bollard_buildkit_proto::fsutil as generated_fsutil;
 pub use bollard_buildkit_proto::google::{protobuf, rpc};
 pub use bollard_buildkit_proto::{health, moby, pb};

@@ -9,6 +9,7 @@ pub(crate) mod health;
 mod history;
 mod images;
 mod names;
+pub(crate) mod reflection;
 mod resolve;
 mod solve_error;
 pub mod status;
