@@ -415,7 +415,8 @@ impl Build {
             }
             let attrs = &request.attrs;
             let push = attrs.get("push").and_then(|text| config::parse_bool(text)) == Some(true);
-            if push && attrs.get("name").is_none_or(|name| name.is_empty()) {
+            let is_named = |key: &str| attrs.get(key).is_some_and(|name| !name.is_empty());
+            if push && !is_named("name") && !is_named("dangling-name-prefix") {
                 return Err(Fault::user("a push needs a name").hint("add --tag host/name:tag"));
             }
         }
