@@ -1,4 +1,4 @@
-//! Attributes of outputs as BuildKit takes them: what they name, and what is only said of others.
+//! Attributes of outputs and caches as BuildKit takes them: what they name, and what is only said of others.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use testkit::image::{CONFIG, MANIFEST, TestImage, descriptor};
 
 use crate::daemon::Served;
 use crate::harness::is_root;
-use crate::kitchen::Kitchen;
+use crate::kitchen::{Kitchen, steps};
 use crate::who::Who;
 
 fn anybody() -> Who {
@@ -106,4 +106,48 @@ fn a_tar_of_one_platform_is_not_split() {
     kitchen.dockerfile("FROM scratch\nCOPY f /\n");
     kitchen.build("--output type=tar,dest=out.tar,platform-split=true").succeeds();
     assert_eq!(kitchen.world.run("tar").args(["tf", "out.tar"]).succeeds().text(), "f\n");
+}
+
+#[test]
+fn levels_beyond_those_of_zstd_are_the_nearest() {
+    let Some(kitchen) = Kitchen::new(anybody()) else { return };
+    kitchen.file("f", "content");
+    kitchen.dockerfile("FROM scratch\nCOPY f /\n");
+    let remark = "`compression-level=99` of zstd counts as 22";
+    kitchen.build("--output type=oci,dest=a.tar,compression=zstd,compression-level=99").succeeds().says(remark);
+    let cache = "--cache-to type=local,dest=cache,mode=MIN,compression=zstd,compression-level=99,oci-mediatypes=false";
+    let ended = kitchen.build(cache).succeeds();
+    ended.says(remark).says("`mode=MIN` of a cache export counts as min");
+    let cached = kitchen.build_on("other", "--cache-from type=local,src=cache").succeeds();
+    assert_eq!(steps(&cached).1, ["COPY f /"]);
+    for bad in ["compression-level=99", "compression=estargz", "compression=lzma", "colour=red"] {
+        kitchen.build(&format!("--output type=oci,dest=b.tar,{bad}")).fails();
+    }
+}
+
+/// Layers of a cache in a directory.
+fn layers(kitchen: &Kitchen, dir: &str) -> usize {
+    let read =
+        |path: String| -> Value { serde_json::from_slice(&fs::read(kitchen.world.path(path)).unwrap()).unwrap() };
+    let index = read(format!("{dir}/index.json"));
+    let digest = index["manifests"][0]["digest"].as_str().unwrap().replace(':', "/");
+    read(format!("{dir}/blobs/{digest}"))["layers"].as_array().unwrap().len()
+}
+
+/// `mode=min` makes no layer for steps that the result does not consist of, and has those that are there.
+#[test]
+fn a_small_cache_has_what_is_there_anyway() {
+    let Some(served) = Served::new(anybody(), "") else { return };
+    served.kitchen.dockerfile(
+        "FROM busybox AS one\nRUN echo 1 > /one\nRUN echo 2 > /two\nFROM busybox\nCOPY --from=one /one /two /\n",
+    );
+    let builds = |dir: &str, mode: &str| {
+        served.build(&format!("--export-cache type=local,dest={dir}{mode}")).succeeds();
+        layers(&served.kitchen, dir)
+    };
+    // Its base and the COPY; then also the two steps.
+    assert_eq!(builds("fresh", ""), 2);
+    let all = builds("all", ",mode=max");
+    assert_eq!((all, builds("later", "")), (4, 4));
+    served.ends();
 }

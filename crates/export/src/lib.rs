@@ -25,7 +25,7 @@ use registry::{Client, CredentialSource};
 use session::Output;
 use store::{BlobHold, Hold, SnapshotId, Store};
 
-pub use layer::{Layer, layer_of};
+pub use layer::{Layer, known_layer, layer_of};
 pub use options::{Annotation, AnnotationPlace, Attributes, ImageOptions, PushOptions, Stale};
 pub use push::{push_fault, push_layers, repository};
 pub use unfinished::Unfinished;
