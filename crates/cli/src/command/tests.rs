@@ -154,7 +154,7 @@ fn complaints_of_hullworks() {
         "build /proc/version",
         "build -f /no/such/Dockerfile /proc",
         "build -f /proc /proc",
-        "build -f x -",
+        "build -f - -",
         "build -f - https://example.com/repo.git",
         "build --load /proc",
         "build --ssh default /proc",
