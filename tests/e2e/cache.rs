@@ -226,7 +226,11 @@ fn the_cache_is_cleaned_as_buildkitd_toml_says() {
         let policy = "[[worker.oci.gcpolicy]]\nfilters = [\"type==exec.cachemount\"]\nmaxUsedSpace = 1\n";
         check(policy, 2, (2, false));
         check("[[worker.oci.gcpolicy]]\nkeepDuration = \"1h\"\nmaxUsedSpace = 1\n", 3, (3, true));
-        check("[worker.oci]\nreservedSpace = 1\nmaxUsedSpace = 1\n", 4, (0, false));
+        // No disk has that much: what is not reserved goes.
+        let free = "[[worker.oci.gcpolicy]]\nall = true\nminFreeSpace = \"100%\"\n";
+        check(&format!("{free}reservedSpace = \"100%\"\n"), 4, (4, true));
+        check(&format!("{free}filters = [\"type==exec.cachemount\"]\n"), 5, (5, false));
+        check("[worker.oci]\nreservedSpace = 1\nmaxUsedSpace = 1\n", 6, (0, false));
     }
 }
 

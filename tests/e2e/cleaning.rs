@@ -113,3 +113,35 @@ fn used(served: &Served) -> u64 {
     };
     (total[..digits].parse::<f64>().unwrap() * unit) as u64
 }
+
+/// In megabytes, as BuildKit's flags have it; no disk has 10^9 of them.
+#[test]
+fn pruning_goes_as_far_as_it_is_told() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(served) = Served::new(who, "") else { return };
+    served.kitchen.dockerfile("FROM busybox\nRUN echo hi > /f\n");
+    served.build("").succeeds();
+    let before = used(&served);
+    for keeps in ["--free-storage 1", "--free-storage 1000000000 --keep-storage-min 1000000000", "--keep-storage 1000"]
+    {
+        served.buildctl(&format!("prune --all {keeps}")).succeeds();
+        assert_eq!(used(&served), before, "{keeps}");
+    }
+    served.buildctl("prune --all --free-storage 1000000000").succeeds();
+    assert_eq!(used(&served), 0);
+    let kitchen = served.ends();
+    // The daemon's own flag: what is reserved, what is to be free, and the most, of all that is not in use.
+    let step = |served: &Served| {
+        served.kitchen.dockerfile("FROM busybox\nRUN busybox dd if=/dev/zero of=/f bs=1M count=20\n");
+        served.build("").succeeds();
+    };
+    let served = Served::again(kitchen, "--oci-worker-gc-keepstorage=0,0,1000");
+    step(&served);
+    assert!(used(&served) > 20_000_000);
+    let workers = served.buildctl("debug workers --verbose").succeeds().text();
+    assert!(workers.contains("1GB") || workers.contains("1000MB") || workers.contains("1.0"), "{workers}");
+    let served = Served::again(served.ends(), "--oci-worker-gc-keepstorage=0,0,1");
+    step(&served);
+    eventually(|| used(&served) < 20_000_000);
+    served.ends();
+}

@@ -115,3 +115,48 @@ fn an_image_is_a_context_by_a_name() {
     kitchen.build(&gone).fails().says("   1 | >>> FROM base\n").says("registry answered 404");
     kitchen.build("--build-context base=docker-image://A:b:c").fails().says("A:b:c");
 }
+
+/// As with docker: an archive, compressed or not, is the context, and a Dockerfile alone has none.
+#[test]
+fn standard_input_is_a_context_or_a_dockerfile() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        kitchen.file("d/f", "content");
+        kitchen.file("skipped", "");
+        kitchen.file(".dockerignore", "skipped\n");
+        kitchen.dockerfile("FROM scratch\nCOPY . /\n");
+        kitchen.file("other", "FROM scratch\nCOPY d/f /g\n");
+        let packed = |flag: &str| {
+            let tar = kitchen.world.run("tar").args(["--create", flag, "--directory=context", "."]);
+            tar.succeeds().stdout
+        };
+        let builds = |args: &str, input: Vec<u8>| {
+            let line = ["build", "--progress=plain", "--config=buildkitd.toml", "--root=state", "-"];
+            who.hullworks(&kitchen.world).args(line).args(args.split_whitespace()).stdin(input)
+        };
+        for (at, flag) in ["--format=gnu", "--format=pax", "--gzip", "--zstd"].into_iter().enumerate() {
+            builds(&format!("--output out{at}"), packed(flag)).succeeds();
+            let out = kitchen.world.path(format!("out{at}"));
+            assert_eq!(fs::read_to_string(out.join("d/f")).unwrap(), "content", "{flag}");
+            assert!(out.join("Dockerfile").exists() && !out.join("skipped").exists(), "{flag}");
+        }
+        builds("--file other --output named", packed("--gzip")).succeeds();
+        assert_eq!(fs::read_to_string(kitchen.world.path("named/g")).unwrap(), "content");
+        builds("--file none", packed("--gzip")).fails().says("none");
+        builds("--output alone", b"FROM busybox AS b\nRUN echo hi > /h\nFROM scratch\nCOPY --from=b /h /\n".to_vec())
+            .succeeds();
+        assert_eq!(fs::read_to_string(kitchen.world.path("alone/h")).unwrap(), "hi\n");
+        let missing = builds("", b"FROM scratch\nCOPY f /\n".to_vec()).fails();
+        missing.hints("with `-` there is no context: COPY and ADD find only what other stages and images have");
+        builds("--file other", b"FROM scratch\n".to_vec()).fails().says("two Dockerfiles");
+        let mut cut = packed("--gzip");
+        cut.truncate(100);
+        builds("", cut).fails().says("cannot unpack the context on standard input");
+        // What leads out of the archive leads nowhere.
+        let script = "mkdir -p evil && ln -s /etc evil/out && tar cf evil.tar evil && echo x > passwd-of-evil && \
+                      tar --append --file=evil.tar --transform=s,passwd-of-evil,evil/out/hullworks-was-here, passwd-of-evil";
+        kitchen.world.run("sh").args(["-c", script]).succeeds();
+        builds("", fs::read(kitchen.world.path("evil.tar")).unwrap()).fails();
+        assert!(!std::path::Path::new("/etc/hullworks-was-here").exists());
+    }
+}

@@ -210,3 +210,17 @@ fn a_socket_may_come_from_a_supervisor() {
     assert_eq!((answered.code, status.code()), (Some(0), Some(0)), "{answered:?}");
     served.ends();
 }
+
+/// A name that the certificate has, whatever the address says.
+#[test]
+fn a_client_may_name_its_server() {
+    let Some(guarded) = Guarded::new() else { return };
+    let asks = |name: &str| {
+        guarded.buildctl("client", "ca").args([&format!("--tlsservername={name}"), "debug", "workers"]).ends()
+    };
+    assert_eq!(asks("localhost").code, Some(0));
+    let other = asks("builder.example");
+    assert_eq!(other.code, Some(1), "{other:?}");
+    other.says("certificate").says("builder.example");
+    guarded.served.ends();
+}

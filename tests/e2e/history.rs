@@ -59,6 +59,34 @@ fn a_file_has_the_name_that_the_daemon_knows_a_build_by() {
 }
 
 #[test]
+fn records_outlive_a_daemon_as_long_as_the_settings_say() {
+    let Some(kitchen) = kitchen() else { return };
+    let common = fs::read_to_string(kitchen.world.path("buildkitd.toml")).unwrap();
+    let again = |kitchen: Kitchen, settings: &str| {
+        kitchen.world.write("buildkitd.toml", format!("{common}[history]\n{settings}"));
+        Served::again(kitchen, "")
+    };
+    kitchen.dockerfile("FROM busybox\n");
+    let mut served = again(kitchen, "");
+    (0..3).for_each(|_| drop(served.build("").succeeds()));
+    let made = records(&served);
+    assert_eq!(made.len(), 3);
+    // Too many, and not old: they stay. Old, and not too many: the same.
+    for settings in ["maxEntries = 1\nmaxAge = \"1h\"\n", "maxEntries = 3\nmaxAge = 1\n"] {
+        served = again(served.ends(), settings);
+        assert_eq!(records(&served), made, "{settings}");
+    }
+    // Both: the latest is left. A daemon looks when it starts.
+    let mut served = Some(served);
+    eventually(|| {
+        let kitchen = served.take().unwrap().ends();
+        let left = records(served.insert(again(kitchen, "maxEntries = 1\nmaxAge = 1\n")));
+        left.len() == 1 && made.contains(&left[0])
+    });
+    served.unwrap().ends();
+}
+
+#[test]
 fn docker_buildx_shows_what_was_built() {
     needs!(tool "docker-buildx");
     let Some(served) = Served::new(anybody(), "") else { return };

@@ -15,6 +15,7 @@ mod who;
 mod wire;
 
 mod apps;
+mod attributes;
 mod buildx;
 mod buildx_answers;
 mod buildx_cache;

@@ -10,6 +10,7 @@ use testkit::registry::{Action, Auth, Fault, Registry};
 
 use crate::harness::each;
 use crate::kitchen::{Kitchen, ran};
+use crate::needs;
 use crate::who::Who;
 
 const REPO: &str = "team/app";
@@ -322,4 +323,20 @@ fn bad_references_are_named_with_their_line() {
             ended.says(words).hints(hint);
         }
     }
+}
+
+/// Names are looked up by what is built in, whatever modules the machine's C library would load for that.
+#[test]
+fn privileged_a_missing_name_is_said_however_the_machine_looks_names_up() {
+    needs!(root);
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    kitchen.dockerfile("FROM no-such-host.invalid/image\n");
+    kitchen.world.write("nsswitch.conf", "hosts: files myhostname dns\n");
+    // Nobody answers there, and that at once.
+    kitchen.world.write("resolv.conf", "nameserver 127.0.0.1\noptions attempts:1 timeout:1\n");
+    let script = "for name in nsswitch resolv; do mount --bind $name.conf /etc/$name.conf || exit 9; done\n\
+                  exec ./hullworks build --progress=plain --config=buildkitd.toml --root state context";
+    let build = kitchen.world.run("unshare").args(["--mount", "--propagation", "private", "sh", "-c", script]);
+    let ended = build.fails();
+    assert!(ended.stderr.lines().any(|line| line.starts_with("error: ") && line.contains("no-such-host")), "{ended:?}");
 }

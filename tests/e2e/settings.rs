@@ -8,11 +8,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
+use testkit::certificates::Authority;
 use testkit::free_port;
 
 use crate::buildx::{Docker, NEWEST};
 use crate::daemon::Served;
-use crate::harness::{Invocation, binary, has_tool, is_root};
+use crate::harness::{Invocation, binary, eventually, has_tool, is_root};
 use crate::kitchen::Kitchen;
 use crate::needs;
 use crate::who::Who;
@@ -276,5 +277,118 @@ fn sockets_of_a_supervisor_take_builds() {
     }
     let missing = served.kitchen.who.run(world, world.path("buildkitd").to_str().unwrap());
     missing.args(["--root", "given", "--addr", "fd://"]).fails().says("no socket was passed on (LISTEN_FDS)");
+    served.ends();
+}
+
+#[test]
+fn steps_find_names_as_the_settings_say() {
+    let dns = "[dns]\nnameservers = [\"192.0.2.7\", \"192.0.2.8\"]\noptions = [\"edns0\", \"timeout:3\"]\n\
+               searchDomains = [\"a.example\", \"b.example\"]\n";
+    let Some(served) = told("", dns, "") else { return };
+    served.kitchen.dockerfile("FROM busybox\nRUN cat /etc/resolv.conf > /r\n");
+    served.build("--output type=local,dest=out").succeeds();
+    let text = fs::read_to_string(served.kitchen.world.path("out/r")).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+    for line in
+        ["nameserver 192.0.2.7", "nameserver 192.0.2.8", "options edns0 timeout:3", "search a.example b.example"]
+    {
+        assert!(lines.contains(&line), "`{line}`: {text}");
+    }
+    assert_eq!(text.matches("nameserver").count(), 2, "{text}");
+    served.ends();
+}
+
+#[test]
+fn snapshots_are_copies_where_the_flag_says_so_and_the_log_says_how_much() {
+    let Some(kitchen) = Kitchen::new(anybody()) else { return };
+    for name in ["buildkitd", "buildctl"] {
+        symlink("hullworks", kitchen.world.path(name)).unwrap();
+    }
+    kitchen.dockerfile("FROM busybox\nRUN echo hi > /f && rm /bin/date\nRUN ! test -e /bin/date && cat /f > /g\n");
+    let daemon = |kitchen: &Kitchen, level: &str| {
+        Served::daemon(kitchen, "--oci-worker-snapshotter=native").env("BUILDKITD_LOG_LEVEL", level)
+    };
+    daemon(&kitchen, "loud").fails().says("invalid value `loud` for --log-level");
+    let quiet = daemon(&kitchen, "error").starts();
+    let served = Served { kitchen, daemon: quiet };
+    eventually(|| served.buildctl("debug workers").ends().code == Some(0));
+    served.daemon.signal("TERM");
+    let (kitchen, ended) = (served.kitchen, served.daemon.ends_soon());
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    let loud = daemon(&kitchen, "debug").starts();
+    loud.waits_until("that it listens", |said| said.contains("listening"));
+    let served = Served { kitchen, daemon: loud };
+    let workers = served.buildctl("debug workers --verbose").succeeds().text();
+    assert!(workers.lines().any(|line| line.ends_with("native") && line.contains("snapshotter")), "{workers}");
+    served.build("--output type=local,dest=out").succeeds();
+    assert_eq!(fs::read_to_string(served.kitchen.world.path("out/g")).unwrap(), "hi\n");
+    assert!(!served.kitchen.world.path("out/bin/date").is_symlink());
+    served.ends();
+}
+
+/// All keys that the page on BuildKit's file has, with files of this machine in the place of others'. What is not there is
+/// warned of, also where it would confine steps more.
+#[test]
+fn a_daemon_starts_with_every_key_that_buildkit_has() {
+    let dir = testkit::scratch("e2e-all-keys");
+    let authority = Authority::new("of all keys");
+    let server = authority.server();
+    let put = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (ca, cert, key) =
+        (put("ca.pem", authority.certificate()), put("cert.pem", server.certificate()), put("key.pem", server.key()));
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let gc = "gc = true\nreservedSpace = \"30%\"\nmaxUsedSpace = \"60%\"\nminFreeSpace = \"20GB\"\nmax-parallelism = 4\n\
+              cniPoolSize = 16\n";
+    let worker = |name: &str, own: &str| {
+        format!(
+            "[worker.{name}]\nenabled = true\nplatforms = [\"linux/amd64\", \"linux/arm64\"]\n{own}{gc}\
+             [worker.{name}.labels]\nfoo = \"bar\"\n\
+             [[worker.{name}.gcpolicy]]\nreservedSpace = \"512MB\"\nmaxUsedSpace = \"1GB\"\nminFreeSpace = \"10GB\"\n\
+             keepDuration = \"48h\"\nfilters = [\"type==source.local\", \"type==exec.cachemount\", \"type==source.git.checkout\"]\n\
+             [[worker.{name}.gcpolicy]]\nall = true\nreservedSpace = 1024000000\n"
+        )
+    };
+    let oci = "snapshotter = \"auto\"\nrootless = false\nnoProcessSandbox = false\nbinary = \"\"\n\
+               apparmor-profile = \"builds\"\nproxySnapshotterPath = \"/run/snapshotter.sock\"\nselinux = true\n";
+    let containerd = "address = \"/run/containerd/containerd.sock\"\nnamespace = \"buildkit\"\n\
+                      defaultCgroupParent = \"buildkit\"\napparmor-profile = \"builds\"\n\
+                      runtime = { name = \"io.containerd.runc.v2\", path = \"/x\", options = { BinaryName = \"runc\" } }\n";
+    let before = "root = \"/nowhere\"\ninsecure-entitlements = [\"network.host\", \"security.insecure\", \"device\"]\n\
+                  proxyNetwork = true\nprovenanceEnvDir = \"/etc/buildkit/provenance.d\"\n";
+    let tables = format!(
+        "[log]\nformat = \"text\"\nlevel = \"info\"\n\
+         [dns]\nnameservers = [\"1.1.1.1\", \"8.8.8.8\"]\noptions = [\"edns0\"]\nsearchDomains = [\"example.com\"]\n\
+         [grpc]\naddress = [\"tcp://127.0.0.1:1\"]\ndebugAddress = \"127.0.0.1:{}\"\n\
+         [grpc.tls]\ncert = \"{cert}\"\nkey = \"{key}\"\nca = \"{ca}\"\n\
+         [otel]\nsocketPath = \"/run/buildkit/otel-grpc.sock\"\n\
+         [cdi]\ndisabled = true\nspecDirs = [\"/etc/cdi\"]\n\
+         [history]\nmaxAge = 172800\nmaxEntries = 50\n{}{}\
+         [registry.\"yourmirror.example:5000\"]\nhttp = true\nmirrors = [\"core.example/proxy.docker.io\"]\ninsecure = true\n\
+         ca = [\"{ca}\"]\n[[registry.\"yourmirror.example:5000\".keypair]]\nkey = \"{key}\"\ncert = \"{cert}\"\n\
+         [frontend.\"dockerfile.v0\"]\nenabled = true\n[frontend.\"gateway.v0\"]\nenabled = true\nallowedRepositories = []\n\
+         [system]\nplatformsCacheMaxAge = \"1h\"\nmaxRegistryConcurrency = 4\n\
+         [ghacache.sign]\ncmd = \"\"\n[ghacache.verify]\nrequired = false\n[ghacache.verify.policy]\n\
+         timestampThreshold = 1\ntlogThreshold = 1\ncertificateIssuer = \"\"\nsubjectAlternativeName = \"\"\nbuildSignerURI = \"\"\n",
+        free_port(),
+        worker("oci", oci),
+        worker("containerd", containerd),
+    );
+    let Some(served) = told(before, &tables, "--root daemon") else { return };
+    let said = served.daemon.said();
+    for warning in [
+        "worker.oci.apparmor-profile is NOT HEEDED",
+        "proxyNetwork is NOT HEEDED",
+        "worker.oci.proxySnapshotterPath is not used",
+        "worker.oci.selinux is not used",
+        "worker.containerd is not used",
+    ] {
+        assert!(said.contains(warning), "`{warning}` is not said: {said}");
+    }
+    served.kitchen.dockerfile("FROM busybox\nRUN echo hi\n");
+    served.build("").succeeds();
     served.ends();
 }

@@ -3,8 +3,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::harness::World;
+use crate::daemon::Served;
+use crate::harness::{World, is_root};
 use crate::needs;
+use crate::who::Who;
 
 /// A context with a shell: Debian's static busybox.
 fn with_shell(world: &World, instructions: &str) {
@@ -150,4 +152,46 @@ fn is_running(argument: &str) -> bool {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
     })
+}
+
+/// What build arguments and options of the frontend say of steps.
+#[test]
+fn options_of_the_frontend_reach_the_steps() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(served) = Served::new(who, "") else { return };
+    let kitchen = &served.kitchen;
+    let made = |name: &str| fs::read_to_string(kitchen.world.path("out").join(name)).unwrap();
+    kitchen.dockerfile(
+        "FROM busybox AS b\nARG N\nRUN --mount=type=cache,target=/c echo $N >> /c/l && cat /c/l > /l\n\
+         RUN cat /proc/sys/kernel/hostname > /h; cat /etc/hosts > /hosts; cat /proc/mounts > /mounts; ls /sys/class/net > /net\n\
+         FROM scratch\nCOPY --from=b /l /h /hosts /mounts /net /\n",
+    );
+    let line = "--opt build-arg:BUILDKIT_SANDBOX_HOSTNAME=box --opt add-hosts=db=192.0.2.9,six=2001:db8::1 \
+                --opt shm-size=1048576 --opt force-network-mode=none --output type=local,dest=out";
+    served.build(&format!("{line} --opt build-arg:N=1")).succeeds();
+    let hosts = made("hosts");
+    for line in ["192.0.2.9\tdb", "2001:db8::1\tsix"] {
+        assert!(hosts.lines().any(|have| have == line), "`{line}`: {hosts}");
+    }
+    assert_eq!(made("h"), "box\n");
+    assert_eq!(made("net"), "lo\n");
+    let mounts = made("mounts");
+    let shm = mounts.lines().find(|line| line.contains(" /dev/shm ")).unwrap();
+    assert!(shm.contains("size=1024k"), "{shm}");
+    // The cache mounts of one namespace are not those of another.
+    let builds = |n: u32, namespace: &str| {
+        let namespace = format!("--opt build-arg:BUILDKIT_CACHE_MOUNT_NS={namespace}");
+        served.build(&format!("{namespace} --opt build-arg:N={n} --output type=local,dest=out")).succeeds();
+        made("l").replace('\n', " ")
+    };
+    assert_eq!([builds(2, ""), builds(3, "a"), builds(4, "b"), builds(5, "a")], ["1 2 ", "3 ", "4 ", "3 5 "]);
+    // One platform, and an index all the same.
+    served.build("--opt build-arg:BUILDKIT_MULTI_PLATFORM=1 --output type=local,dest=split").succeeds();
+    let own = base::Platform::host().to_string().replace('/', "_");
+    assert!(kitchen.world.path("split").join(own).join("l").exists());
+    // What only contexts from elsewhere have.
+    let subdir = served.build("--opt contextsubdir=sub --output type=local,dest=sub").succeeds();
+    subdir.says("option `contextsubdir` has no effect: it is for contexts from git or a URL, and this one is local");
+    assert!(kitchen.world.path("sub/l").exists());
+    served.ends();
 }

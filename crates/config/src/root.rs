@@ -18,7 +18,8 @@ section! {
         root: Option<PathBuf> = "root",
         /// Rights that builds may ask for: `network.host`, `security.insecure`, `device`.
         insecure_entitlements: Vec<String> = "insecure-entitlements",
-        /// Route the network of all builds through the enforcing proxy. Refused: not offered yet.
+        /// Route the network of all builds through the enforcing proxy. Without effect yet, and warned of: steps reach the
+        /// network as they do without it.
         proxy_network: bool = "proxyNetwork",
         /// Directory of JSON files that are added to provenance. Default: `/etc/buildkit/provenance.d`. Without
         /// effect: no provenance is written yet.

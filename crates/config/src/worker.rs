@@ -35,13 +35,13 @@ section! {
         user_remap_unsupported: String = "userRemapUnsupported",
         /// Another OCI runtime. Without effect: the runtime is built in.
         binary: String = "binary",
-        /// Socket of a snapshotter in another process. Refused: not offered.
+        /// Socket of a snapshotter in another process. Without effect: snapshots are kept by the daemon itself.
         proxy_snapshotter_path: String = "proxySnapshotterPath",
         /// The cgroup below which steps get theirs.
         default_cgroup_parent: String = "defaultCgroupParent",
         /// Settings of the stargz snapshotter. Without effect: it is not built in.
         stargz_snapshotter: Option<toml::Value> = "stargzSnapshotter",
-        /// A loaded AppArmor profile that steps run under. Refused: not offered yet.
+        /// A loaded AppArmor profile that steps run under. Without effect yet, and warned of: steps have none.
         apparmor_profile: String = "apparmor-profile",
         /// Label steps for SELinux. Without effect.
         selinux: bool = "selinux",

@@ -49,8 +49,8 @@ pub trait Ask {
     /// Called while the frontend works, so that people see it even if the build fails, and once for each finding.
     fn warn(&self, warning: &Warning);
 
-    /// Tells people of an option that has no effect, since nobody here knows it.
-    fn tell_unknown_option(&self, _name: &str) {}
+    /// Tells people of an option that has no effect, and why.
+    fn tell_vain_option(&self, _name: &str, _why: &str) {}
 }
 
 /// An image whose digest and configuration are needed.

@@ -107,8 +107,11 @@ impl Built {
 /// Reads the Dockerfile that the options name and lowers it.
 pub fn build(request: &Request<'_>, ask: &dyn Ask) -> std::result::Result<Outcome, Fault> {
     let options = Options::parse(request.options).map_err(|e| e.into_fault(None))?;
-    options.unknown.iter().for_each(|name| ask.tell_unknown_option(name));
+    options.unknown.iter().for_each(|name| ask.tell_vain_option(name, "it is not known here"));
     let context = Context::find(&options, request.session, ask).map_err(|e| e.into_fault(None))?;
+    if matches!(context, Context::Local) && options.context_subdir.as_deref().is_some_and(|dir| !dir.is_empty()) {
+        ask.tell_vain_option("contextsubdir", "it is for contexts from git or a URL, and this one is local");
+    }
     let found = find_dockerfile(request, &options, &context, ask).map_err(|e| e.into_fault(None))?;
     if let Some(gateway) = other_frontend(&options, &found) {
         return Ok(Outcome::Gateway(gateway));

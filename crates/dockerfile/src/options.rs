@@ -168,10 +168,6 @@ impl Options {
         options.from_gateway = given.contains_key("cmdline");
         options.check = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK").map(|value| checks(value)).transpose()?;
         options.remote_context = given.get(remote).filter(|value| !value.is_empty()).cloned();
-        if options.remote_context.is_none() && options.context_subdir.as_deref().is_some_and(|dir| !dir.is_empty()) {
-            return Err(Error::option("contextsubdir", "is for contexts from git or a URL, and this one is local")
-                .hint("share the directory itself as the local `context`"));
-        }
         options.multi_platform = match multi {
             Some(false) if options.platforms.len() > 1 => {
                 return Err(Error::option("multi-platform", "is false, and several platforms are asked for"));
@@ -416,7 +412,6 @@ mod tests {
             ("devices", "x", "`devices`: is not supported yet"),
             ("attest:sbom", "", "`attest:sbom`: is not supported yet"),
             ("attest:provenance", "mode=max", "`attest:provenance`: is not supported yet"),
-            ("contextsubdir", "d", "this one is local"),
             ("add-hosts", "a", "not name=address"),
             ("add-hosts", "a=b", "not an address"),
             ("ulimit", "nofiles=1", "not a limit"),

@@ -150,7 +150,7 @@ impl Engine {
             source_policies: request.source_policies,
         });
         let bridge = bridge.await?;
-        bridge.import(&request.cache_imports)?;
+        bridge.import(&request.cache_imports);
         // What the client will want of the layers is not known before the end.
         if !is_question(&options) && !request.late_exports {
             self.send_early(&bridge, &request.exports, &request.cache_exports)?;

@@ -8,7 +8,6 @@ use base::report::{Label, Running};
 use base::{Digest, Fault, Kind, Platform};
 use files::walk::Entry;
 use llb::policy::Policy;
-use remotecache::ImportOptions;
 use sys::path::{Links, Root};
 
 use crate::cache;
@@ -58,7 +57,7 @@ impl Bridge {
                         .hint("remove `enabled = false` under [frontend.\"dockerfile.v0\"] in buildkitd.toml"))
                 }
                 "dockerfile.v0" => {
-                    self.import(&cache::take_imports(&mut options)?)?;
+                    self.import(&cache::take_imports(&mut options)?);
                     frontend::dockerfile::build(&self.core, &self.job, rules, options, inputs).await
                 }
                 "gateway.v0" => Err(Fault::user("frontend `gateway.v0` is not supported yet")
@@ -73,12 +72,10 @@ impl Bridge {
         }
     }
 
-    /// Names caches that the build may read. They serve all that it asks for from now on.
-    pub fn import(&self, caches: &[CacheOptions]) -> Result<(), Fault> {
-        for cache in caches {
-            self.job.job.add_import(ImportOptions::read(&cache.kind, &cache.attrs)?);
-        }
-        Ok(())
+    /// Names caches that the build may read. They serve all that it asks for from now on. One that cannot be read, whatever
+    /// the reason, is a miss, and is said.
+    pub fn import(&self, caches: &[CacheOptions]) {
+        caches.iter().for_each(|cache| self.job.job.add_import(cache));
     }
 
     /// Has ops that fail from now on leave behind what there is to see ([`wreck`](crate::wreck)), until the build ends.

@@ -89,7 +89,7 @@ impl Engine {
             }
             let readable = exporters(&exports)?;
             if !std::mem::replace(&mut is_told, true) {
-                warn_of_meaningless(job, &exports);
+                warn_of_attributes(job, &exports);
             }
             match self.export_built(job, &result, built, readable, caches).await {
                 Err(fault) if job.job.gives_up(&fault) => {
@@ -259,13 +259,10 @@ fn warn(job: &JobHandle, label: &Label, short: String) {
     }));
 }
 
-/// Warns of attributes that other outputs have: BuildKit's clients write them for all.
-fn warn_of_meaningless(job: &JobHandle, exports: &[ExportRequest]) {
-    let meaningless = exports.iter().flat_map(|export| {
-        let keys = Exporter::meaningless(&export.kind, &export.attrs);
-        keys.into_iter().map(|key| format!("attribute `{key}` means nothing for output type={}", export.kind))
-    });
-    let warnings: Vec<String> = meaningless.collect();
+/// Warns of attributes that other outputs have, as BuildKit's clients write them for all, and of values that count as others.
+fn warn_of_attributes(job: &JobHandle, exports: &[ExportRequest]) {
+    let remarks = exports.iter().flat_map(|export| Exporter::remarks(&export.kind, &export.attrs));
+    let warnings: Vec<String> = remarks.collect();
     if warnings.is_empty() {
         return;
     }

@@ -48,7 +48,9 @@ pub(crate) async fn assemble(
 ) -> Result<Assembled, Fault> {
     let flavor = if options.oci_types.unwrap_or(true) { Flavor::Oci } else { Flavor::Docker };
     let indexed = result.multi || result.platforms.len() > 1;
-    check_annotations(result, options, flavor, indexed)?;
+    for warning in check_annotations(result, options, flavor, indexed)? {
+        context.tasks.log(base::progress::Stream::Stderr, warning.as_bytes());
+    }
     let mut assembled = Assembled {
         root: Descriptor::of("", b""),
         manifests: vec![],
@@ -235,13 +237,25 @@ fn name(result: &PlatformResult) -> String {
     }
 }
 
-fn check_annotations(result: &BuildResult, options: &ImageOptions, flavor: Flavor, indexed: bool) -> Result<(), Fault> {
+/// Refuses annotations that have no place. Answers what is to be said of others that come to nothing: a build of one platform
+/// is often one of several, narrowed down, and still has all their annotations.
+fn check_annotations(
+    result: &BuildResult,
+    options: &ImageOptions,
+    flavor: Flavor,
+    indexed: bool,
+) -> Result<Vec<String>, Fault> {
+    let mut warnings = Vec::new();
     for annotation in &options.annotations {
         let key = &annotation.key;
         if let Some(platform) = &annotation.platform
             && result.platforms.iter().all(|p| name(p) != *platform)
         {
-            return Err(Fault::user(format!("annotation `{key}` is for `{platform}`, which is not built")));
+            let text = format!("annotation `{key}` is for `{platform}`, which is not built");
+            if result.platforms.len() > 1 {
+                return Err(Fault::user(text));
+            }
+            warnings.push(format!("{text}: left out\n"));
         }
         if flavor == Flavor::Docker && annotation.place != AnnotationPlace::Manifest {
             return Err(Fault::user(format!("annotation `{key}` conflicts with `oci-mediatypes=false`")));
@@ -251,5 +265,5 @@ fn check_annotations(result: &BuildResult, options: &ImageOptions, flavor: Flavo
             return Err(Fault::user(format!("annotation `{key}` is for an index, but a single platform has none")));
         }
     }
-    Ok(())
+    Ok(warnings)
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use base::{Digest, Fault, Kind};
 use image::layer::{Entry, Time};
 use image::{Compression, CompressionOptions, Descriptor, annotation, media_type};
-use store::{Hold, LayerRecord, LazyLayer, SnapshotId, Store};
+use store::{Hold, LayerRecord, LazyLayer, SnapshotId, SnapshotInfo, Store};
 
 use crate::{Context, ImageOptions, store_fault};
 
@@ -53,6 +53,21 @@ pub async fn layer_of(context: &Context, id: SnapshotId, wanted: CompressionOpti
     layer(context, id, context.store.snapshots().lazy(&id), &wanted, None, Foreign::PassedOn).await
 }
 
+/// The same if its blob is here already: nothing is made and nothing fetched.
+pub fn known_layer(context: &Context, id: SnapshotId, wanted: CompressionOptions) -> Result<Option<Layer>, Fault> {
+    let snapshots = context.store.snapshots();
+    let (Some(snapshot), Some(info)) = (snapshots.hold_quietly(&id), snapshots.info(&id)) else { return Ok(None) };
+    let lazy = snapshots.lazy(&id).filter(|lazy| fits(lazy, &wanted));
+    let layer = match lazy {
+        Some(lazy) => of_pulled(context, &snapshot, &info, &lazy, Foreign::PassedOn),
+        None => match known(context, &id, &wanted, None)? {
+            Some(record) => of_record(&snapshot, &info, record),
+            None => return Ok(None),
+        },
+    };
+    Ok(Some(layer).filter(|layer| layer.present))
+}
+
 /// The layers of a snapshot, base first. Lazy ones stay where they are.
 pub(crate) async fn layers(
     context: &Context,
@@ -90,32 +105,44 @@ async fn layer(
     // Before anybody looks whether a blob is there.
     let snapshot = snapshots.hold_quietly(&id).ok_or_else(gone)?;
     let info = snapshots.info(&id).ok_or_else(gone)?;
-    let shown = |descriptor: Descriptor, diff_id, sources, present| Layer {
+    if let Some(lazy) = lazy.filter(|lazy| fits(lazy, wanted) && epoch.is_none_or(|epoch| is_of(lazy, epoch))) {
+        return Ok(of_pulled(context, &snapshot, &info, &lazy, foreign));
+    }
+    let mut layer = of_record(&snapshot, &info, made(context, &snapshot, wanted, epoch).await?);
+    if let Some(epoch) = epoch {
+        layer.descriptor = layer.descriptor.annotate(annotation::REWRITTEN_TIMESTAMP, epoch.to_string());
+    }
+    Ok(layer)
+}
+
+fn of_pulled(context: &Context, snapshot: &Hold, info: &SnapshotInfo, lazy: &LazyLayer, foreign: Foreign) -> Layer {
+    let mut descriptor = Descriptor::new(lazy.media_type.clone(), lazy.digest, lazy.size);
+    descriptor.annotations.clone_from(&lazy.annotations);
+    match foreign {
+        Foreign::Stays => descriptor.urls.clone_from(&lazy.urls),
+        Foreign::PassedOn => descriptor.media_type = media_type::distributable(&descriptor.media_type),
+    }
+    let present = context.store.content().has(&lazy.digest);
+    Layer { sources: lazy.sources.clone(), present, ..shown(snapshot, info, descriptor, lazy.diff_id) }
+}
+
+fn of_record(snapshot: &Hold, info: &SnapshotInfo, record: LayerRecord) -> Layer {
+    let mut descriptor = Descriptor::new(record.media_type, record.digest, record.size);
+    descriptor.annotations = record.annotations;
+    shown(snapshot, info, descriptor, record.diff_id)
+}
+
+/// A layer whose blob is here.
+fn shown(snapshot: &Hold, info: &SnapshotInfo, descriptor: Descriptor, diff_id: Digest) -> Layer {
+    Layer {
         descriptor,
         diff_id,
         description: info.description.clone(),
         created: jiff::Timestamp::try_from(info.created_at).ok(),
         snapshot: snapshot.clone(),
-        sources,
-        present,
-    };
-    if let Some(lazy) = lazy.filter(|lazy| fits(lazy, wanted) && epoch.is_none_or(|epoch| is_of(lazy, epoch))) {
-        let mut descriptor = Descriptor::new(lazy.media_type.clone(), lazy.digest, lazy.size);
-        descriptor.annotations.clone_from(&lazy.annotations);
-        match foreign {
-            Foreign::Stays => descriptor.urls.clone_from(&lazy.urls),
-            Foreign::PassedOn => descriptor.media_type = media_type::distributable(&descriptor.media_type),
-        }
-        let present = context.store.content().has(&lazy.digest);
-        return Ok(shown(descriptor, lazy.diff_id, lazy.sources.clone(), present));
+        sources: Vec::new(),
+        present: true,
     }
-    let record = made(context, &snapshot, wanted, epoch).await?;
-    let mut descriptor = Descriptor::new(record.media_type.clone(), record.digest, record.size);
-    descriptor.annotations.clone_from(&record.annotations);
-    if let Some(epoch) = epoch {
-        descriptor = descriptor.annotate(annotation::REWRITTEN_TIMESTAMP, epoch.to_string());
-    }
-    Ok(shown(descriptor, record.diff_id, Vec::new(), true))
 }
 
 /// Whether a layer that was pulled will do as it is.
@@ -146,20 +173,11 @@ async fn made(
     wanted: &CompressionOptions,
     epoch: Option<i64>,
 ) -> Result<LayerRecord, Fault> {
-    let snapshots = context.store.snapshots();
     let id = snapshot.id();
-    let variant = variant(wanted, epoch);
-    let content = context.store.content();
-    let failed = |e| store_fault("cannot read the layers of a snapshot", e);
-    let mut known = snapshots.layer(&id, &variant).map_err(failed)?;
-    if known.is_none() && !wanted.force && epoch.is_none() {
-        // Whatever was made already will do, like a layer that was pulled.
-        let all = snapshots.layers(&id).map_err(failed)?;
-        known = all.into_iter().find(|(variant, _)| !variant.contains('@')).map(|(_, record)| record);
-    }
-    if let Some(record) = known.filter(|record| content.has(&record.digest)) {
+    if let Some(record) = known(context, &id, wanted, epoch)? {
         return Ok(record);
     }
+    let variant = variant(wanted, epoch);
     context.lazy.fill(snapshot).await?;
     // The thread may outlive whoever waits for it.
     let (store, snapshot, wanted, cancel) = (context.store.clone(), snapshot.clone(), *wanted, context.cancel.clone());
@@ -168,6 +186,24 @@ async fn made(
             make(&store, &snapshot, &variant, &wanted, epoch, &cancel)
         })
         .await
+}
+
+/// A blob that was made from the snapshot earlier, and is there.
+fn known(
+    context: &Context,
+    id: &SnapshotId,
+    wanted: &CompressionOptions,
+    epoch: Option<i64>,
+) -> Result<Option<LayerRecord>, Fault> {
+    let snapshots = context.store.snapshots();
+    let failed = |e| store_fault("cannot read the layers of a snapshot", e);
+    let mut known = snapshots.layer(id, &variant(wanted, epoch)).map_err(failed)?;
+    if known.is_none() && !wanted.force && epoch.is_none() {
+        // Whatever was made already will do, like a layer that was pulled.
+        let all = snapshots.layers(id).map_err(failed)?;
+        known = all.into_iter().find(|(variant, _)| !variant.contains('@')).map(|(_, record)| record);
+    }
+    Ok(known.filter(|record| context.store.content().has(&record.digest)))
 }
 
 fn make(

@@ -25,7 +25,7 @@ use registry::{Client, CredentialSource};
 use session::Output;
 use store::{BlobHold, Hold, SnapshotId, Store};
 
-pub use layer::{Layer, layer_of};
+pub use layer::{Layer, known_layer, layer_of};
 pub use options::{Annotation, AnnotationPlace, Attributes, ImageOptions, PushOptions, Stale};
 pub use push::{push_fault, push_layers, repository};
 pub use unfinished::Unfinished;
@@ -154,9 +154,14 @@ impl Exporter {
         }
     }
 
-    /// Attributes that other types of outputs have, or old builders had, and that mean nothing for this one.
-    pub fn meaningless(kind: &str, attrs: &BTreeMap<String, String>) -> Vec<String> {
-        Exporter::read_all(kind, attrs).map(|(.., rest)| rest).unwrap_or_default()
+    /// What is to be said of attributes: those that other types of outputs have, or old builders had, mean nothing for this
+    /// one, and some values count as others.
+    pub fn remarks(kind: &str, attrs: &BTreeMap<String, String>) -> Vec<String> {
+        let Ok((exporter, _, rest)) = Exporter::read_all(kind, attrs) else { return Vec::new() };
+        let level = attrs.get("compression-level").map(String::as_str);
+        let level = exporter.compression().and_then(|compression| compression.remark(level));
+        let meaningless = rest.iter().map(|key| format!("attribute `{key}` means nothing for output type={kind}"));
+        meaningless.chain(level.map(|remark| format!("output type={kind}: {remark}"))).collect()
     }
 
     /// The output, the names of all attributes that it has, annotations aside, and of those given that it does not have.
@@ -359,8 +364,12 @@ mod tests {
         for (kind, keys) in [("local", ["name", "push"]), ("oci", ["buildinfo", "push"]), ("image", ["mode", "tar"])] {
             let attrs: BTreeMap<_, _> = attrs(&keys);
             assert!(Exporter::read(kind, &attrs).is_ok(), "{kind}");
-            assert_eq!(Exporter::meaningless(kind, &attrs), keys, "{kind}");
+            let said = keys.map(|key| format!("attribute `{key}` means nothing for output type={kind}"));
+            assert_eq!(Exporter::remarks(kind, &attrs), said, "{kind}");
         }
-        assert!(Exporter::meaningless("image", &attrs(&["push", "unpack"])).is_empty());
+        assert!(Exporter::remarks("image", &attrs(&["push", "unpack"])).is_empty());
+        let zstd = [("compression", "zstd"), ("compression-level", "99")];
+        let zstd = zstd.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        assert_eq!(Exporter::remarks("oci", &zstd), ["output type=oci: `compression-level=99` of zstd counts as 22"]);
     }
 }

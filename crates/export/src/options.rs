@@ -61,8 +61,6 @@ pub struct PushOptions {
     pub push_by_digest: bool,
     /// Allow plain HTTP and unknown certificates.
     pub insecure: bool,
-    /// Also answer `<name>@<digest>`.
-    pub name_canonical: bool,
     /// `<prefix>@<digest>` for images without a name.
     pub dangling_prefix: Option<String>,
     /// The prefix counts only where no name is given.
@@ -116,6 +114,14 @@ impl Attributes {
         Ok(self.boolean(key)?.unwrap_or(false))
     }
 
+    /// The same where a key without a value says yes.
+    fn switch(&mut self, key: &'static str) -> Result<bool, Fault> {
+        match self.rest.get(key).is_some_and(String::is_empty) {
+            true => Ok(self.text(key).is_some()),
+            false => self.flag(key),
+        }
+    }
+
     fn bad(&self, key: &str, value: &str, why: &str) -> Fault {
         Fault::user(format!("output type={}: bad value `{value}` of `{key}`: {why}", self.exporter))
     }
@@ -148,16 +154,15 @@ impl Attributes {
     /// The attributes that only `type=image` has.
     pub fn push(&mut self) -> Result<PushOptions, Fault> {
         let options = PushOptions {
-            push: self.flag("push")?,
-            push_by_digest: self.flag("push-by-digest")?,
-            insecure: self.flag("registry.insecure")?,
-            name_canonical: self.flag("name-canonical")?,
+            push: self.switch("push")?,
+            push_by_digest: self.switch("push-by-digest")?,
+            insecure: self.switch("registry.insecure")?,
             dangling_prefix: self.text("dangling-name-prefix").filter(|p| !p.is_empty()),
-            dangling_empty_only: self.flag("danging-name-empty-only")?,
+            dangling_empty_only: self.switch("danging-name-empty-only")?,
         };
         // There is no image store beside the build cache, as with BuildKit's OCI worker.
-        for key in ["store", "unpack"] {
-            self.flag(key)?;
+        for key in ["name-canonical", "store", "unpack", "unsafe-internal-store-allow-incomplete"] {
+            self.switch(key)?;
         }
         Ok(options)
     }
@@ -186,7 +191,7 @@ impl Attributes {
 
     fn compression(&mut self) -> Result<CompressionOptions, Fault> {
         let (kind, force, level) =
-            (self.text("compression"), self.flag("force-compression")?, self.text("compression-level"));
+            (self.text("compression"), self.switch("force-compression")?, self.text("compression-level"));
         CompressionOptions::read(kind.as_deref(), level.as_deref(), force).map_err(|bad| match bad {
             BadAttribute::Unsupported(what) => Fault::user(format!("output attribute `{what}` is not supported yet")),
             BadAttribute::Value { key, value, why } => self.bad(key, &value, &why),

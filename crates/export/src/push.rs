@@ -29,7 +29,8 @@ pub(crate) async fn name_and_push(
 ) -> Result<BTreeMap<String, String>, Fault> {
     let names = names(image, options, &assembled.root)?;
     if options.push && names.is_empty() {
-        return Err(Fault::user("nothing to push: the image has no name").hint("give it one with `name=` or `-t`"));
+        // As with BuildKit: whoever leaves names to a variable has none sometimes, and wants that.
+        context.tasks.log(Stream::Stderr, b"nothing is pushed: the image has no name (`name=`)\n");
     }
     for name in &names {
         drop(context.tasks.start(format!("naming to {name}"), 0));
@@ -55,11 +56,12 @@ fn names(image: &ImageOptions, options: &PushOptions, root: &Descriptor) -> Resu
     let mut names = Vec::new();
     for name in &image.names {
         let name = parse(name)?;
-        let tagged = if options.push_by_digest { name.clone().name_only() } else { name.clone().or_latest() };
-        if options.name_canonical {
-            names.push(tagged.clone().with_digest(root.digest));
+        if options.push && options.push_by_digest && name.tag().is_some() {
+            let untagged = name.clone().name_only();
+            return Err(Fault::user(format!("failed to push {name}: can't push tagged ref {name} by digest"))
+                .hint(format!("name it `{untagged}`, or leave out `push-by-digest`")));
         }
-        names.push(tagged);
+        names.push(if options.push_by_digest { name } else { name.or_latest() });
     }
     if let Some(prefix) = &options.dangling_prefix
         && (names.is_empty() || !options.dangling_empty_only)
@@ -81,7 +83,8 @@ async fn push(context: &Context, assembled: &Assembled, name: &Reference, option
     stream::iter(configs).buffer_unordered(PARALLEL_BLOBS).try_collect::<Vec<()>>().await?;
     drop(task);
 
-    let _task = context.tasks.start(format!("pushing manifest for {name}@{}", assembled.root.digest), 0);
+    let whole = name.clone().with_digest(assembled.root.digest);
+    let _task = context.tasks.start(format!("pushing manifest for {whole}"), 0);
     for manifest in &assembled.manifests {
         if manifest.digest != assembled.root.digest {
             put(context, &repository, &Target::Digest(manifest.digest), manifest).await?;

@@ -33,7 +33,8 @@ pub(crate) async fn write(
     output: Output,
 ) -> Result<BTreeMap<String, String>, Fault> {
     let several = result.multi || result.platforms.len() > 1;
-    let split = platform_split.unwrap_or(several);
+    // Of one platform a tar has none, as in BuildKit.
+    let split = platform_split.unwrap_or(several) && (local || several);
     for tree in result.platforms.iter().filter_map(|p| p.tree.as_ref()) {
         context.lazy.fill(tree).await?;
     }

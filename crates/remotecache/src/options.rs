@@ -49,8 +49,8 @@ pub struct ExportOptions {
     pub compression: CompressionOptions,
     /// Its failure is not the build's.
     pub ignore_error: bool,
-    /// Attributes that mean nothing here.
-    pub unknown: Vec<String>,
+    /// What is to be said of attributes that mean nothing here, and of values that count as others.
+    pub remarks: Vec<String>,
 }
 
 /// What BuildKit's caches know, of one type or the other, and its clients write for all.
@@ -84,12 +84,23 @@ impl ExportOptions {
             "inline" => Place::Inline,
             other => return Err(unsupported("cache export", other)),
         };
+        let mut remarks = Vec::new();
         let mode = match attrs.take("mode").as_deref() {
             None | Some("" | "min") => Mode::Min,
             Some("max") => Mode::Max,
-            Some(other) => return Err(attrs.bad("mode", other, "expected min or max")),
+            // As with BuildKit, here and below.
+            Some(other) => {
+                remarks.push(format!("`mode={other}` of a cache export counts as min: it is neither min nor max"));
+                Mode::Min
+            }
         };
-        let ignore_error = attrs.boolean("ignore-error")?.unwrap_or(false);
+        let ignore_error = match attrs.boolean("ignore-error") {
+            Ok(ignore) => ignore.unwrap_or(false),
+            Err(fault) => {
+                remarks.push(format!("{fault}: it counts as false"));
+                false
+            }
+        };
         let (mut form, mut compression) = (Form::default(), CompressionOptions::new(Compression::Gzip, 1));
         if place != Place::Inline {
             let oci = attrs.boolean("oci-mediatypes")?.unwrap_or(true);
@@ -100,20 +111,20 @@ impl ExportOptions {
                 ));
             }
             form = Form { image_manifest, flavor: if oci { Flavor::Oci } else { Flavor::Docker } };
+            let level = attrs.rest.get("compression-level").cloned();
             compression = attrs.compression()?;
-            if compression.kind == Compression::Zstd && !oci {
-                return Err(Fault::user(
-                    "cache export attribute `compression=zstd` conflicts with `oci-mediatypes=false`",
-                ));
-            }
+            remarks.extend(compression.remark(level.as_deref()));
         }
         let is_refused = |key: &&String| place != Place::Inline && !ELSEWHERE.contains(&key.as_str());
         if let Some(key) = attrs.rest.keys().find(is_refused) {
             return Err(Fault::user(format!("cache export type={kind}: attribute `{key}` is not supported")));
         }
         // An image's own attributes say how its layers are.
-        let unknown = if place == Place::Inline { Vec::new() } else { attrs.rest.into_keys().collect() };
-        Ok(ExportOptions { place, mode, form, compression, ignore_error, unknown })
+        if place != Place::Inline {
+            let meaningless = |key| format!("attribute `{key}` of a cache export means nothing here");
+            remarks.extend(attrs.rest.into_keys().map(meaningless));
+        }
+        Ok(ExportOptions { place, mode, form, compression, ignore_error, remarks })
     }
 
     /// What people see while it is written.
@@ -234,7 +245,26 @@ mod tests {
         assert_eq!((docker.form.image_manifest, docker.form.flavor), (false, Flavor::Docker));
         assert_eq!(ExportOptions::read("inline", &attrs("mode=max")).expect("good").place, Place::Inline);
         let stray = ExportOptions::read("local", &attrs("dest=d,ref=,push=true")).expect("good");
-        assert_eq!(stray.unknown, ["push", "ref"]);
+        let meaningless = |key| format!("attribute `{key}` of a cache export means nothing here");
+        assert_eq!(stray.remarks, ["push", "ref"].map(meaningless));
+    }
+
+    #[test]
+    fn values_that_count_as_others_are_said() {
+        for (text, said) in [
+            ("mode=MAX", "`mode=MAX` of a cache export counts as min: it is neither min nor max"),
+            (
+                "ignore-error=x",
+                "cache export type=local: bad value `x` of `ignore-error`: expected true or false: it counts as false",
+            ),
+            ("compression=zstd,compression-level=99", "`compression-level=99` of zstd counts as 22"),
+        ] {
+            let read = ExportOptions::read("local", &attrs(&format!("dest=d,{text}"))).expect(text);
+            assert_eq!((read.mode, read.ignore_error), (Mode::Min, false));
+            assert_eq!(read.remarks, [said]);
+        }
+        let read = ExportOptions::read("local", &attrs("dest=d,compression=zstd,oci-mediatypes=false")).expect("good");
+        assert_eq!((read.compression.kind, read.form.flavor), (Compression::Zstd, Flavor::Docker));
     }
 
     #[test]
@@ -244,7 +274,6 @@ mod tests {
             ("ftp", "", "no cache export of type `ftp`: there are registry, local and, for export, inline"),
             ("registry", "", "cache export type=registry needs `ref=`"),
             ("local", "dest=,mode=min", "cache export type=local needs `dest=`"),
-            ("local", "dest=d,mode=most", "cache export type=local: bad value `most` of `mode`: expected min or max"),
             ("local", "dest=d,color=red", "cache export type=local: attribute `color` is not supported"),
             (
                 "registry",

@@ -1,7 +1,6 @@
 //! `hullworks build`: for people used to `docker build`.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use base::{Fault, Kind};
@@ -13,7 +12,7 @@ use super::build_limits::Limits;
 use super::build_no_effect::{NoEffect, boolean};
 use super::hullworks::EngineArgs;
 use super::{Action, not_yet};
-use crate::daemonless::{BuildPlan, Call, Scratch, run};
+use crate::daemonless::{BuildPlan, Call, Scratch, Stdin, dockerfile_on_stdin, run};
 use crate::display::Mode;
 use crate::environment::Environment;
 use crate::metadata;
@@ -29,8 +28,8 @@ use crate::spec::{allow, call, docker, invalid, output, policy, proxies, secret,
 #[derive(Clone, Debug, Default, Args)]
 #[command(visible_alias = "b", args_override_self = true)]
 pub struct Build {
-    /// Directory that COPY and ADD read, or the address of a git repository (URL#REF:DIRECTORY) or archive; `-` reads a
-    /// Dockerfile from standard input and has no context
+    /// Directory that COPY and ADD read, or the address of a git repository (URL#REF:DIRECTORY) or archive; `-` reads
+    /// standard input: a tar, which may be compressed, is the context, anything else a Dockerfile without context
     #[arg(value_name = "PATH", default_value = ".")]
     pub path: PathBuf,
 
@@ -179,7 +178,8 @@ impl Build {
         }
         settings.warnings.extend(self.no_effect.warnings());
         self.expect_dockerfile()?;
-        let has_context = self.path != Path::new("-");
+        // A Dockerfile on standard input is alone in a directory that is not the context's.
+        let has_context = self.path != Path::new("-") || plan.dirs.get("context") == plan.dirs.get("dockerfile");
         Ok(Action::engine(move |environment| async move {
             run::build(plan, &settings, &environment).await.map_err(|failure| match has_context {
                 true => failure,
@@ -311,16 +311,7 @@ impl Build {
         let stdin = Path::new("-");
         let path = self.path.to_string_lossy();
         if self.path == stdin {
-            if self.file.is_some() {
-                return Err(not_yet("a context as an archive on standard input (`-` with --file)")
-                    .hint("unpack it into a directory; `-` alone reads a Dockerfile without context"));
-            }
-            let dockerfile = dockerfile_from_stdin()?;
-            plan.dirs.insert("dockerfile".to_owned(), dockerfile.path().to_owned());
-            let empty = Scratch::new()?;
-            plan.dirs.insert("context".to_owned(), empty.path().to_owned());
-            plan.scratch.extend([dockerfile, empty]);
-            return Ok(());
+            return self.add_stdin(plan, options);
         }
         if is_remote(&path) {
             if self.file.as_deref() == Some(stdin) {
@@ -342,7 +333,7 @@ impl Build {
                 plan.dirs.insert("dockerfile".to_owned(), self.path.clone());
             }
             Some(file) if file == stdin => {
-                let dockerfile = dockerfile_from_stdin()?;
+                let dockerfile = dockerfile_on_stdin(std::io::stdin().lock())?;
                 plan.dirs.insert("dockerfile".to_owned(), dockerfile.path().to_owned());
                 plan.scratch.push(dockerfile);
             }
@@ -356,6 +347,36 @@ impl Build {
                 options.insert("filename".to_owned(), name.to_owned());
                 let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
                 plan.dirs.insert("dockerfile".to_owned(), dir.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// Shares what standard input holds. `--file` is a path in an archive.
+    fn add_stdin(&self, plan: &mut BuildPlan, options: &mut BTreeMap<String, String>) -> Result<(), Fault> {
+        let file = match self.file.as_deref().map(Path::to_str) {
+            Some(None) => return Err(Fault::user("the name of --file is not UTF-8")),
+            Some(Some("-")) => return Err(Fault::user("standard input cannot be both the context and the Dockerfile")),
+            Some(file) => file,
+            None => None,
+        };
+        match (Stdin::read(std::io::stdin().lock())?, file) {
+            (Stdin::Context(context), file) => {
+                for share in ["context", "dockerfile"] {
+                    plan.dirs.insert(share.to_owned(), context.path().to_owned());
+                }
+                options.extend(file.map(|file| ("filename".to_owned(), file.to_owned())));
+                plan.scratch.push(context);
+            }
+            (Stdin::Dockerfile(_), Some(_)) => {
+                return Err(Fault::user("two Dockerfiles: one on standard input, and that of --file")
+                    .hint("leave out --file, or name a directory in the place of `-`"));
+            }
+            (Stdin::Dockerfile(dockerfile), None) => {
+                plan.dirs.insert("dockerfile".to_owned(), dockerfile.path().to_owned());
+                let empty = Scratch::new()?;
+                plan.dirs.insert("context".to_owned(), empty.path().to_owned());
+                plan.scratch.extend([dockerfile, empty]);
             }
         }
         Ok(())
@@ -415,7 +436,8 @@ impl Build {
             }
             let attrs = &request.attrs;
             let push = attrs.get("push").and_then(|text| config::parse_bool(text)) == Some(true);
-            if push && attrs.get("name").is_none_or(|name| name.is_empty()) {
+            let is_named = |key: &str| attrs.get(key).is_some_and(|name| !name.is_empty());
+            if push && !is_named("name") && !is_named("dangling-name-prefix") {
                 return Err(Fault::user("a push needs a name").hint("add --tag host/name:tag"));
             }
         }
@@ -429,53 +451,5 @@ fn entitlement_name(entitlement: &Entitlement) -> String {
         Entitlement::SecurityInsecure => "security.insecure".to_owned(),
         Entitlement::Device(None) => "device".to_owned(),
         Entitlement::Device(Some(name)) => format!("device={name}"),
-    }
-}
-
-/// The largest Dockerfile that standard input may hold.
-const MAX_DOCKERFILE: u64 = 16 << 20;
-
-/// Standard input as a file `Dockerfile` in a directory of its own.
-fn dockerfile_from_stdin() -> Result<Scratch, Fault> {
-    let mut bytes = Vec::new();
-    std::io::stdin()
-        .take(MAX_DOCKERFILE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| Fault::because(Kind::User, "cannot read the Dockerfile from standard input", error))?;
-    dockerfile_of(&bytes)
-}
-
-fn dockerfile_of(bytes: &[u8]) -> Result<Scratch, Fault> {
-    const GZIP: &[u8] = &[0x1f, 0x8b];
-    let is_tar = bytes.len() > 262 && &bytes[257..262] == b"ustar";
-    if is_tar || bytes.starts_with(GZIP) || bytes.starts_with(b"BZh") || bytes.starts_with(&[0xfd, b'7', b'z']) {
-        return Err(not_yet("a context as a tar on standard input").hint("unpack it, then build the directory"));
-    }
-    if bytes.len() as u64 > MAX_DOCKERFILE {
-        return Err(Fault::user(format!(
-            "the Dockerfile on standard input is larger than {} MiB",
-            MAX_DOCKERFILE >> 20
-        )));
-    }
-    Scratch::new()?.with_file("Dockerfile", bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn standard_input_is_a_dockerfile_or_refused_by_name() {
-        let scratch = dockerfile_of(b"FROM scratch\n").expect("a Dockerfile");
-        assert_eq!(std::fs::read(scratch.path().join("Dockerfile")).expect("a file"), b"FROM scratch\n");
-        let path = scratch.path().to_owned();
-        drop(scratch);
-        assert!(!path.exists());
-        let mut tar = vec![0; 512];
-        tar[257..262].copy_from_slice(b"ustar");
-        for archive in [tar.as_slice(), &[0x1f, 0x8b, 8], b"BZh9"] {
-            let error = dockerfile_of(archive).map(|_| ()).expect_err("an archive");
-            assert_eq!(error.to_string(), "a context as a tar on standard input is not supported yet");
-        }
     }
 }

@@ -44,7 +44,7 @@ pub struct BuildkitdFlags {
     /// Rights that builds may ask for
     #[arg(long)]
     allow_insecure_entitlement: Vec<String>,
-    /// Refused: no proxy is enforced yet
+    /// No effect yet: no proxy is enforced
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     proxy_network: Option<bool>,
     /// true, false or auto
@@ -56,7 +56,7 @@ pub struct BuildkitdFlags {
     /// auto, overlayfs or native
     #[arg(long)]
     oci_worker_snapshotter: Option<String>,
-    /// Refused: snapshotters in other processes are not supported yet
+    /// No effect: snapshots are kept here
     #[arg(long)]
     oci_worker_proxy_snapshotter_path: Option<String>,
     /// Platforms of the worker
@@ -77,7 +77,7 @@ pub struct BuildkitdFlags {
     /// No effect: the runtime is built in
     #[arg(long)]
     oci_worker_binary: Option<String>,
-    /// Refused: profiles are not supported yet
+    /// No effect yet: steps have no profile
     #[arg(long)]
     oci_worker_apparmor_profile: Option<String>,
     /// No effect: steps are not labelled

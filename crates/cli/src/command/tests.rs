@@ -156,7 +156,7 @@ fn complaints_of_hullworks() {
         "build /proc/version",
         "build -f /no/such/Dockerfile /proc",
         "build -f /proc /proc",
-        "build -f x -",
+        "build -f - -",
         "build -f - https://example.com/repo.git",
         "build --load /proc",
         "build --ssh default /proc",
@@ -307,10 +307,17 @@ fn keys_that_mean_nothing_are_named() {
         ("[frontend.\"gateway.v0\"]\nallowedRepositories = [\"a\"]", "[frontend.\"gateway.v0\"]"),
         ("[otel]\nsocketPath = \"/x\"", "[otel]"),
         ("[worker.containerd]\nenabled = true", "worker.containerd"),
+        ("[worker.oci]\nproxySnapshotterPath = \"/x\"", "worker.oci.proxySnapshotterPath"),
     ] {
         assert!(warnings(text).starts_with(&format!("{key} is not used")), "{text}: {}", warnings(text));
     }
     assert_eq!(warnings("[frontend.\"gateway.v0\"]\nenabled = false"), "");
+    for (text, key) in [
+        ("[worker.oci]\napparmor-profile = \"p\"", "worker.oci.apparmor-profile"),
+        ("proxyNetwork = true", "proxyNetwork"),
+    ] {
+        assert!(warnings(text).starts_with(&format!("{key} is NOT HEEDED: ")), "{text}: {}", warnings(text));
+    }
 }
 
 #[test]

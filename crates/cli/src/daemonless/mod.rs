@@ -10,8 +10,10 @@ mod layout;
 mod plan;
 pub mod run;
 pub mod settings;
+mod stdin;
 
 pub use answer::Call;
 pub use layout::ImageLayout;
 pub use plan::{BuildPlan, Scratch};
 pub use settings::Settings;
+pub use stdin::{Stdin, dockerfile as dockerfile_on_stdin};

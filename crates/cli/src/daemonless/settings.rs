@@ -111,15 +111,6 @@ impl Settings {
             )
             .hint("remove --oci-worker=false, or `enabled = false` under [worker.oci]"));
         }
-        if !oci.proxy_snapshotter_path.is_empty() {
-            return Err(not_yet("a proxy snapshotter"));
-        }
-        if self.config.proxy_network {
-            return Err(not_yet("proxy network enforcement (`proxyNetwork`)"));
-        }
-        if !oci.apparmor_profile.is_empty() {
-            return Err(not_yet("an AppArmor profile for steps (`apparmor-profile`)"));
-        }
         if self.config.system.max_registry_concurrency == Some(0) {
             let why = "at least one connection is needed";
             return Err(invalid("system.maxRegistryConcurrency", "0", why));
@@ -154,6 +145,19 @@ impl Settings {
                 self.warnings.push(text.to_owned());
             }
         };
+        warn(
+            !oci.apparmor_profile.is_empty(),
+            "worker.oci.apparmor-profile is NOT HEEDED: steps run without an AppArmor profile of their own; capabilities and \
+             the seccomp filter confine them all the same",
+        );
+        warn(
+            self.config.proxy_network,
+            "proxyNetwork is NOT HEEDED: no proxy is enforced, steps reach the network as they do without it",
+        );
+        warn(
+            !oci.proxy_snapshotter_path.is_empty(),
+            "worker.oci.proxySnapshotterPath is not used: snapshots are kept by the daemon itself",
+        );
         warn(!oci.binary.is_empty(), "worker.oci.binary is not used: the runtime is built in");
         warn(oci.selinux, "worker.oci.selinux is not used: steps are not labelled");
         warn(oci.stargz_snapshotter.is_some(), "worker.oci.stargzSnapshotter is not used: it is not built in");

@@ -372,7 +372,7 @@ async fn solve_by_client(
         check_attestations(&client.options)?;
     }
     let bridge = shared.engine.begin(begin).await?;
-    bridge.import(&request.cache_imports)?;
+    bridge.import(&request.cache_imports);
     if !request.late_exports {
         shared.engine.send_early(&bridge, &request.exports, &request.cache_exports)?;
     }

@@ -412,7 +412,7 @@ async fn solve(build: &ClientBuild, request: wire::SolveRequest) -> Result<Front
     let inputs = request.frontend_inputs.iter().map(|(name, input)| (name.clone(), input.encode_to_vec())).collect();
     let import =
         |entry: wire::CacheOptionsEntry| CacheOptions { kind: entry.r#type, attrs: entry.attrs.into_iter().collect() };
-    build.bridge.import(&request.cache_imports.into_iter().map(import).collect::<Vec<_>>())?;
+    build.bridge.import(&request.cache_imports.into_iter().map(import).collect::<Vec<_>>());
     if request.r#final {
         return Err(Fault::user("clients that do not return their result are too old"));
     }

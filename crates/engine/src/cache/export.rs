@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use ::export::{Context, Layer, layer_of, push_fault, push_layers, repository};
+use ::export::{Context, Layer, known_layer, layer_of, push_fault, push_layers, repository};
 use base::progress::Stream;
 use base::report::{Label, Running};
 use base::{Cancel, Fault, Kind};
@@ -107,9 +107,8 @@ async fn write_one(
     context: impl Fn(&Running, Cancel) -> Context,
 ) -> Result<Option<Descriptor>, Fault> {
     let running = Running::start(job.sink.clone(), &Label::phase(options.title()));
-    for key in &options.unknown {
-        let text = format!("attribute `{key}` of a cache export means nothing here\n");
-        running.tasks().log(Stream::Stderr, text.as_bytes());
+    for remark in &options.remarks {
+        running.tasks().log(Stream::Stderr, format!("{remark}\n").as_bytes());
     }
     // Steps that are made again can fail, which is not what a build wants that goes on without a cache.
     let lacking = if options.ignore_error { Lacking::LeaveOut } else { lacking };
@@ -198,7 +197,7 @@ async fn prepare_and_send(
 /// What is wanted of a record's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Want {
-    /// If its layers are among those that are exported anyway.
+    /// If its layers are among those that are exported anyway, or here.
     IfThere,
     Layers,
 }
@@ -274,6 +273,18 @@ impl Results<'_> {
     async fn there(&mut self, record: &ChainRecord) -> Result<Option<Made>, Fault> {
         for result in &record.results {
             let Some((_hold, chain)) = self.find(result).await? else { continue };
+            let mut here = Vec::new();
+            for id in chain.iter().filter(|id| !self.layers.contains_key(id)) {
+                match known_layer(self.context, *id, self.options.compression)? {
+                    Some(layer) => here.push((*id, layer)),
+                    None => break,
+                }
+            }
+            // One that lacks some is left out as a whole.
+            let known = here.len() + chain.iter().filter(|id| self.layers.contains_key(id)).count();
+            if known == chain.len() {
+                self.layers.extend(here);
+            }
             let layers: Option<Vec<Descriptor>> = chain.iter().map(|id| self.layers.get(id).map(describe)).collect();
             if let Some(layers) = layers {
                 return Ok(Some(Made { layers, created_at: result.result.created_at }));

@@ -18,13 +18,17 @@ use crate::driver::JobHandle;
 use crate::images::{Origin, registry_fault};
 use crate::job::Job;
 use crate::layout::{self, StoreName};
+use crate::request::CacheOptions;
 
 /// An index within an index within an index is nobody's image.
 const DEEPEST: usize = 2;
 
 /// A cache that a build may read.
 pub(crate) struct Import {
-    options: ImportOptions,
+    /// What people see.
+    name: String,
+    /// What to fetch, or why that is not known: then it is a miss.
+    options: Result<ImportOptions, Fault>,
     source: SourceId,
     /// None if it cannot be used.
     read: OnceCell<Option<Arc<ReadCache>>>,
@@ -39,14 +43,23 @@ pub(crate) struct ReadCache {
 }
 
 impl Import {
-    pub(crate) fn new(options: ImportOptions) -> Import {
+    pub(crate) fn new(asked: &CacheOptions) -> Import {
         // 0 is the local one.
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        Import { options, source: SourceId(NEXT.fetch_add(1, Ordering::Relaxed)), read: OnceCell::new() }
+        let options = ImportOptions::read(&asked.kind, &asked.attrs);
+        let name = match &options {
+            Ok(options) => options.name.clone(),
+            Err(_) => asked.attrs.get("ref").filter(|name| !name.is_empty()).unwrap_or(&asked.kind).clone(),
+        };
+        Import { name, options, source: SourceId(NEXT.fetch_add(1, Ordering::Relaxed)), read: OnceCell::new() }
     }
 
-    pub(crate) fn is(&self, options: &ImportOptions) -> bool {
-        self.options.place == options.place && self.options.digest == options.digest
+    fn is(&self, other: &Import) -> bool {
+        match (&self.options, &other.options) {
+            (Ok(own), Ok(other)) => own.place == other.place && own.digest == other.digest,
+            (Err(own), Err(said)) => self.name == other.name && own.to_string() == said.to_string(),
+            _ => false,
+        }
     }
 
     /// What was read already.
@@ -56,11 +69,9 @@ impl Import {
 
     async fn get(&self, core: &Core, job: &Arc<Job>) -> Option<Arc<ReadCache>> {
         let read = self.read.get_or_init(|| async {
-            let running = Running::start(
-                job.sink.clone(),
-                &Label::phase(format!("importing cache manifest from {}", self.options.name)),
-            );
-            for key in &self.options.unknown {
+            let running =
+                Running::start(job.sink.clone(), &Label::phase(format!("importing cache manifest from {}", self.name)));
+            for key in self.options.iter().flat_map(|options| &options.unknown) {
                 let text = format!("attribute `{key}` of a cache import means nothing here\n");
                 running.tasks().log(Stream::Stderr, text.as_bytes());
             }
@@ -71,7 +82,7 @@ impl Import {
             match running.end(read) {
                 Ok(read) => Some(Arc::new(read)),
                 Err(fault) => {
-                    tracing::warn!(cache = self.options.name, %fault, "a cache is not used");
+                    tracing::warn!(cache = self.name, %fault, "a cache is not used");
                     None
                 }
             }
@@ -81,7 +92,8 @@ impl Import {
 
     async fn fetch(&self, core: &Core, job: &Arc<Job>) -> Result<ReadCache, Fault> {
         let images = &core.images;
-        let (origin, root, place) = match &self.options.place {
+        let options = self.options.as_ref().map_err(Clone::clone)?;
+        let (origin, root, place) = match &options.place {
             Place::Registry { reference, insecure } => {
                 let name = reference.clone().name_only().to_string();
                 let place = if *insecure { format!("{INSECURE}{name}") } else { name };
@@ -94,7 +106,7 @@ impl Import {
             }
             Place::Local { dir } => {
                 let digest =
-                    self.options.digest.ok_or_else(|| Fault::user(format!("the client found no cache in `{dir}`")))?;
+                    options.digest.ok_or_else(|| Fault::user(format!("the client found no cache in `{dir}`")))?;
                 let blobs = job.session.cache(dir).await?;
                 let blobs = blobs.ok_or_else(|| Fault::user(format!("the client offers no cache `{dir}`")))?;
                 let size = layout::document(&*blobs, &digest, None).await?.len() as u64;
@@ -159,10 +171,11 @@ fn unusable(error: remotecache::Error) -> Fault {
 
 impl Job {
     /// Notes a cache that the build may read, unless it is noted already.
-    pub(crate) fn add_import(&self, options: ImportOptions) {
+    pub(crate) fn add_import(&self, asked: &CacheOptions) {
         let mut imports = self.imports();
-        if imports.iter().all(|import| !import.is(&options)) {
-            imports.push(Arc::new(Import::new(options)));
+        let import = Import::new(asked);
+        if imports.iter().all(|known| !known.is(&import)) {
+            imports.push(Arc::new(import));
         }
     }
 

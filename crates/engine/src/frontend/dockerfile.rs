@@ -124,10 +124,10 @@ impl Ask for Asker {
         known.as_ref().is_some_and(|(_, matcher)| matcher.matches(path).unwrap_or(false))
     }
 
-    fn tell_unknown_option(&self, name: &str) {
+    fn tell_vain_option(&self, name: &str, why: &str) {
         let label = Label::phase("[internal] options of the frontend");
         let running = Running::start(self.job.job.sink.clone(), &label);
-        let said = format!("warning: option `{name}` has no effect: it is not known here\n");
+        let said = format!("warning: option `{name}` has no effect: {why}\n");
         running.tasks().log(Stream::Stderr, said.as_bytes());
         let _ = running.end(Ok::<_, Fault>(()));
     }

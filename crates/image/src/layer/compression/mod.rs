@@ -122,6 +122,7 @@ impl CompressionOptions {
     }
 
     /// Reads what people write: the attributes `compression`, `compression-level` and `force-compression` of outputs and caches.
+    /// A level beyond those of zstd is the nearest one, as in BuildKit; those of gzip are Go's: -1 is the default, -2 the fastest.
     pub fn read(kind: Option<&str>, level: Option<&str>, force: bool) -> Result<CompressionOptions, BadAttribute> {
         let bad = |key, value: &str, why: String| BadAttribute::Value { key, value: value.to_owned(), why };
         let kind = match kind {
@@ -132,11 +133,27 @@ impl CompressionOptions {
             Some(other) => return Err(bad("compression", other, "expected gzip, zstd or uncompressed".to_owned())),
         };
         let level = level.map(|text| {
-            let most = if kind == Compression::Zstd { 22 } else { 9 };
-            let level = text.parse().ok().filter(|level| (0..=most).contains(level));
-            level.ok_or_else(|| bad("compression-level", text, format!("expected 0 to {most}")))
+            let number = text.parse::<i32>().ok();
+            let level = match kind {
+                Compression::Uncompressed => number.map(|_| None),
+                Compression::Zstd => number.map(|level| Some(level.clamp(0, 22))),
+                Compression::Gzip => number.filter(|level| (-2..=9).contains(level)).map(|level| match level {
+                    -2 => Some(1),
+                    -1 => None,
+                    level => Some(level),
+                }),
+            };
+            let expected = if kind == Compression::Gzip { "expected 0 to 9" } else { "expected a number" };
+            level.ok_or_else(|| bad("compression-level", text, expected.to_owned()))
         });
-        Ok(CompressionOptions { kind, level: level.transpose()?, force, threads: 1 })
+        Ok(CompressionOptions { kind, level: level.transpose()?.flatten(), force, threads: 1 })
+    }
+
+    /// What is to be said of a level that people wrote and that counts as another one.
+    pub fn remark(&self, written: Option<&str>) -> Option<String> {
+        let (written, level) = (written?, self.level?);
+        let is_other = written.parse() != Ok(level);
+        is_other.then(|| format!("`compression-level={written}` of {} counts as {level}", self.kind))
     }
 
     /// Fails where the level is out of range.
