@@ -52,7 +52,9 @@ impl Workers {
         let settings = settings.to_look();
         Ok(Action::engine(async move |environment| {
             let engine = run::open(&settings, &environment, Mode::Plain, &run::cancelled_by_signals()?).await?;
-            let found = identity(&settings, &engine).and_then(|identity| daemon::workers(&identity, &self.filter));
+            let devices = engine.devices().await;
+            let found = identity(&settings, &engine);
+            let found = found.and_then(|identity| daemon::workers(&identity, devices, &self.filter));
             engine.close().await;
             Ok(crate::print(&text(&found?, &format, self.verbose)?)?)
         }))
@@ -120,7 +122,25 @@ fn in_full(worker: &wire::types::WorkerRecord) -> String {
     let mut labels: Vec<_> = worker.labels.iter().collect();
     labels.sort();
     rows.extend(labels.into_iter().map(|(key, value)| vec![format!("\t{key}:"), value.clone()]));
+    if !worker.cdi_devices.is_empty() {
+        rows.push(vec!["Devices:".to_owned()]);
+    }
+    for device in &worker.cdi_devices {
+        rows.push(vec!["\tName:".to_owned(), device.name.clone()]);
+        rows.push(match device.on_demand {
+            true => vec!["\tOnDemand:".to_owned(), true.to_string()],
+            false => vec!["\tAutoAllow:".to_owned(), device.auto_allow.to_string()],
+        });
+        let mut annotations: Vec<_> = device.annotations.iter().collect();
+        annotations.sort();
+        let annotation =
+            |(key, value): (&String, &String)| vec!["\tAnnotations:".to_owned(), format!("{key}:\t{value}")];
+        rows.extend(annotations.into_iter().map(annotation));
+    }
     let mut text = tabbed(&rows);
+    if !worker.cdi_devices.is_empty() {
+        text.push('\n');
+    }
     for (number, rule) in worker.gc_policy.iter().enumerate() {
         let mut rows = vec![vec![format!("GC Policy rule#{number}:")], vec!["\tAll:".to_owned(), rule.all.to_string()]];
         if !rule.filters.is_empty() {
@@ -200,7 +220,20 @@ fn worker_json(worker: &wire::types::WorkerRecord) -> Value {
         "platforms": worker.platforms.iter().map(platform).collect::<Vec<_>>(),
         "gcPolicy": worker.gc_policy.iter().map(rule).collect::<Vec<_>>(),
         "buildkitVersion": version_json(&worker.buildkit_version.clone().unwrap_or_default()),
-        "cdiDevices": null,
+        "cdiDevices": match &worker.cdi_devices[..] {
+            [] => Value::Null,
+            devices => devices.iter().map(device_json).collect(),
+        },
+    })
+}
+
+/// As Go's client prints a device.
+fn device_json(device: &wire::types::CdiDevice) -> Value {
+    let annotations: std::collections::BTreeMap<_, _> = device.annotations.iter().collect();
+    json!({
+        "name": device.name, "autoAllow": device.auto_allow,
+        "annotations": if annotations.is_empty() { Value::Null } else { json!(annotations) },
+        "onDemand": device.on_demand,
     })
 }
 
@@ -226,6 +259,12 @@ mod tests {
                 ..Default::default()
             }],
             gc_policy: vec![rule],
+            cdi_devices: vec![wire::types::CdiDevice {
+                name: "v.com/x=a".to_owned(),
+                auto_allow: true,
+                annotations: [("d.e".to_owned(), "f".to_owned())].into(),
+                on_demand: false,
+            }],
             ..Default::default()
         }
     }
@@ -238,6 +277,9 @@ mod tests {
         };
         assert_eq!(shown(None, false), "ID\tPLATFORMS\nw\tlinux/amd64\n");
         let full = shown(None, true).replace("\t\t", "\t");
+        for line in ["Name:\tv.com/x=a\n", "AutoAllow:\ttrue\n", "Annotations:\td.e:\tf\n"] {
+            assert!(full.contains(&format!("\t{line}")), "{full}");
+        }
         for line in ["Keep duration:\t48h0m0s\n", "Reserved space:\t512MB\n", "Maximum used space:\t1.5GB\n"] {
             assert!(full.contains(&format!("\t{line}")), "{full}");
         }
@@ -246,6 +288,9 @@ mod tests {
         let picked =
             "{{range .}}{{.ID}} {{index .Labels \"a.b\"}} {{range .GCPolicy}}{{.All}}{{.Filter}}{{end}}{{end}}";
         assert_eq!(shown(Some(picked), true), "w c true[type==source.local shared]\n");
+        let devices =
+            "{{range .}}{{range .CDIDevices}}{{.Name}} {{.AutoAllow}}{{.OnDemand}}{{.Annotations}}{{end}}{{end}}";
+        assert_eq!(shown(Some(devices), true), "v.com/x=a truefalsemap[d.e:f]\n");
     }
 
     #[test]

@@ -238,7 +238,7 @@ impl wire::control_server::Control for Control {
         &self,
         request: Request<wire::ListWorkersRequest>,
     ) -> Result<Response<wire::ListWorkersResponse>, Status> {
-        let record = workers(&self.0.identity, &request.into_inner().filter);
+        let record = workers(&self.0.identity, self.0.engine.devices().await, &request.into_inner().filter);
         let record = record.map_err(|fault| Status::invalid_argument(fault.cause()))?;
         Ok(Response::new(wire::ListWorkersResponse { record }))
     }
@@ -274,10 +274,14 @@ fn version(identity: &Identity) -> types::BuildkitVersion {
 }
 
 /// The one worker, if one of the filters selects it.
-pub fn workers(identity: &Identity, filters: &[String]) -> Result<Vec<types::WorkerRecord>, Fault> {
+pub fn workers(
+    identity: &Identity,
+    devices: Vec<engine::Device>,
+    filters: &[String],
+) -> Result<Vec<types::WorkerRecord>, Fault> {
     let filters = filters.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>();
     let filters = filters.map_err(Fault::user)?;
-    let record = worker(identity);
+    let record = worker(identity, devices);
     let field = |path: &[String]| match path {
         [id] if id == "id" => Some(record.id.clone()),
         [labels, key] if labels == "labels" => record.labels.get(key).cloned(),
@@ -288,14 +292,24 @@ pub fn workers(identity: &Identity, filters: &[String]) -> Result<Vec<types::Wor
 }
 
 /// The one worker.
-pub(super) fn worker(identity: &Identity) -> types::WorkerRecord {
+pub(super) fn worker(identity: &Identity, devices: Vec<engine::Device>) -> types::WorkerRecord {
     types::WorkerRecord {
         id: identity.worker.clone(),
         labels: identity.labels.clone().into_iter().collect(),
         platforms: identity.platforms.iter().map(platform).collect(),
         gc_policy: identity.gc.iter().map(gc_policy).collect(),
         buildkit_version: Some(version(identity)),
-        ..types::WorkerRecord::default()
+        cdi_devices: devices.into_iter().map(device).collect(),
+    }
+}
+
+fn device(device: engine::Device) -> types::CdiDevice {
+    types::CdiDevice {
+        name: device.name,
+        auto_allow: device.auto_allow,
+        annotations: device.annotations.into_iter().collect(),
+        // Nothing is installed because somebody asks for it.
+        on_demand: false,
     }
 }
 
