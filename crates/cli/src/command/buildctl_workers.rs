@@ -288,9 +288,8 @@ mod tests {
         let picked =
             "{{range .}}{{.ID}} {{index .Labels \"a.b\"}} {{range .GCPolicy}}{{.All}}{{.Filter}}{{end}}{{end}}";
         assert_eq!(shown(Some(picked), true), "w c true[type==source.local shared]\n");
-        let devices =
-            "{{range .}}{{range .CDIDevices}}{{.Name}} {{.AutoAllow}}{{.OnDemand}}{{.Annotations}}{{end}}{{end}}";
-        assert_eq!(shown(Some(devices), true), "v.com/x=a truefalsemap[d.e:f]\n");
+        let devices = "{{range .}}{{range .CDIDevices}}{{.Name}} {{.AutoAllow}} {{.OnDemand}} {{index .Annotations \"d.e\"}}{{end}}{{end}}";
+        assert_eq!(shown(Some(devices), true), "v.com/x=a true false f\n");
     }
 
     #[test]
