@@ -69,8 +69,13 @@ impl Definition {
     }
 
     fn run(&mut self, on: usize, script: &str) -> usize {
+        self.run_with(on, script, Vec::new())
+    }
+
+    /// A step with more fields of its op.
+    fn run_with(&mut self, on: usize, script: &str, more: Vec<u8>) -> usize {
         let args: Vec<u8> = ["/bin/sh", "-c", script].iter().flat_map(|arg| field(1, arg)).collect();
-        let exec = [field(1, [args, field(3, "/")].concat()), field(2, field(3, "/"))].concat();
+        let exec = [field(1, [args, field(3, "/")].concat()), field(2, field(3, "/")), more].concat();
         self.add(&[(on, 0)], field(2, exec))
     }
 
@@ -127,6 +132,42 @@ fn exported(served: &Served) -> Vec<String> {
         fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+#[test]
+fn a_step_of_a_definition_has_devices() {
+    let Some(served) = crate::devices::served(anyone(), "") else { return };
+    for (name, optional, allow, said) in [
+        ("vendor.example/device=free", false, "", Ok("is .injected")),
+        ("vendor.example/device=two", false, "--allow device", Ok("is injected.")),
+        (
+            "vendor.example/device=two",
+            true,
+            "",
+            Err("device vendor.example/device=two is requested by the build but not allowed"),
+        ),
+        ("vendor.example/none", true, "", Ok("is .")),
+        ("vendor.example/none", true, "--allow device", Ok("is .")),
+        ("vendor.example/none", false, "", Err("required device \"vendor.example/none\" is not registered")),
+        (
+            "vendor.example/none",
+            false,
+            "--allow device",
+            Err("required device \"vendor.example/none\" is not registered"),
+        ),
+    ] {
+        let mut llb = Definition::default();
+        let image = llb.busybox();
+        let device = [field(1, name), number(2, optional.into())].concat();
+        let run = llb.run_with(image, "echo \"is $TWO.$FREE\"", field(6, device));
+        let line = format!("build --progress=plain --no-cache {allow}");
+        let build = served.buildctl(&line).stdin(llb.bytes((run, 0)));
+        match said {
+            Ok(said) => drop(build.succeeds().says(said)),
+            Err(said) => drop(build.fails().says(said)),
+        }
+    }
+    served.ends();
 }
 
 #[test]

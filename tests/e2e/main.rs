@@ -36,6 +36,7 @@ mod daemon_sync;
 mod daemon_trouble;
 mod daemon_ways;
 mod definitions;
+mod devices;
 mod dumps;
 mod ends;
 mod first_steps;

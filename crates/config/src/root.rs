@@ -16,7 +16,7 @@ section! {
         trace: bool = "trace",
         /// Where all state is kept. Default: `/var/lib/buildkit`, for an ordinary user `~/.local/share/buildkit`.
         root: Option<PathBuf> = "root",
-        /// Rights that builds may ask for: `network.host`, `security.insecure`, `device`.
+        /// Rights that builds may ask for: `network.host`, `security.insecure`, `device`. All devices unless some are named (`device=NAME`), or `cdi.disabled`.
         insecure_entitlements: Vec<String> = "insecure-entitlements",
         /// Route the network of all builds through the enforcing proxy. Without effect yet, and warned of: steps reach the
         /// network as they do without it.
@@ -32,7 +32,7 @@ section! {
         grpc: Grpc = "grpc",
         /// Traces. Without effect yet.
         otel: Otel = "otel",
-        /// The Container Device Interface. Without effect: steps get no devices yet.
+        /// The Container Device Interface: devices for steps (`RUN --device`).
         cdi: Cdi = "cdi",
         /// Records of finished builds.
         history: Option<History> = "history",
@@ -112,11 +112,11 @@ section! {
 section! {
     /// `[cdi]`.
     pub struct Cdi {
-        /// Turn it off.
+        /// No devices for steps.
         disabled: Option<bool> = "disabled",
-        /// Directories of device specifications.
+        /// Directories of device specifications (`*.json`, `*.yaml`), the last one counts most. Default: `/etc/cdi`, `/var/run/cdi`, `/etc/buildkit/cdi`.
         spec_dirs: Vec<PathBuf> = "specDirs",
-        /// Devices that builds may use without `--allow`.
+        /// Devices (`vendor/class=name`), or kinds (`vendor/class`), that builds may use without `--allow`.
         auto_allowed: Vec<String> = "autoAllowed",
     }
 }

@@ -13,9 +13,11 @@ use crate::bridge::Bridge;
 use crate::cache;
 use crate::cache::export::CacheExports;
 use crate::core::{Core, blocking, store_fault};
+use crate::devices::Device;
 use crate::driver::{Driver, panicked};
 use crate::exporting::exporters;
 use crate::job::Job;
+use crate::ops::CAPS;
 use crate::policy;
 use crate::request::{
     Begin, Entitlement, Exports, Frontend, SolveRequest, SolveResponse, check_attestations, is_question,
@@ -178,18 +180,33 @@ impl Engine {
 
     /// A build gets only what it asks for and the builder allows; who allows devices allows each of them.
     fn check_rights(&self, wanted: &[Entitlement]) -> Result<(), Fault> {
-        let whole = |right: &Entitlement| match right {
-            Entitlement::Device(_) => Entitlement::Device(None),
-            other => other.clone(),
+        let allows = |right: &Entitlement| match right {
+            Entitlement::Device(Some(wanted)) => self.entitlements.iter().any(|right| match right {
+                Entitlement::Device(None) => true,
+                // What the client calls it is its business.
+                Entitlement::Device(Some(name)) => wanted.split(',').next() == name.split(',').next(),
+                _ => false,
+            }),
+            other => self.entitlements.contains(other),
         };
-        let allows =
-            |right: &Entitlement| self.entitlements.contains(right) || self.entitlements.contains(&whole(right));
         match wanted.iter().find(|right| !allows(right)) {
             None => Ok(()),
             Some(right) => Err(Fault::user(format!("entitlement {right} is not allowed by the builder")).hint(
                 format!("start it with `--allow-insecure-entitlement {right}`, or list it in `insecure-entitlements`"),
             )),
         }
+    }
+
+    /// Devices that builds may ask for.
+    pub async fn devices(&self) -> Vec<Device> {
+        let core = self.core.clone();
+        blocking(move || core.devices.list()).await
+    }
+
+    /// What definitions may ask of ops here.
+    pub fn llb_caps(&self) -> impl Iterator<Item = &'static str> {
+        let has_devices = self.core.devices.are_on();
+        CAPS.iter().copied().filter(move |cap| has_devices || *cap != "exec.meta.cdi")
     }
 
     /// Everything that is stored.

@@ -38,6 +38,8 @@ pub(crate) struct Core {
     pub(crate) cgroup_parent: Option<String>,
     /// What git is run with.
     pub(crate) surroundings: crate::ops::source::Surroundings,
+    /// Devices that steps may have.
+    pub(crate) devices: crate::devices::Devices,
     /// How much of a step's output is shown.
     pub(crate) step_log: crate::step_log::LogLimits,
     /// What this machine runs, the preferred one first; never empty.

@@ -164,6 +164,9 @@ impl JobHandle {
             self.job.check_rights(vertex)?;
             ops::check_caps(vertex).map_err(|fault| self.locate(graph, fault, vertex.digest))?;
         }
+        let granted = self.driver.core.devices.grant(graph, &self.job.devices);
+        let granted = granted.map_err(|(digest, fault)| self.locate(graph, fault, digest))?;
+        let graph = &*granted;
         for (mount, done) in graph.vertices().iter().flat_map(|vertex| self.job.mounts_to_retire(vertex)) {
             done.get_or_try_init(|| self.driver.core.retire_cache_mount(mount)).await?;
         }

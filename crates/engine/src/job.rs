@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::import::Import;
 use crate::cache::lost::GivenUp;
+use crate::devices::Rights;
 use crate::images::ResolvedImage;
 use crate::layout::StoreName;
 use crate::ops::source::{Commit, Download, ResolveMode};
@@ -30,6 +31,8 @@ pub(crate) struct Job {
     pub(crate) sink: Arc<dyn Sink>,
     pub(crate) cancel: CancellationToken,
     entitlements: Vec<Entitlement>,
+    /// Which devices its steps may have.
+    pub(crate) devices: Rights,
     places: Mutex<Places>,
     labels: Mutex<HashMap<Digest, Arc<Label>>>,
     /// Vertices of other builds that are worked on for vertices of this one.
@@ -82,6 +85,7 @@ impl Job {
             session,
             sink,
             cancel,
+            devices: Rights::of(&entitlements),
             entitlements,
             places: Mutex::default(),
             labels: Mutex::default(),

@@ -10,6 +10,7 @@ mod cache_mount;
 mod container;
 mod content;
 mod core;
+mod devices;
 mod driver;
 mod exporting;
 mod fill;
@@ -42,9 +43,9 @@ pub use ::dockerfile::Unsupported;
 pub use api::{Engine, EngineOptions, SnapshotterChoice};
 pub use bridge::{Bridge, ImageConfig};
 pub use container::{Container, Control, NewContainer, NewProcess, ProcessIo, StepIo};
+pub use devices::Device;
 pub use executor::Exit;
 pub use open::in_use;
-pub use ops::CAPS as LLB_CAPS;
 pub use ops::source::{GitDescription, HttpDescription};
 pub use request::{
     Begin, CacheOptions, Entitlement, ExportRequest, Exports, Frontend, Inputs, SolveRequest, SolveResponse,

@@ -12,17 +12,24 @@ use crate::api::{Engine, EngineOptions, SnapshotterChoice};
 use crate::cache_mount::CacheMounts;
 use crate::content::ContentTrees;
 use crate::core::{Core, blocking, store_fault};
+use crate::devices::Devices;
 use crate::driver::Driver;
 use crate::fill::Fills;
 use crate::images::Images;
 use crate::ops::source::Surroundings;
+use crate::request::Entitlement;
 
 /// Our own folder in BuildKit's root directory: a BuildKit's state beside it is never touched.
 const FOLDER: &str = "hullworks";
 
 pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
-    let entitlements =
-        options.config.insecure_entitlements.iter().map(|name| name.parse()).collect::<Result<Vec<_>, Fault>>()?;
+    let entitlements = options.config.insecure_entitlements.iter().map(|name| name.parse());
+    let mut entitlements = entitlements.collect::<Result<Vec<_>, Fault>>()?;
+    let devices = Devices::new(&options.config.cdi);
+    // Where there are devices, builds may ask for them, unless only some are named.
+    if devices.are_on() && !entitlements.iter().any(|right| matches!(right, Entitlement::Device(_))) {
+        entitlements.push(Entitlement::Device(None));
+    }
     let platforms = platforms(&options)?;
     let dir = options.root.join(FOLDER);
     let open = OpenOptions {
@@ -73,9 +80,15 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
         cgroup_parent: Some(options.config.worker.oci.default_cgroup_parent.clone()).filter(|name| !name.is_empty()),
         scratch,
         surroundings: Surroundings { path: options.path, proxies: options.proxy.into_iter().collect() },
+        devices,
         step_log: options.step_log,
         platforms,
     });
+    if core.devices.are_on() {
+        let core = core.clone();
+        let names: Vec<_> = blocking(move || core.devices.list()).await.into_iter().map(|device| device.name).collect();
+        tracing::debug!("devices for steps: {}", names.join(", "));
+    }
     let driver = Driver::start(core.clone(), parallelism);
     let has_dockerfile = options.config.frontend.dockerfile.enabled != Some(false);
     Ok(Engine::new(core, driver, entitlements, gc, has_dockerfile))

@@ -162,7 +162,7 @@ pub enum Entitlement {
     NetworkHost,
     /// `security.insecure`
     SecurityInsecure,
-    /// `device` or `device=NAME`
+    /// `device` or `device=NAME[,alias=NAME]`
     Device(Option<String>),
 }
 
@@ -213,7 +213,17 @@ impl FromStr for Entitlement {
             "security.insecure" => Ok(Entitlement::SecurityInsecure),
             "device" => Ok(Entitlement::Device(None)),
             _ => match text.strip_prefix("device=") {
-                Some(name) => Ok(Entitlement::Device(Some(name.to_owned()))),
+                Some("") => Ok(Entitlement::Device(None)),
+                Some(device) => {
+                    for option in device.split(',').skip(1) {
+                        match option.split_once('=') {
+                            Some(("alias", _)) => {}
+                            Some((key, _)) => return Err(Fault::user(format!("unknown device config key \"{key}\""))),
+                            None => return Err(Fault::user(format!("invalid device config \"{option}\""))),
+                        }
+                    }
+                    Ok(Entitlement::Device(Some(device.to_owned())))
+                }
                 None => Err(Fault::user(format!(
                     "no entitlement named `{text}`: there are network.host, security.insecure and device"
                 ))),

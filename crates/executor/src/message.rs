@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sys::mount::FsView;
 
+use crate::DeviceNode;
+
 /// The bytes of a control message: what is to be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Start {
@@ -100,10 +102,12 @@ pub(crate) struct Sandbox {
     pub(crate) rootfs: View,
     pub(crate) readonly_rootfs: bool,
     pub(crate) mounts: Vec<Mount>,
+    pub(crate) devices: Vec<DeviceNode>,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<String>,
     pub(crate) cwd: String,
     pub(crate) user: String,
+    pub(crate) groups: Vec<u32>,
     pub(crate) hostname: String,
     pub(crate) own_network: bool,
     pub(crate) insecure: bool,
@@ -156,7 +160,8 @@ pub(crate) enum Source {
     },
     Bind {
         path: PathBuf,
-        read_only: bool,
+        /// The bits of a `Restrict`.
+        restrict: u64,
     },
     Tmpfs {
         size: Option<u64>,

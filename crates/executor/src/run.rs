@@ -206,7 +206,7 @@ fn message(
     for mount in step.mounts {
         let source = match mount.source {
             MountSource::View { view, subpath, read_only } => Source::View { view: view.into(), subpath, read_only },
-            MountSource::Bind { path, read_only } => Source::Bind { path, read_only },
+            MountSource::Bind { path, restrict } => Source::Bind { path, restrict: restrict.bits() },
             MountSource::Tmpfs { size } => Source::Tmpfs { size: size.map(|size| size.0) },
             MountSource::Secret { data, uid, gid, mode } => {
                 files.push(data.expose().to_vec());
@@ -224,10 +224,12 @@ fn message(
         rootfs: step.rootfs.into(),
         readonly_rootfs: step.readonly_rootfs,
         mounts,
+        devices: step.devices,
         args: step.args,
         env: step.env,
         cwd: step.cwd,
         user: step.user,
+        groups: step.groups,
         hostname,
         own_network: step.network == Network::None,
         insecure: step.security == Security::Insecure,

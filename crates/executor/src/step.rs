@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use base::progress::{Room, Stream};
 use base::{ByteSize, Secret};
-use sys::mount::FsView;
+use serde::{Deserialize, Serialize};
+use sys::mount::{FsView, Restrict};
 
 /// The host name of a step that asks for none; upstream's, which builds may have grown to rely on.
 pub const DEFAULT_HOSTNAME: &str = "buildkitsandbox";
@@ -23,6 +24,10 @@ pub struct Step {
     pub readonly_rootfs: bool,
     /// What is mounted into it, in this order.
     pub mounts: Vec<StepMount>,
+    /// Devices that it has beside those that every step has.
+    pub devices: Vec<DeviceNode>,
+    /// Groups that its user is in beside those of the root's files.
+    pub groups: Vec<u32>,
     /// The program and its arguments; never empty.
     pub args: Vec<String>,
     /// `NAME=value`; of one name the last counts. `PATH` and `HOME` are added where missing.
@@ -61,6 +66,8 @@ impl Step {
             rootfs,
             readonly_rootfs: false,
             mounts: Vec::new(),
+            devices: Vec::new(),
+            groups: Vec::new(),
             args: args.into_iter().map(Into::into).collect(),
             env: Vec::new(),
             cwd: String::new(),
@@ -115,8 +122,8 @@ pub enum MountSource {
     Bind {
         /// An absolute path.
         path: PathBuf,
-        /// Nobody may write through the mount.
-        read_only: bool,
+        /// What nobody may do through the mount.
+        restrict: Restrict,
     },
     /// An empty file system in memory.
     Tmpfs {
@@ -134,6 +141,40 @@ pub enum MountSource {
         /// Its permissions.
         mode: u32,
     },
+}
+
+/// A device node that a step finds, and may open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceNode {
+    /// An absolute path inside the step.
+    pub path: String,
+    /// The same device on the host: who may not make nodes mounts this one.
+    pub host_path: PathBuf,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Major and minor number; of a pipe nothing.
+    pub number: (u32, u32),
+    /// Its permissions.
+    pub mode: u32,
+    /// Its owner; the step's user where none.
+    pub uid: Option<u32>,
+    /// Its group; that of the step's user where none.
+    pub gid: Option<u32>,
+    /// It may be read.
+    pub read: bool,
+    /// It may be written to.
+    pub write: bool,
+}
+
+/// What a device node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceKind {
+    /// A block device.
+    Block,
+    /// A character device.
+    Character,
+    /// A named pipe.
+    Pipe,
 }
 
 /// Which network a step sees.

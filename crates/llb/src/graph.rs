@@ -221,6 +221,14 @@ impl Graph {
         Ok(renamed)
     }
 
+    /// The steps, with what they are called: they still are when they are changed.
+    pub fn steps_mut(&mut self) -> impl Iterator<Item = (Digest, &mut pb::ExecOp)> {
+        self.vertices.iter_mut().filter_map(|vertex| match &mut vertex.op.op {
+            Some(pb::op::Op::Exec(exec)) => Some((vertex.digest, exec)),
+            _ => None,
+        })
+    }
+
     /// The vertices, inputs first.
     pub fn vertices(&self) -> &[Vertex] {
         &self.vertices

@@ -149,6 +149,10 @@ impl Lines {
         if exec.security() != pb::SecurityMode::Sandbox {
             self.put(1, format_args!("security: {}", exec.security().as_str_name().to_lowercase()));
         }
+        for device in &exec.cdi_devices {
+            let optional = if device.optional { " optional" } else { "" };
+            self.put(1, format_args!("device: {}{optional}", quoted(&device.name)));
+        }
         exec.mounts.iter().for_each(|mount| self.mount(mount));
         for secret in &exec.secretenv {
             let optional = if secret.optional { " optional" } else { "" };

@@ -52,7 +52,9 @@ impl Workers {
         let settings = settings.to_look();
         Ok(Action::engine(async move |environment| {
             let engine = run::open(&settings, &environment, Mode::Plain, &run::cancelled_by_signals()?).await?;
-            let found = identity(&settings, &engine).and_then(|identity| daemon::workers(&identity, &self.filter));
+            let devices = engine.devices().await;
+            let found = identity(&settings, &engine);
+            let found = found.and_then(|identity| daemon::workers(&identity, devices, &self.filter));
             engine.close().await;
             Ok(crate::print(&text(&found?, &format, self.verbose)?)?)
         }))
@@ -129,6 +131,22 @@ fn in_full(Worker { record: worker, version }: &Worker) -> String {
     let mut labels: Vec<_> = worker.labels.iter().collect();
     labels.sort();
     text.extend(labels.into_iter().map(|(key, value)| format!("\t{key}:\t{value}\n")));
+    if !worker.cdi_devices.is_empty() {
+        text.push_str("Devices:\n");
+    }
+    for device in &worker.cdi_devices {
+        text.push_str(&format!("\tName:\t{}\n", device.name));
+        match device.on_demand {
+            true => text.push_str("\tOnDemand:\ttrue\n"),
+            false => text.push_str(&format!("\tAutoAllow:\t{}\n", device.auto_allow)),
+        }
+        let mut annotations: Vec<_> = device.annotations.iter().collect();
+        annotations.sort();
+        text.extend(annotations.into_iter().map(|(key, value)| format!("\tAnnotations:\t{key}:\t{value}\n")));
+    }
+    if !worker.cdi_devices.is_empty() {
+        text.push('\n');
+    }
     for (number, rule) in worker.gc_policy.iter().enumerate() {
         text.push_str(&format!("GC Policy rule#{number}:\n\tAll:\t{}\n", rule.all));
         if !rule.filters.is_empty() {
@@ -213,7 +231,20 @@ fn worker_json(Worker { record: worker, version }: &Worker) -> Value {
         "platforms": worker.platforms.iter().map(platform).collect::<Vec<_>>(),
         "gcPolicy": worker.gc_policy.iter().map(rule).collect::<Vec<_>>(),
         "buildkitVersion": version_json(version),
-        "cdiDevices": null,
+        "cdiDevices": match &worker.cdi_devices[..] {
+            [] => Value::Null,
+            devices => devices.iter().map(device_json).collect(),
+        },
+    })
+}
+
+/// As Go's client prints a device.
+fn device_json(device: &wire::types::CdiDevice) -> Value {
+    let annotations: std::collections::BTreeMap<_, _> = device.annotations.iter().collect();
+    json!({
+        "name": device.name, "autoAllow": device.auto_allow,
+        "annotations": if annotations.is_empty() { Value::Null } else { json!(annotations) },
+        "onDemand": device.on_demand,
     })
 }
 
@@ -243,6 +274,12 @@ mod tests {
                 ..Default::default()
             }],
             gc_policy: vec![rule],
+            cdi_devices: vec![wire::types::CdiDevice {
+                name: "v.com/x=a".to_owned(),
+                auto_allow: true,
+                annotations: [("d.e".to_owned(), "f".to_owned())].into(),
+                on_demand: false,
+            }],
             ..Default::default()
         };
         Worker { record, version }
@@ -262,6 +299,11 @@ mod tests {
         Dockerfile:→1.2
         Labels:
         →a.b:→c
+        Devices:
+        →Name:→v.com/x=a
+        →AutoAllow:→true
+        →Annotations:→d.e:→f
+
         GC Policy rule#0:
         →All:→→→true
         →Filters:→→type==source.local shared
@@ -273,6 +315,8 @@ mod tests {
         let picked =
             "{{range .}}{{.ID}} {{index .Labels \"a.b\"}} {{range .GCPolicy}}{{.All}}{{.Filter}}{{end}}{{end}}";
         assert_eq!(shown(Some(picked), true), "w c true[type==source.local shared]\n");
+        let devices = "{{range .}}{{range .CDIDevices}}{{.Name}} {{.AutoAllow}} {{.OnDemand}} {{index .Annotations \"d.e\"}}{{end}}{{end}}";
+        assert_eq!(shown(Some(devices), true), "v.com/x=a true false f\n");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::daemonless::settings::log_level;
 use crate::environment::Environment;
 use crate::spec::{goflags, invalid, pairs};
 
-/// The daemon of BuildKit's clients. Flags about containerd and devices are known, too, and warned about.
+/// The daemon of BuildKit's clients. Flags about containerd are known, too, and warned about.
 #[derive(Clone, Debug, Default, Parser)]
 #[command(name = "buildkitd", disable_version_flag = true, max_term_width = 100)]
 pub struct BuildkitdFlags {
@@ -44,6 +44,12 @@ pub struct BuildkitdFlags {
     /// Rights that builds may ask for
     #[arg(long)]
     allow_insecure_entitlement: Vec<String>,
+    /// No devices for steps (Container Device Interface)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    cdi_disabled: Option<bool>,
+    /// Directories of specifications of devices
+    #[arg(long)]
+    cdi_spec_dir: Vec<PathBuf>,
     /// No effect yet: no proxy is enforced
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     proxy_network: Option<bool>,
@@ -105,8 +111,8 @@ pub struct BuildkitdFlags {
     given_in_vain: Vec<String>,
 }
 
-/// Flags that are about a daemon's sockets, about containerd, or about devices and traces that a daemonless build
-/// does not have.
+/// Flags that are about a daemon's sockets, about containerd, or about traces that a daemonless build does not
+/// have.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct NoEffect {
     /// Where it listens: unix:///path, tcp://host:port or fd://; repeat it for several
@@ -129,10 +135,6 @@ pub(super) struct NoEffect {
     pub(super) tlscacert: Option<String>,
     #[arg(long, hide = true)]
     otel_socket_path: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    cdi_disabled: Option<bool>,
-    #[arg(long, hide = true)]
-    cdi_spec_dir: Vec<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     save_cache_debug: Option<bool>,
     /// true, false or auto
@@ -193,23 +195,18 @@ impl NoEffect {
 
 /// What is said of flags that nothing comes of, with a daemon or without.
 pub(super) fn in_vain(flags: &[String]) -> Vec<String> {
-    let (mut containerd, mut cdi, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut containerd, mut warnings) = (Vec::new(), Vec::new());
     for flag in flags.iter().map(String::as_str).filter(|flag| !SOCKETS.contains(flag)) {
         match flag {
             "--otel-socket-path" => warnings.push(format!("{flag} is not used yet: steps hand over no traces")),
             "--save-cache-debug" => warnings.push(format!("{flag} is not used: cache keys are not kept for debugging")),
-            _ if flag.starts_with("--cdi-") => cdi.push(flag),
             _ => containerd.push(flag),
         }
     }
-    let mut list = |flags: Vec<&str>, why: &str| {
-        let verb = if flags.len() == 1 { "is" } else { "are" };
-        if !flags.is_empty() {
-            warnings.push(format!("{} {verb} not used{why}", flags.join(", ")));
-        }
-    };
-    list(cdi, " yet: steps get no devices");
-    list(containerd, ": containerd is not offered, the runtime is built in");
+    if !containerd.is_empty() {
+        let (verb, flags) = (if containerd.len() == 1 { "is" } else { "are" }, containerd.join(", "));
+        warnings.push(format!("{flags} {verb} not used: containerd is not offered, the runtime is built in"));
+    }
     warnings
 }
 
@@ -254,6 +251,10 @@ impl BuildkitdFlags {
         }
         if !self.allow_insecure_entitlement.is_empty() {
             config.insecure_entitlements.clone_from(&self.allow_insecure_entitlement);
+        }
+        config.cdi.disabled = self.cdi_disabled.or(config.cdi.disabled);
+        if !self.cdi_spec_dir.is_empty() {
+            config.cdi.spec_dirs.clone_from(&self.cdi_spec_dir);
         }
         set(&mut config.proxy_network, self.proxy_network.as_ref());
         let oci = &mut config.worker.oci;

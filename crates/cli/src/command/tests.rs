@@ -276,7 +276,6 @@ fn flags_of_a_daemon_that_mean_nothing_are_named() {
         ),
         [
             "--otel-socket-path is not used yet: steps hand over no traces",
-            "--cdi-spec-dir is not used yet: steps get no devices",
             "--containerd-worker, --containerd-worker-addr are not used: containerd is not offered, the runtime is built in",
         ]
     );

@@ -185,7 +185,6 @@ impl Settings {
         let text = "[frontend.\"gateway.v0\"] is not used yet: frontends are not taken from images";
         warn(is_wanted && gateway.enabled != Some(false), text);
         warn(config.provenance_env_dir.is_some(), "provenanceEnvDir is not used yet: no provenance is written");
-        warn(config.cdi != config::Cdi::default(), "[cdi] is not used yet: steps get no devices");
         warn(config.otel != config::Otel::default(), "[otel] is not used yet: steps hand over no traces");
         warn(config.cache.gha.is_some(), "[cache.gha] is not used yet: there is no cache of type gha");
         let system = &config.system;

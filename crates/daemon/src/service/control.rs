@@ -77,10 +77,11 @@ impl Calls for WithSessions {
             return Grpc::new(ProstCodec::<Info, _>::default()).unary(call, request).await;
         }
         if request.uri().path() == LIST_WORKERS {
-            let call = tower::service_fn(|request: Request<wire::ListWorkersRequest>| {
-                let found = workers(identity, &request.into_inner().filter);
+            let engine = &self.shared.engine;
+            let call = tower::service_fn(async |request: Request<wire::ListWorkersRequest>| {
+                let found = workers(identity, engine.devices().await, &request.into_inner().filter);
                 let found = found.map(|workers| Response::new(Workers { workers }));
-                ready(found.map_err(|fault| Status::invalid_argument(fault.cause())))
+                found.map_err(|fault| Status::invalid_argument(fault.cause()))
             });
             return Grpc::new(ProstCodec::<Workers, _>::default()).unary(call, request).await;
         }
@@ -292,10 +293,10 @@ fn version(identity: &Identity) -> Version {
 }
 
 /// The one worker, if one of the filters selects it.
-pub fn workers(identity: &Identity, filters: &[String]) -> Result<Vec<Worker>, Fault> {
+pub fn workers(identity: &Identity, devices: Vec<engine::Device>, filters: &[String]) -> Result<Vec<Worker>, Fault> {
     let filters = filters.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>();
     let filters = filters.map_err(Fault::user)?;
-    let worker = worker(identity);
+    let worker = worker(identity, devices);
     let record = &worker.record;
     let field = |path: &[String]| match path {
         [id] if id == "id" => Some(record.id.clone()),
@@ -307,15 +308,26 @@ pub fn workers(identity: &Identity, filters: &[String]) -> Result<Vec<Worker>, F
 }
 
 /// The one worker.
-pub(super) fn worker(identity: &Identity) -> Worker {
+pub(super) fn worker(identity: &Identity, devices: Vec<engine::Device>) -> Worker {
     let record = types::WorkerRecord {
         id: identity.worker.clone(),
         labels: identity.labels.clone().into_iter().collect(),
         platforms: identity.platforms.iter().map(platform).collect(),
         gc_policy: identity.gc.iter().map(gc_policy).collect(),
+        cdi_devices: devices.into_iter().map(device).collect(),
         ..types::WorkerRecord::default()
     };
     Worker { record, version: version(identity) }
+}
+
+fn device(device: engine::Device) -> types::CdiDevice {
+    types::CdiDevice {
+        name: device.name,
+        auto_allow: device.auto_allow,
+        annotations: device.annotations.into_iter().collect(),
+        // Nothing is installed because somebody asks for it.
+        on_demand: false,
+    }
 }
 
 /// Why nothing begins any more.

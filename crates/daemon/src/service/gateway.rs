@@ -173,11 +173,12 @@ impl Calls for WithResources {
 impl llb_bridge_server::LlbBridge for Gateway {
     async fn ping(&self, request: Request<wire::PingRequest>) -> Result<Response<wire::PongResponse>, Status> {
         self.build(request.metadata()).await?;
-        let cap = |id: &&str| ApiCap { id: (*id).to_owned(), enabled: true, ..ApiCap::default() };
+        let cap = |id: &str| ApiCap { id: id.to_owned(), enabled: true, ..ApiCap::default() };
+        let engine = &self.0.engine;
         Ok(Response::new(wire::PongResponse {
-            frontend_api_caps: CAPS.iter().map(cap).collect(),
-            llb_caps: engine::LLB_CAPS.iter().map(cap).collect(),
-            workers: vec![super::control::worker(&self.0.identity).into()],
+            frontend_api_caps: CAPS.iter().copied().map(cap).collect(),
+            llb_caps: engine.llb_caps().map(cap).collect(),
+            workers: vec![super::control::worker(&self.0.identity, engine.devices().await).into()],
         }))
     }
 

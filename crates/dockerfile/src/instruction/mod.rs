@@ -16,7 +16,7 @@ pub use health::Health;
 pub(crate) use health::show_duration;
 pub(crate) use mount::parse_bool;
 pub use mount::{Kind as MountKind, Mount, Sharing};
-pub use run::{Network, Run};
+pub use run::{Device, Network, Run};
 pub(crate) use stage::stages;
 pub use stage::{GlobalArgs, Stage};
 

@@ -1,6 +1,6 @@
 //! `RUN`.
 
-use super::{CommandLine, Kind, Mount, command_line, flag::Flags};
+use super::{CommandLine, Kind, Mount, command_line, csv, flag::Flags, parse_bool};
 use crate::error::{Error, Result};
 use crate::parse::Line;
 
@@ -17,6 +17,44 @@ pub struct Run {
     pub network: Network,
     /// `--security=insecure`.
     pub insecure: bool,
+    /// `--device`.
+    pub devices: Vec<Device>,
+}
+
+/// A device that a step asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// A device, a kind or a class of them.
+    pub name: String,
+    /// It is an error if there is none.
+    pub required: bool,
+}
+
+impl Device {
+    /// `NAME[,required[=BOOL]]` or `name=NAME[,..]`.
+    fn parse(text: &str) -> Result<Device> {
+        let fields = csv::fields(text).map_err(|why| Error::new(format!("`{text}` is no device: {why}")))?;
+        let mut device = Device { name: String::new(), required: false };
+        for field in fields {
+            let (key, value) = field.split_once('=').map_or((&*field, None), |(key, value)| (key, Some(value)));
+            match (key.to_ascii_lowercase().as_str(), value) {
+                ("required", None) => device.required = true,
+                ("required", Some(value)) => {
+                    let wrong = || Error::new(format!("invalid value for required: {value}"));
+                    device.required = parse_bool(value).ok_or_else(wrong)?;
+                }
+                ("name", Some(value)) if device.name.is_empty() => value.clone_into(&mut device.name),
+                ("name", Some(_)) => return Err(Error::new(format!("device name already set to {}", device.name))),
+                _ if device.name.is_empty() => device.name = field,
+                (_, None) => return Err(Error::new(format!("invalid field '{field}' must be a key=value pair"))),
+                (key, Some(_)) => {
+                    let error = Error::new(format!("unexpected key '{key}' in '{field}'"));
+                    return Err(error.suggest(key, ["name", "required"]));
+                }
+            }
+        }
+        Ok(device)
+    }
 }
 
 /// The network of a step.
@@ -63,8 +101,6 @@ pub(super) fn parse(line: &Line, flags: &mut Flags<'_>) -> Result<Kind> {
             return Err(error.suggest(other, ["sandbox", "insecure"]));
         }
     };
-    if !flags.texts("device")?.is_empty() {
-        return Err(Error::new("RUN --device is not supported yet"));
-    }
-    Ok(Kind::Run(Box::new(Run { command, mounts, mount_sources, network, insecure })))
+    let devices = flags.texts("device")?.iter().map(|text| Device::parse(text)).collect::<Result<_>>()?;
+    Ok(Kind::Run(Box::new(Run { command, mounts, mount_sources, network, insecure, devices })))
 }

@@ -25,6 +25,7 @@ impl Lowering<'_> {
             cgroup_parent: options.cgroup_parent.clone(),
             resources: options.resources.given(),
             insecure: run.insecure,
+            devices: run.devices.iter().map(|device| (device.name.clone(), !device.required)).collect(),
             network: match run.network {
                 Network::Default => None,
                 Network::None => Some(pb::NetMode::None),

@@ -9,11 +9,11 @@ use base::progress::Stream;
 use base::{ByteSize, Fault, Kind, Platform, Secret};
 use executor::{Exit, ExtraHost, MountSource, Network, Security, Step, StepIo, StepMount, Ulimit};
 use llb::pb;
-use sys::mount::FsView;
+use sys::mount::{FsView, Restrict};
 
 use super::{OpContext, limits};
 use crate::cache_mount::CacheDir;
-use crate::core::active_view;
+use crate::core::{active_view, blocking};
 use crate::ssh::AgentSocket;
 use crate::step_log::StepLog;
 use crate::tree::Tree;
@@ -102,9 +102,19 @@ async fn prepare(
     step.resources = limits::resources(ctx.op.vertex.resources().unwrap_or_default())?;
     step.remove_mount_stubs_recursive = meta.remove_mount_stubs_recursive;
     if !op.cdi_devices.is_empty() {
-        return Err(Fault::user(format!("device `{}` is not supported yet", op.cdi_devices[0].name)));
+        add_devices(ctx, op, &mut step).await?;
     }
     Ok((step, prepared))
+}
+
+/// Adds what comes with the devices of the step, as they are described now.
+async fn add_devices(ctx: &OpContext, op: &pb::ExecOp, step: &mut Step) -> Result<(), Fault> {
+    let (core, wanted) = (ctx.core.clone(), op.cdi_devices.clone());
+    let edits = blocking(move || core.devices.edits(&wanted)).await?;
+    step.env.extend(edits.env);
+    step.mounts.splice(..0, edits.mounts);
+    (step.devices, step.groups) = (edits.devices, edits.groups);
+    Ok(())
 }
 
 fn run_fault(ctx: &OpContext, meta: &pb::Meta, error: executor::Error) -> Fault {
@@ -294,7 +304,8 @@ impl Prepared {
                 Some(socket) => {
                     let path = socket.path();
                     self.agents.push(socket);
-                    MountSource::Bind { path, read_only: mount.readonly }
+                    let restrict = if mount.readonly { Restrict::READ_ONLY } else { Restrict::empty() };
+                    MountSource::Bind { path, restrict }
                 }
                 None => return Ok(()),
             },

@@ -27,6 +27,7 @@ use sys::seccomp::Filter;
 
 use crate::message::{Place, Report, Start, Wish};
 
+mod devices;
 mod entry;
 mod exec;
 mod mounts;

@@ -47,10 +47,10 @@ impl Builder<'_> {
         }
         match mount.source {
             Source::View { view, subpath, read_only } => self.mount_view(&target, view.into(), &subpath, read_only),
-            Source::Bind { path, read_only } => {
+            Source::Bind { path, restrict } => {
                 let kind = kind_of(&path).map_err(|error| missing(&path.to_string_lossy(), error))?;
                 let point = self.open_target(&target, kind)?;
-                self.attach(&path, &point, &target, read_only)
+                self.attach(&path, &point, &target, Restrict::from_bits_truncate(restrict))
             }
             Source::Tmpfs { size } => {
                 let point = self.open_target(&target, Kind::Directory)?;
@@ -91,19 +91,19 @@ impl Builder<'_> {
             _ => Kind::File,
         };
         let point = self.open_target(target, kind)?;
-        self.attach(&fd_path(source.as_fd()), &point, target, read_only)
+        let restrict = if read_only { Restrict::READ_ONLY } else { Restrict::empty() };
+        self.attach(&fd_path(source.as_fd()), &point, target, restrict)
     }
 
-    fn attach(&self, source: &Path, point: &OwnedFd, target: &str, read_only: bool) -> Result<(), Failure> {
-        let mut restrict = Restrict::empty();
-        restrict.set(Restrict::READ_ONLY, read_only);
-        restrict.set(Restrict::NO_DEVICES, self.no_devices);
+    fn attach(&self, source: &Path, point: &OwnedFd, target: &str, restrict: Restrict) -> Result<(), Failure> {
+        let mut restrict = restrict;
+        restrict.set(Restrict::NO_DEVICES, self.no_devices || restrict.contains(Restrict::NO_DEVICES));
         attach(source, point.as_fd(), restrict, &self.state.join("aside"))
             .map_err(|error| setup(format_args!("cannot mount at `{target}`"), error))
     }
 
     /// Opens a mount point, made where missing.
-    fn open_target(&mut self, target: &str, kind: Kind) -> Result<OwnedFd, Failure> {
+    pub(super) fn open_target(&mut self, target: &str, kind: Kind) -> Result<OwnedFd, Failure> {
         self.adopt_directories(target);
         let point = mount_point(&self.root, target, kind, self.keep, &mut self.made)
             .map_err(|error| setup(format_args!("cannot make the mount point `{target}`"), error))?;

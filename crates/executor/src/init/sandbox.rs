@@ -20,7 +20,7 @@ use sys::seccomp::Filter;
 
 use super::mounts::{Builder, setup};
 use super::stubs::{Keep, make_directories};
-use super::user::{User, look_up};
+use super::user::{User, is_group_mapped, look_up};
 use super::{entry, exec, report, system};
 use crate::message::{CgroupView, Failure, Report, Sandbox};
 
@@ -228,8 +228,9 @@ fn build_root(sandbox: &mut Sandbox, files: &[&[u8]], inherited: &Inherited) -> 
         restrict(&place, Restrict::NO_DEVICES, Depth::Top).map_err(failed)?;
     }
     let root = Root::open(&place).map_err(io)?;
-    let user = look_up(&root, &sandbox.user).map_err(Failure::Invalid)?;
+    let mut user = look_up(&root, &sandbox.user).map_err(Failure::Invalid)?;
     check_user(&user, sandbox.single_id)?;
+    join_more(&mut user, sandbox)?;
     let cwd = working_directory(sandbox);
     let directories = make_directories(&root, cwd, user.uid, user.gid)
         .map_err(|error| setup(format_args!("cannot make the working directory `{cwd}`"), error))?;
@@ -244,7 +245,7 @@ fn build_root(sandbox: &mut Sandbox, files: &[&[u8]], inherited: &Inherited) -> 
         made: Vec::new(),
         files,
     };
-    let built = fill_root(&mut builder, sandbox);
+    let built = fill_root(&mut builder, sandbox, &user);
     if !builder.made.is_empty() {
         let stubs = std::mem::take(&mut builder.made);
         report(inherited.socket.as_fd(), &Report::Stubs(stubs), &[bare.as_fd()]);
@@ -259,12 +260,28 @@ fn build_root(sandbox: &mut Sandbox, files: &[&[u8]], inherited: &Inherited) -> 
     Ok(user)
 }
 
-fn fill_root(builder: &mut Builder<'_>, sandbox: &mut Sandbox) -> Result<(), Failure> {
+fn fill_root(builder: &mut Builder<'_>, sandbox: &mut Sandbox, user: &User) -> Result<(), Failure> {
     let mounts = std::mem::take(&mut sandbox.mounts);
     builder.write_files(&mounts)?;
     builder.mount_system(sandbox)?;
+    sandbox.devices.iter().try_for_each(|device| builder.add_device(device, user, sandbox.bind_devices))?;
     mounts.into_iter().try_for_each(|mount| builder.mount(mount))?;
     if sandbox.insecure { Ok(()) } else { builder.mask() }
+}
+
+/// Has the user be in the groups that devices ask for.
+fn join_more(user: &mut User, sandbox: &Sandbox) -> Result<(), Failure> {
+    for group in &sandbox.groups {
+        if !is_group_mapped(*group) {
+            return Err(Failure::Invalid(format!(
+                "a device asks for the group {group}, which does not exist here: it is not mapped"
+            )));
+        }
+        if !user.groups.contains(group) {
+            user.groups.push(*group);
+        }
+    }
+    Ok(())
 }
 
 /// Where only id 0 is mapped, there is only root.

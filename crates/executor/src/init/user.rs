@@ -85,6 +85,16 @@ fn resolve(spec: &str, passwd: &str, group: impl FnOnce() -> Result<String, Stri
     Ok(User { uid, gid, groups, home: home_of(passwd, uid) })
 }
 
+/// Whether a group exists in our user namespace.
+pub(super) fn is_group_mapped(gid: u32) -> bool {
+    let map = std::fs::read_to_string("/proc/self/gid_map").unwrap_or_default();
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(|word| word.parse::<u64>().unwrap_or(0));
+        let (Some(first), Some(count)) = (numbers.next(), numbers.nth(1)) else { return false };
+        (first..first + count).contains(&gid.into())
+    })
+}
+
 /// `root` counts as a number where both halves are numbers.
 fn id(text: &str) -> Option<u32> {
     if text == "root" { Some(0) } else { text.parse().ok() }

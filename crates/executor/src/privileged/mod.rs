@@ -6,14 +6,17 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use sys::cgroup::{Devices, Group, Groups, own_memory_limit, own_oom_kills};
+use sys::cgroup::{DeviceRule, Devices, Group, Groups, own_memory_limit, own_oom_kills};
 use sys::userns::Isolation;
 use tokio_util::sync::CancellationToken;
 
 use crate::helper::Helper;
 use crate::message::CgroupView;
 use crate::run::{Surroundings, What, run};
-use crate::{Attached, Error, Executor, Exit, Inside, OutOfMemory, Process, Security, Step, StepIo, limits};
+use crate::{
+    Attached, DeviceKind, DeviceNode, Error, Executor, Exit, Inside, OutOfMemory, Process, Security, Step, StepIo,
+    limits,
+};
 
 pub(crate) struct Privileged {
     // First, so that init has left the groups when they are removed.
@@ -83,7 +86,9 @@ impl Privileged {
     fn group(&self, step: &Step) -> Result<Option<Group>, Error> {
         let parent = step.cgroup_parent.as_deref().filter(|parent| !parent.is_empty());
         let is_asked_for = !step.resources.is_unlimited() || parent.is_some();
-        if !is_asked_for && step.security == Security::Sandbox {
+        let are_ruled = self.groups.as_ref().is_some_and(Groups::rules_devices);
+        let rules = if are_ruled { rules(&step.devices) } else { Vec::new() };
+        if !is_asked_for && rules.is_empty() && step.security == Security::Sandbox {
             return Ok(None);
         }
         let limits = limits::of_group(&step.resources);
@@ -99,7 +104,12 @@ impl Privileged {
             missing(format!("the controller `{controller}` is not available"));
         }
         let name = format!("step-{}-{}", std::process::id(), self.next.fetch_add(1, Ordering::Relaxed));
-        match groups.create(&name, parent, devices(step.security), &limits) {
+        let devices = match step.security {
+            Security::Insecure => Devices::All,
+            Security::Sandbox if rules.is_empty() => Devices::Ruled,
+            Security::Sandbox => Devices::Also(&rules),
+        };
+        match groups.create(&name, parent, devices, &limits) {
             Ok(group) => {
                 if let Some(parent) = parent.filter(|_| !group.left_out().is_empty()) {
                     let out = group.left_out().join(", ");
@@ -110,6 +120,10 @@ impl Privileged {
             // A wrong value is the user's business, the rest is the machine's.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ERANGE)) => {
                 Err(Error::Invalid(crate::init::chain(&error)))
+            }
+            // Under the rules for all, it could not open them.
+            Err(error) if matches!(devices, Devices::Also(_)) => {
+                Err(Error::Setup(format!("cannot allow a step its devices: {}", crate::init::chain(&error))))
             }
             Err(error) => {
                 missing(crate::init::chain(&error));
@@ -128,11 +142,16 @@ impl Privileged {
     }
 }
 
-fn devices(security: Security) -> Devices {
-    match security {
-        Security::Sandbox => Devices::Ruled,
-        Security::Insecure => Devices::All,
-    }
+/// What a step may open for the sake of its devices.
+fn rules(devices: &[DeviceNode]) -> Vec<DeviceRule> {
+    let device = |device: &&DeviceNode| device.kind != DeviceKind::Pipe;
+    let rule = |device: &DeviceNode| DeviceRule {
+        block: device.kind == DeviceKind::Block,
+        number: device.number,
+        read: device.read,
+        write: device.write,
+    };
+    devices.iter().filter(device).map(rule).collect()
 }
 
 #[async_trait]

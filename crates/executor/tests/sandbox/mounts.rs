@@ -5,11 +5,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use base::{ByteSize, Secret};
-use executor::{Error, MountSource, Step, StepMount};
-use sys::mount::{FsView, Overlay};
+use executor::{DeviceKind, DeviceNode, Error, MountSource, Step, StepMount};
+use sys::mount::{FsView, Overlay, Restrict};
 
 use crate::bed::Bed;
-use crate::{Outcome, Test};
+use crate::{Outcome, Skip, Test};
 
 pub const ALL: &[(&str, Test)] = &[
     ("directories_are_mounted", directories),
@@ -24,6 +24,9 @@ pub const ALL: &[(&str, Test)] = &[
     ("plain_directories_are_roots", plain_root),
     ("hostile_roots_are_refused", hostile),
     ("nothing_is_mounted_on_proc", on_proc),
+    ("devices_can_be_opened", devices),
+    ("privileged_devices_have_owners_and_rules", ruled_devices),
+    ("more_groups_are_joined", more_groups),
 ];
 
 /// A directory of the host, writable.
@@ -46,7 +49,7 @@ fn directories(bed: &Bed) -> Outcome {
     fs::write(dir.join("in"), "hello\n").unwrap();
     let bind = StepMount {
         target: "/bound/file".to_owned(),
-        source: MountSource::Bind { path: dir.join("in"), read_only: true },
+        source: MountSource::Bind { path: dir.join("in"), restrict: Restrict::READ_ONLY },
     };
     let said = bed.say(with(bed, "cat /m/in /bound/file; echo out > /m/out", vec![directory("/m", &dir), bind]));
     assert_eq!(said, "hello\nhello\n");
@@ -67,7 +70,10 @@ fn read_only(bed: &Bed) -> Outcome {
         view("/m", FsView::Dir { path: dir.clone(), read_only: false }, "", true),
         view("/m", FsView::Dir { path: dir.clone(), read_only: true }, "", false),
         view("/m", overlay, "", true),
-        StepMount { target: "/m".to_owned(), source: MountSource::Bind { path: dir.clone(), read_only: true } },
+        StepMount {
+            target: "/m".to_owned(),
+            source: MountSource::Bind { path: dir.clone(), restrict: Restrict::READ_ONLY },
+        },
     ] {
         let shown = format!("{mount:?}");
         let said =
@@ -159,7 +165,7 @@ fn stubs(bed: &Bed) -> Outcome {
             directory("/new/deep/dir", &dir),
             StepMount {
                 target: "/etc/app.conf".to_owned(),
-                source: MountSource::Bind { path: file.clone(), read_only: true },
+                source: MountSource::Bind { path: file.clone(), restrict: Restrict::READ_ONLY },
             },
             StepMount { target: "/var/cache".to_owned(), source: MountSource::Tmpfs { size: None } },
         ]
@@ -276,6 +282,70 @@ fn on_proc(bed: &Bed) -> Outcome {
     for target in ["/proc", "/proc/sys", "/proc/self/attr"] {
         let error = bed.run(with(bed, "true", vec![directory(target, &dir)])).unwrap_err().to_string();
         assert_eq!(error, format!("`{target}` cannot be mounted because it is inside /proc"));
+    }
+    Ok(())
+}
+
+fn device(path: &str, host_path: &str, number: (u32, u32)) -> DeviceNode {
+    DeviceNode {
+        path: path.to_owned(),
+        host_path: host_path.into(),
+        kind: DeviceKind::Character,
+        number,
+        mode: 0o640,
+        uid: None,
+        gid: None,
+        read: true,
+        write: true,
+    }
+}
+
+fn devices(bed: &Bed) -> Outcome {
+    // In /dev, where there is one already, and elsewhere: that place is no part of the layer.
+    let script = "for d in /dev/vendor/zero /dev/null /opt/zero; do head -c2 $d | wc -c; done";
+    let mut step = bed.script("a", script);
+    let paths = ["/dev/vendor/zero", "/dev/null", "/opt/zero"];
+    step.devices = paths.map(|path| device(path, "/dev/zero", (1, 5))).into();
+    assert_eq!(bed.say(step).split_whitespace().collect::<Vec<_>>(), ["2"; 3]);
+    assert!(!bed.upper("a").join("opt/zero").exists() && !bed.upper("a").join("dev/vendor").exists());
+    // Without the number only the host's can be had.
+    let mut step = bed.script("a", "head -c2 /dev/x | wc -c");
+    step.devices = vec![device("/dev/x", "/dev/there/is/none", (1, 5))];
+    match bed.run(step) {
+        Ok(ran) => assert!(bed.privileged() && ran.stdout.trim() == "2", "{ran:?}"),
+        Err(Error::Invalid(text)) => assert!(!bed.privileged() && text.contains("no `/dev/there/is/none`"), "{text}"),
+        Err(error) => panic!("{error}"),
+    }
+    Ok(())
+}
+
+fn ruled_devices(bed: &Bed) -> Outcome {
+    let fuse = |read, write| DeviceNode { read, write, mode: 0o666, ..device("/dev/own", "/dev/none", (10, 229)) };
+    if fs::File::open("/dev/fuse").is_err() {
+        return Err(Skip("/dev/fuse cannot be opened here".to_owned()));
+    }
+    let script =
+        "stat -c '%u:%g %a %t:%T' /dev/own; true < /dev/own && echo read; true <> /dev/own && echo written; true";
+    let mut step = bed.script("a", script);
+    step.user = "1000:100".to_owned();
+    step.devices = vec![DeviceNode { gid: Some(7), ..fuse(true, true) }];
+    assert_eq!(bed.say(step), "1000:7 666 a:e5\nread\nwritten\n");
+    let mut step = bed.script("a", script);
+    step.devices = vec![fuse(true, false)];
+    assert_eq!(bed.say(step), "0:0 666 a:e5\nread\n");
+    // What was allowed to one step is not to another.
+    let said = bed.say(bed.script("a", "mknod /dev/own c 10 229 && true < /dev/own && echo read; true"));
+    assert_eq!(said, "");
+    Ok(())
+}
+
+fn more_groups(bed: &Bed) -> Outcome {
+    let mut step = bed.script("a", "id -G");
+    step.groups = vec![44];
+    match bed.run(step) {
+        Ok(ran) => assert!(!bed.single_id() && ran.stdout.split_whitespace().any(|id| id == "44"), "{ran:?}"),
+        Err(Error::Invalid(text)) => assert!(bed.single_id() && text.contains("the group 44"), "{text}"),
+        Err(error) => panic!("{error}"),
     }
     Ok(())
 }

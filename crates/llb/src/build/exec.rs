@@ -31,6 +31,8 @@ pub struct Exec {
     pub network: Option<pb::NetMode>,
     /// With all privileges.
     pub insecure: bool,
+    /// Devices that it has, and whether it can do without.
+    pub devices: Vec<(String, bool)>,
 }
 
 /// Something mounted into a step.

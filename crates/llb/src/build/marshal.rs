@@ -214,6 +214,12 @@ impl Writer<'_> {
         let mut out = pb::ExecOp {
             meta: Some(meta(node, ssh_targets.first())),
             network: network as i32,
+            cdi_devices: exec
+                .devices
+                .iter()
+                .cloned()
+                .map(|(name, optional)| pb::CdiDevice { name, optional })
+                .collect(),
             security: if exec.insecure { pb::SecurityMode::Insecure } else { pb::SecurityMode::Sandbox } as i32,
             ..Default::default()
         };
@@ -331,6 +337,7 @@ fn exec_caps(node: &ExecNode, caps: &mut BTreeSet<&'static str>) {
     need(!exec.ulimits.is_empty(), caps::EXEC_ULIMIT);
     need(exec.resources.is_some(), caps::EXEC_RESOURCES);
     need(exec.insecure, caps::EXEC_SECURITY);
+    need(!exec.devices.is_empty(), caps::EXEC_CDI);
     need(exec.proxy.is_some(), caps::EXEC_PROXY);
     need(!exec.secrets.is_empty(), caps::EXEC_SECRET);
     need(exec.secrets.iter().any(|secret| secret.env.is_some()), caps::EXEC_SECRET_ENV);

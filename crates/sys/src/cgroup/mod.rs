@@ -7,6 +7,7 @@
 //!     <step>/                 a sandboxed step with limits, in the hierarchies that they need
 //!   hullworks-<pid>-insecure/
 //!     <step>/                 an insecure step, in every hierarchy, without device rules
+//!     <step>/                 a sandboxed step with devices of its own: other rules than those above, which can only be narrowed
 //! <the parent that a step asks for>
 //!   hullworks-<pid>-<n>/      that step, in every hierarchy, with device rules of its own if it is sandboxed
 //! ```
@@ -38,6 +39,7 @@ mod parents;
 #[cfg(test)]
 mod tests;
 
+pub use devices::DeviceRule;
 use group::write_version1;
 pub use group::{Freezer, Group};
 use mounts::{Hierarchies, Hierarchy, needed};
@@ -66,9 +68,11 @@ pub struct Limits {
 
 /// Whether the steps of a group get device rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Devices {
+pub enum Devices<'a> {
     /// Only the harmless ones can be opened; nodes of any can be made.
     Ruled,
+    /// The harmless ones and these.
+    Also(&'a [DeviceRule]),
     /// All that file permissions allow.
     All,
 }
@@ -147,8 +151,16 @@ impl Groups {
     /// A group with limits. `parent` is a path below the root of each hierarchy, instead of ours: all hierarchies have the
     /// group then, for the parent may have limits of its own. So they have without device rules: who is in it can make groups
     /// of its own below, which go with it.
-    pub fn create(&self, step: &str, parent: Option<&str>, devices: Devices, limits: &Limits) -> Result<Group, Error> {
-        let ruled = devices == Devices::Ruled && self.ruled;
+    pub fn create(
+        &self,
+        step: &str,
+        parent: Option<&str>,
+        devices: Devices<'_>,
+        limits: &Limits,
+    ) -> Result<Group, Error> {
+        let ruled = devices != Devices::All && self.ruled;
+        let also = if let Devices::Also(also) = devices { also } else { &[] };
+        let own_rules = ruled && (parent.is_some() || !also.is_empty());
         let parent = parent.map(parents::normal).transpose()?;
         let mut group = Group {
             dirs: Vec::new(),
@@ -173,6 +185,7 @@ impl Groups {
                 name
             }
             _ if devices == Devices::Ruled => format!("{}/{step}", self.name),
+            // Out of the rules for all.
             _ => format!("{}-insecure/{step}", self.name),
         };
         let place = |hierarchy: &Hierarchy| match &parent {
@@ -182,7 +195,7 @@ impl Groups {
         let needed = needed(limits);
         for (controller, hierarchy) in self.own.version1() {
             let must = needed.contains(&controller) || controller == "devices" && ruled;
-            if !must && parent.is_none() && devices == Devices::Ruled {
+            if !must && parent.is_none() && devices != Devices::All {
                 continue;
             }
             let dir = place(hierarchy);
@@ -192,8 +205,8 @@ impl Groups {
                 if !is_shared {
                     group.dirs.push(dir.clone());
                 }
-                if controller == "devices" && ruled && parent.is_some() {
-                    devices::rule_version1(&dir)?;
+                if controller == "devices" && own_rules {
+                    devices::rule_version1(&dir, also)?;
                 }
                 write_version1(controller, &dir, limits)
             });
@@ -216,8 +229,8 @@ impl Groups {
             // Beside version 1's controllers it has none, but it kills at once and costs nothing to be born in.
             self.make_unified(&dir, &self.own.unified_controllers(limits))?;
             // Below our own name the rules are there already.
-            if ruled && parent.is_some() && self.own.devices.is_none() {
-                devices::rule_version2(&dir)?;
+            if own_rules && self.own.devices.is_none() {
+                devices::rule_version2(&dir, also)?;
             }
             group.write_unified(limits)?;
         }
@@ -251,7 +264,7 @@ impl Groups {
         if let Some(hierarchy) = &self.own.devices {
             let dir = hierarchy.own.join(&self.name);
             make_dir(&dir)?;
-            devices::rule_version1(&dir)?;
+            devices::rule_version1(&dir, &[])?;
             return make_dir(&dir.join("shared"));
         }
         let Some(hierarchy) = &self.own.unified else {
@@ -259,7 +272,7 @@ impl Groups {
         };
         let dir = hierarchy.own.join(&self.name);
         make_dir(&dir)?;
-        devices::rule_version2(&dir)?;
+        devices::rule_version2(&dir, &[])?;
         make_dir(&dir.join("shared"))
     }
 

@@ -251,7 +251,9 @@ fn privileged_device_program_is_accepted() {
         eprintln!("skipped: {error}");
         return;
     }
-    let ruled = devices::rule_version2(&dir);
+    // A device that may be read only: whether there is one behind it does not matter for what is allowed.
+    let also = DeviceRule { block: true, number: (7, 1), read: true, write: false };
+    let ruled = devices::rule_version2(&dir, &[also]);
     let run = |script: &str| {
         let join = format!("echo $$ > {}/cgroup.procs && {script}", dir.display());
         std::process::Command::new("sh").args(["-c", &join]).output().unwrap().status.success()
@@ -263,7 +265,35 @@ fn privileged_device_program_is_accepted() {
     let made = run(&format!("mknod {node} b 7 0"));
     let opened = run(&format!("head -c0 {node}"));
     let _ = fs::remove_file(node.to_string());
+    // What is refused is refused as not permitted; what may be opened fails for want of a device at most.
+    run(&format!("mknod {node} b 7 1"));
+    let read = run(&format!("LC_ALL=C; {{ true < {node}; }} 2>&1 | {{ ! grep -q 'not permitted'; }}"));
+    let written = run(&format!("LC_ALL=C; {{ true <> {node}; }} 2>&1 | {{ ! grep -q 'not permitted'; }}"));
+    let _ = fs::remove_file(node.to_string());
     fs::remove_dir(&dir).unwrap();
     ruled.unwrap();
     assert!(null && made && !opened, "null {null}, made {made}, opened {opened}");
+    assert!(read && !written, "read {read}, written {written}");
+}
+
+#[test]
+fn privileged_devices_are_allowed_to_one_group() {
+    let Some(groups) = root_groups() else { return };
+    let also = [DeviceRule { block: true, number: (7, 1), read: true, write: false }];
+    let group = groups.create("t1", None, Devices::Also(&also), &Limits::default()).unwrap();
+    let shared: Vec<_> = groups.shared();
+    let node = std::env::temp_dir().join(format!("hw-node-{}-own", std::process::id()));
+    let node = node.display();
+    let is_permitted = |procs: &[PathBuf], script: &str| {
+        let join: String = procs.iter().map(|file| format!("echo $$ > {} && ", file.display())).collect();
+        let script = format!("{join} {{ {{ {script}; }} 2>&1 | {{ ! grep -q 'not permitted'; }} }}");
+        std::process::Command::new("sh").args(["-c", &script]).env("LC_ALL", "C").output().unwrap().status.success()
+    };
+    assert!(is_permitted(&group.procs(), &format!("mknod {node} b 7 1")));
+    let opened = |procs: &[PathBuf], how: &str| is_permitted(procs, &format!("true {how} {node}"));
+    let (read, written) = (opened(&group.procs(), "<"), opened(&group.procs(), "<>"));
+    let others = opened(&shared, "<");
+    let null = is_permitted(&group.procs(), "echo > /dev/null");
+    let _ = fs::remove_file(node.to_string());
+    assert!(read && !written && !others && null, "read {read}, written {written}, others {others}, null {null}");
 }
