@@ -72,11 +72,11 @@ fn devices_are_part_of_a_step() {
         "FROM b\nRUN --device=v.com/a=b,required --device=name=class1 --device=v.com/a=*,required=false x\n";
     let built = built(dockerfile, &[]);
     let graph = llb::Graph::new(built.platforms[0].definition.clone(), llb::Limits::default()).expect("a graph");
-    let steps = graph.vertices().iter().filter_map(|vertex| match &vertex.op.op {
+    let mut steps = graph.vertices().iter().filter_map(|vertex| match &vertex.op.op {
         Some(llb::pb::op::Op::Exec(exec)) => Some((exec, vertex.metadata.caps.get("exec.meta.cdi"))),
         _ => None,
     });
-    let (exec, cap) = steps.last().expect("a step");
+    let (exec, cap) = steps.next().expect("a step");
     let devices: Vec<_> = exec.cdi_devices.iter().map(|device| (device.name.as_str(), device.optional)).collect();
     assert_eq!(devices, [("v.com/a=b", false), ("class1", true), ("v.com/a=*", true)]);
     assert_eq!(cap, Some(&true));

@@ -312,7 +312,7 @@ mod tests {
         let off = Devices::new(&config::Cdi { disabled: Some(true), ..config::Cdi::default() });
         assert!(off.list().is_empty() && !off.are_on());
         assert!(off.edits(&wanted("v.com/x=foo", true)).is_ok_and(|edits| edits.env.is_empty()));
-        let fault = off.edits(&wanted("v.com/x=foo", false)).err().expect("none there");
+        let fault = off.edits(&wanted("v.com/x=foo", false)).expect_err("none there");
         assert!(fault.get_hint().is_some_and(|hint| hint.contains("turned off")));
     }
 }
