@@ -300,7 +300,7 @@ mod tests {
         Labels:
         →a.b:→c
         Devices:
-        →Name:→v.com/x=a
+        →Name:→→v.com/x=a
         →AutoAllow:→true
         →Annotations:→d.e:→f
 
