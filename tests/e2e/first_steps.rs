@@ -111,6 +111,10 @@ fn programs_of_other_platforms_are_told_apart() {
         "the step is for {other} and this machine is {here}: register an emulator in binfmt_misc (the packages \
          qemu-user-static and binfmt-support do), or build on a machine of that platform"
     ));
+    // What a program says of something else.
+    kitchen.dockerfile("FROM busybox\nRUN echo 'plugin: Exec format error' >&2; exit 1\n");
+    let failed = kitchen.build("").fails();
+    assert!(!failed.stderr.contains("for another platform"), "{failed:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::harness::{Invocation, eventually, or_skip};
+use crate::harness::{Ended, Invocation, eventually, or_skip};
 use crate::kitchen::{Kitchen, ran};
 use crate::who::Who;
 
@@ -176,7 +176,22 @@ fn limits_of_steps_hold_and_are_no_part_of_the_cache_key() {
     ended.says("exit code: 137: out of memory, limit 67.11MB");
     assert!(!ended.stderr.contains("has no effect"), "{ended:?}");
     kitchen.build("--memory lots").fails().says("--memory").says("`lots`");
-    kitchen.build("--cpuset-cpus 3-1").fails().says("cpusetcpus");
+    kitchen.build("--cpuset-cpus 3-1").fails().says("invalid value `3-1` for --cpuset-cpus");
+    kitchen.dockerfile("FROM busybox\nRUN echo free\n");
+    let ended = kitchen.build("--cpu-quota -1").succeeds();
+    assert!(!ended.stderr.contains("without the limits"), "{ended:?}");
+}
+
+#[test]
+fn limits_that_a_user_cannot_set_are_warned_of_once() {
+    let Some(kitchen) = Kitchen::new(Who::Single) else { return };
+    let warning = "warning: steps run without the limits that they ask for: control groups belong to root";
+    let warnings = |ended: Ended| ended.stderr.lines().filter(|line| line.contains(warning)).count();
+    kitchen.dockerfile("FROM busybox\nRUN echo one\nRUN echo two\n");
+    assert_eq!(warnings(kitchen.build("-m 512m --cpu-quota -1").succeeds()), 1);
+    assert_eq!(warnings(kitchen.build("--no-cache --cpu-quota -1").succeeds()), 0);
+    // Whatever was told to another build.
+    assert_eq!(warnings(kitchen.build("--no-cache -m 512m").succeeds()), 1);
 }
 
 #[test]

@@ -31,3 +31,4 @@ pub use error::{Error, Mistake, Result, Unsupported};
 pub use frontend::{Built, Gateway, Outcome, PlatformResult, Request, build, is_built_in_image};
 pub use lint::Warning;
 pub use options::{NoCache, Options, check_attestation};
+pub use resources::is_number_list;

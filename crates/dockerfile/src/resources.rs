@@ -40,8 +40,8 @@ impl Resources {
             "cpushares" => limits.cpu_shares = unsigned("a number above 0")?,
             "cpuperiod" => limits.cpu_period = unsigned(MICROSECONDS)?,
             "cpuquota" => limits.cpu_quota = positive(MICROSECONDS)?,
-            "cpusetcpus" if is_set(value) => value.clone_into(&mut limits.cpuset_cpus),
-            "cpusetmems" if is_set(value) => value.clone_into(&mut limits.cpuset_mems),
+            "cpusetcpus" if is_number_list(value) => value.clone_into(&mut limits.cpuset_cpus),
+            "cpusetmems" if is_number_list(value) => value.clone_into(&mut limits.cpuset_mems),
             _ => return Err(wrong("a list of numbers and ranges such as `0-3,7`")),
         }
         Ok(())
@@ -53,7 +53,8 @@ impl Resources {
     }
 }
 
-fn is_set(value: &str) -> bool {
+/// Whether it is a list of numbers and ranges such as `0-3,7`, as processors and memory nodes are chosen by.
+pub fn is_number_list(value: &str) -> bool {
     let number = |text: &str| text.trim().parse::<u32>().ok().filter(|number| *number <= MOST);
     value.split(',').map(str::trim).filter(|part| !part.is_empty()).all(|part| match part.split_once('-') {
         Some((low, high)) => matches!((number(low), number(high)), (Some(low), Some(high)) if low <= high),

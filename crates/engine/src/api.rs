@@ -222,8 +222,8 @@ impl Engine {
         crate::usage::select(self.disk_usage().await?, filters)
     }
 
-    /// Removes what `options` says and answers what went.
-    pub async fn prune(&self, options: PruneOptions) -> Result<Vec<UsageRecord>, Fault> {
+    /// Removes what `options` says and answers what went, also where not all could go.
+    pub async fn prune(&self, options: PruneOptions) -> (Vec<UsageRecord>, Result<(), Fault>) {
         let store = self.core.store.clone();
         let options = store::PruneOptions {
             all: options.all,
@@ -233,9 +233,13 @@ impl Engine {
             min_free_space: options.min_free_space.map_or(0, |size| size.0),
             filters: options.filters,
         };
-        let removed = blocking(move || store.prune(&options)).await;
-        let removed = removed.map_err(|e| store_fault("cannot prune", e))?;
-        Ok(removed.into_iter().map(UsageRecord::from).collect())
+        let (removed, done) = blocking(move || {
+            let mut removed = Vec::new();
+            let done = store.prune_into(&options, &mut removed);
+            (removed, done)
+        })
+        .await;
+        (removed.into_iter().map(UsageRecord::from).collect(), done.map_err(|e| store_fault("cannot prune", e)))
     }
 
     /// Collects garbage by the configured rules, beside builds: what they use stays.

@@ -56,6 +56,8 @@ pub(crate) struct Job {
     made: Mutex<Option<mpsc::UnboundedSender<Arc<store::Hold>>>>,
     /// Its client looks into what failed.
     wants_wrecks: AtomicBool,
+    /// It was told that its steps run without limits.
+    unlimited: AtomicBool,
     /// How often the client's directories were found to be others than those that were read first.
     reading: AtomicU32,
     /// What vertices of later readings are called in definitions.
@@ -100,11 +102,17 @@ impl Job {
             retired_mounts: Mutex::default(),
             made: Mutex::default(),
             wants_wrecks: AtomicBool::new(false),
+            unlimited: AtomicBool::new(false),
             reading: AtomicU32::new(0),
             originals: Mutex::default(),
             converted: Mutex::default(),
             policies,
         }
+    }
+
+    /// Notes that its steps run without limits that they ask for. Says whether that is new.
+    pub(crate) fn note_unlimited(&self) -> bool {
+        !self.unlimited.swap(true, Ordering::Relaxed)
     }
 
     /// An answer of the client, for as long as the build is wanted.

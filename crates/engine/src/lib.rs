@@ -39,7 +39,7 @@ mod verify;
 mod wreck;
 
 pub use self::core::store_fault;
-pub use ::dockerfile::Unsupported;
+pub use ::dockerfile::{Unsupported, is_number_list};
 pub use api::{Engine, EngineOptions, SnapshotterChoice};
 pub use bridge::{Bridge, ImageConfig};
 pub use container::{Container, Control, NewContainer, NewProcess, ProcessIo, StepIo};

@@ -394,7 +394,7 @@ async fn documents(isolation: &Isolation) {
     let documents = ["containerimage.digest", "containerimage.config.digest"];
     let documents = documents.map(|name| response.exporter_response[name].parse().unwrap());
     let left = async || {
-        engine.prune(PruneOptions { all: true, ..PruneOptions::default() }).await.unwrap();
+        engine.prune(PruneOptions { all: true, ..PruneOptions::default() }).await.1.unwrap();
         documents.map(|document| engine.store().content().has(&document))
     };
     assert_eq!(left().await, [true; 2]);

@@ -341,6 +341,7 @@ impl Talk {
                         break Ok(Exit {
                             code: code.unwrap_or_else(|| 128 + signal.unwrap_or(0)),
                             signal,
+                            started: true,
                             out_of_memory: None,
                             usage: Usage {
                                 user: Duration::from_micros(user_micros),
@@ -383,7 +384,7 @@ impl Talk {
             Some(Failure::Setup(text)) => Err(Error::Setup(text)),
             Some(Failure::Program(text)) => {
                 (io.output)(Stream::Stderr, format!("{text}\n").as_bytes());
-                Ok(Exit { code: NOT_STARTED, signal: None, ..exit })
+                Ok(Exit { code: NOT_STARTED, signal: None, started: false, ..exit })
             }
         }
     }

@@ -252,6 +252,8 @@ pub struct StepIo {
     pub output: Output,
     /// Awaited before more output is read: until it is ready, a step that goes on writing waits as well.
     pub room: Arc<dyn Fn() -> Room + Send + Sync>,
+    /// Told why a step runs without limits that it asks for.
+    pub unlimited: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 /// Takes a piece of output.
@@ -260,13 +262,19 @@ pub type Output = Arc<dyn Fn(Stream, &[u8]) + Send + Sync>;
 impl StepIo {
     /// Hands each piece of output to `output`.
     pub fn new(output: impl Fn(Stream, &[u8]) + Send + Sync + 'static) -> StepIo {
-        StepIo { output: Arc::new(output), room: Arc::new(|| Box::pin(std::future::ready(()))) }
+        let room = || -> Room { Box::pin(std::future::ready(())) };
+        StepIo { output: Arc::new(output), room: Arc::new(room), unlimited: Arc::new(|_| ()) }
     }
 
     /// Holds the step back until there is room. What it had written when it ended is handed on at once: that is no
     /// more than two pipes hold.
     pub fn held_back_by(self, room: impl Fn() -> Room + Send + Sync + 'static) -> StepIo {
         StepIo { room: Arc::new(room), ..self }
+    }
+
+    /// Tells why a step runs without limits that it asks for.
+    pub fn when_unlimited(self, tell: impl Fn(&str) + Send + Sync + 'static) -> StepIo {
+        StepIo { unlimited: Arc::new(tell), ..self }
     }
 
     /// Forgets all output.
@@ -282,6 +290,8 @@ pub struct Exit {
     pub code: i32,
     /// The signal that killed it.
     pub signal: Option<i32>,
+    /// Its program was started; else the last line of its output says why not.
+    pub started: bool,
     /// A process of it was killed because memory ran out.
     pub out_of_memory: Option<OutOfMemory>,
     /// What it used.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::content::remove_unwanted;
+use crate::content::{remove_file, remove_unwanted};
 use crate::snapshot::tree;
 use crate::{Error, Inner, Result, locked};
 
@@ -31,6 +31,8 @@ pub(crate) struct Queue {
     jobs: Sender<Job>,
     receiver: Mutex<Option<Receiver<Job>>>,
     next_trash: AtomicU64,
+    /// Locked while the thread removes something: its name goes before its space does.
+    pub(crate) removing: Mutex<()>,
     /// The place up to which data is known to be on the disk.
     synced: AtomicI64,
     /// When data last changed.
@@ -44,6 +46,7 @@ impl Queue {
             jobs,
             receiver: Mutex::new(Some(receiver)),
             next_trash: AtomicU64::new(0),
+            removing: Mutex::default(),
             synced: AtomicI64::new(synced),
             changed: Mutex::default(),
         }
@@ -91,6 +94,7 @@ fn run(inner: &Inner, jobs: &Receiver<Job>) {
         let job = jobs.recv_timeout(IDLE);
         match job {
             Ok(Job::Remove(path)) => {
+                let _turn = locked(&inner.work.removing);
                 if let Err(error) = tree::remove_tree(&path) {
                     tracing::warn!(path = %path.display(), %error, "discarded data could not be removed");
                 }
@@ -129,15 +133,32 @@ pub(crate) fn note_change(inner: &Inner) {
 
 /// Moves a path out of the way at once and removes it in the background.
 pub(crate) fn discard(inner: &Inner, path: &Path) {
+    // What cannot be moved has no record: the next open sweeps it.
+    if let Err(error) = move_to_trash(inner, path) {
+        tracing::warn!(path = %path.display(), %error, "data could not be discarded");
+    }
+}
+
+/// Has a file gone from its place at once, and its space freed in the background: that takes long for a large one. Says
+/// whether it was there.
+pub(crate) fn discard_file(inner: &Inner, file: &Path) -> Result<bool> {
+    match move_to_trash(inner, file) {
+        Ok(true) => Ok(true),
+        // It is not there, or a full disk has no room for one more name.
+        Ok(false) | Err(_) => remove_file(file),
+    }
+}
+
+fn move_to_trash(inner: &Inner, path: &Path) -> std::io::Result<bool> {
     let number = inner.work.next_trash.fetch_add(1, Ordering::Relaxed);
     let trash = tree::trash_dir(inner).join(number.to_string());
     match std::fs::rename(path, &trash) {
         Ok(()) => {
             let _ = inner.work.jobs.send(Job::Remove(trash));
+            Ok(true)
         }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        // What cannot be moved has no record: the next open sweeps it.
-        Err(error) => tracing::warn!(path = %path.display(), %error, "data could not be discarded"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -157,6 +178,7 @@ pub(crate) fn drain(inner: &Inner) {
             }
         }
     }
+    drop(locked(&inner.work.removing));
 }
 
 /// Writes what is kept in memory, brings all to the disk and notes up to where that is true.
@@ -225,7 +247,8 @@ pub(crate) fn remove_orphan_blobs(inner: &Inner, unused_since: i64) -> Result<u6
             "SELECT digest, size FROM blob b WHERE last_used < ?1
                AND NOT EXISTS (SELECT 1 FROM layer WHERE digest = b.digest)
                AND NOT EXISTS (SELECT 1 FROM blob_ref WHERE digest = b.digest)
-               AND NOT EXISTS (SELECT 1 FROM snapshot WHERE instr(lazy, lower(hex(b.digest))) > 0)",
+               AND NOT EXISTS (SELECT 1 FROM snapshot
+                               WHERE instr(lazy, '{\"digest\":\"sha256:' || lower(hex(b.digest)) || '\"') = 1)",
         )?;
         let rows = query
             .query_map([unused_since], |row| Ok((base::Digest::from_bytes(row.get(0)?), row.get::<_, i64>(1)?)))?;

@@ -237,6 +237,9 @@ pub(crate) fn on_reserve<T>(inner: &Inner, work: impl FnOnce() -> T) -> T {
     let is_full = free(&inner.dir).is_none_or(|free| free < reserve::BYTES);
     let loan = is_full.then(|| reserve::borrow(&inner.dir)).flatten();
     let done = work();
+    if is_full {
+        maintenance::drain(inner);
+    }
     drop(loan);
     // What the store was opened on is owed, too.
     drop(locked(&inner.loan).take());

@@ -299,10 +299,18 @@ async fn clean(channel: Channel, prune: &prune::Prune) -> Result<(), Fault> {
     };
     let mut answers = ControlClient::new(channel).prune(request).await.map_err(failed)?.into_inner();
     let mut gone = Vec::new();
-    while let Some(answer) = answers.message().await.map_err(failed)? {
-        gone.push(record(answer));
+    let done = loop {
+        match answers.message().await {
+            Ok(Some(answer)) => gone.push(record(answer)),
+            Ok(None) => break Ok(()),
+            Err(status) => break Err(failed(status)),
+        }
+    };
+    // What went is told also where not all could go.
+    if done.is_ok() || !gone.is_empty() {
+        crate::print(&prune.text(&format, &gone, None)?)?;
     }
-    crate::print(&prune.text(&format, &gone, None)?)
+    done
 }
 
 /// For clients that reach the daemon through another program, such as ssh.

@@ -120,9 +120,19 @@ async fn prune(
     settings: Settings,
     environment: Environment,
 ) -> Result<(), run::Failure> {
-    let gone =
-        run::tidy(settings.to_tidy_up(), &environment, |engine| async move { engine.prune(options).await }).await?;
-    Ok(crate::print(&text(&gone, &format, verbose, Some(jiff::Timestamp::now()))?)?)
+    let mut done = Ok(());
+    let ended = &mut done;
+    let prune = |engine: engine::Engine| async move {
+        let (gone, done) = engine.prune(options).await;
+        *ended = done;
+        Ok(gone)
+    };
+    let gone = run::tidy(settings.to_tidy_up(), &environment, prune).await?;
+    // What went is told also where not all could go.
+    if done.is_ok() || !gone.is_empty() {
+        crate::print(&text(&gone, &format, verbose, Some(jiff::Timestamp::now()))?)?;
+    }
+    Ok(done?)
 }
 
 /// What went, for people or programs.

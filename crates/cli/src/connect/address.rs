@@ -76,7 +76,7 @@ impl Remote {
 /// How servers of another kind are found out, and how long that may take.
 const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
 const ANSWER: &[u8; 5] = b"HTTP/";
-const PROBE: Duration = Duration::from_secs(1);
+const PROBE: Duration = Duration::from_secs(3);
 /// What is said of them.
 const HTTP1: &str = "what listens there speaks HTTP/1";
 

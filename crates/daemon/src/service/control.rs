@@ -247,8 +247,9 @@ impl wire::control_server::Control for Control {
             min_free_space: size(request.min_free_space),
             filters: filters(request.filter),
         };
-        let records = self.0.engine.prune(options).await.map_err(failed)?;
-        let records = records.into_iter().map(|record| Ok(usage(record))).collect::<Vec<_>>();
+        let (records, done) = self.0.engine.prune(options).await;
+        let records = records.into_iter().map(|record| Ok(usage(record)));
+        let records = records.chain(done.map_err(failed).err().map(Err)).collect::<Vec<_>>();
         Ok(Response::new(Box::pin(futures_util::stream::iter(records))))
     }
 

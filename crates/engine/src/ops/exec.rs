@@ -36,13 +36,20 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
     let output = Arc::new(Mutex::new((StepLog::new(ctx.core.step_log), Tail::default())));
     let io = {
         let (output, tasks, began) = (output.clone(), ctx.tasks.clone(), Instant::now());
-        let room = ctx.tasks.clone();
+        let (room, warned, jobs) = (ctx.tasks.clone(), ctx.tasks.clone(), ctx.jobs.clone());
         let io = StepIo::new(move |stream: Stream, bytes: &[u8]| {
             let (log, tail) = &mut *output.lock().unwrap_or_else(PoisonError::into_inner);
             tail.push(bytes);
             log.push(stream, bytes, began.elapsed(), &mut |shown| tasks.log(stream, shown));
         });
-        io.held_back_by(move || room.room())
+        // Each build hears of it once.
+        let tell = move |why: &str| {
+            if jobs.iter().fold(false, |is_new, job| job.note_unlimited() || is_new) {
+                let text = format!("warning: steps run without the limits that they ask for: {why}\n");
+                warned.log(Stream::Stderr, text.as_bytes());
+            }
+        };
+        io.held_back_by(move || room.room()).when_unlimited(tell)
     };
     ctx.core.keep_room(&ctx.tasks).await;
     let exit = match ctx.core.executor.run(step, io, ctx.cancel.clone()).await {
@@ -175,8 +182,8 @@ fn space_hint(store: &store::Store, tail: &[u8]) -> Option<String> {
 /// What to try where the kernel cannot run a step's program.
 fn platform_hint(ctx: &OpContext, exit: &Exit, tail: &[u8]) -> Option<String> {
     let said = String::from_utf8_lossy(tail).to_lowercase();
-    // Of a shell it is 126.
-    if !matches!(exit.code, 1 | 126) || !said.trim_end().ends_with("exec format error") {
+    // Of a shell that could not start another program it is 126.
+    if exit.started && exit.code != 126 || !said.trim_end().ends_with("exec format error") {
         return None;
     }
     let here = Platform::host();

@@ -83,7 +83,7 @@ impl Privileged {
     }
 
     /// The group of a step that asks for limits, or to be elsewhere, or may do everything, which includes groups of its own.
-    fn group(&self, step: &Step) -> Result<Option<Group>, Error> {
+    fn group(&self, step: &Step, io: &StepIo) -> Result<Option<Group>, Error> {
         let parent = step.cgroup_parent.as_deref().filter(|parent| !parent.is_empty());
         let is_asked_for = !step.resources.is_unlimited() || parent.is_some();
         let are_ruled = self.groups.as_ref().is_some_and(Groups::rules_devices);
@@ -92,9 +92,14 @@ impl Privileged {
             return Ok(None);
         }
         let limits = limits::of_group(&step.resources);
-        let missing = |what: String| match is_asked_for {
-            true => tracing::warn!("a step runs without the limits that it asks for: {what}"),
-            false => tracing::warn!("a step runs without control groups of its own: {what}"),
+        let missing = |what: String| {
+            match is_asked_for {
+                true => tracing::warn!("a step runs without the limits that it asks for: {what}"),
+                false => tracing::warn!("a step runs without control groups of its own: {what}"),
+            }
+            if !step.resources.is_unlimited() {
+                (io.unlimited)(&what);
+            }
         };
         let Some(groups) = &self.groups else {
             missing("no control groups".to_owned());
@@ -163,7 +168,7 @@ impl Executor for Privileged {
         attached: Attached,
         cancel: CancellationToken,
     ) -> Result<Exit, Error> {
-        let surroundings = self.surroundings(step.security, self.group(&step)?);
+        let surroundings = self.surroundings(step.security, self.group(&step, &io)?);
         let step = What::Step(Box::new(step));
         let mut exit = run(self.helper.clone(), step, io, attached, surroundings, cancel).await?;
         if exit.code == 128 + libc::SIGKILL && exit.out_of_memory.is_none() {

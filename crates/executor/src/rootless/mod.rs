@@ -50,7 +50,9 @@ impl Executor for Rootless {
         cancel: CancellationToken,
     ) -> Result<Exit, Error> {
         if !step.resources.is_unlimited() {
-            tracing::warn!("a step runs without the limits that it asks for: control groups belong to root");
+            const WHY: &str = "control groups belong to root";
+            tracing::warn!("a step runs without the limits that it asks for: {WHY}");
+            (io.unlimited)(WHY);
         }
         let step = What::Step(Box::new(step));
         run(self.helper.clone(), step, io, attached, self.surroundings(), cancel).await

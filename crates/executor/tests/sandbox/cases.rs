@@ -66,7 +66,7 @@ fn missing_programs(bed: &Bed) -> Outcome {
     assert!(wrong.is_empty(), "{wrong:?}");
     // A script without an interpreter line, and one whose interpreter is missing.
     let ran = bed.run(bed.script("a", "echo x > /x; chmod +x /x; exec /x")).unwrap();
-    assert_eq!(ran.exit.code, 127, "{ran:?}");
+    assert_eq!((ran.exit.code, ran.exit.started), (127, true), "{ran:?}");
     let scripts = bed.dir("scripts");
     for (name, text) in [("bare", "true\n"), ("lost", "#!/no/such/shell\n")] {
         use std::os::unix::fs::PermissionsExt;
@@ -79,7 +79,7 @@ fn missing_programs(bed: &Bed) -> Outcome {
         let mut step = Step::new(bed.root("a"), [name]);
         step.mounts.push(crate::mounts::directory("/m", &scripts));
         let ran = bed.run(step).unwrap();
-        assert_eq!((ran.exit.code, ran.stderr.as_str()), (1, text));
+        assert_eq!((ran.exit.code, ran.exit.started, ran.stderr.as_str()), (1, false, text));
     }
     Ok(())
 }

@@ -166,3 +166,29 @@ fn a_lease_outlives_the_process_and_keeps_blobs_out_of_the_cache() {
     assert_eq!(content.list().expect("listed"), []);
     assert_eq!(content.release("nobody's").expect("no error"), []);
 }
+
+#[test]
+fn nobody_waits_for_the_space_of_a_removed_blob() {
+    let (_dir, store) = copy_store();
+    let content = store.content();
+    let digest = content.put("large").expect("stored");
+    // The disk is slow: nothing that was discarded goes yet.
+    let slow = locked(&store.inner.work.removing);
+    assert!(content.delete(&digest).expect("deleted"));
+    assert!(!content.has(&digest));
+    let trash = || std::fs::read_dir(crate::snapshot::tree::trash_dir(&store.inner)).expect("there").count();
+    assert_eq!(trash(), 1);
+    drop(slow);
+    store.prune(&PruneOptions::default()).expect("pruned");
+    assert_eq!(trash(), 0);
+}
+
+#[test]
+fn a_blob_goes_where_there_is_no_room_for_its_new_name() {
+    let (_dir, store) = copy_store();
+    let digest = store.content().put("blob").expect("stored");
+    // The next name in the trash is taken.
+    std::fs::create_dir_all(crate::snapshot::tree::trash_dir(&store.inner).join("0/in-the-way")).expect("made");
+    assert!(store.content().delete(&digest).expect("deleted"));
+    assert!(!store.content().has(&digest));
+}

@@ -145,7 +145,9 @@ fn many_who_meet_a_full_volume_at_once_all_find_room() {
 fn what_went_before_a_removal_failed_is_room() {
     let (_dir, store) = copy_store();
     let (oldest, next) = (sized(&store, 64).id(), store.content().put(b"blob").expect("stored"));
-    // A directory under the name of a blob cannot be removed as one.
+    // A directory under the name of a blob cannot be removed as one, where it cannot be moved.
+    let trash = crate::snapshot::tree::trash_dir(&store.inner);
+    std::fs::rename(&trash, trash.with_extension("aside")).expect("moved");
     let path = store.content().path(&next);
     std::fs::remove_file(&path).expect("removed");
     std::fs::create_dir(&path).expect("made");

@@ -7,18 +7,27 @@ use super::{Record, SnapshotId, tree};
 use crate::content::remove_unwanted;
 use crate::{Inner, Result, keys, maintenance};
 
-/// Removes those of the snapshots that nobody holds and nothing stands on. Answers which went.
-pub(crate) fn remove_free(inner: &Inner, ids: &[SnapshotId]) -> Result<Vec<SnapshotId>> {
+/// Removes those of the snapshots that nobody holds and nothing stands on. Which went is in `gone`, also where what hung on
+/// them could not all be removed.
+pub(crate) fn remove_free(inner: &Inner, ids: &[SnapshotId], gone: &mut Vec<SnapshotId>) -> Result<()> {
     let doomed = inner.snapshots.doom(ids);
-    let gone = doomed.iter().map(|(id, _)| *id).collect();
-    remove_all(inner, doomed).map(|()| gone)
+    let doomed_ids: Vec<SnapshotId> = doomed.iter().map(|(id, _)| *id).collect();
+    let blobs = remove_records(inner, doomed)?;
+    gone.extend(doomed_ids);
+    remove_blobs(inner, &blobs)
 }
 
 /// Removes snapshots that were taken out of the table. Their blobs go with them unless something else wants these. Where
 /// that cannot be written down, as on a full disk, they are still there.
 pub(super) fn remove_all(inner: &Inner, doomed: Vec<(SnapshotId, Record)>) -> Result<()> {
+    let blobs = remove_records(inner, doomed)?;
+    remove_blobs(inner, &blobs)
+}
+
+/// Without their blobs, which it answers.
+fn remove_records(inner: &Inner, doomed: Vec<(SnapshotId, Record)>) -> Result<Vec<Digest>> {
     if doomed.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let ids: Vec<SnapshotId> = doomed.iter().map(|(id, _)| *id).collect();
     let blobs = inner.db.write("write to", |db| delete_rows(db, &ids));
@@ -36,8 +45,14 @@ pub(super) fn remove_all(inner: &Inner, doomed: Vec<(SnapshotId, Record)>) -> Re
             maintenance::discard(inner, &path);
         }
     }
+    Ok(blobs)
+}
+
+/// Removes blobs that removed snapshots referred to: all that can be. What is left belongs to no snapshot, and goes another
+/// time. Answers the first error.
+fn remove_blobs(inner: &Inner, blobs: &[Digest]) -> Result<()> {
     // Another build may have made the same ones, or have found them, since then.
-    blobs.iter().try_for_each(|digest| remove_unwanted(inner, digest).map(drop))
+    blobs.iter().fold(Ok(()), |done, digest| done.and(remove_unwanted(inner, digest).map(drop)))
 }
 
 /// Deletes the rows of snapshots, their results, keys and values. Returns the blobs that they referred to.
@@ -68,11 +83,13 @@ pub(super) fn delete_rows(db: &Connection, ids: &[SnapshotId]) -> rusqlite::Resu
 }
 
 /// Whether a snapshot refers to a blob: as a layer of it, as something it needs, or as the lazy layer that it is made from.
-/// Descriptors of lazy layers are JSON, and few snapshots have one. Those of another identity are not ours to bring back.
+/// Descriptors of lazy layers are JSON that begins with the digest, and few snapshots have one. Those of another identity are
+/// not ours to bring back.
 pub(crate) fn refer_to(db: &Connection, identity: i64, digest: &Digest) -> rusqlite::Result<bool> {
     let mut query = db.prepare_cached(
         "SELECT EXISTS (SELECT 1 FROM layer WHERE digest = ?1) OR EXISTS (SELECT 1 FROM blob_ref WHERE digest = ?1)
-             OR EXISTS (SELECT 1 FROM snapshot WHERE identity = ?2 AND instr(lazy, ?3) > 0)",
+             OR EXISTS (SELECT 1 FROM snapshot WHERE identity = ?2 AND instr(lazy, ?3) = 1)",
     )?;
-    query.query_row((digest.as_bytes(), identity, digest.to_string()), |row| row.get(0))
+    let lazy = format!("{{\"digest\":\"{digest}\"");
+    query.query_row((digest.as_bytes(), identity, lazy), |row| row.get(0))
 }

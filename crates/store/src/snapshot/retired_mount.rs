@@ -30,7 +30,7 @@ impl Snapshots {
             let mut statement = db.prepare_cached("UPDATE snapshot SET cache_key = ?2 WHERE id = ?1")?;
             retired.iter().try_for_each(|id| statement.execute((id.0, retired_key(*id))).map(drop))
         })?;
-        remove_free(inner, &retired).map(drop)
+        remove_free(inner, &retired, &mut Vec::new())
     }
 }
 
@@ -40,7 +40,7 @@ pub(super) fn remove_if_retired(inner: &Inner, id: SnapshotId) {
     if inner.snapshots.with(id, |record| is_retired(&record.cache_key)) != Some(true) {
         return;
     }
-    if let Err(error) = remove_free(inner, &[id]) {
+    if let Err(error) = remove_free(inner, &[id], &mut Vec::new()) {
         tracing::warn!(%error, snapshot = %id, "a retired cache mount was not removed");
     }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use base::Digest;
+use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
 use tracing::{Event, Metadata, Subscriber};
 
@@ -57,8 +58,17 @@ fn a_blob_that_got_a_snapshot_since_it_was_counted_stays() {
     assert_eq!([made, pulled].map(|blob| store.content().has(&blob)), [false, false]);
 }
 
-/// Does something whenever there is something to log.
-struct Meanwhile<F>(F);
+/// Does something whenever this is logged.
+struct Meanwhile<F>(&'static str, F);
+
+/// Whether it is the message of an event.
+struct Says(&'static str, bool);
+
+impl Visit for Says {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.1 |= field.name() == "message" && format!("{value:?}") == self.0;
+    }
+}
 
 impl<F: Fn() + 'static> Subscriber for Meanwhile<F> {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
@@ -73,8 +83,12 @@ impl<F: Fn() + 'static> Subscriber for Meanwhile<F> {
 
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
-    fn event(&self, _: &Event<'_>) {
-        (self.0)();
+    fn event(&self, event: &Event<'_>) {
+        let mut says = Says(self.0, false);
+        event.record(&mut says);
+        if says.1 {
+            (self.1)();
+        }
     }
 
     fn enter(&self, _: &Id) {}
@@ -101,7 +115,9 @@ fn a_blob_that_is_found_while_its_snapshot_goes_stays() {
             locked(&found).push(new);
         }
     };
-    tracing::subscriber::with_default(Meanwhile(find), || store.prune(&ALL).expect("pruned"));
+    tracing::subscriber::with_default(Meanwhile("data could not be discarded", find), || {
+        store.prune(&ALL).expect("pruned")
+    });
     assert_eq!(locked(&found).len(), 1);
     assert!(store.content().has(&blob));
 }
@@ -134,4 +150,47 @@ fn what_is_made_again_while_it_goes_is_there() {
         }
     });
     assert_eq!(lost.into_inner(), 0, "of {ROUNDS}");
+}
+
+#[test]
+fn one_blob_that_stays_keeps_no_other() {
+    let (_dir, store) = copy_store();
+    let [stuck, free] = ["stuck", "free"].map(|text| store.content().put(text).expect("stored"));
+    let layer = small(&store);
+    for blob in [&stuck, &free] {
+        store.content().attach(blob, &layer.id()).expect("attached");
+    }
+    let id = layer.id().to_string();
+    drop(layer);
+    let sql = |sql: &str| store.inner.db.write("write to", |db| db.execute_batch(sql)).expect("written");
+    // They are tried in the order of their digests.
+    let first = stuck.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    sql(&format!(
+        "CREATE TRIGGER stay BEFORE DELETE ON blob WHEN old.digest = x'{first}' BEGIN SELECT RAISE(ABORT, 'no'); END"
+    ));
+    let mut removed = Vec::new();
+    store.prune_into(&ALL, &mut removed).expect_err("one stays");
+    assert_eq!(removed.iter().map(|record| &record.id).collect::<Vec<_>>(), [&id]);
+    assert_eq!([stuck, free].map(|blob| store.content().has(&blob)), [true, false]);
+    // It was cleaned up as after a success.
+    assert_eq!(std::fs::read_dir(tree::trash_dir(&store.inner)).expect("there").count(), 0);
+    sql("DROP TRIGGER stay");
+    let removed = store.prune(&ALL).expect("pruned");
+    assert_eq!(removed.iter().map(|record| record.id.clone()).collect::<Vec<_>>(), [stuck.to_string()]);
+}
+
+#[test]
+fn a_blob_is_not_kept_by_what_a_lazy_layer_unpacks_to() {
+    let (_dir, store) = copy_store();
+    let [packed, unpacked, chain] =
+        ["packed", "unpacked", "chain"].map(|text| store.content().put(text).expect("stored"));
+    let layer = LazyLayer { diff_id: unpacked, chain_id: chain, ..lazy(packed) };
+    let _image = store.snapshots().register_lazy(None, layer, PrepareOptions::default()).expect("registered");
+    let gone = [packed, unpacked, chain].map(|blob| store.content().delete(&blob).expect("asked"));
+    assert_eq!(gone, [false, true, true]);
+    for text in ["unpacked", "chain"] {
+        store.content().put(text).expect("stored");
+    }
+    assert_eq!(maintenance::remove_orphan_blobs(&store.inner, i64::MAX).expect("removed"), 13);
+    assert!(store.content().has(&packed));
 }

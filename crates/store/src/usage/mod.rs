@@ -115,19 +115,26 @@ impl Store {
 
     /// Removes what `options` names and nothing uses; answers with what was removed. Its space is free on return.
     pub fn prune(&self, options: &PruneOptions) -> Result<Vec<UsageRecord>> {
+        let mut removed = Vec::new();
+        self.prune_into(options, &mut removed).map(|()| removed)
+    }
+
+    /// The same; what was removed is in `removed`, also where the next could not be.
+    pub fn prune_into(&self, options: &PruneOptions, removed: &mut Vec<UsageRecord>) -> Result<()> {
         let filters = options.filters.iter().map(|filter| filter.parse()).collect::<Result<Vec<UsageFilter>>>()?;
         let _turn = self.inner.room.turn();
         let usage = self.disk_usage()?;
         let keep = self.bytes_to_keep(total(&usage), options)?;
-        let mut removed = Vec::new();
+        let before = removed.len();
         let done = room::on_reserve(&self.inner, || {
             let enough = keep.map(|keep| move |left: u64| left < keep);
             let enough = enough.as_ref().map(|enough| enough as &dyn Fn(u64) -> bool);
-            self.remove_until(enough, usage, options, &filters, &mut removed)?;
-            self.after_prune(options)
+            let done = self.remove_until(enough, usage, options, &filters, removed);
+            let after = self.after_prune(options);
+            done.and(after)
         });
-        self.inner.room.was_made(&removed);
-        done.map(|()| removed)
+        self.inner.room.was_made(&removed[before..]);
+        done
     }
 
     /// Removes what nobody uses, whatever rules say, until it is enough, which is asked with the bytes that went; nothing,
@@ -221,29 +228,30 @@ impl Store {
 
     fn remove_records(&self, going: &[UsageRecord], gone: &mut Vec<UsageRecord>) -> Result<()> {
         let ids: Vec<SnapshotId> = going.iter().filter_map(|record| record.id.parse().ok()).collect();
-        let doomed = snapshot::remove_free(&self.inner, &ids)?;
+        let mut doomed = Vec::new();
+        let mut done = snapshot::remove_free(&self.inner, &ids, &mut doomed);
         let (snapshots, blobs): (Vec<_>, Vec<_>) =
             going.iter().partition(|record| record.id.parse::<SnapshotId>().is_ok());
         let is_gone = |record: &&&UsageRecord| record.id.parse().is_ok_and(|id| doomed.contains(&id));
         gone.extend(snapshots.iter().filter(is_gone).map(|record| (*record).clone()));
         for record in blobs {
-            if let Ok(digest) = record.id.parse::<Digest>()
-                && self.content().delete(&digest)?
-            {
-                gone.push(record.clone());
+            let Ok(digest) = record.id.parse::<Digest>() else { continue };
+            match self.content().delete(&digest) {
+                Ok(true) => gone.push(record.clone()),
+                Ok(false) => {}
+                Err(error) => done = done.and(Err(error)),
             }
         }
-        Ok(())
+        done
     }
 
     /// With `all` and no bound, also what another identity left: nothing here can ever read it.
     fn after_prune(&self, options: &PruneOptions) -> Result<()> {
         let bounded = options.max_used_space != 0 || options.reserved_space != 0 || options.min_free_space != 0;
-        if options.all && !bounded && options.filters.is_empty() && options.keep_duration.is_zero() {
-            self.remove_foreign()?;
-        }
+        let is_whole = options.all && !bounded && options.filters.is_empty() && options.keep_duration.is_zero();
+        let done = if is_whole { self.remove_foreign() } else { Ok(()) };
         maintenance::drain(&self.inner);
-        Ok(())
+        done
     }
 
     fn remove_foreign(&self) -> Result<()> {
