@@ -103,7 +103,11 @@ pub async fn open(
                     told = Some(by);
                 }
             }
-            _ => return opened,
+            _ => {
+                let remark = opened.as_ref().ok().and_then(Engine::remark);
+                remark.into_iter().for_each(|text| tell(Notice::Warning(text)));
+                return opened;
+            }
         }
     }
 }
