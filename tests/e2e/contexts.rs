@@ -160,3 +160,24 @@ fn standard_input_is_a_context_or_a_dockerfile() {
         assert!(!std::path::Path::new("/etc/hullworks-was-here").exists());
     }
 }
+
+#[test]
+fn a_state_directory_in_the_context_is_left_out() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        kitchen.file("a", "one");
+        kitchen.dockerfile("FROM busybox\nCOPY . /all/\nRUN ls -A /all > /names\n");
+        let names = || fs::read_to_string(kitchen.world.path("out/names")).unwrap();
+        let said = "the state directory `.st/hullworks` is left out of the context: put it into .dockerignore";
+        let first = kitchen.build_on("context/.st", "--output out").succeeds();
+        assert_eq!(first.stderr.matches(&format!(" WARN: {said}")).count(), 1, "{who:?}: {first:?}");
+        assert!(names().lines().all(|name| [".st", "Dockerfile", "a"].contains(&name)), "{who:?}: {}", names());
+        let all = fs::read_dir(kitchen.world.path("out/all/.st")).into_iter().flatten();
+        assert_eq!(all.count(), 0, "{who:?}: nothing of the state");
+        // Nor does what changes there run steps again.
+        assert_eq!(ran(&kitchen.build_on("context/.st", "").succeeds()), [""; 0], "{who:?}");
+        kitchen.file(".dockerignore", ".st\n");
+        let ignored = kitchen.build_on("context/.st", "").succeeds();
+        assert!(!ignored.stderr.contains("is left out"), "{who:?}: {ignored:?}");
+    }
+}

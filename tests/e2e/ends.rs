@@ -82,6 +82,8 @@ fn a_build_that_waits_for_a_registry_or_a_secret_stops_when_it_is_told_to() {
             if extra == "secret" {
                 running.waits_for("RUN --mount=type=secret,id=s true");
             }
+            // As timeout(1) does: to the process, and at once to its group. It is one signal.
+            running.signal("INT");
             running.signal("INT");
             let ended = running.ends_soon();
             assert_eq!(ended.code, Some(1), "{who:?}: {what}: {ended:?}");

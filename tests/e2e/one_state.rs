@@ -69,3 +69,19 @@ fn builds_that_overlap_for_a_moment_both_succeed() {
         }
     }
 }
+
+#[test]
+fn who_begins_with_an_empty_database_is_told() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    kitchen.dockerfile("FROM busybox\nRUN echo > /x\n");
+    let said = "metadata.db` is damaged (";
+    for command in ["build", "du", "prune"] {
+        assert!(!kitchen.build("").succeeds().stderr.contains(said));
+        let path = kitchen.world.path("state/hullworks/metadata.db");
+        let _ = fs::remove_file(path.with_extension("db-wal"));
+        fs::write(&path, vec![7; 8192]).unwrap();
+        let ended = if command == "build" { kitchen.build("") } else { kitchen.hullworks(command) };
+        let ended = ended.succeeds();
+        assert_eq!(ended.stderr.matches(said).count(), 1, "{command}: {ended:?}");
+    }
+}

@@ -449,3 +449,17 @@ fn files_of_a_client_do_not_wait_for_the_cache() {
     }
     machine.ends();
 }
+
+#[test]
+fn a_local_cache_that_is_not_given_any_more_is_no_error() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = kitchen(who) else { return };
+    kitchen.build("--cache-to type=local,dest=left,mode=max").succeeds();
+    let first = kitchen.build_on("other", "--cache-from type=local,src=left --output type=cacheonly").succeeds();
+    is_all_cached(&first);
+    let again = kitchen.build_on("other", "--output type=tar,dest=out.tar").succeeds();
+    assert_eq!(ran(&again), ALL, "{again:?}");
+    let said = "the local cache that these steps came from is not given any more: they run again";
+    assert_eq!(again.stderr.matches(&format!(" WARN: {said}")).count(), 1, "{again:?}");
+    assert!(!again.stderr.contains("ERROR") && !again.stderr.contains("------"), "{again:?}");
+}

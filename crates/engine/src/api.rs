@@ -97,6 +97,13 @@ impl Engine {
         format!("{} ({})", choice.driver.as_str(), choice.reason)
     }
 
+    /// What is to be told of the state directory as it was found.
+    pub fn remark(&self) -> Option<String> {
+        let damage = self.core.store.damage()?;
+        let path = self.core.store.dir().join("metadata.db");
+        Some(format!("`{}` is damaged ({damage}): an empty one takes its place, and steps run again", path.display()))
+    }
+
     /// How snapshots are kept here, by BuildKit's name.
     pub fn snapshotter_name(&self) -> &'static str {
         match self.core.store.driver().driver {

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use async_trait::async_trait;
 use base::progress::{Discard, Event, Warning};
 use base::report::{Label, Running, Tasks};
-use base::{Cancel, Fault};
+use base::{Cancel, Fault, Kind};
 use export::{BuildResult, Exporter, PlatformResult};
 use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
@@ -203,7 +203,14 @@ impl Engine {
                     Err(Fault::cancelled())
                 }
             };
-            let exported = running.end(exported)?;
+            // What is begun again without a cache has not failed.
+            let exported = match exported {
+                Err(fault) if fault.kind() == Kind::Cancelled || job.job.would_give_up(&fault) => {
+                    drop(running);
+                    return Err(fault);
+                }
+                exported => running.end(exported)?,
+            };
             response.descriptors.push(exported.answer.get("containerimage.descriptor").cloned());
             response.exporter_response.extend(exported.answer);
             response.documents.extend(exported.documents);

@@ -16,7 +16,7 @@ use registry::{BlobStart, Class, Stopper};
 use store::{Claim, ClaimGuard, Hold, LazyLayer, SnapshotId};
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::lost::blame;
+use crate::cache::lost::{blame, is_lost};
 use crate::core::{Core, joined, store_fault};
 use crate::flight::Flights;
 use crate::images::layer_fault;
@@ -62,6 +62,11 @@ impl Core {
             None => fault,
         });
         match image {
+            // Whoever wanted the layer fails, or goes on without the cache.
+            Some(image) if filled.as_ref().is_err_and(is_lost) => {
+                drop(image);
+                filled
+            }
             Some(image) => image.end(filled),
             None => filled,
         }

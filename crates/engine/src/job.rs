@@ -1,11 +1,11 @@
 //! One build: its client, its progress, what it was allowed, where its vertices come from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use base::progress::Sink;
+use base::progress::{Event, Sink, Warning};
 use base::{Digest, Fault, Platform, Secret};
 use registry::{Credential, CredentialSource, FetchedToken, TokenRequest};
 use session::{Credentials, SharedSession};
@@ -20,7 +20,7 @@ use crate::layout::StoreName;
 use crate::ops::source::{Commit, Download, ResolveMode};
 use crate::places::Places;
 use crate::request::Entitlement;
-use base::report::Label;
+use base::report::{Label, Running};
 
 /// How often the client's directories are read in one build, where they change while they are.
 const MOST_READINGS: u32 = 4;
@@ -50,6 +50,8 @@ pub(crate) struct Job {
     /// Caches that the build may read.
     imports: Mutex<Vec<Arc<Import>>>,
     given_up: Mutex<GivenUp>,
+    /// What it was warned of.
+    warned: Mutex<HashSet<String>>,
     /// Cache mounts that are retired for steps of this build, and whether they stand on something. Whoever comes second waits.
     retired_mounts: Mutex<HashMap<CacheMountName, Once>>,
     /// Who wants to know what steps made, as soon as they have.
@@ -99,6 +101,7 @@ impl Job {
             stores: Mutex::default(),
             imports: Mutex::default(),
             given_up: Mutex::default(),
+            warned: Mutex::default(),
             retired_mounts: Mutex::default(),
             made: Mutex::default(),
             wants_wrecks: AtomicBool::new(false),
@@ -113,6 +116,18 @@ impl Job {
     /// Notes that its steps run without limits that they ask for. Says whether that is new.
     pub(crate) fn note_unlimited(&self) -> bool {
         !self.unlimited.swap(true, Ordering::Relaxed)
+    }
+
+    /// Warns in a phase of its own, unless the build has been warned of the same.
+    pub(crate) fn warn_once(&self, phase: &str, short: String) {
+        if !self.warned.lock().unwrap_or_else(PoisonError::into_inner).insert(short.clone()) {
+            return;
+        }
+        let label = Label::phase(phase);
+        let running = Running::start(self.sink.clone(), &label);
+        let (vertex, detail, spans) = (label.digest, Vec::new(), Vec::new());
+        self.sink.emit(Event::Warning(Warning { vertex, level: 0, short, detail, url: None, file: None, spans }));
+        let _ = running.end(Ok::<(), Fault>(()));
     }
 
     /// An answer of the client, for as long as the build is wanted.

@@ -7,6 +7,8 @@
 //! The directory of a client elsewhere is transferred into a snapshot of its own, one build at a time, which the next
 //! build of the same directory brings up to date. From then on it is a directory in place that nobody changes.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use base::{Fault, Kind};
@@ -62,12 +64,18 @@ pub(crate) enum Found {
 
 impl LocalTree {
     pub(crate) async fn open(ctx: &OpContext, source: &LocalSource) -> Result<Tree, Fault> {
-        let filter = Filter {
+        let mut filter = Filter {
             include: source.include.clone().unwrap_or_default(),
             exclude: source.exclude.clone().unwrap_or_default(),
             follow: source.follow_paths.clone().unwrap_or_default(),
         };
-        let root = match find(&ctx.jobs, source.session.as_deref(), &source.name).await? {
+        let found = find(&ctx.jobs, source.session.as_deref(), &source.name).await?;
+        if let Found::InPlace(root) = &found
+            && let Some(state) = state_within(root.path(), ctx.core.store.dir())
+        {
+            leave_out(ctx, &mut filter, &state);
+        }
+        let root = match found {
             // What is made of it is not what is there.
             Found::InPlace(root) if source.chosen.is_some() => {
                 return mirrored(ctx, source, &filter, &Nearby::new(&source.name, root)).await;
@@ -140,6 +148,37 @@ impl LocalTree {
             _ => Err(Fault::new(Kind::Internal, "a commit made no snapshot")),
         }
     }
+}
+
+/// Where the state directory lies in a directory of the client, if it does. By what they are, whatever they are called.
+fn state_within(dir: &Path, state: &Path) -> Option<String> {
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    let (top, state) = (identity(dir)?, state.canonicalize().ok()?);
+    let above = state.ancestors().skip(1).find(|above| identity(above) == Some(top))?;
+    state.strip_prefix(above).ok()?.to_str().map(str::to_owned)
+}
+
+/// Leaves out the state directory, which changes all the time and which nobody wants in an image.
+fn leave_out(ctx: &OpContext, filter: &mut Filter, state: &str) {
+    let matches = files::pattern::Matcher::new(&filter.exclude).and_then(|matcher| matcher.matches(state));
+    let reaches = |path: &String| {
+        let path = path.trim_start_matches("./").trim_matches('/');
+        let is_all = path.is_empty() || path == "." || files::pattern::has_wildcards(path.as_bytes());
+        is_all || Path::new(state).starts_with(path) || Path::new(path).starts_with(state)
+    };
+    let mut chosen = filter.include.iter().chain(&filter.follow).peekable();
+    // A bad pattern is told of when the files are read.
+    if !matches.unwrap_or(true) && (chosen.peek().is_none() || chosen.any(reaches)) {
+        let text = format!("the state directory `{state}` is left out of the context: put it into .dockerignore");
+        ctx.jobs.iter().for_each(|job| job.warn_once("reading the context", text.clone()));
+    }
+    filter.exclude.push(escaped(state));
+}
+
+/// The pattern that means this path and no other.
+fn escaped(path: &str) -> String {
+    let escape = |c| if matches!(c, '*' | '?' | '[' | ']' | '\\' | '!') { vec!['\\', c] } else { vec![c] };
+    path.chars().flat_map(escape).collect()
 }
 
 /// Brings the mirror of a directory up to date.
@@ -236,4 +275,39 @@ pub(crate) async fn find(jobs: &[Arc<Job>], session: Option<&str>, name: &str) -
     }
     Err(Fault::user(format!("no local directory named `{name}` was given"))
         .hint(format!("share it with `--local {name}=<directory>`")))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_directory_is_found_by_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(path("context/.cache/hullworks")).unwrap();
+        std::fs::create_dir_all(path("contexts")).unwrap();
+        std::os::unix::fs::symlink("context", path("link")).unwrap();
+        std::os::unix::fs::symlink("context/.cache", path("state")).unwrap();
+        for (context, state, found) in [
+            ("context", "context/.cache/hullworks", Some(".cache/hullworks")),
+            ("link", "context/.cache/hullworks", Some(".cache/hullworks")),
+            ("context", "state/hullworks", Some(".cache/hullworks")),
+            ("context/.cache", "link/.cache/hullworks", Some("hullworks")),
+            ("contexts", "context/.cache/hullworks", None),
+            ("context/.cache/hullworks", "context/.cache", None),
+        ] {
+            assert_eq!(state_within(&path(context), &path(state)).as_deref(), found, "{context} {state}");
+        }
+    }
+
+    #[test]
+    fn names_with_signs_are_patterns_of_themselves() {
+        for name in ["!a/b", "a*/[b]", "a?\\"] {
+            let matcher = files::pattern::Matcher::new([escaped(name)]).unwrap();
+            assert!(matcher.matches(name).unwrap(), "{name}");
+            assert!(!matcher.matches("ab/b").unwrap(), "{name}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use base::progress::{CANCELLED, Event, Stream, Vertex};
 use base::report::{Relay, Tasks};
-use base::{Digest, Fault};
+use base::{Digest, Fault, Kind};
 use jiff::Timestamp;
 use solver::{JobId, NodeId, Notice, Status};
 
@@ -84,6 +84,7 @@ impl Shows {
                     Tasks::new(job.sink.clone(), name).log(Stream::Stderr, said.as_bytes());
                     Some(CANCELLED.to_owned())
                 }
+                Status::Failed(fault) if fault.kind() == Kind::Cancelled => Some(CANCELLED.to_owned()),
                 Status::Failed(fault) => Some(fault.to_string()),
                 Status::Cancelled => Some(CANCELLED.to_owned()),
                 _ => None,

@@ -115,6 +115,11 @@ impl Store {
         &self.inner.driver
     }
 
+    /// What was wrong with the database, where an empty one took its place when the store was opened.
+    pub fn damage(&self) -> Option<&str> {
+        self.inner.db.damage()
+    }
+
     /// The directory of the store.
     pub fn dir(&self) -> &Path {
         &self.inner.dir

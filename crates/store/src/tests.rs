@@ -141,6 +141,7 @@ fn a_damaged_database_is_a_miss() {
     let _ = std::fs::remove_file(dir.path().join("metadata.db-wal"));
     std::fs::write(&path, vec![7; 8192]).expect("damaged");
     let store = open_with(dir.path(), Driver::Copy);
+    assert!(store.damage().is_some(), "whoever opens it can tell");
     assert!(store.snapshots().hold(&id).is_none());
     assert!(!dir.path().join("snapshots/1").join(id.to_string()).exists(), "its tree has no record any more");
     assert_eq!(

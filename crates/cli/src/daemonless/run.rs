@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base::{Fault, Kind};
 use daemon::TracedBuild;
@@ -103,7 +103,11 @@ pub async fn open(
                     told = Some(by);
                 }
             }
-            _ => return opened,
+            _ => {
+                let remark = opened.as_ref().ok().and_then(Engine::remark);
+                remark.into_iter().for_each(|text| tell(Notice::Warning(text)));
+                return opened;
+            }
         }
     }
 }
@@ -178,21 +182,38 @@ pub fn cancelled_one_by_one<const N: usize>() -> Result<[CancellationToken; N], 
     let tokens: [CancellationToken; N] = std::array::from_fn(|_| CancellationToken::new());
     let cancel = tokens.clone();
     tokio::spawn(async move {
-        for round in 0.. {
+        let (mut round, mut counted) = (0, None);
+        loop {
             let name = tokio::select! {
                 _ = interrupt.recv() => "SIGINT",
                 _ = terminate.recv() => "SIGTERM",
                 () = next(&mut hangup) => "SIGHUP",
             };
+            if !is_another(&mut counted, Instant::now()) {
+                continue;
+            }
             tracing::info!("told to end by {name}");
             let _ = SIGNAL.set(name);
             match cancel.get(round) {
                 Some(token) => token.cancel(),
                 None => std::process::exit(1),
             }
+            round += 1;
         }
     });
     Ok(tokens)
+}
+
+/// Signals that come within this time are one: timeout(1) sends its own to the process and at once to its group as well.
+const ONE_SIGNAL: Duration = Duration::from_millis(500);
+
+/// Whether a signal is another one than the last that counted.
+fn is_another(counted: &mut Option<Instant>, now: Instant) -> bool {
+    if counted.is_some_and(|last| now.duration_since(last) < ONE_SIGNAL) {
+        return false;
+    }
+    *counted = Some(now);
+    true
 }
 
 /// The next signal of its kind; never, where it is ignored.

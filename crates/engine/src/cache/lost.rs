@@ -9,6 +9,7 @@ use store::{Hold, LazyLayer};
 
 use crate::core::Core;
 use crate::job::Job;
+use crate::layout;
 
 /// Why a cached result cannot be used after all.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -55,7 +56,19 @@ impl Job {
             static NEXT: AtomicU64 = AtomicU64::new(1);
             given_up.generation = NEXT.fetch_add(1, Ordering::Relaxed);
         }
+        drop(given_up);
+        if is_news {
+            self.warn_once("going on without a cache", self.without_cache(lost));
+        }
         is_news
+    }
+
+    fn without_cache(&self, lost: &Lost) -> String {
+        let is_local = lost.sources.iter().all(|source| source.starts_with(layout::SOURCE));
+        match is_local && !self.stores().iter().any(|store| store.cache) {
+            true => "the local cache that these steps came from is not given any more: they run again".to_owned(),
+            false => format!("a cache lacks what it promised: steps run again ({})", lost.cause),
+        }
     }
 
     /// Whether [`gives_up`](Self::gives_up) would say yes.

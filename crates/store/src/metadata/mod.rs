@@ -27,6 +27,8 @@ pub(crate) struct Db {
     age: RwLock<usize>,
     /// What an empty database must know of the one whose place it takes.
     heirloom: Mutex<Heirloom>,
+    /// Why it began as an empty one, where another was put aside when it was opened.
+    damage: Option<String>,
 }
 
 struct Reader {
@@ -48,12 +50,20 @@ impl Db {
     /// Opens `<dir>/metadata.db`. With `check` (after a machine crash) its pages are verified first.
     pub(crate) fn open(dir: &Path, check: bool) -> Result<Db> {
         let path = dir.join("metadata.db");
-        let connection = match open_file(&path, check) {
-            Err(Error::Database { source, .. }) if is_damage(&source) => begin_anew(&path, &source)?,
-            other => other?,
+        let (connection, damage) = match open_file(&path, check) {
+            Err(Error::Database { source, .. }) if is_damage(&source) => {
+                (begin_anew(&path, &source)?, Some(source.to_string()))
+            }
+            other => (other?, None),
         };
         let (readers, heirloom) = (Mutex::default(), Mutex::default());
-        Ok(Db { path, writer: Mutex::new(connection), readers, age: RwLock::new(0), heirloom })
+        Ok(Db { path, writer: Mutex::new(connection), readers, age: RwLock::new(0), heirloom, damage })
+    }
+
+    /// What was wrong with the database that was there, where this is an empty one in its place. Damage that shows later is
+    /// only logged.
+    pub(crate) fn damage(&self) -> Option<&str> {
+        self.damage.as_deref()
     }
 
     /// Says what an empty database is to begin with, should this one turn out to be damaged.
