@@ -167,10 +167,16 @@ fn the_log_has_a_line_for_each_builds_begin_and_end() {
     logged("a build succeeded", &reference());
     served.build(&format!("{line}hushhush")).fails();
     logged("a build failed", &reference());
+    logged("WARN", &reference());
+    logged("exit code: 1", &reference());
     // What errors quote of what was asked: the value of an argument, the text of a step.
     served.kitchen.dockerfile("FROM busybox\nARG WORD\nCOPY $WORD /x\n");
     served.build(&format!("{line}hush")).fails().says("\"/hush\": not found");
     logged("a build failed", &reference());
+    logged("/xxxxx", &reference());
+    served.kitchen.dockerfile("FROM busybox\nCPOY a b\n");
+    served.build("--ref-file ref").fails();
+    logged("unknown instruction", &reference());
     served.kitchen.dockerfile("FROM busybox\nRUN test hush = loud\n");
     served.build("--ref-file ref").fails().says("test hush = loud");
     logged("kind=User step=sha256:", &reference());

@@ -131,3 +131,26 @@ fn a_system_is_not_laid_out_over() {
     let passwd = fs::read_to_string(kitchen.world.path("system/etc/passwd")).unwrap();
     assert_eq!((passwd.as_str(), kitchen.world.path("system/usr").exists()), ("root:x:0:0:ann:/root:/bin/sh\n", false));
 }
+
+#[test]
+fn paths_that_are_not_in_the_context_are_guessed_or_explained() {
+    let Some(kitchen) = Kitchen::new(if is_root() { Who::Root } else { Who::Single }) else { return };
+    kitchen.file("src/main.c", "int main;");
+    kitchen.file("npmrc", "");
+    for (copy, missing, hint) in [
+        ("COPY scr/main.c /", "/scr/main.c", "did you mean `src/main.c`?"),
+        ("COPY src/mian.c /", "/src/mian.c", "did you mean `src/main.c`?"),
+        (
+            "COPY ../fu/npmrc /",
+            "/fu/npmrc",
+            "`../fu/npmrc` is outside of the context: only what is in it can be copied",
+        ),
+    ] {
+        kitchen.dockerfile(&format!("FROM scratch\n{copy}\n"));
+        kitchen.build("").fails().says(&format!("\"{missing}\": not found")).hints(hint);
+    }
+    // What is excluded is not proposed, nor what is nothing like it.
+    kitchen.file(".dockerignore", "src\n");
+    kitchen.dockerfile("FROM scratch\nCOPY scr/main.c /\n");
+    assert!(!kitchen.build("").fails().stderr.contains("did you mean"));
+}

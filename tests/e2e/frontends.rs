@@ -224,7 +224,7 @@ fn a_definition_comes_on_standard_input() {
     assert_eq!(fs::read_to_string(served.kitchen.world.path("out/piped")).unwrap(), "piped\n");
     served.buildctl(line).stdin("no definition").fails().says("standard input is no LLB definition");
     let refused = served.buildctl(&format!("{line} --opt attest:sbom=")).stdin(definition).fails();
-    refused.says("option `attest:sbom`: is not supported yet");
+    refused.says("option `attest:sbom` is not supported yet");
     served.ends();
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::daemon::Served;
 use crate::harness::Invocation;
 use crate::kitchen::{Kitchen, ran};
 use crate::who::Who;
@@ -84,4 +85,22 @@ fn who_begins_with_an_empty_database_is_told() {
         let ended = ended.succeeds();
         assert_eq!(ended.stderr.matches(said).count(), 1, "{command}: {ended:?}");
     }
+}
+
+#[test]
+fn who_finds_a_daemon_there_is_told_to_ask_it() {
+    let Some(served) = Served::new(Who::Root, "") else { return };
+    let kitchen = &served.kitchen;
+    kitchen.dockerfile("FROM busybox\n");
+    let on = |command: &str| kitchen.who.hullworks(&kitchen.world).args([command, "--root", "daemon"]);
+    for command in ["du", "prune"] {
+        on(command).fails().says("(`buildkitd`)").hints(
+            "the daemon keeps it: use `buildctl du`, `buildctl prune`, and build with `buildctl build` or `docker buildx`",
+        );
+    }
+    let build = on("build").args(["context"]).starts();
+    build.waits_for("which keeps it until it ends: build with `buildctl build` or `docker buildx` instead");
+    build.signal("INT");
+    assert_eq!(build.ends().code, Some(1));
+    served.ends();
 }

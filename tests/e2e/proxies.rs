@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::harness::is_root;
 use crate::kitchen::{Kitchen, ran};
 use crate::who::Who;
 
@@ -83,4 +84,16 @@ fn proxies_come_from_docker_s_configuration_and_not_from_the_environment() {
         expected.sort();
         assert_eq!(seen(&kitchen), expected, "{spelling}");
     }
+}
+
+#[test]
+fn a_proxy_that_nobody_runs_is_what_errors_are_about() {
+    let Some(kitchen) = Kitchen::new(if is_root() { Who::Root } else { Who::Single }) else { return };
+    let proxy = format!("127.0.0.1:{}", testkit::free_port());
+    kitchen.dockerfile("FROM images.invalid/team/app:1\n");
+    let build = kitchen.build("").env("HTTPS_PROXY", format!("http://ann:hunter2@{proxy}"));
+    let ended = build.fails();
+    ended.says(&format!("cannot connect to the proxy `http://xxxxx@{proxy}` (HTTPS_PROXY) for `images.invalid`: "));
+    ended.hints("check the proxy's address; hosts that are reached without it belong into NO_PROXY");
+    assert!(!ended.stderr.contains("hunter2"), "{ended:?}");
 }

@@ -60,7 +60,7 @@ fn failed_pulls_and_pushes_say_why_and_leave_nothing_wrong() {
         headers: Vec::new(),
         body: r#"{"errors":[{"code":"TAG_INVALID","message":"tag is immutable"}]}"#.to_owned(),
     };
-    let resolve = "cannot resolve `HOST/team/app:v1`: HOST/team/app:v1: ";
+    let resolve = "cannot resolve the image: HOST/team/app:v1: ";
     let document = "cannot resolve `HOST/team/app:v1`: HOST/team/app@sha256:";
     let layer = "cannot fetch layer sha256:LAYER: HOST/team/app@sha256:LAYER: ";
     let manifests = |action| Fault::anywhere("/team/app/manifests/", action);

@@ -12,6 +12,7 @@ pub mod progress;
 mod redact;
 pub mod report;
 mod size;
+pub mod suggest;
 
 pub use cancel::{Cancel, CancelReader, Cancelled};
 pub use digest::{Digest, DigestParseError, Hasher, HashingReader};

@@ -157,12 +157,16 @@ pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationTo
     ended.cancel();
     let all = async { while serving.join_next().await.is_some() {} };
     if tokio::time::timeout(Duration::from_secs(2), all).await.is_err() {
-        tracing::warn!("some clients do not hang up: they are not waited for");
+        tracing::warn!("some clients do not hang up, or wait for answers: their connections end");
     }
     serving.abort_all();
     // A round that runs is finished by `close`, which collects as well.
     collecting.abort();
     forgetting.abort();
+    let pruning = engine.pruning();
+    if pruning > 0 {
+        tracing::info!(calls = pruning, "waiting for the end of pruning that was asked for");
+    }
     for stuck in engine.close().await {
         tracing::warn!(stuck, "it did not end in time");
     }

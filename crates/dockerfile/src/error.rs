@@ -12,7 +12,7 @@ pub enum Error {
     #[error("{}", .0.message)]
     Dockerfile(Box<Mistake>),
     /// A frontend option is wrong, or not there yet.
-    #[error("option `{name}`: {reason}")]
+    #[error("option `{name}`{}{reason}", colon(reason))]
     Option {
         /// The option.
         name: String,
@@ -62,6 +62,11 @@ pub struct Mistake {
     pub spans: Vec<SourceSpan>,
     /// What to try.
     pub hint: Option<String>,
+}
+
+/// What stands between an option and what is wrong: nothing but a space where that is said of the option itself.
+fn colon(reason: &str) -> &'static str {
+    if reason.starts_with("is not ") { " " } else { ": " }
 }
 
 /// Results of this crate.
@@ -114,7 +119,7 @@ impl Error {
     /// Adds a hint that asks for the nearest of some names.
     #[must_use]
     pub fn suggest<'a>(self, typed: &str, names: impl IntoIterator<Item = &'a str>) -> Error {
-        match crate::suggest::likely(typed, names) {
+        match base::suggest::likely(typed, names) {
             Some(name) => self.hint(format!("did you mean {name}?")),
             None => self,
         }

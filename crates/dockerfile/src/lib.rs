@@ -24,7 +24,6 @@ pub mod parse;
 mod platform;
 mod request;
 mod resources;
-mod suggest;
 
 pub use ask::{Ask, ImageRequest, LayoutStore, LocalRead, ReadRequest, ResolvedImage};
 pub use error::{Error, Mistake, Result, Unsupported};

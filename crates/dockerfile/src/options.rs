@@ -405,13 +405,13 @@ mod tests {
     #[test]
     fn what_is_not_there_is_refused_by_name() {
         for (name, value, part) in [
-            ("platfrom", "x", "`platfrom`: is not an option"),
+            ("platfrom", "x", "option `platfrom` is not an option"),
             ("platform", "x/y/z/w", "is not a platform"),
             ("platform", "windows/amd64", "not supported yet"),
             ("memory", "64m", "`memory`: `64m` is not a number of bytes above 0"),
-            ("devices", "x", "`devices`: is not supported yet"),
-            ("attest:sbom", "", "`attest:sbom`: is not supported yet"),
-            ("attest:provenance", "mode=max", "`attest:provenance`: is not supported yet"),
+            ("devices", "x", "`devices` is not supported yet"),
+            ("attest:sbom", "", "`attest:sbom` is not supported yet"),
+            ("attest:provenance", "mode=max", "`attest:provenance` is not supported yet"),
             ("add-hosts", "a", "not name=address"),
             ("add-hosts", "a=b", "not an address"),
             ("ulimit", "nofiles=1", "not a limit"),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use base::Fault;
@@ -32,6 +33,8 @@ pub struct Engine {
     pub(crate) driver: Driver,
     entitlements: Arc<Vec<Entitlement>>,
     gc: Arc<Vec<config::PrunePolicy>>,
+    /// Calls of `prune` whose threads run; whoever asked may have gone.
+    pruning: Arc<AtomicUsize>,
     /// `[frontend."dockerfile.v0"] enabled`.
     has_dockerfile: bool,
 }
@@ -88,7 +91,14 @@ impl Engine {
         gc: Vec<config::PrunePolicy>,
         has_dockerfile: bool,
     ) -> Engine {
-        Engine { core, driver, entitlements: Arc::new(entitlements), gc: Arc::new(gc), has_dockerfile }
+        Engine {
+            core,
+            driver,
+            entitlements: Arc::new(entitlements),
+            gc: Arc::new(gc),
+            pruning: Arc::default(),
+            has_dockerfile,
+        }
     }
 
     /// How snapshots are kept here and why so, for the log.
@@ -240,13 +250,20 @@ impl Engine {
             min_free_space: options.min_free_space.map_or(0, |size| size.0),
             filters: options.filters,
         };
+        let counted = Counted::one_of(&self.pruning);
         let (removed, done) = blocking(move || {
+            let _counted = counted;
             let mut removed = Vec::new();
             let done = store.prune_into(&options, &mut removed);
             (removed, done)
         })
         .await;
         (removed.into_iter().map(UsageRecord::from).collect(), done.map_err(|e| store_fault("cannot prune", e)))
+    }
+
+    /// How many are removing what they were asked to just now; [`close`](Engine::close) waits for them.
+    pub fn pruning(&self) -> usize {
+        self.pruning.load(Ordering::Relaxed)
     }
 
     /// Collects garbage by the configured rules, beside builds: what they use stays.
@@ -285,6 +302,22 @@ impl Engine {
         })
         .await;
         stuck
+    }
+}
+
+/// One of those that are counted, as long as it lives.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn one_of(count: &Arc<AtomicUsize>) -> Counted {
+        count.fetch_add(1, Ordering::Relaxed);
+        Counted(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

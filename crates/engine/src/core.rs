@@ -123,12 +123,21 @@ pub(crate) async fn joined<T>(thread: tokio::task::JoinHandle<T>) -> T {
     }
 }
 
+/// The program that keeps its state directory until it is told to end.
+pub(crate) const DAEMON: &str = "buildkitd";
+
 /// A failure of the store in the words of a fault.
 pub fn store_fault(doing: &str, error: store::Error) -> Fault {
     let (full, in_use) = (error.is_no_space(), error.is_in_use());
+    let by_daemon = error.is_in_use_by(DAEMON);
+    let denied = error.is_denied();
     let fault = Fault::because(Kind::Environment, doing, error);
     match () {
         () if full => fault.hint(no_space()),
+        () if by_daemon => fault.hint(
+            "the daemon keeps it: use `buildctl du`, `buildctl prune`, and build with `buildctl build` or `docker buildx`",
+        ),
+        () if denied => fault.hint("it belongs to somebody else: take another state directory (`--root`)"),
         () if in_use => fault.hint("try again when it has ended, or take another state directory (`--root`)"),
         () => fault,
     }

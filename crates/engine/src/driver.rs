@@ -680,7 +680,21 @@ fn fault(error: SolveError<Fault>, job: Option<&Arc<Job>>) -> Fault {
     let vertex = job.name_of(vertex).unwrap_or(vertex);
     let fault = job.locate(fault, vertex);
     match job.label(vertex) {
-        Some(label) => fault.vertex(job.original(vertex), &label.name),
+        Some(label) => match why_outside(&fault, &label.name) {
+            Some(why) => fault.better_hint(why),
+            None => fault,
+        }
+        .vertex(job.original(vertex), &label.name),
         None => fault,
     }
+}
+
+/// A hint for who tried to copy what is not in the context, by the instruction that a step is called after: paths of ops have no
+/// `..` any more.
+fn why_outside(fault: &Fault, step: &str) -> Option<String> {
+    let is_missing = fault.find::<files::Error>().is_some_and(files::Error::is_not_found);
+    let is_copy = step.split_whitespace().any(|word| word == "COPY" || word == "ADD") && !step.contains("--from=");
+    let outside = step.split_whitespace().find(|word| *word == ".." || word.starts_with("../"));
+    let outside = outside.filter(|_| is_missing && is_copy)?;
+    Some(format!("`{outside}` is outside of the context: only what is in it can be copied"))
 }

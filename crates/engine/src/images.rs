@@ -337,6 +337,7 @@ fn with_hint(error: registry::Error, hint: Option<&str>) -> Fault {
 /// What to try where a pull fails.
 fn pull_hint(error: &registry::Error) -> Option<&'static str> {
     match error.class() {
+        _ if error.proxy_hint().is_some() => error.proxy_hint(),
         _ if error.is_certificate() => {
             Some("see `ca`, `keypair` and `insecure` of `[registry.\"HOST\"]` in buildkitd.toml")
         }

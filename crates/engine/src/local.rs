@@ -115,13 +115,43 @@ impl LocalTree {
         let name = path.trim_start_matches('/');
         let matches = files::pattern::Matcher::new(&self.exclude).and_then(|matcher| matcher.matches(name));
         match (matches.unwrap_or(false), &self.mirror) {
-            (false, _) => None,
+            (false, None) => self.similar(name).map(|similar| format!("did you mean `{similar}`?")),
+            (false, Some(_)) => None,
             // Only the client knows what is there.
             (true, Some(_)) => Some(format!("`.dockerignore` excludes `{path}`")),
             (true, None) => {
                 let is_there = self.root.stat(name, sys::path::Links::FollowParents).is_ok();
                 is_there.then(|| format!("`{path}` is there, but `.dockerignore` excludes it"))
             }
+        }
+    }
+
+    /// A path that is here, where one name of it is nearly that of `path`.
+    fn similar(&self, path: &str) -> Option<String> {
+        use sys::path::Links;
+        /// Names of a directory that are looked at.
+        const MOST: usize = 10_000;
+        let mut parent = String::new();
+        let mut names = path.trim_end_matches('/').split('/');
+        loop {
+            let name = names.next()?;
+            let here = format!("{parent}{name}");
+            if self.root.stat(&here, Links::FollowParents).is_ok() {
+                parent = format!("{here}/");
+                continue;
+            }
+            let at = if parent.is_empty() { "." } else { &parent };
+            let dir = rustix::fs::Dir::new(self.root.open_dir(at, Links::FollowParents).ok()?).ok()?;
+            let entries =
+                dir.flatten().take(MOST).filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned));
+            let mut there: Vec<String> = entries.filter(|name| name != "." && name != "..").collect();
+            there.sort_unstable();
+            let near = base::suggest::likely(name, there.iter().map(String::as_str))?;
+            let found = std::iter::once(near).chain(names).collect::<Vec<_>>().join("/");
+            let found = format!("{parent}{found}");
+            let is_hidden = files::pattern::Matcher::new(&self.exclude).and_then(|matcher| matcher.matches(&found));
+            let is_there = self.root.stat(&found, Links::FollowParents).is_ok();
+            return (is_there && !is_hidden.unwrap_or(true)).then_some(found);
         }
     }
 

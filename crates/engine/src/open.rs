@@ -94,9 +94,16 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
     Ok(Engine::new(core, driver, entitlements, gc, has_dockerfile))
 }
 
-/// Why the engine could not be opened, if that is another process which has the state directory.
+/// Why the engine could not be opened, if that is another process which has the state directory. A daemon keeps it, so
+/// whoever waits for one should know.
 pub fn in_use(fault: &Fault) -> Option<String> {
-    fault.find::<store::Error>().filter(|error| error.is_in_use()).map(ToString::to_string)
+    let error = fault.find::<store::Error>().filter(|error| error.is_in_use())?;
+    Some(match error.is_in_use_by(crate::core::DAEMON) {
+        true => {
+            format!("{error}, which keeps it until it ends: build with `buildctl build` or `docker buildx` instead")
+        }
+        false => error.to_string(),
+    })
 }
 
 /// Removes the places where a killed predecessor had views mounted; its mounts died with it.

@@ -196,6 +196,7 @@ async fn put(
 /// A registry's refusal of a push in the words of a fault.
 pub fn push_fault(error: registry::Error) -> Fault {
     let hint = match error.class() {
+        _ if error.proxy_hint().is_some() => error.proxy_hint(),
         _ if error.is_certificate() => {
             Some("see `ca`, `keypair` and `insecure` of `[registry.\"HOST\"]` in buildkitd.toml")
         }

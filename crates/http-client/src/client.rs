@@ -113,13 +113,15 @@ impl Pools {
 #[derive(Clone)]
 pub struct Client {
     inner: reqwest::Client,
+    proxies: Arc<Rules>,
     timeouts: Timeouts,
     retry: Retry,
 }
 
 impl Client {
     fn new(settings: &Settings, identity: &TlsIdentity) -> Result<Client, Error> {
-        let rules: Rules = settings.proxies.compile()?;
+        let proxies = Arc::new(settings.proxies.compile()?);
+        let rules = proxies.clone();
         let mut builder = reqwest::Client::builder()
             .use_preconfigured_tls(identity.client_config()?)
             .no_proxy()
@@ -139,7 +141,7 @@ impl Client {
             }
         };
         let inner = builder.build().map_err(|error| Error::Setup(error.to_string()))?;
-        Ok(Client { inner, timeouts: settings.timeouts, retry: settings.retry.clone() })
+        Ok(Client { inner, proxies, timeouts: settings.timeouts, retry: settings.retry.clone() })
     }
 
     /// How often idempotent requests are tried.
@@ -216,9 +218,15 @@ impl Client {
         }
         let answer = builder.send();
         let result = self.wait(answer, request, has_body, &sent).await;
-        match sent.take_error() {
-            Some(error) => Err(Error::Source(error)),
-            None => result.map(|inner| Response::new(inner, self.timeouts.idle)),
+        match (sent.take_error(), &result) {
+            (Some(error), _) => Err(Error::Source(error)),
+            (None, Ok(inner)) if inner.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                match self.proxies.for_url(&request.url) {
+                    Some(proxy) => Err(Error::proxy_login(&request.url, proxy)),
+                    None => result.map(|inner| Response::new(inner, self.timeouts.idle)),
+                }
+            }
+            (None, _) => result.map(|inner| Response::new(inner, self.timeouts.idle)),
         }
     }
 
@@ -239,7 +247,10 @@ impl Client {
                 false => self.timeouts.idle + self.timeouts.connect,
             };
             match tokio::time::timeout(limit, &mut answer).await {
-                Ok(result) => return result.map_err(|error| Error::from_reqwest(&error, &request.url)),
+                Ok(result) => {
+                    let proxy = self.proxies.for_url(&request.url);
+                    return result.map_err(|error| Error::from_reqwest(&error, &request.url, proxy));
+                }
                 Err(_) if sent.count() != seen => seen = sent.count(),
                 Err(_) => {
                     let url = base::redact_url(request.url.as_str());

@@ -8,10 +8,12 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No connection was made; nothing was sent.
-    #[error("cannot connect to `{host}`: {cause}")]
+    #[error("cannot connect to {}: {cause}", way.to(host))]
     Connect {
         /// Host and port.
         host: String,
+        /// How it was tried.
+        way: Way,
         /// At which step.
         failure: ConnectFailure,
         /// The innermost cause, in the words of the system that failed.
@@ -75,6 +77,28 @@ pub enum Error {
     Source(#[source] io::Error),
 }
 
+/// How a connection was tried. Proxies are named as people should read them: redacted, with their variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Without a proxy.
+    Direct,
+    /// Through this proxy, and it is not known on which side of it the connection failed.
+    Through(String),
+    /// Through this proxy, which could not be reached itself, or lets nobody through without a login.
+    Proxy(String),
+}
+
+impl Way {
+    /// What could not be connected to.
+    fn to(&self, host: &str) -> String {
+        match self {
+            Way::Direct => format!("`{host}`"),
+            Way::Through(proxy) => format!("`{host}` through the proxy {proxy}"),
+            Way::Proxy(proxy) => format!("the proxy {proxy} for `{host}`"),
+        }
+    }
+}
+
 /// The step at which a connection failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectFailure {
@@ -88,6 +112,8 @@ pub enum ConnectFailure {
     Certificate,
     /// The server does not speak TLS.
     NotTls,
+    /// The proxy wants a login, or another one.
+    ProxyLogin,
     /// Something else: unreachable network, a reset, a proxy that refuses.
     Other,
 }
@@ -97,7 +123,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Connect { failure, cause, .. } => match failure {
-                ConnectFailure::Certificate | ConnectFailure::NotTls => false,
+                ConnectFailure::Certificate | ConnectFailure::NotTls | ConnectFailure::ProxyLogin => false,
                 ConnectFailure::UnknownHost => is_temporary_lookup_failure(cause),
                 ConnectFailure::Refused | ConnectFailure::Timeout | ConnectFailure::Other => true,
             },
@@ -111,31 +137,77 @@ impl Error {
         }
     }
 
-    /// At which step the connection failed, if it was that.
+    /// At which step the connection to the server failed, if it was that.
     pub fn connect_failure(&self) -> Option<ConnectFailure> {
         match self {
-            Error::Connect { failure, .. } => Some(*failure),
+            Error::Connect { way: Way::Direct | Way::Through(_), failure, .. } => Some(*failure),
             _ => None,
         }
     }
 
-    pub(crate) fn from_reqwest(error: &reqwest::Error, url: &url::Url) -> Error {
+    /// At which step the connection to a proxy failed, if it was that: nothing is known of the server then.
+    pub fn proxy_failure(&self) -> Option<ConnectFailure> {
+        match self {
+            Error::Connect { way: Way::Proxy(_), failure, .. } => Some(*failure),
+            _ => None,
+        }
+    }
+
+    /// What to try where a proxy is in the way.
+    pub fn proxy_hint(&self) -> Option<&'static str> {
+        Some(match self.proxy_failure()? {
+            ConnectFailure::ProxyLogin => "give its login in its address: `http://USER:PASSWORD@HOST:PORT`",
+            _ => "check the proxy's address; hosts that are reached without it belong into NO_PROXY",
+        })
+    }
+
+    /// `proxy` is what the request went through.
+    pub(crate) fn from_reqwest(error: &reqwest::Error, url: &url::Url, proxy: Option<&url::Url>) -> Error {
         let shown = base::redact_url(url.as_str());
         let cause = root_cause(error);
         let failure = connect_failure(error, &cause);
+        let way = match (proxy, failure) {
+            (None, _) => Way::Direct,
+            // Names are looked up and connections made for the proxy only: the rest it does for us.
+            (Some(proxy), ConnectFailure::UnknownHost | ConnectFailure::Refused | ConnectFailure::ProxyLogin) => {
+                Way::Proxy(proxy_words(proxy, url))
+            }
+            (Some(proxy), _) => Way::Through(proxy_words(proxy, url)),
+        };
         let cause = match failure {
             // The words that people and scripts know from BuildKit.
             ConnectFailure::UnknownHost if !is_temporary_lookup_failure(&cause) => {
-                format!("dial tcp: lookup {}: no such host", url.host_str().unwrap_or_default())
+                let host = proxy.unwrap_or(url).host_str().unwrap_or_default();
+                format!("dial tcp: lookup {host}: no such host")
             }
             _ => cause,
         };
         // With TLS 1.3 a server refuses our certificate when the handshake is over for us.
         if error.is_connect() || failure == ConnectFailure::Certificate {
-            return Error::Connect { host: authority(url), failure, cause };
+            return Error::Connect { host: authority(url), way, failure, cause };
         }
         Error::Interrupted { url: shown, cause }
     }
+
+    /// The proxy of a request without TLS answered 407 in the server's place.
+    pub(crate) fn proxy_login(url: &url::Url, proxy: &url::Url) -> Error {
+        Error::Connect {
+            host: authority(url),
+            way: Way::Proxy(proxy_words(proxy, url)),
+            failure: ConnectFailure::ProxyLogin,
+            cause: PROXY_LOGIN.to_owned(),
+        }
+    }
+}
+
+/// What a proxy wants that answers 407.
+const PROXY_LOGIN: &str = "proxy authorization required";
+
+/// A proxy and the variable that names it, as in [`Proxies::from_vars`](crate::Proxies::from_vars).
+fn proxy_words(proxy: &url::Url, url: &url::Url) -> String {
+    let variable = if url.scheme() == "https" { "HTTPS_PROXY" } else { "HTTP_PROXY" };
+    let shown = base::redact_url(proxy.as_str());
+    format!("`{}` ({variable})", shown.trim_end_matches('/'))
 }
 
 /// EAI_AGAIN in the words of glibc and musl.
@@ -158,11 +230,21 @@ fn root_cause(error: &(dyn StdError + 'static)) -> String {
         last = match e.downcast_ref::<rustls::Error>() {
             Some(rustls::Error::InvalidCertificate(why)) => certificate_words(why),
             Some(rustls::Error::InvalidMessage(_)) => "it does not answer in TLS".to_owned(),
-            _ => e.to_string(),
+            _ => tunnel_words(&e.to_string()),
         };
         false
     });
     last
+}
+
+/// What came of asking a proxy to connect; the library has a type for it that it does not export.
+fn tunnel_words(text: &str) -> String {
+    match text.strip_prefix("tunnel error: ") {
+        Some("unsuccessful") => "the proxy did not connect: it may not allow this host, or not reach it".to_owned(),
+        Some("unexpected end of file") => "the proxy hung up".to_owned(),
+        Some(other) => other.to_owned(),
+        None => text.to_owned(),
+    }
 }
 
 /// What is wrong with a server's certificate; rustls says it in the names of its types.
@@ -205,7 +287,9 @@ fn connect_failure(error: &(dyn StdError + 'static), cause: &str) -> ConnectFail
     if let Some(failure) = found {
         return failure;
     }
-    if cause.contains("lookup address") {
+    if cause.contains(PROXY_LOGIN) {
+        ConnectFailure::ProxyLogin
+    } else if cause.contains("lookup address") {
         ConnectFailure::UnknownHost
     } else if cause.contains("timed out") || cause.contains("deadline has elapsed") {
         ConnectFailure::Timeout

@@ -21,7 +21,7 @@ mod tests;
 pub use ::http::{Method, StatusCode, header};
 pub use ::url::Url;
 pub use client::{Client, Pools, Protocol, Settings, Timeouts};
-pub use error::{ConnectFailure, Error};
+pub use error::{ConnectFailure, Error, Way};
 pub use proxy::Proxies;
 pub use request::{Body, BodyStream, Notify, Redirects, Request};
 pub use response::Response;

@@ -57,7 +57,7 @@ impl Response {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         match tokio::time::timeout(self.idle, self.inner.chunk()).await {
             Ok(Ok(chunk)) => Ok(chunk),
-            Ok(Err(error)) => Err(Error::from_reqwest(&error, &self.url)),
+            Ok(Err(error)) => Err(Error::from_reqwest(&error, &self.url, None)),
             Err(_) => Err(Error::Timeout {
                 url: base::redact_url(self.url.as_str()),
                 what: "data",

@@ -352,6 +352,63 @@ async fn why_no_connection_was_made_is_told() {
 }
 
 #[tokio::test]
+async fn a_proxy_that_is_in_the_way_is_blamed_and_not_the_server() {
+    let free = format!("127.0.0.1:{}", testkit::free_port());
+    let refusing = |status| {
+        let server = Registry::start();
+        server.fault(Fault::anywhere("", answer(status, vec![], "")));
+        server
+    };
+    let (login, closed) = (refusing(407), refusing(403));
+    let refused = Some(ConnectFailure::Refused);
+    for (scheme, proxy, failure, words) in [
+        (
+            "https",
+            free.as_str(),
+            refused,
+            "cannot connect to the proxy `http://xxxxx@ADDRESS` (HTTPS_PROXY) for `a.invalid`: ",
+        ),
+        ("http", &free, refused, "cannot connect to the proxy `http://xxxxx@ADDRESS` (HTTP_PROXY) for `a.invalid`: "),
+        (
+            "https",
+            "proxy.invalid:1",
+            Some(ConnectFailure::UnknownHost),
+            "cannot connect to the proxy `http://xxxxx@ADDRESS` (HTTPS_PROXY) for `a.invalid`: dial tcp: lookup proxy.invalid: \
+             no such host",
+        ),
+        (
+            "https",
+            &login.host(),
+            Some(ConnectFailure::ProxyLogin),
+            "cannot connect to the proxy `http://xxxxx@ADDRESS` (HTTPS_PROXY) for `a.invalid`: proxy authorization required",
+        ),
+        (
+            "http",
+            &login.host(),
+            Some(ConnectFailure::ProxyLogin),
+            "cannot connect to the proxy `http://xxxxx@ADDRESS` (HTTP_PROXY) for `a.invalid`: proxy authorization required",
+        ),
+        (
+            "https",
+            &closed.host(),
+            None,
+            "cannot connect to `a.invalid` through the proxy `http://xxxxx@ADDRESS` (HTTPS_PROXY): the proxy did not connect",
+        ),
+    ] {
+        let setting = Some(format!("http://user:hunter2@{proxy}"));
+        let proxies = Proxies { http: setting.clone(), https: setting, no_proxy: None };
+        let request = Request::get(format!("{scheme}://a.invalid/").parse().expect("a url")).retry(Retry::NEVER);
+        let error = client(Settings { proxies, ..quick() }).send(&request).await.expect_err("no connection");
+        let text = error.to_string();
+        assert!(text.starts_with(&words.replace("ADDRESS", proxy)), "{text}");
+        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+        assert_eq!(error.proxy_failure(), failure, "{text}");
+        // What is wrong with a proxy says nothing of the server.
+        assert_eq!(error.connect_failure().is_none(), failure.is_some(), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn urls_and_headers_never_show_secrets() {
     let server = Registry::start();
     server.fault(Fault::anywhere("/", Action::Disconnect));

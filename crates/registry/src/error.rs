@@ -230,6 +230,15 @@ impl Error {
         self.failed_to_connect(http_client::ConnectFailure::NotTls)
     }
 
+    /// What to try where a proxy is in the way.
+    pub fn proxy_hint(&self) -> Option<&'static str> {
+        match self {
+            Error::Transport { source, .. } => source.proxy_hint(),
+            Error::Everywhere { registry, .. } => registry.proxy_hint(),
+            _ => None,
+        }
+    }
+
     fn failed_to_connect(&self, step: http_client::ConnectFailure) -> bool {
         match self {
             Error::Transport { source, .. } => source.connect_failure() == Some(step),

@@ -7,6 +7,25 @@ use base::{Cancelled, Digest, Fault};
 
 use crate::SnapshotId;
 
+/// Who has a store open, as far as that can be known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// Its process id, in its own pid namespace.
+    pub pid: Option<u32>,
+    /// What it runs, if it can be seen from here.
+    pub program: Option<String>,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.pid, &self.program) {
+            (Some(pid), Some(program)) => write!(f, "process {pid} (`{program}`)"),
+            (Some(pid), None) => write!(f, "process {pid}"),
+            (None, _) => f.write_str("another process"),
+        }
+    }
+}
+
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -16,7 +35,7 @@ pub enum Error {
         /// The store.
         dir: PathBuf,
         /// The process that holds it.
-        holder: String,
+        holder: Holder,
     },
     /// The store was written by a later version.
     #[error("state directory `{dir}` has format {found}, this program reads up to {supported}")]
@@ -149,6 +168,16 @@ impl Error {
     /// Whether another process has the store.
     pub fn is_in_use(&self) -> bool {
         matches!(self, Error::InUse { .. })
+    }
+
+    /// Whether a process of this program has the store.
+    pub fn is_in_use_by(&self, program: &str) -> bool {
+        matches!(self, Error::InUse { holder, .. } if holder.program.as_deref() == Some(program))
+    }
+
+    /// Whether it is not ours to open.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
     }
 
     /// Whether the data is not there: a cache miss, not a failure.

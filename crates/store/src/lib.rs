@@ -51,7 +51,7 @@ use std::sync::{Arc, Mutex};
 pub use content::{Blob, BlobHold, BlobInfo, Claim, ClaimGuard, Content, Writer};
 pub use diff::{Change, ChangeKind, FileKind, Metadata};
 pub use dump::dump;
-pub use error::{Error, is_full, wants_room};
+pub use error::{Error, Holder, is_full, wants_room};
 pub use keys::CacheKeys;
 pub use kv::Kv;
 pub use layer_io::{TarSource, layer_entry};

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use crate::error::Holder;
 use crate::{Error, Result};
 
 /// The lock, held as long as this lives.
@@ -45,12 +46,10 @@ pub(crate) fn take(dir: &Path, wait: Duration) -> Result<Lock> {
 }
 
 /// Who wrote the lock file. In another pid namespace its number says little, so the name is given only if it runs here.
-fn holder(file: &mut File) -> String {
+fn holder(file: &mut File) -> Holder {
     let mut text = String::new();
     let _ = file.rewind().and_then(|()| file.read_to_string(&mut text));
-    let Ok(pid) = text.trim().parse::<u32>() else { return "another process".to_owned() };
-    match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
-        Ok(name) => format!("process {pid} (`{}`)", name.trim()),
-        Err(_) => format!("process {pid}"),
-    }
+    let pid = text.trim().parse::<u32>().ok();
+    let name = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok());
+    Holder { pid, program: name.map(|name| name.trim().to_owned()) }
 }

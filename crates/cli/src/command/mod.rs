@@ -96,7 +96,12 @@ pub(crate) fn explain(error: &clap::Error) -> Result<Action, Fault> {
             // The most similar one is the last; one letter is like many words.
             let similar = similar.and_then(|names| names.rsplit(", ").find(|name| name.len() > 3));
             let fault = Fault::user(message.replace('\'', "`"));
+            // docker's `prune -f` means that nothing is asked, and nothing ever is here.
+            let is_force = text.contains("a value is required for '--filter <FILTER>'");
             Err(match (similar, error.kind()) {
+                _ if is_force => {
+                    fault.hint("-f is --filter; nothing is asked before, which is what docker's `-f` is for")
+                }
                 (Some(flag), _) => fault.hint(format!("did you mean {}?", flag.replace('\'', "`"))),
                 (None, InvalidSubcommand) => fault.hint("--help lists the commands"),
                 (None, _) => fault.hint("--help lists the flags"),

@@ -34,7 +34,7 @@ pub struct Prune {
     #[arg(long, short, value_name = "FILTER")]
     filter: Vec<String>,
     /// Also internal records and those of frontends
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
+    #[arg(long, short_alias = 'a', num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
     all: bool,
     /// Everything known about each record
     #[arg(long, short, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]

@@ -180,6 +180,8 @@ fn complaints_of_hullworks() {
         "install",
         "prune --keep-duration 3d",
         "prune --keep-storage x",
+        "prune -a",
+        "prune -f",
         "du --format {{.ID}}",
         "du --filter colour==red",
         "build --progres plain /proc",

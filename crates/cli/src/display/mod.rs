@@ -50,9 +50,11 @@ impl Mode {
     /// The mode for a `--progress` value. `auto` asks `BUILDKIT_PROGRESS`, then the terminal. A frame is only
     /// drawn on a terminal; anywhere else `tty` is `plain`.
     pub fn choose(value: &str, environment: &Environment) -> Result<Mode, Fault> {
-        let value = match value {
-            "" | "auto" => environment.get("BUILDKIT_PROGRESS").unwrap_or("auto"),
-            other => other,
+        const VARIABLE: &str = "BUILDKIT_PROGRESS";
+        let (from, value) = match (value, environment.get(VARIABLE)) {
+            ("" | "auto", Some(value)) => (VARIABLE, value),
+            ("", None) => ("--progress", "auto"),
+            (value, _) => ("--progress", value),
         };
         match value {
             "auto" | "tty" if environment.stderr_is_terminal && environment.get("TERM") != Some("dumb") => {
@@ -61,7 +63,7 @@ impl Mode {
             "auto" | "tty" | "plain" => Ok(Mode::Plain),
             "quiet" | "none" => Ok(Mode::Quiet),
             "rawjson" => Ok(Mode::RawJson),
-            _ => Err(crate::spec::invalid("--progress", value, "known are auto, plain, tty, quiet, none and rawjson")),
+            _ => Err(crate::spec::invalid(from, value, "known are auto, plain, tty, quiet, none and rawjson")),
         }
     }
 }

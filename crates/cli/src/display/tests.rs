@@ -473,6 +473,11 @@ fn modes() {
     assert_eq!(choose("none", &terminal), Some(Mode::Quiet));
     assert_eq!(choose("rawjson", &terminal), Some(Mode::RawJson));
     assert_eq!(choose("fancy", &pipe), None);
+    let foo = Environment::with(&[("BUILDKIT_PROGRESS", "foo")]);
+    let said = Mode::choose("auto", &foo).expect_err("no mode").to_string();
+    assert!(said.starts_with("invalid value `foo` for BUILDKIT_PROGRESS: "), "{said}");
+    let said = Mode::choose("bar", &foo).expect_err("no mode").to_string();
+    assert!(said.starts_with("invalid value `bar` for --progress: "), "{said}");
     let asked = Environment::with(&[("BUILDKIT_PROGRESS", "rawjson")]);
     assert_eq!(choose("auto", &asked), Some(Mode::RawJson));
     assert_eq!(choose("plain", &asked), Some(Mode::Plain));

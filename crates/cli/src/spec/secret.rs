@@ -16,12 +16,13 @@ pub fn secret(value: &str, environment: &Environment) -> Result<(String, SecretS
     const FLAG: &str = "--secret";
     let mut attrs = csv::attributes(FLAG, value)?;
     let kind = attrs.remove("type");
-    let id = attrs.remove("id").filter(|id| !id.is_empty()).ok_or_else(|| invalid(FLAG, value, "id= is missing"))?;
+    let id = attrs.remove("id").filter(|id| !id.is_empty());
     let mut file = attrs.remove("src").or(attrs.remove("source")).filter(|path| !path.is_empty());
     let mut variable = attrs.remove("env").filter(|name| !name.is_empty());
     if let Some(key) = attrs.keys().next() {
         return Err(invalid(FLAG, value, format!("unknown key `{key}`: known are id, src, env and type")));
     }
+    let id = id.ok_or_else(|| invalid(FLAG, value, "id= is missing"))?;
     match kind.as_deref() {
         None | Some("file") => {}
         Some("env") if variable.is_none() => variable = file.take(),

@@ -191,6 +191,7 @@ fn secrets() {
     }
     for (value, why) in [
         ("src=x".to_owned(), "id= is missing".to_owned()),
+        ("a=b".to_owned(), "unknown key `a`: known are id, src, env and type".to_owned()),
         ("id=a,foo=b".to_owned(), "unknown key `foo`: known are id, src, env and type".to_owned()),
         ("id=a,type=x".to_owned(), "unknown type `x`: known are file and env".to_owned()),
         ("id=a,src=/no/such".to_owned(), "`/no/such`: no such file or directory".to_owned()),

@@ -118,7 +118,7 @@ impl Control {
         // A task of its own: it winds up in good order, whatever becomes of the call.
         let solving = tokio::spawn(async move {
             let session = request.session.clone();
-            let log = (!request.internal).then(|| BuildLog::begin(&request.r#ref));
+            let log = (!request.internal).then(|| BuildLog::begin(&request));
             let solved = match supported {
                 Ok(()) => solve(&shared, request, &running.build).await,
                 Err(fault) => Err(fault),
@@ -149,24 +149,27 @@ impl Control {
     }
 }
 
-/// What the daemon's log has of a build: its beginning and its end. Nothing of what it was asked with: options may be secrets
-/// of those who do not know better, and errors quote them. The build's record has the error.
+/// What the daemon's log has of a build: its beginning, its end, and the first line of why it failed, as its client reads it.
+/// Options may be secrets of those who do not know better, and errors quote them: values of build arguments are hidden, and
+/// of a step that failed there is the exit code, and not its text. The build's record has all of it.
 struct BuildLog {
     reference: String,
+    /// Of build arguments, the longest first.
+    hidden: Vec<String>,
     began: Instant,
 }
 
 impl BuildLog {
-    fn begin(reference: &str) -> BuildLog {
+    fn begin(request: &wire::SolveRequest) -> BuildLog {
         // Clients choose it.
         const MOST_CHARS: usize = 64;
-        let reference: String = reference.chars().take(MOST_CHARS).collect();
+        let reference: String = request.r#ref.chars().take(MOST_CHARS).collect();
         tracing::info!(reference, "a build began");
-        BuildLog { reference, began: Instant::now() }
+        BuildLog { reference, hidden: values_of_arguments(&request.frontend_attrs), began: Instant::now() }
     }
 
     fn end(self, build: &crate::builds::Build, solved: &Result<engine::SolveResponse, Fault>) {
-        let BuildLog { reference, began } = self;
+        let BuildLog { reference, hidden, began } = self;
         let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
         let counts = build.counts();
         let (steps, cached) = (counts.total(), counts.cached());
@@ -178,7 +181,36 @@ impl BuildLog {
         let fault = solved.as_ref().err();
         let kind = fault.map(|fault| tracing::field::debug(fault.kind()));
         let step = fault.and_then(Fault::get_vertex).map(|(digest, _)| tracing::field::display(digest));
-        tracing::info!(reference, seconds, steps, cached, kind, step, "a build {outcome}");
+        match fault.filter(|fault| fault.kind() != Kind::Cancelled) {
+            Some(fault) => {
+                let error = why(fault, &hidden);
+                tracing::warn!(reference, seconds, steps, cached, kind, step, error, "a build {outcome}");
+            }
+            None => tracing::info!(reference, seconds, steps, cached, kind, step, "a build {outcome}"),
+        }
+    }
+}
+
+/// What errors may quote of build arguments; what is shorter is no secret, and would be found everywhere.
+fn values_of_arguments(options: &HashMap<String, String>) -> Vec<String> {
+    const LEAST: usize = 4;
+    let arguments = options.iter().filter(|(name, value)| name.starts_with("build-arg:") && value.len() >= LEAST);
+    let mut values: Vec<String> = arguments.map(|(_, value)| value.clone()).collect();
+    values.sort_unstable_by_key(|value| std::cmp::Reverse(value.len()));
+    values
+}
+
+/// As much of an error as the log has room for, and may have.
+fn why(fault: &Fault, hidden: &[String]) -> String {
+    const MOST_CHARS: usize = 300;
+    if let Some(code) = fault.get_exit_code() {
+        return format!("exit code: {code}");
+    }
+    let text = hidden.iter().fold(fault.cause(), |text, value| text.replace(value.as_str(), "xxxxx"));
+    let line = text.lines().next().unwrap_or_default();
+    match line.char_indices().nth(MOST_CHARS) {
+        Some((end, _)) => format!("{}..", &line[..end]),
+        None => line.to_owned(),
     }
 }
 

@@ -63,7 +63,7 @@ impl<'a> Flags<'a> {
         for (typed, _) in &self.typed {
             if !self.known.contains(typed) {
                 let error = Error::new(format!("unknown flag: --{typed} of {}", self.instruction));
-                return Err(match crate::suggest::nearest(typed, self.known.iter().copied()) {
+                return Err(match base::suggest::nearest(typed, self.known.iter().copied()) {
                     Some(name) => error.hint(format!("did you mean {name}?")),
                     None => error,
                 });

@@ -8,7 +8,7 @@ use llb::build::Env;
 use super::{Linter, Place, Rule};
 use crate::expand::Lexer;
 use crate::instruction::{Arg, Stage};
-use crate::suggest::nearest;
+use base::suggest::nearest;
 
 pub(super) const UNDEFINED: Rule = Rule {
     name: "UndefinedVar",

@@ -139,7 +139,7 @@ impl Lowering<'_> {
     }
 
     fn suggest_stage(&self, error: Error, typed: &str) -> Error {
-        match crate::suggest::nearest(&typed.to_lowercase(), self.stage_names()) {
+        match base::suggest::nearest(&typed.to_lowercase(), self.stage_names()) {
             Some(name) => {
                 let stage = self.by_name.get(name).and_then(|stage| self.stages[*stage].span);
                 let line = stage.map(|span| format!(" (line {})", span.start.0)).unwrap_or_default();
@@ -175,7 +175,11 @@ impl Lowering<'_> {
                 let resolved = answer.map_err(|fault| {
                     let is_refused = fault.find::<llb::policy::Error>().is_some();
                     let doing = if is_refused || typed.contains(['/', ':', '@']) {
-                        format!("cannot resolve `{typed}`")
+                        // The cause begins with the whole name.
+                        match !is_refused && names_the_image(&fault.cause(), &typed) {
+                            true => "cannot resolve the image".to_owned(),
+                            false => format!("cannot resolve `{typed}`"),
+                        }
                     } else {
                         format!("no stage `{typed}`, and no image")
                     };
@@ -274,6 +278,11 @@ impl Lowering<'_> {
         }
         self.input.build_platforms.iter().find(|p| is(p)).cloned().unwrap_or(wanted)
     }
+}
+
+/// Whether a registry's answer begins with the image's whole name, which need not be said twice then.
+fn names_the_image(cause: &str, typed: &str) -> bool {
+    cause.split_once(": ").is_some_and(|(subject, _)| subject.ends_with(typed))
 }
 
 /// How an image's name may have been meant that is none.

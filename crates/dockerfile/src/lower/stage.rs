@@ -168,7 +168,7 @@ impl<'a> Lowering<'a> {
     /// With the argument that was probably meant in the text itself, as BuildKit says it.
     fn wrong_platform(&self, text: String, unmatched: &BTreeSet<String>) -> Error {
         let names = self.globals.iter().map(|(key, _)| key);
-        match unmatched.first().and_then(|name| crate::suggest::likely(name, names)) {
+        match unmatched.first().and_then(|name| base::suggest::likely(name, names)) {
             Some(name) => Error::new(format!("{text} (did you mean {name}?)")),
             None => self.suggest_argument(Error::new(text), unmatched),
         }
@@ -200,7 +200,7 @@ impl<'a> Lowering<'a> {
         self.by_name.get(&target.to_lowercase()).copied().ok_or_else(|| {
             let names: Vec<String> = self.stage_names().map(|name| format!("`{name}`")).collect();
             let text = format!("target stage \"{target}\" could not be found");
-            let near = crate::suggest::likely(target, self.stage_names());
+            let near = base::suggest::likely(target, self.stage_names());
             let error = Error::new(match near {
                 Some(name) => format!("{text} (did you mean {name}?)"),
                 None => text,

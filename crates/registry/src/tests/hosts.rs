@@ -178,6 +178,12 @@ async fn proxies_carry_requests_and_exceptions_go_round_them() {
     let error = proxied(Some("example.com,.invalid")).resolve(&tag("v1")).await.expect_err("directly");
     assert!(chain(&error).contains("lookup"), "{}", chain(&error));
     assert_eq!(proxy.requests().len(), 1);
+    proxy.fault(Fault::anywhere("", Action::Answer { status: 407, headers: vec![], body: String::new() }));
+    let error = proxied(None).resolve(&tag("v1")).await.expect_err("no login");
+    let words =
+        format!("cannot connect to the proxy `http://xxxxx@{}` (HTTP_PROXY) for `images.invalid`: ", proxy.host());
+    assert!(chain(&error).contains(&words) && !chain(&error).contains("secret"), "{}", chain(&error));
+    assert!(error.proxy_hint().is_some_and(|hint| hint.contains("USER:PASSWORD@")), "{:?}", error.proxy_hint());
 }
 
 #[test]

@@ -141,8 +141,13 @@ impl HttpSource {
         })
     }
 
-    fn failed(&self, error: impl std::error::Error + Send + Sync + 'static) -> Fault {
-        Fault::because(Kind::Remote, format!("cannot download `{}`", base::redact_url(&self.text)), error)
+    fn failed(&self, error: http_client::Error) -> Fault {
+        let hint = error.proxy_hint();
+        let fault = Fault::because(Kind::Remote, format!("cannot download `{}`", base::redact_url(&self.text)), error);
+        match hint {
+            Some(hint) => fault.hint(hint),
+            None => fault,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The nearest valid name to what somebody typed.
 
 /// The name that is at most two edits away; none if the name itself is valid. The nearest wins, then the first.
-pub(crate) fn nearest<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let mut best = None;
     // Names are short. What is not, was not mistyped but is something else, and would cost.
     if typed.len() > 64 {
@@ -21,7 +21,7 @@ pub(crate) fn nearest<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>)
 
 /// As [`nearest`], but half of what was typed must be left of it, or its letters be swapped, or its end be missing: short
 /// names are all near each other.
-pub(crate) fn likely<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn likely<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let letters = |word: &str| {
         let mut letters: Vec<char> = word.chars().collect();
         letters.sort_unstable();
