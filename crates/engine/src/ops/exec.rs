@@ -44,7 +44,7 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
         });
         // Each build hears of it once.
         let tell = move |why: &str| {
-            if jobs.iter().fold(false, |is_new, job| job.note_unlimited() || is_new) {
+            if jobs.iter().filter(|job| job.note_unlimited()).count() > 0 {
                 let text = format!("warning: steps run without the limits that they ask for: {why}\n");
                 warned.log(Stream::Stderr, text.as_bytes());
             }

@@ -3,7 +3,7 @@
 use http_client::{KeyPair, Proxies, Verify};
 use hyper::Method;
 use testkit::image::{TestImage, noise};
-use testkit::registry::Registry;
+use testkit::registry::{Action, Fault, Registry};
 
 use super::*;
 use crate::config::{Endpoint, Schemes};

@@ -52,7 +52,12 @@ fn remove_records(inner: &Inner, doomed: Vec<(SnapshotId, Record)>) -> Result<Ve
 /// time. Answers the first error.
 fn remove_blobs(inner: &Inner, blobs: &[Digest]) -> Result<()> {
     // Another build may have made the same ones, or have found them, since then.
-    blobs.iter().fold(Ok(()), |done, digest| done.and(remove_unwanted(inner, digest).map(drop)))
+    let mut done = Ok(());
+    for digest in blobs {
+        let removed = remove_unwanted(inner, digest).map(drop);
+        done = done.and(removed);
+    }
+    done
 }
 
 /// Deletes the rows of snapshots, their results, keys and values. Returns the blobs that they referred to.
