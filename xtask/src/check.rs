@@ -7,13 +7,28 @@ use crate::{arrows, packages};
 
 /// The cheap ones first.
 pub fn all() -> Result<()> {
-    // Unit tests meet the same tools that the end-to-end tests do.
+    lints()?;
+    unit_tests()
+}
+
+/// What needs compilers only.
+pub fn lints() -> Result<()> {
     packages::ensure(packages::TESTS)?;
-    let newer = packages::unpack_newer(packages::NEWER)?;
     arrows::check()?;
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
     run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
-    run(&mut cargo(&["clippy", "--package", "hullworks", "--test", "e2e", "--locked", "--", "-D", "warnings"]))?;
+    run(&mut cargo(&["clippy", "--package", "hullworks", "--test", "e2e", "--locked", "--", "-D", "warnings"]))
+}
+
+/// Compiles the unit tests, so that they run without anything beside them.
+pub fn compile_unit_tests() -> Result<()> {
+    run(&mut cargo(&["test", "--workspace", "--locked", "--no-run"]))
+}
+
+/// They meet the same tools that the end-to-end tests do.
+pub fn unit_tests() -> Result<()> {
+    packages::ensure(packages::TESTS)?;
+    let newer = packages::unpack_newer(packages::NEWER)?;
     run_tests(cargo(&["test", "--workspace", "--locked"]).env("HULLWORKS_TOOLS", newer))
 }
 

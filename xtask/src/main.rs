@@ -53,7 +53,11 @@ fn run(args: &[String]) -> Result<()> {
     }
     match task {
         "image" => image::build(&binary::find_or_build()?),
-        "ci" => binary::build_beside(check::all).and_then(|()| e2e::run(&[])),
+        "ci" => {
+            binary::build_beside(|| check::lints().and_then(|()| check::compile_unit_tests()))?;
+            check::unit_tests()?;
+            e2e::run(&[])
+        }
         "check" => check::all(),
         "e2e" => e2e::run(rest),
         "long" => e2e::long(rest),
