@@ -294,7 +294,7 @@ fn what_a_mirror_said_stands_beside_what_the_registry_said() {
     drop(origin);
     kitchen.dockerfile(&format!("FROM {host}/library/busybox:typo\nCOPY Dockerfile /\n"));
     let ended = kitchen.build("").fails();
-    ended.says(&format!("`: {host}/library/busybox:typo: mirror `{mirror}` answered 404 ("));
+    ended.says(&format!("cannot resolve the image: {host}/library/busybox:typo: mirror `{mirror}` answered 404 ("));
     ended.says(&format!("hint: {SPELLING}; where they are right, the mirror lacks the image "));
     ended.says(&format!("; cannot connect to `{host}`"));
 }
