@@ -120,6 +120,7 @@ pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationTo
     let collecting = tokio::spawn(collect_garbage(shared.clone()));
     let ended = CancellationToken::new();
     let mut serving = tokio::task::JoinSet::new();
+    sys::memory::forget_code();
     for listener in listeners {
         let router = router(&shared);
         let ended = ended.clone();

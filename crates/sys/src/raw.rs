@@ -28,6 +28,13 @@ fn c_path(path: &Path) -> Result<CString, Errno> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)
 }
 
+/// `madvise(MADV_DONTNEED)` for a piece of the program's own code.
+pub(crate) fn unmap_code(code: std::ops::Range<usize>) -> Result<(), Errno> {
+    let start = std::ptr::with_exposed_provenance_mut(code.start);
+    // SAFETY: code is mapped from the program's file and never written: who runs into it reads the same bytes again.
+    check(unsafe { libc::madvise(start, code.len(), libc::MADV_DONTNEED) }.into()).map(drop)
+}
+
 /// `unshare(2)`, of anything but open files.
 pub(crate) fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
     debug_assert!(!flags.contains(UnshareFlags::FILES), "descriptors of other threads would dangle");
