@@ -61,6 +61,20 @@ fn check_changed(kitchen: &Kitchen, expected: &[&str]) {
     assert_eq!(ran(&ended), expected, "{ended:?}");
 }
 
+/// Whichever step makes the place of a mount in the cache that they share, the others take it.
+#[test]
+fn steps_at_once_have_mounts_within_a_shared_cache() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    for round in 0..5 {
+        let caches = format!("--mount=type=cache,id=a{round},target=/a --mount=type=cache,id=b{round},target=/a/b/c/d");
+        let stage = |n: usize| format!("FROM busybox AS s{n}\nRUN {caches} echo {n} > /{n}\n");
+        let stages: String = (0..12).map(stage).collect();
+        let copies: String = (0..12).map(|n| format!("COPY --from=s{n} /{n} /\n")).collect();
+        kitchen.dockerfile(&format!("{stages}FROM scratch\n{copies}"));
+        kitchen.build("").succeeds();
+    }
+}
+
 /// Of a process that has ended the next one knows what it read, also where nothing else had to be done.
 #[test]
 fn files_that_did_not_change_are_not_read_again() {

@@ -60,18 +60,25 @@ pub(super) fn mount_point(
         };
         if existing.is_none() {
             let before = (!parent_is_ours).then(|| rustix::fs::fstat(&here)).transpose()?;
-            if last && kind == Kind::File {
-                let mode = Mode::from_raw_mode(0o755);
-                rustix::fs::openat(&here, *name, OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC, mode)?;
-            } else {
-                rustix::fs::mkdirat(&here, *name, Mode::from_raw_mode(0o755))?;
-            }
-            if let Some(before) = before {
-                restore_times(&here, &before)?;
-            }
-            parent_is_ours = true;
-            if keep == Keep::Nothing || keep == Keep::Parents && last {
-                made.push(Stub { path: walked.clone() });
+            let mode = Mode::from_raw_mode(0o755);
+            let exclusive = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let made_now = match last && kind == Kind::File {
+                true => rustix::fs::openat(&here, *name, exclusive, mode).map(drop),
+                false => rustix::fs::mkdirat(&here, *name, mode),
+            };
+            match made_now {
+                Ok(()) => {
+                    if let Some(before) = before {
+                        restore_times(&here, &before)?;
+                    }
+                    parent_is_ours = true;
+                    if keep == Keep::Nothing || keep == Keep::Parents && last {
+                        made.push(Stub { path: walked.clone() });
+                    }
+                }
+                // In a cache mount: another step was faster, and it is theirs.
+                Err(Errno::EXIST) => parent_is_ours = false,
+                Err(errno) => return Err(errno.into()),
             }
         }
         let flags = match last {
