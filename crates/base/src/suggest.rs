@@ -33,7 +33,7 @@ pub fn likely<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Opti
 }
 
 /// Levenshtein distance over characters.
-fn edits(a: &str, b: &str) -> usize {
+pub fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, ca) in a.chars().enumerate() {

@@ -107,24 +107,8 @@ pub(crate) fn join(prefix: &str, key: &str) -> String {
 /// The declared key with the least edits, if they are few.
 fn nearest(written: &str, declared: &[&'static str]) -> Option<&'static str> {
     let plain = |key: &str| key.to_lowercase().replace(['-', '_'], "");
-    let scored = declared.iter().map(|key| (edits(&plain(written), &plain(key)), *key));
+    let scored = declared.iter().map(|key| (base::suggest::edits(&plain(written), &plain(key)), *key));
     scored.filter(|(n, key)| *n <= 1 + key.len() / 6).min().map(|(_, key)| key)
-}
-
-/// Levenshtein distance.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let cost = usize::from(ca != *cb);
-            let next = (diagonal + cost).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], next);
-        }
-    }
-    row[b.len()]
 }
 
 /// A line of the reference.
