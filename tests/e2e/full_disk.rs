@@ -187,7 +187,7 @@ fn privileged_what_finds_the_disk_full_has_old_results_go() {
     assert_eq!(fetched, 1);
     assert!(fs::read(kitchen.world.path("out/pulled")).unwrap() == noise(11, 5 << 20));
 
-    // A step has room when it begins; what it writes is its own business.
+    // A step has some room when it begins,
     disk.hullworks("prune --all");
     disk.has_old_results(3);
     kitchen.dockerfile("FROM busybox\nRUN echo 1 > /1\n");
@@ -195,6 +195,23 @@ fn privileged_what_finds_the_disk_full_has_old_results_go() {
     disk.leaves(1 << 20);
     kitchen.dockerfile("FROM busybox\nRUN echo 1 > /1\nRUN head -c 4000000 /dev/zero > /zeros\n");
     passes("RUN", "").says(told);
+
+    // and runs once more where that was not enough. What it writes the second time is all that is kept.
+    disk.hullworks("prune --all");
+    disk.has_old_results(3);
+    kitchen.dockerfile("FROM busybox\nRUN echo 1 > /1\n");
+    assert_eq!(disk.build("").code, Some(0));
+    disk.leaves(6 << 20);
+    let write = "echo begin; date +%s%N >> /begun; busybox dd if=/dev/zero of=/zeros bs=1M count=9";
+    kitchen.dockerfile(&format!("FROM busybox\nRUN echo 1 > /1\nRUN {write}\n"));
+    let ended = passes("RUN", "--output type=local,dest=again");
+    ended.says(told).says("the step found the volume of the state directory full: it runs once more\n");
+    assert_eq!(ended.stderr.matches(" begin\n").count(), 2, "{ended:?}");
+    let begun = fs::read_to_string(kitchen.world.path("again/begun")).unwrap();
+    assert_eq!(begun.lines().count(), 1, "{begun}");
+    assert_eq!(fs::metadata(kitchen.world.path("again/zeros")).unwrap().len(), 9 << 20);
+    let newest = disk.builds_old(2);
+    assert!(newest.code == Some(0) && ran(&newest).is_empty(), "more went than had to: {newest:?}");
 
     // The blob of a layer, for an output that lies elsewhere.
     disk.hullworks("prune --all");

@@ -65,8 +65,7 @@ fn tell(tasks: &Tasks, why: &str, made: &Made) {
 }
 
 impl Core {
-    /// Sees to it that a step finds some room when it begins. What it writes itself we do not see, and what found the disk
-    /// full has failed: no step is run twice.
+    /// Sees to it that a step finds some room when it begins. What it writes itself we do not see.
     pub(crate) async fn keep_room(&self, tasks: &Tasks) {
         // To ask costs next to nothing, and steps begin often.
         if store::has_little_room(self.store.dir()) {
@@ -75,4 +74,13 @@ impl Core {
             made.inspect(|made| tell(tasks, "there is little room on the volume of the state directory", made));
         }
     }
+}
+
+/// Makes room for a step that had so many bytes, found the volume full, and is to run again. Whether it makes sense to.
+pub(crate) async fn make_again(mut room: Room, had: u64, tasks: &Tasks) -> bool {
+    let Some(made) = blocking(move || room.make_again(had)).await else { return false };
+    let why = "the step found the volume of the state directory full";
+    tell(tasks, why, &made);
+    tasks.log(Stream::Stderr, format!("{why}: it runs once more\n").as_bytes());
+    true
 }

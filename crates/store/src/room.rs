@@ -230,6 +230,22 @@ impl Room {
         self.seen = inner.room.made.load(Ordering::Acquire);
         made
     }
+
+    /// Makes room for a step that runs again since it found the volume full, where it had so many bytes when the action
+    /// began: as much once more, or what there is of that. Not all that could go, or one that writes without end would cost
+    /// everybody's results. None: it makes no sense to run it again. Blocks.
+    pub fn make_again(&mut self, had: u64) -> Option<Made> {
+        let inner = &self.store.inner;
+        let _turn = inner.room.turn();
+        maintenance::drain(inner);
+        let least = little_room(&inner.dir)?;
+        let wanted = had.max(least);
+        let was_made = inner.room.made.load(Ordering::Acquire) != self.seen;
+        if was_made && !lacks_inodes(&inner.dir, u64::MAX) && self.store.own_free()? >= wanted {
+            return Some(Made::default());
+        }
+        self.store.evict(wanted, least, "a step found the volume of the state directory full")
+    }
 }
 
 /// Forgets something, which is a write: on what is reserved, where there is nothing else. Sees to it that this is there again.

@@ -1,12 +1,13 @@
 //! RUN: one process on a snapshot.
 
+mod hint;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use base::hint::PRUNE;
 use base::progress::Stream;
-use base::{ByteSize, Fault, Kind, Platform, Secret};
+use base::{ByteSize, Fault, Kind, Secret};
 use executor::{Exit, ExtraHost, MountSource, Network, Security, Step, StepIo, StepMount, Ulimit};
 use llb::pb;
 use sys::mount::{FsView, Restrict};
@@ -14,6 +15,7 @@ use sys::mount::{FsView, Restrict};
 use super::{OpContext, limits};
 use crate::cache_mount::CacheDir;
 use crate::core::{active_view, blocking};
+use crate::room;
 use crate::ssh::AgentSocket;
 use crate::step_log::StepLog;
 use crate::tree::Tree;
@@ -22,12 +24,45 @@ use crate::wreck::{Subject, Wreck};
 /// How much of a failed step's output its error carries.
 const LOG_TAIL_BYTES: usize = 16 << 10;
 
-/// Runs the op on its inputs; one tree per output.
+/// Runs the op on its inputs; one tree per output. A step that found the volume of the state directory full runs once more
+/// where what no build uses can make room for it.
 pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Result<Vec<Tree>, Fault> {
     let meta = op.meta.as_ref().ok_or_else(|| Fault::user("exec op has no arguments"))?;
     if meta.args.is_empty() {
         return Err(Fault::user("exec op has no arguments"));
     }
+    let space = ctx.core.store.room();
+    let mut failed = match attempt(ctx, op, meta, inputs).await? {
+        Ended::Made(trees) => return Ok(trees),
+        Ended::Failed(failed) => failed,
+    };
+    if let Some(had) = failed.found_full
+        && room::make_again(space, had, &ctx.tasks).await
+    {
+        // What it wrote is room, too.
+        drop(failed);
+        failed = match attempt(ctx, op, meta, inputs).await? {
+            Ended::Made(trees) => return Ok(trees),
+            Ended::Failed(failed) => failed,
+        };
+    }
+    Err(failed.prepared.leave(ctx, op, inputs, failed.fault).await)
+}
+
+/// How one run of a step ended.
+enum Ended {
+    Made(Vec<Tree>),
+    Failed(Box<Failed>),
+}
+
+struct Failed {
+    fault: Fault,
+    /// The step found the volume of the state directory full, which had so many bytes free when it began.
+    found_full: Option<u64>,
+    prepared: Prepared,
+}
+
+async fn attempt(ctx: &OpContext, op: &pb::ExecOp, meta: &pb::Meta, inputs: &[Tree]) -> Result<Ended, Fault> {
     // Until the step starts, only others are waited for: registries, secrets, cache mounts.
     let (step, prepared) = tokio::select! {
         prepared = prepare(ctx, op, meta, inputs) => prepared?,
@@ -52,25 +87,26 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
         io.held_back_by(move || room.room()).when_unlimited(tell)
     };
     ctx.core.keep_room(&ctx.tasks).await;
+    let had = ctx.core.store.free_space();
     let exit = match ctx.core.executor.run(step, io, ctx.cancel.clone()).await {
         Ok(exit) => exit,
-        Err(error) => return Err(prepared.leave(ctx, op, inputs, run_fault(ctx, meta, error)).await),
+        Err(error) => {
+            let fault = run_fault(ctx, meta, error);
+            return Ok(Ended::Failed(Box::new(Failed { fault, found_full: None, prepared })));
+        }
     };
     let allowed = if meta.valid_exit_codes.is_empty() { &[0][..] } else { &meta.valid_exit_codes[..] };
-    if !allowed.contains(&exit.code) {
-        let tail = {
-            let (log, tail) = &mut *output.lock().unwrap_or_else(PoisonError::into_inner);
-            log.held().for_each(|(stream, bytes)| ctx.tasks.log(stream, &bytes));
-            tail.bytes()
-        };
-        let fault = exit_fault(meta, &exit);
-        let hint = space_hint(&ctx.core.store, &tail).or_else(|| platform_hint(ctx, &exit, &tail));
-        let hint = hint.or_else(|| ids_hint(&tail).filter(|_| ctx.core.shadow).map(str::to_owned));
-        let fault = hint.into_iter().fold(fault, Fault::hint);
-        let fault = fault.log_tail(tail);
-        return Err(prepared.leave(ctx, op, inputs, fault).await);
+    if allowed.contains(&exit.code) {
+        return prepared.commit(ctx).await.map(Ended::Made);
     }
-    prepared.commit(ctx).await
+    let tail = {
+        let (log, tail) = &mut *output.lock().unwrap_or_else(PoisonError::into_inner);
+        log.held().for_each(|(stream, bytes)| ctx.tasks.log(stream, &bytes));
+        tail.bytes()
+    };
+    let found_full = had.filter(|_| hint::found_full(&ctx.core.store, had, &tail));
+    let fault = hint::of(ctx, &exit, &tail).into_iter().fold(exit_fault(meta, &exit), Fault::hint).log_tail(tail);
+    Ok(Ended::Failed(Box::new(Failed { fault, found_full, prepared })))
 }
 
 /// The step, and what its mounts come from and go to.
@@ -163,60 +199,6 @@ fn command(meta: &pb::Meta) -> String {
         None => whole,
     }
 }
-
-/// What to try where a step that failed seems to have found a disk full.
-fn space_hint(store: &store::Store, tail: &[u8]) -> Option<String> {
-    let free = store.free_space();
-    if free.is_some_and(|free| free < NOTHING_FREE) {
-        return Some(format!("the volume of the state directory is full: free space there, or run {PRUNE}"));
-    }
-    let says = |words: &[u8]| tail.windows(words.len()).any(|window| window == words);
-    let free = free.filter(|_| says(b"No space left on device") || says(b"Disk quota exceeded"))?;
-    Some(format!(
-        "the step found a file system full: the volume of the state directory ({} are free now: try {PRUNE}), \
-         or a tmpfs mount of its own (`size=`)",
-        ByteSize(free)
-    ))
-}
-
-/// What to try where the kernel cannot run a step's program.
-fn platform_hint(ctx: &OpContext, exit: &Exit, tail: &[u8]) -> Option<String> {
-    let said = String::from_utf8_lossy(tail).to_lowercase();
-    // Of a shell that could not start another program it is 126.
-    if exit.started && exit.code != 126 || !said.trim_end().ends_with("exec format error") {
-        return None;
-    }
-    let here = Platform::host();
-    let wanted = ctx.op.vertex.op.platform.as_ref();
-    let wanted = wanted.map(|wanted| Platform::new(&wanted.os, &wanted.architecture, &wanted.variant));
-    Some(match wanted.filter(|wanted| wanted.architecture != here.architecture) {
-        Some(wanted) => format!(
-            "the step is for {wanted} and this machine is {here}: register an emulator in binfmt_misc (the packages \
-             qemu-user-static and binfmt-support do), or build on a machine of that platform"
-        ),
-        None => format!(
-            "the program is for another platform than {here}, or a script without a `#!` line: see what the image's \
-             base is (`FROM --platform`)"
-        ),
-    })
-}
-
-/// What to try where a step wanted ids of users that are not mapped.
-fn ids_hint(tail: &[u8]) -> Option<&'static str> {
-    let said = String::from_utf8_lossy(tail).to_lowercase();
-    let has = |line: &str, words: &[&str]| words.iter().any(|word| line.contains(word));
-    let wants_ids = |line: &str| {
-        has(line, &["chown", "chgrp", "ownership"]) && line.contains("invalid argument")
-            || has(line, &["setgroups", "set groups"]) && line.contains("operation not permitted")
-    };
-    said.lines().any(wants_ids).then_some(
-        "steps have one id here: a range of the user in /etc/subuid and /etc/subgid, and `newuidmap`, give more; files get \
-         other owners by `COPY --chown`, too",
-    )
-}
-
-/// Less free space than this is none: programs write more at a time.
-const NOTHING_FREE: u64 = 1 << 20;
 
 /// The last bytes of a step's output.
 #[derive(Default)]

@@ -244,6 +244,29 @@ fn privileged_a_step_finds_room_before_it_begins() {
 }
 
 #[test]
+fn privileged_a_step_that_found_no_room_gets_as_much_once_more() {
+    on_small_volume(c"size=24m", |store, root| {
+        let held = sized(store, 1024);
+        let old: Vec<SnapshotId> = (0..4).map(|_| sized(store, 2048).id()).collect();
+        let mut room = store.room();
+        let had = store.free_space().expect("known");
+        // The step writes all that there is.
+        std::fs::write(root.join("step"), vec![0; usize::try_from(had).expect("small")]).expect("it fits");
+        let made = room.make_again(3 << 20).expect("made");
+        assert!(made.records == 2 && made.bytes >= 3 << 20, "{made:?}");
+        assert!(!is_there(store, &old[1]) && is_there(store, &old[2]) && is_there(store, &held.id()));
+        // What others made meanwhile is enough, where it is still there.
+        let mut other = store.room();
+        store.room().make_again(1 << 20).expect("made");
+        assert_eq!(other.make_again(1 << 20), Some(Made::default()));
+        // Less than it had is better than nothing, and nothing is not.
+        assert!(room.make_again(64 << 20).is_some_and(|made| made.records > 0));
+        assert_eq!(room.make_again(64 << 20), None);
+        assert!(is_there(store, &held.id()));
+    });
+}
+
+#[test]
 fn privileged_where_no_inode_is_free_some_become_so() {
     on_small_volume(c"size=64m,nr_inodes=2000", |store, root| {
         let many = |count: usize| {
