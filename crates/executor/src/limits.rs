@@ -1,9 +1,8 @@
-//! Names of resource limits, and what a step's limits are to its control group.
+//! Names of resource limits.
 
 use rustix::process::Resource;
-use sys::cgroup::Limits;
 
-use crate::{Error, Resources, Ulimit};
+use crate::{Error, Ulimit};
 
 /// A limit as setrlimit(2) takes it.
 pub(crate) fn number(limit: &Ulimit) -> Result<(u32, u64, u64), Error> {
@@ -30,19 +29,6 @@ pub(crate) fn number(limit: &Ulimit) -> Result<(u32, u64, u64), Error> {
     };
     // -1 is all ones: no limit.
     Ok((*resource as u32, limit.soft as u64, limit.hard as u64))
-}
-
-pub(crate) fn of_group(resources: &Resources) -> Limits {
-    Limits {
-        memory: resources.memory.map(|size| size.0),
-        memory_swap: resources.memory_swap,
-        cpu_shares: resources.cpu_shares,
-        cpu_quota: resources.cpu_quota,
-        cpu_period: resources.cpu_period,
-        cpuset_cpus: resources.cpuset_cpus.clone(),
-        cpuset_mems: resources.cpuset_mems.clone(),
-        pids: resources.pids,
-    }
 }
 
 #[cfg(test)]

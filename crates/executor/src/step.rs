@@ -8,6 +8,7 @@ use std::time::Duration;
 use base::progress::{Room, Stream};
 use base::{ByteSize, Secret};
 use serde::{Deserialize, Serialize};
+use sys::cgroup::Limits;
 use sys::mount::{FsView, Restrict};
 
 /// The host name of a step that asks for none; upstream's, which builds may have grown to rely on.
@@ -53,7 +54,7 @@ pub struct Step {
     /// A cgroup below which the step's own is made, instead of ours.
     pub cgroup_parent: Option<String>,
     /// Limits of all its processes together.
-    pub resources: Resources,
+    pub resources: Limits,
     /// Mount points that had to be made, and their parents, are removed afterwards where empty, not only the
     /// mount points themselves.
     pub remove_mount_stubs_recursive: bool,
@@ -80,7 +81,7 @@ impl Step {
             ulimits: Vec::new(),
             shm_size: None,
             cgroup_parent: None,
-            resources: Resources::default(),
+            resources: Limits::default(),
             remove_mount_stubs_recursive: false,
         }
     }
@@ -215,34 +216,6 @@ pub struct Ulimit {
     pub soft: i64,
     /// What the process may raise it to; -1 is no limit.
     pub hard: i64,
-}
-
-/// Limits of all processes of a step together, where the machine lets us set them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resources {
-    /// At most so much memory.
-    pub memory: Option<ByteSize>,
-    /// At most so much memory and swap; -1 is no limit.
-    pub memory_swap: Option<i64>,
-    /// Share of the processors against other steps; 1024 is one share.
-    pub cpu_shares: Option<u64>,
-    /// Microseconds of processor time in each period.
-    pub cpu_quota: Option<i64>,
-    /// The period in microseconds; 100,000 where none.
-    pub cpu_period: Option<u64>,
-    /// The processors it may run on: `0-3,7`.
-    pub cpuset_cpus: Option<String>,
-    /// The memory nodes it may use.
-    pub cpuset_mems: Option<String>,
-    /// At most so many processes and threads.
-    pub pids: Option<u64>,
-}
-
-impl Resources {
-    /// Nothing is limited.
-    pub fn is_unlimited(&self) -> bool {
-        *self == Resources::default()
-    }
 }
 
 /// Where a step's output goes.

@@ -1,10 +1,10 @@
 //! Limits of a step, as they stand in LLB.
 
-use base::{ByteSize, Fault};
-use executor::Resources;
+use base::Fault;
 use llb::LinuxResources;
+use sys::cgroup::Limits;
 
-pub(super) fn resources(of: LinuxResources) -> Result<Resources, Fault> {
+pub(super) fn resources(of: LinuxResources) -> Result<Limits, Fault> {
     let amount = |name: &str, value: i64| match u64::try_from(value) {
         Ok(value) => Ok((value > 0).then_some(value)),
         Err(_) => Err(Fault::user(format!("limit `{name}` of a step is below 0: {value}"))),
@@ -14,8 +14,8 @@ pub(super) fn resources(of: LinuxResources) -> Result<Resources, Fault> {
         return Err(Fault::user(format!("limit `memorySwap` of a step is below -1: {}", of.memory_swap)));
     }
     amount("cpuQuota", of.cpu_quota)?;
-    Ok(Resources {
-        memory: amount("memory", of.memory)?.map(ByteSize),
+    Ok(Limits {
+        memory: amount("memory", of.memory)?,
         memory_swap: (of.memory_swap != 0).then_some(of.memory_swap),
         cpu_shares: (of.cpu_shares > 0).then_some(of.cpu_shares),
         cpu_quota: (of.cpu_quota > 0).then_some(of.cpu_quota),
@@ -36,7 +36,7 @@ mod tests {
         assert!(none.is_unlimited());
         let some = LinuxResources { memory: 5, memory_swap: -1, cpuset_cpus: "0".to_owned(), ..Default::default() };
         let some = resources(some).expect("right");
-        assert_eq!((some.memory, some.memory_swap, some.cpuset_cpus), (Some(ByteSize(5)), Some(-1), Some("0".into())));
+        assert_eq!((some.memory, some.memory_swap, some.cpuset_cpus), (Some(5), Some(-1), Some("0".into())));
         for wrong in [
             LinuxResources { memory: -1, ..Default::default() },
             LinuxResources { cpu_quota: -1, ..Default::default() },

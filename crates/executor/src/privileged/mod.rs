@@ -15,7 +15,6 @@ use crate::message::CgroupView;
 use crate::run::{Surroundings, What, run};
 use crate::{
     Attached, DeviceKind, DeviceNode, Error, Executor, Exit, Inside, OutOfMemory, Process, Security, Step, StepIo,
-    limits,
 };
 
 pub(crate) struct Privileged {
@@ -91,7 +90,6 @@ impl Privileged {
         if !is_asked_for && rules.is_empty() && step.security == Security::Sandbox {
             return Ok(None);
         }
-        let limits = limits::of_group(&step.resources);
         let missing = |what: String| {
             match is_asked_for {
                 true => tracing::warn!("a step runs without the limits that it asks for: {what}"),
@@ -105,7 +103,7 @@ impl Privileged {
             missing("no control groups".to_owned());
             return Ok(None);
         };
-        if let Some(controller) = groups.missing_for(&limits) {
+        if let Some(controller) = groups.missing_for(&step.resources) {
             missing(format!("the controller `{controller}` is not available"));
         }
         let name = format!("step-{}-{}", std::process::id(), self.next.fetch_add(1, Ordering::Relaxed));
@@ -114,7 +112,7 @@ impl Privileged {
             Security::Sandbox if rules.is_empty() => Devices::Ruled,
             Security::Sandbox => Devices::Also(&rules),
         };
-        match groups.create(&name, parent, devices, &limits) {
+        match groups.create(&name, parent, devices, &step.resources) {
             Ok(group) => {
                 if let Some(parent) = parent.filter(|_| !group.left_out().is_empty()) {
                     let out = group.left_out().join(", ");

@@ -1,7 +1,8 @@
 //! Limits of control groups, and memory running out.
 
 use base::ByteSize;
-use executor::{OutOfMemory, Resources};
+use executor::OutOfMemory;
+use sys::cgroup::Limits;
 
 use crate::bed::Bed;
 use crate::{Outcome, Skip, Test};
@@ -21,25 +22,25 @@ fn groups(limits: &sys::cgroup::Limits) -> Result<(), Skip> {
 }
 
 fn memory(bed: &Bed) -> Outcome {
-    groups(&sys::cgroup::Limits { memory: Some(1), ..Default::default() })?;
+    groups(&Limits { memory: Some(1), ..Default::default() })?;
     let limit = ByteSize(32 << 20);
     let mut step = bed.script("a", "tail /dev/zero");
-    step.resources = Resources { memory: Some(limit), memory_swap: Some(32 << 20), ..Resources::default() };
+    step.resources = Limits { memory: Some(limit.0), memory_swap: Some(32 << 20), ..Limits::default() };
     let ran = bed.run(step).unwrap();
     assert_eq!((ran.exit.code, ran.exit.out_of_memory), (137, Some(OutOfMemory { limit: Some(limit) })), "{ran:?}");
     assert_eq!(ran.exit.describe(), "exit code: 137: out of memory, limit 33.55MB");
     // Within the limit all is well.
     let mut step = bed.script("a", "true");
-    step.resources = Resources { memory: Some(limit), cpu_shares: Some(512), ..Resources::default() };
+    step.resources = Limits { memory: Some(limit.0), cpu_shares: Some(512), ..Limits::default() };
     let ran = bed.run(step).unwrap();
     assert_eq!((ran.exit.code, ran.exit.out_of_memory), (0, None), "{ran:?}");
     Ok(())
 }
 
 fn pids(bed: &Bed) -> Outcome {
-    groups(&sys::cgroup::Limits { pids: Some(1), ..Default::default() })?;
+    groups(&Limits { pids: Some(1), ..Default::default() })?;
     let mut step = bed.script("a", "for i in $(seq 30); do sleep 5 & done; true");
-    step.resources = Resources { pids: Some(10), ..Resources::default() };
+    step.resources = Limits { pids: Some(10), ..Limits::default() };
     let ran = bed.run(step).unwrap();
     assert!(ran.stderr.contains("fork"), "{ran:?}");
     Ok(())

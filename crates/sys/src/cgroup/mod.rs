@@ -66,6 +66,13 @@ pub struct Limits {
     pub pids: Option<u64>,
 }
 
+impl Limits {
+    /// Nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Limits::default()
+    }
+}
+
 /// Whether the steps of a group get device rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Devices<'a> {
