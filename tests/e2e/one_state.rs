@@ -1,6 +1,7 @@
 //! Two processes on one state directory: a build waits for the other and says so; whoever gives up says what to do.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use crate::daemon::Served;
 use crate::harness::Invocation;
@@ -84,6 +85,23 @@ fn who_begins_with_an_empty_database_is_told() {
         let ended = if command == "build" { kitchen.build("") } else { kitchen.hullworks(command) };
         let ended = ended.succeeds();
         assert_eq!(ended.stderr.matches(said).count(), 1, "{command}: {ended:?}");
+    }
+}
+
+/// Snapshots hold what builds and clients made: set-uid programs, nodes of devices, what lies in cache mounts.
+#[test]
+fn nobody_else_gets_at_what_lies_in_the_state() {
+    for who in [Who::Root, Who::Ranges, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        kitchen.dockerfile("FROM busybox\nRUN echo > /x && chmod 4755 /x\n");
+        let state = kitchen.world.path("state/hullworks");
+        let mode = || fs::metadata(&state).unwrap().permissions().mode() & 0o7777;
+        kitchen.build("").succeeds();
+        assert_eq!(mode(), 0o700, "{who:?}");
+        // One that an older version made is closed, too.
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
+        let again = kitchen.build("").succeeds();
+        assert!(mode() == 0o700 && ran(&again).is_empty(), "{who:?}: {again:?}");
     }
 }
 

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use base::{Fault, Kind};
 use files::walk::Entry;
-use rustix::fs::{Mode, OFlags};
 use sys::path::{Links, Root};
 
 /// What a frontend may read of a file at once.
@@ -14,9 +13,7 @@ const FILE_LIMIT: u64 = 16 << 20;
 pub(crate) fn read_file(root: &Root, path: &str, range: Option<(u64, u64)>) -> Result<Vec<u8>, Fault> {
     use std::io::{Read as _, Seek as _};
     let failed = |e| missing("read", path, e);
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = root.open_at(path.trim_start_matches('/'), flags, Mode::empty(), Links::Follow);
-    let file = std::fs::File::from(file.map_err(failed)?);
+    let file = root.open_file(path.trim_start_matches('/'), Links::Follow).map_err(failed)?;
     let (offset, length) = range.unwrap_or((0, 0));
     let length = if length == 0 { FILE_LIMIT + 1 } else { length };
     let mut bytes = Vec::new();
@@ -54,4 +51,35 @@ pub(crate) fn stat(root: &Root, path: &str, links: Links) -> Result<Entry, Fault
 
 fn missing(doing: &str, path: &str, error: std::io::Error) -> Fault {
     Fault::because(Kind::User, format!("cannot {doing} `{path}`"), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{CWD, FileType, Mode};
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let dir = tempfile::tempdir().expect("made");
+        let node = |name: &str, kind: FileType, device: u64| {
+            rustix::fs::mknodat(CWD, dir.path().join(name), kind, Mode::RUSR | Mode::WUSR, device)
+        };
+        std::fs::write(dir.path().join("file"), "0123456789").expect("written");
+        std::os::unix::fs::symlink("/file", dir.path().join("link")).expect("made");
+        node("pipe", FileType::Fifo, 0).expect("made");
+        let mut wrong = vec!["pipe"];
+        // For root, whose steps can make such nodes, too: `/dev/zero`, which gives bytes to whoever opens it.
+        if node("zero", FileType::CharacterDevice, rustix::fs::makedev(1, 5)).is_ok() {
+            wrong.push("zero");
+        }
+        let root = Root::open(dir.path()).expect("open");
+        assert_eq!(read_file(&root, "/link", Some((2, 3))).expect("read"), b"234");
+        for path in wrong {
+            let error = read_file(&root, path, Some((0, 4))).expect_err(path);
+            assert_eq!(error.to_string(), format!("cannot read `{path}`: not a regular file"));
+        }
+        let error = read_file(&root, "/", None).expect_err("a directory");
+        assert!(error.to_string().starts_with("cannot read `/`: Is a directory"), "{error}");
+    }
 }

@@ -1,11 +1,12 @@
 //! Opening: the lock, the database, what a crash left, the driver.
 
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rusqlite::OptionalExtension;
-use rustix::fs::{AtFlags, CWD, FileType};
+use rustix::fs::{AtFlags, CWD, FileType, Mode};
 use rustix::io::Errno;
 use sys::mount::{FsView, Mounted, Overlay};
 
@@ -92,7 +93,7 @@ impl Store {
     /// Only one process can have it open: others wait for [`OpenOptions::lock_wait`] and then get [`Error::InUse`].
     pub fn open(dir: impl AsRef<Path>, options: OpenOptions) -> Result<Store> {
         let dir = dir.as_ref();
-        std::fs::create_dir_all(dir).map_err(|e| Error::io("create directory", dir, e))?;
+        own_dir(dir)?;
         let dir = &std::path::absolute(dir).map_err(|e| Error::io("find", dir, e))?;
         let lock = lock::take(dir, options.lock_wait)?;
         match options.reserve {
@@ -141,6 +142,31 @@ impl Store {
         Ok(Store { inner, _maintenance: Arc::new(guard) })
     }
 }
+
+/// Makes a directory that nobody else can enter, an existing one included: what lies in it are programs with set-uid bits,
+/// nodes of devices and caches of builds, each readable by whoever its mode says.
+fn own_dir(dir: &Path) -> Result<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(PRIVATE).create(dir);
+    made.map_err(|e| Error::io("create directory", dir, e))?;
+    let mode = std::fs::metadata(dir).map_err(|e| Error::io("stat", dir, e))?.mode();
+    if mode & 0o777 == PRIVATE {
+        return Ok(());
+    }
+    match rustix::fs::chmod(dir, Mode::from_raw_mode(PRIVATE)) {
+        Ok(()) => Ok(()),
+        // Somebody else's, who lets us write to it: a volume of a pod that belongs to a group.
+        Err(Errno::PERM) => {
+            tracing::warn!(
+                "the state directory belongs to another user, and others may be able to read what builds make"
+            );
+            Ok(())
+        }
+        Err(e) => Err(Error::io("set the mode of", dir, e)),
+    }
+}
+
+/// The mode of the state directory.
+const PRIVATE: u32 = 0o700;
 
 /// Opens the database. The second answer is set after a machine crash (or on another machine): the place in the order of
 /// changes up to which data is on the disk.

@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -94,6 +95,18 @@ impl Root {
     /// Opens a directory for reading or, with `O_PATH`, as a base for further calls.
     pub fn open_dir(&self, path: impl AsRef<Path>, links: Links) -> io::Result<OwnedFd> {
         self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty(), links)
+    }
+
+    /// Opens a regular file for reading. What it is is asked before it is opened: trees hold nodes that steps and clients made,
+    /// and whoever may open the device of such a node need not be who made it. Anything else is `EISDIR` or `InvalidInput`.
+    pub fn open_file(&self, path: impl AsRef<Path>, links: Links) -> io::Result<File> {
+        let found = self.open_at(path, OFlags::PATH, Mode::empty(), links)?;
+        match FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) {
+            FileType::RegularFile => {}
+            FileType::Directory => return Err(Errno::ISDIR.into()),
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+        }
+        File::open(crate::mount::fd_path(found.as_fd()))
     }
 
     /// What `path` is, following all links (`Links::Follow`) or not the last one.

@@ -13,7 +13,6 @@ use files::walk::Filter;
 use futures_util::future::join_all;
 use llb::pb;
 use proto::Message as _;
-use rustix::fs::{Mode, OFlags};
 use sys::path::{Links, Root};
 
 use crate::core::{Core, blocking};
@@ -325,11 +324,8 @@ impl Limit {
 fn read_all(root: &Root, paths: &[String], limit: Limit) -> Result<Vec<Option<Vec<u8>>>, Fault> {
     let read = |path: &String| -> Result<Option<Vec<u8>>, Fault> {
         let failed = |e: std::io::Error| Fault::because(Kind::User, format!("cannot read `{path}`"), e);
-        // Never waits for the other end of a pipe.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let opened = root.open_at(path.trim_start_matches('/'), flags, Mode::empty(), Links::Follow);
-        let file = match opened {
-            Ok(fd) => std::fs::File::from(fd),
+        let file = match root.open_file(path.trim_start_matches('/'), Links::Follow) {
+            Ok(file) => file,
             Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
                 return Ok(None);
             }

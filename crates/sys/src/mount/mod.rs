@@ -220,21 +220,24 @@ impl Mounted {
     /// A read-only `Dir` is handed out as it is: the caller keeps the promise not to write.
     pub fn new(view: &FsView, scratch: &Path) -> Result<Mounted, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let (path, mounted) = match view {
-            FsView::Dir { path, .. } => (path, false),
-            FsView::Overlay(overlay) => match (&overlay.lower[..], &overlay.upper) {
-                ([only], None) => (only, false),
-                _ => (&scratch.join(format!("m{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))), true),
-            },
-        };
-        if mounted {
-            rustix::fs::mkdir(path, Mode::RWXU).map_err(|errno| Error::path("create directory", path, errno))?;
-            if let Err(error) = view.mount_at(path) {
-                let _ = rustix::fs::rmdir(path);
-                return Err(error);
+        match view {
+            FsView::Dir { path, .. } => return Ok(Mounted { path: path.clone(), mounted: false }),
+            FsView::Overlay(overlay) => {
+                if let ([only], None) = (&overlay.lower[..], &overlay.upper) {
+                    return Ok(Mounted { path: only.clone(), mounted: false });
+                }
             }
         }
-        Ok(Mounted { path: path.clone(), mounted })
+        let path = scratch.join(format!("m{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        rustix::fs::mkdir(&path, Mode::RWXU).map_err(|errno| Error::path("create directory", &path, errno))?;
+        if let Err(error) = view.mount_at(&path) {
+            let _ = rustix::fs::rmdir(&path);
+            return Err(error);
+        }
+        let mounted = Mounted { path, mounted: true };
+        // Steps make nodes of devices that they may not open. Neither do we.
+        restrict(&mounted.path, Restrict::NO_DEVICES, Depth::Top)?;
+        Ok(mounted)
     }
 
     /// Where the tree can be found.

@@ -7,7 +7,6 @@ use base::{Cancel, Fault, Kind};
 use image::layer::compression::Decompressor;
 use image::layer::tar;
 use llb::pb;
-use rustix::fs::{Mode, OFlags};
 use sys::path::{Links, Root};
 
 use super::git::Asking;
@@ -54,9 +53,8 @@ fn committed(object: &[u8]) -> Option<i64> {
 
 /// The time of the newest file of an archive; none for what is no archive.
 fn newest(dir: &std::path::Path, name: &str, cancel: &Cancel) -> std::io::Result<Option<i64>> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = Root::open(dir)?.open_at(name, flags, Mode::empty(), Links::FollowParents)?;
-    Ok(newest_entry(cancel.reader(std::fs::File::from(file))))
+    let file = Root::open(dir)?.open_file(name, Links::FollowParents)?;
+    Ok(newest_entry(cancel.reader(file)))
 }
 
 fn newest_entry(archive: impl Read) -> Option<i64> {
