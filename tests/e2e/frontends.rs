@@ -111,10 +111,11 @@ fn a_step_uses_keys_and_never_sees_them() {
 fn a_dockerfile_is_asked_in_the_place_of_a_build() {
     let Some(served) = Served::new(anyone(), "") else { return };
     let kitchen = &served.kitchen;
-    kitchen.dockerfile(
+    let asked_of = String::from(
         "# WORD is said\nARG WORD=hello\n# first says it\nFROM busybox AS first\nARG WORD\n\
          RUN --mount=type=secret,id=s,required=true --mount=type=ssh exit 1\nFROM first\nmaintainer me\n",
     );
+    kitchen.dockerfile(&asked_of);
     let asked = |request: &str| {
         let ended = served.build(&format!("--opt requestid={request}")).succeeds();
         ended.text()
@@ -137,10 +138,17 @@ fn a_dockerfile_is_asked_in_the_place_of_a_build() {
     assert!(checked.starts_with("\nWARNING: MaintainerDeprecated - https://"), "{checked}");
     assert!(checked.contains("Dockerfile:8\n") && checked.contains("   8 | >>> maintainer me\n"), "{checked}");
     assert!(asked("frontend.subrequests.describe").starts_with("NAME                 VERSION DESCRIPTION\noutline "));
+    // Stages that nobody needs are looked at, too; as they stand, without what a base triggers in them.
+    kitchen.dockerfile(
+        "FROM scratch AS base\nONBUILD WORKDIR x\nFROM base AS unused\nLABEL a b\nFROM scratch\nLABEL a=b\n",
+    );
+    let checked = asked("frontend.lint");
+    assert!(checked.contains("LegacyKeyValueFormat") && !checked.contains("WorkdirRelativePath"), "{checked}");
     served.build("--opt requestid=frontend.bogus").fails().says("unsupported request frontend.bogus");
     served.build("--opt frontend.caps=bogus").fails().says("unsupported frontend capability bogus");
 
     // The same without a daemon.
+    kitchen.dockerfile(&asked_of);
     let ended = kitchen.build("--call=outline").succeeds();
     assert_eq!(ended.text(), outline);
     // The instruction's case is one more.

@@ -40,6 +40,11 @@ fn a_failure_shows_place_output_and_cause() {
     ended.says("   3 | >>> RUN echo before; exit 42\n");
     ended.says("error: failed to solve: process \"/bin/sh -c echo before; exit 42\" did not complete successfully: exit code: 42\n");
     assert!(!ended.stderr.contains("never\n") || !ended.stderr.contains("0 never"), "{ended:?}");
+    // The last line says it all, whatever the command looks like.
+    with_shell(&world, "RUN <<EOF\necho \"$HOME\"\nexit 4\nEOF\n");
+    let ended = world.build().arg("context").fails();
+    let cause = r#"process "/bin/sh -c echo \"$HOME\"\nexit 4\n" did not complete successfully: exit code: 4"#;
+    ended.says(&format!("error: failed to solve: {cause}\n"));
 }
 
 #[test]

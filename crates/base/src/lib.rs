@@ -6,6 +6,7 @@
 mod cancel;
 mod digest;
 mod fault;
+pub mod gotext;
 pub mod hint;
 mod platform;
 pub mod progress;

@@ -14,7 +14,6 @@ pub mod expand;
 mod frontend;
 mod git;
 mod glob;
-mod gotext;
 pub mod ignore;
 pub mod instruction;
 mod lint;

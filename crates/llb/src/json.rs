@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::Digest;
+use base::gotext::quote;
 
 use crate::go_json::{Object, string};
 use crate::key::{copy_json, mount_json, owner_json};
@@ -30,7 +31,7 @@ pub fn dot(definition: &pb::Definition) -> Result<String, prost::DecodeError> {
     let mut text = "digraph {\n".to_owned();
     for (digest, op) in &ops {
         let (name, shape) = shown(*digest, op);
-        text.push_str(&format!("  \"{digest}\" [label={} shape=\"{shape}\"];\n", quoted(&name)));
+        text.push_str(&format!("  \"{digest}\" [label={} shape=\"{shape}\"];\n", quote(&name)));
     }
     for (digest, op) in &ops {
         for (index, input) in op.inputs.iter().enumerate() {
@@ -40,7 +41,7 @@ pub fn dot(definition: &pb::Definition) -> Result<String, prost::DecodeError> {
             };
             let is_it = |mount: &&pb::Mount| usize::try_from(mount.input) == Ok(index) && mount.dest != "/";
             let label = mounts.iter().rfind(is_it).map_or("", |mount| &mount.dest);
-            text.push_str(&format!("  {} -> \"{digest}\" [label={}];\n", quoted(&input.digest), quoted(label)));
+            text.push_str(&format!("  {} -> \"{digest}\" [label={}];\n", quote(&input.digest), quote(label)));
         }
     }
     text.push_str("}\n");
@@ -50,24 +51,6 @@ pub fn dot(definition: &pb::Definition) -> Result<String, prost::DecodeError> {
 fn ops(definition: &pb::Definition) -> Result<Vec<(Digest, pb::Op)>, prost::DecodeError> {
     use proto::Message as _;
     definition.def.iter().map(|bytes| Ok((Digest::of(bytes), pb::Op::decode(bytes.as_slice())?))).collect()
-}
-
-/// A string of Graphviz, as Go quotes strings.
-fn quoted(text: &str) -> String {
-    let mut out = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if c.is_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
 }
 
 fn shown(digest: Digest, op: &pb::Op) -> (String, &'static str) {

@@ -19,9 +19,6 @@ pub enum Error {
     /// It refers to something that it does not have, or leads round in circles.
     #[error("it is damaged: {0}")]
     Damaged(String),
-    /// Neither a cache nor an image with one.
-    #[error("it has no cache: neither a config of type `{MEDIA_TYPE}` nor records in the config of an image")]
-    None,
 }
 
 /// All that a cache knows.

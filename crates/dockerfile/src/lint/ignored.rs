@@ -4,7 +4,7 @@ use llb::path;
 
 use super::{Place, Rule};
 use crate::ask::Ask;
-use crate::gotext::quote;
+use base::gotext::quote;
 
 pub(super) const COPY: Rule = Rule {
     name: "CopyIgnoredFile",

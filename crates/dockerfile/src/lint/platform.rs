@@ -4,7 +4,7 @@ use base::{Platform, SourceSpan};
 
 use super::{Place, Rule, Scope};
 use crate::expand::{Expanded, Variables};
-use crate::gotext::quote;
+use base::gotext::quote;
 
 pub(super) const BASE_IMAGE: Rule = Rule {
     name: "InvalidBaseImagePlatform",

@@ -1,7 +1,7 @@
 //! Secrets in the image's configuration and history.
 
 use super::{Place, Rule};
-use crate::gotext::quote;
+use base::gotext::quote;
 
 pub(super) const IN_ARG_OR_ENV: Rule = Rule {
     name: "SecretsUsedInArgOrEnv",

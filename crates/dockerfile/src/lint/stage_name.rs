@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{Linter, Rule};
-use crate::gotext::quote;
 use crate::instruction::Stage;
+use base::gotext::quote;
 
 pub(super) const DUPLICATE: Rule = Rule {
     name: "DuplicateStageName",

@@ -3,7 +3,7 @@
 use llb::path;
 
 use super::{Place, Rule};
-use crate::gotext::quote;
+use base::gotext::quote;
 
 pub(super) const RELATIVE: Rule = Rule {
     name: "WorkdirRelativePath",

@@ -31,8 +31,9 @@ impl Lowering<'_> {
         loop {
             self.resolve_round(target)?;
             let mut more = false;
-            for (index, reachable) in self.reachable(target).into_iter().enumerate() {
-                if reachable && self.stages[index].replaced_by.is_none() {
+            // Triggers are for who builds: what is walked to be checked has none.
+            for (index, needed) in self.needed(target).into_iter().enumerate() {
+                if needed && self.stages[index].replaced_by.is_none() {
                     self.inherit_for_triggers(index);
                     more |= self.take_triggers(index)?;
                 }
@@ -65,7 +66,11 @@ impl Lowering<'_> {
         let mut origins = Vec::new();
         for (index, reachable) in self.reachable(target).into_iter().enumerate() {
             let stage = &mut self.stages[index];
-            if !reachable || stage.base.is_some() || stage.dispatched || stage.resolved {
+            if stage.base.is_some() || stage.dispatched || stage.resolved {
+                continue;
+            }
+            if !reachable {
+                self.has_reference(index).map_err(|e| self.at_stage(index, e))?;
                 continue;
             }
             stage.resolved = true;
@@ -123,19 +128,31 @@ impl Lowering<'_> {
             return Ok(Origin::Stage(context));
         }
         let typed = stage.base_name.clone();
-        let reference = Reference::parse(&typed).map_err(|error| {
-            let error = Error::new(format!("`{typed}` is no stage, and no image: {}", cause(&error)));
-            let error = self.suggest_stage(error, &typed);
-            match written_otherwise(&typed) {
-                Some(hint) => error.hint(hint),
-                None => error,
-            }
-        })?;
-        let reference = reference.or_latest();
+        let reference = self.reference(&typed)?.or_latest();
         if let Some(context) = self.named_context(&reference.to_string(), Some(&platform)) {
             return Ok(Origin::Base { context: context.at(index), platform });
         }
         Ok(Origin::Image { typed, reference, platform })
+    }
+
+    /// Stages that nobody needs are not asked for, but must name an image.
+    fn has_reference(&self, index: usize) -> Result<()> {
+        let stage = &self.stages[index];
+        if stage.replaced_by.is_some() || stage.base_name == SCRATCH {
+            return Ok(());
+        }
+        self.reference(&stage.base_name).map(drop)
+    }
+
+    fn reference(&self, typed: &str) -> Result<Reference> {
+        Reference::parse(typed).map_err(|error| {
+            let error = Error::new(format!("`{typed}` is no stage, and no image: {}", cause(&error)));
+            let error = self.suggest_stage(error, typed);
+            match written_otherwise(typed) {
+                Some(hint) => error.hint(hint),
+                None => error,
+            }
+        })
     }
 
     fn suggest_stage(&self, error: Error, typed: &str) -> Error {

@@ -11,11 +11,11 @@ use super::stage::{Stage, Step};
 use super::{Lowering, display, expose, is_for_scanners, uppercase_first};
 use crate::error::{Error, Result};
 use crate::expand::Lexer;
-use crate::gotext::{plain_list, quoted_list};
 use crate::instruction::{Arg, CommandLine, Copy, Health, Kind, show_duration};
 use crate::lint::{self, Place};
 use crate::parse::Pair;
 use crate::request::{Argument, description};
+use base::gotext::{plain_list, quoted_list};
 
 impl Lowering<'_> {
     pub(super) fn dispatch(&mut self, index: usize, step: Step) -> Result<()> {

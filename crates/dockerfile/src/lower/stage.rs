@@ -323,11 +323,13 @@ impl<'a> Lowering<'a> {
         error
     }
 
-    /// The stages that one needs, itself included; or all that there are. What a named context has replaced needs nothing.
+    /// The stages that are walked: those that one needs, or all that there are.
     pub(super) fn reachable(&self, target: usize) -> Vec<bool> {
-        if self.all_stages {
-            return vec![true; self.stages.len()];
-        }
+        if self.all_stages { vec![true; self.stages.len()] } else { self.needed(target) }
+    }
+
+    /// The stages that one needs, itself included. What a named context has replaced needs nothing.
+    pub(super) fn needed(&self, target: usize) -> Vec<bool> {
         let mut reachable = vec![false; self.stages.len()];
         let mut stack = vec![target];
         while let Some(stage) = stack.pop() {

@@ -1,5 +1,7 @@
 //! Physical lines to logical ones: comments, continuation, here-documents.
 
+use std::borrow::Cow;
+
 use base::SourceSpan;
 
 use super::directive::Parser;
@@ -53,7 +55,7 @@ impl<'a> Reader<'a> {
         Some(line)
     }
 
-    fn physical(&mut self, physical: &[u8]) -> Result<()> {
+    fn physical(&mut self, physical: &'a [u8]) -> Result<()> {
         let first = self.number;
         let text = physical.trim_ascii();
         if text.first() == Some(&b'#') {
@@ -116,11 +118,17 @@ impl<'a> Reader<'a> {
     }
 
     /// Adds the lines that continue `start`. The instruction, and whether an empty line was passed.
-    fn continued(&mut self, start: &[u8]) -> Result<(String, bool)> {
+    fn continued(&mut self, start: &'a [u8]) -> Result<(String, bool)> {
         let mut logical = String::new();
         let mut empty = false;
         let (text, mut more) = self.continuation(start);
-        logical.push_str(self.utf8(text)?);
+        // Names of people in files from before everybody wrote UTF-8. They end in the image's configuration, which is JSON.
+        let is_about = ["MAINTAINER", "LABEL"].iter().any(|name| is_instruction(start, name.as_bytes()));
+        let read = |reader: &Self, text: &'a [u8]| match is_about {
+            true => reader.text(&replaced(text)).map(|text| Cow::Owned(text.to_owned())),
+            false => reader.utf8(text).map(Cow::Borrowed),
+        };
+        logical.push_str(&read(self, text)?);
         while more {
             let Some(physical) = self.next() else { break };
             let text = without_end(physical);
@@ -133,7 +141,7 @@ impl<'a> Reader<'a> {
             }
             let part;
             (part, more) = self.continuation(text);
-            logical.push_str(self.utf8(part)?);
+            logical.push_str(&read(self, part)?);
         }
         Ok((logical, empty))
     }
@@ -149,15 +157,19 @@ impl<'a> Reader<'a> {
     }
 
     fn utf8<'b>(&self, text: &'b [u8]) -> Result<&'b str> {
-        let wrong = |what: &str| {
-            let span = SourceSpan::lines(self.number, self.number);
-            Err(Error::new(format!("line {} {what}", self.number)).at(span))
-        };
         match std::str::from_utf8(text) {
-            Ok(text) if text.contains('\0') => wrong("has a NUL byte"),
-            Ok(text) => Ok(text),
-            Err(_) => wrong("is not UTF-8"),
+            Ok(text) => self.text(text),
+            Err(_) => Err(self.wrong("is not UTF-8").hint("save the file as UTF-8: `iconv -f latin1 -t utf-8`")),
         }
+    }
+
+    fn text<'b>(&self, text: &'b str) -> Result<&'b str> {
+        if text.contains('\0') { Err(self.wrong("has a NUL byte")) } else { Ok(text) }
+    }
+
+    /// A mistake of the line that was read last.
+    fn wrong(&self, what: &str) -> Error {
+        Error::new(format!("line {} {what}", self.number)).at(SourceSpan::lines(self.number, self.number))
     }
 
     fn heredoc(&mut self, doc: &mut Heredoc, first: u32) -> Result<()> {
@@ -175,6 +187,22 @@ impl<'a> Reader<'a> {
         let error = Error::new(format!("here-document `{}` has no end", doc.name));
         Err(error.at(SourceSpan::lines(first, self.number)).hint(format!("end it by a line `{}`", doc.name)))
     }
+}
+
+/// Whether a line begins with that instruction.
+fn is_instruction(line: &[u8], name: &[u8]) -> bool {
+    line.split_at_checked(name.len())
+        .is_some_and(|(word, rest)| word.eq_ignore_ascii_case(name) && rest.first().is_none_or(u8::is_ascii_whitespace))
+}
+
+/// Each byte that is not UTF-8 becomes the character that stands for such bytes, as in Go's JSON.
+fn replaced(text: &[u8]) -> String {
+    let mut out = String::with_capacity(text.len());
+    for chunk in text.utf8_chunks() {
+        out.push_str(chunk.valid());
+        out.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
+    }
+    out
 }
 
 fn without_end(mut line: &[u8]) -> &[u8] {

@@ -110,6 +110,11 @@ fn hostile_files_are_refused() {
     let (message, spans) = fails("FROM a\n".repeat(MAX_INSTRUCTIONS + 2));
     assert!(message.contains("instructions"), "{message}");
     assert_eq!(spans, [(20_001, 20_001)]);
+    // What is only about the image may be in another encoding.
+    let about = parse(b"FROM a\nmaintainer Jos\xe9 \\\n\xe2\x82 x\nLABEL a=\xff\n").expect("valid");
+    assert_eq!(about.lines[1].original, "maintainer Jos\u{fffd} \u{fffd}\u{fffd} x");
+    assert_eq!(about.lines[2].original, "LABEL a=\u{fffd}");
+    assert!(fails(&b"FROM a\nLABELS a=\xff"[..]).0.contains("line 2 is not UTF-8"));
     // A comment in another encoding harms nobody.
     assert_eq!(parse(b"# M\xfcller\nFROM a").expect("valid").lines.len(), 1);
     for deep in ["ONBUILD ".repeat(200_000), format!("RUN {}", "[".repeat(200_000)), "<<A ".repeat(50_000)] {

@@ -79,6 +79,11 @@ impl Import {
                 read = self.fetch(core, job) => read,
                 () = job.cancel.cancelled() => Err(Fault::cancelled()),
             };
+            // The usual first build with an inline cache: nothing to be alarmed by.
+            if read.as_ref().is_ok_and(|read| read.keys.is_empty()) {
+                let text = "there is no cache in it: neither one of its own nor one in the config of an image\n";
+                running.tasks().log(Stream::Stderr, text.as_bytes());
+            }
             match running.end(read) {
                 Ok(read) => Some(Arc::new(read)),
                 Err(fault) => {
@@ -142,9 +147,6 @@ impl Import {
                     }
                 }
             }
-        }
-        if keys.is_empty() {
-            return Err(unusable(remotecache::Error::None));
         }
         Ok(ReadCache { keys, place })
     }

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use base::gotext::quote;
 use base::progress::Stream;
 use base::{ByteSize, Fault, Kind, Secret};
 use executor::{Exit, ExtraHost, MountSource, Network, Security, Step, StepIo, StepMount, Ulimit};
@@ -164,7 +165,7 @@ fn run_fault(ctx: &OpContext, meta: &pb::Meta, error: executor::Error) -> Fault 
     if ctx.cancel.is_cancelled() {
         return Fault::cancelled();
     }
-    let doing = format!("process \"{}\" did not start", command(meta));
+    let doing = format!("process {} did not start", command(meta));
     Fault::because(executor_kind(&error), doing, error)
 }
 
@@ -176,7 +177,7 @@ fn executor_kind(error: &executor::Error) -> Kind {
 }
 
 fn exit_fault(meta: &pb::Meta, exit: &Exit) -> Fault {
-    let text = format!("process \"{}\" did not complete successfully: {}", command(meta), exit.describe());
+    let text = format!("process {} did not complete successfully: {}", command(meta), exit.describe());
     let fault = Fault::user(text).exit_code(exit.code);
     if exit.out_of_memory.is_some() {
         fault.hint("give the step or the pod more memory")
@@ -190,13 +191,13 @@ fn exit_fault(meta: &pb::Meta, exit: &Exit) -> Fault {
 /// The kernel's `MAX_ARG_STRLEN`.
 const MOST_ARGUMENT_BYTES: usize = 128 << 10;
 
-/// The command as errors quote it: the Dockerfile has the rest of a long one.
+/// The command as errors quote it, on one line: the Dockerfile has the rest of a long one.
 fn command(meta: &pb::Meta) -> String {
     const MOST_CHARS: usize = 1000;
     let whole = meta.args.join(" ");
     match whole.char_indices().nth(MOST_CHARS) {
-        Some((end, _)) => format!("{}...", &whole[..end]),
-        None => whole,
+        Some((end, _)) => quote(&format!("{}...", &whole[..end])),
+        None => quote(&whole),
     }
 }
 

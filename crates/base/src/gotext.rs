@@ -1,18 +1,18 @@
-//! Texts as Go's `fmt` writes them: histories must come out as upstream's, byte for byte.
+//! Texts as Go's `fmt` writes them: histories, errors and graphs must come out as upstream's, byte for byte.
 
 /// `%q` of a list: `["a" "b"]`.
-pub(crate) fn quoted_list(list: &[String]) -> String {
+pub fn quoted_list(list: &[String]) -> String {
     let quoted: Vec<String> = list.iter().map(|text| quote(text)).collect();
     format!("[{}]", quoted.join(" "))
 }
 
 /// `%v` of a list: `[a b]`.
-pub(crate) fn plain_list(list: &[String]) -> String {
+pub fn plain_list(list: &[String]) -> String {
     format!("[{}]", list.join(" "))
 }
 
 /// `%q`: `"a"`.
-pub(crate) fn quote(text: &str) -> String {
+pub fn quote(text: &str) -> String {
     let mut out = String::from('"');
     for c in text.chars() {
         match c {
