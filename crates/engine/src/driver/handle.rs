@@ -49,11 +49,13 @@ impl JobHandle {
             match self.solve_reading(graph, output, reading, &caches).await {
                 // What the changed files took no part in is there already, or goes on.
                 Err(fault) if is_stale(&fault) && self.job.read_anew(reading) => {
-                    tracing::info!(%fault, "reading the client's directories again");
+                    let fault = self.job.hidden().why(&fault);
+                    tracing::info!(fault, "reading the client's directories again");
                 }
                 // What was made meanwhile is there, and what the lost layers made is made here.
                 Err(fault) if self.job.gives_up(&fault) => {
-                    tracing::warn!(%fault, "going on without a cache");
+                    let fault = self.job.hidden().why(&fault);
+                    tracing::warn!(fault, "going on without a cache");
                 }
                 result => return result.map_err(|fault| self.locate_above(graph, fault)),
             }

@@ -21,6 +21,7 @@ use crate::cache;
 use crate::cache::import::ReadCache;
 use crate::core::{Core, blocking};
 use crate::job::Job;
+use crate::journal;
 use crate::ops::{self, Op, OpContext};
 use crate::show::Shows;
 use crate::tree::Tree;
@@ -208,6 +209,7 @@ impl Owner {
                 let Some(ctx) = self.context(id, &vertex) else {
                     return self.solver.handle(Event::Exec(id, Err(Stopped::Cancelled)));
                 };
+                journal::began(&ctx);
                 let is_kept = vertex.export_cache != Some(false) && !ctx.op.is_source();
                 self.spawn(id, ctx, Event::Exec, move |ctx| async move {
                     let trees = ops::run(&ctx, &inputs).await?;
@@ -223,6 +225,9 @@ impl Owner {
                 let jobs = self.solver.jobs_of(id);
                 let jobs: Vec<Arc<Job>> = jobs.iter().filter_map(|id| self.jobs.get(id)).cloned().collect();
                 let loaded = self.load(&record.result, &jobs);
+                if loaded.is_some() && journal::is_kept() {
+                    self.found(id, journal::Found::Here);
+                }
                 self.solver.handle(Event::Load(id, loaded));
             }
             Action::Load { id, vertex, record, key, .. } => {
@@ -230,16 +235,24 @@ impl Owner {
                 let (Some(cache), Some(ctx)) = (cache, self.context(id, &vertex)) else {
                     return self.solver.handle(Event::Load(id, None));
                 };
+                if journal::is_kept() {
+                    self.found(id, journal::Found::In(cache.place.clone()));
+                }
                 let loaded = |id, loaded: Result<_, _>| Event::Load(id, loaded.ok().flatten());
                 self.spawn(id, ctx, loaded, move |ctx| async move {
+                    let step = ctx.op.label.digest;
                     if ctx.jobs.iter().any(|job| job.has_given_up(std::slice::from_ref(&cache.place))) {
+                        journal::not_loaded(step, &cache, "the build has given it up: layers were missing");
                         return Ok(None);
                     }
-                    let core = ctx.core.clone();
-                    let loaded = blocking(move || cache::load::load(&core, &cache, &record, &key)).await;
+                    let (core, from) = (ctx.core.clone(), cache.clone());
+                    let loaded = blocking(move || cache::load::load(&core, &from, &record, &key)).await;
                     // A failure is a miss, and worth a word.
                     let loaded =
                         loaded.inspect_err(|error| tracing::warn!(%error, "a cached result was not loaded"))?;
+                    if loaded.is_none() {
+                        journal::not_loaded(step, &cache, "it names no layers for it");
+                    }
                     Ok(loaded.map(|loaded| {
                         let output = output(&ctx.core, Tree::snapshot(loaded.hold));
                         let stored =
@@ -254,12 +267,18 @@ impl Owner {
                     lookups.iter().flat_map(|lookup| lookup.sources.iter().copied()).collect();
                 let caches = asked.iter().filter_map(|source| self.caches.get(source));
                 let caches: Vec<Arc<ReadCache>> = caches.map(|(_, cache)| cache.clone()).collect();
+                let steps = match journal::is_kept() && !caches.is_empty() {
+                    true => self.solver.asked_by(id),
+                    false => Vec::new(),
+                };
                 // Without answers all are misses.
                 self.spawn_blocking(id, "looking results up in the cache", Event::Lookup, move || {
-                    let (found, failure) = cache_manager::lookup(&Stores { local: store, caches }, &lookups);
+                    let stores = Stores { local: store, caches };
+                    let (found, failure) = cache_manager::lookup(&stores, &lookups);
                     if let Some(error) = failure {
                         tracing::warn!(%error, "cache look-up failed, taken as a miss");
                     }
+                    journal::missed(&stores.caches, &steps, &lookups, &found);
                     found
                 });
             }
@@ -371,10 +390,18 @@ impl Owner {
         None
     }
 
+    /// Where the result that is being loaded was found.
+    fn found(&mut self, load: ActionId, found: journal::Found) {
+        if let Some(node) = self.solver.node_of(load) {
+            self.shown.found(node, found);
+        }
+    }
+
     fn notify(&mut self, notice: Notice<Fault>) {
         let jobs: Vec<(JobId, Arc<Job>)> =
             notice.jobs.iter().filter_map(|id| Some((*id, self.jobs.get(id)?.clone()))).collect();
-        self.shown.notify(&notice, &jobs);
+        let op = self.solver.vertex_of(notice.node).map(|vertex| vertex.op.clone());
+        self.shown.notify(&notice, op.as_deref(), &jobs);
     }
 }
 
