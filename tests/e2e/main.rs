@@ -50,6 +50,7 @@ mod late_exports;
 mod layouts;
 mod leftovers;
 mod logins;
+mod logs;
 mod one_state;
 mod outputs;
 mod own_image;

@@ -162,6 +162,7 @@ impl Engine {
         let mut caches = CacheExports::read(&request.cache_exports)?;
         caches.inline |= inline;
         let bridge = self.begin(Begin {
+            reference: request.reference,
             session: request.session,
             progress: request.progress,
             cancel: request.cancel,
@@ -190,7 +191,7 @@ impl Engine {
     pub async fn begin(&self, begin: Begin) -> Result<Bridge, Fault> {
         self.check_rights(&begin.entitlements)?;
         let policies = policy::read(&begin.source_policies)?;
-        let job = Job::new(begin.session, begin.progress, begin.cancel, begin.entitlements, policies);
+        let job = Job::new(begin.reference, begin.session, begin.progress, begin.cancel, begin.entitlements, policies);
         let job = Arc::new(self.driver.begin(Arc::new(job)).await?);
         Ok(Bridge { core: self.core.clone(), job, has_dockerfile: self.has_dockerfile })
     }
@@ -322,9 +323,17 @@ impl Drop for Counted {
 }
 
 fn clean(store: &store::Store, gc: &[config::PrunePolicy]) {
-    for rule in gc {
-        if let Err(error) = store.prune(&prune_options(rule)) {
-            tracing::warn!(%error, "garbage collection failed");
+    for (number, rule) in gc.iter().enumerate() {
+        let began = Instant::now();
+        match store.prune(&prune_options(rule)) {
+            Ok(removed) => tracing::debug!(
+                rule = number + 1,
+                records = removed.len(),
+                bytes = removed.iter().map(|record| record.size).sum::<u64>(),
+                ms = began.elapsed().as_millis() as u64,
+                "a rule of cleaning was applied"
+            ),
+            Err(error) => tracing::warn!(%error, "garbage collection failed"),
         }
     }
 }

@@ -50,6 +50,8 @@ impl Bridge {
     /// The same, with more rules about sources than those of the build.
     pub async fn solve_by(&self, frontend: Frontend, policies: &[Policy]) -> Result<FrontendResult, Fault> {
         let rules = Rules::of(&self.job.job, policies)?;
+        let (Frontend::Named { options, .. } | Frontend::Llb { options, .. }) = &frontend;
+        self.job.job.hidden().add(options);
         match frontend.built_in() {
             Frontend::Named { name, mut options, inputs } => match name.as_str() {
                 "dockerfile.v0" if !self.has_dockerfile => {

@@ -4,6 +4,7 @@
 //! has them fetched ([`fill`](crate::fill)).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use base::{Digest, Fault, Kind, Platform};
 use image::Reference;
@@ -15,6 +16,7 @@ use store::{LazyLayer, PrepareOptions, Store};
 use crate::cache::import::INSECURE;
 use crate::core::blocking;
 use crate::job::Job;
+use crate::journal;
 use crate::layout;
 use crate::ops::source::ResolveMode;
 use crate::tree::Tree;
@@ -96,7 +98,7 @@ impl Images {
         mode: ResolveMode,
     ) -> Result<ResolvedImage, Fault> {
         let repository = self.repository(job, reference)?;
-        let root = self.root(&repository, reference, mode).await?;
+        let root = self.root(job, &repository, reference, mode).await?;
         self.describe(&Origin::Registry(repository), reference, root, platform).await
     }
 
@@ -164,20 +166,24 @@ impl Images {
     /// What the name points to, from the registry unless a digest or the mode spares the question.
     async fn root(
         &self,
+        job: &Job,
         repository: &Repository,
         reference: &Reference,
         mode: ResolveMode,
     ) -> Result<Descriptor, Fault> {
+        let began = Instant::now();
         let names = self.store.kv(NAMES);
         let name = name(reference);
         if mode == ResolveMode::PreferLocal || reference.digest().is_some() {
             let known = names.get(&name).ok().flatten();
             let known = known.and_then(|bytes| serde_json::from_slice::<Descriptor>(&bytes).ok());
             if let Some(descriptor) = known.filter(|d| is_of(d, reference) && self.store.content().has(&d.digest)) {
+                resolved_to(job, reference, &descriptor, "here", began);
                 return Ok(descriptor);
             }
         }
         let resolved = repository.resolve(&Target::of(reference)).await.map_err(registry_fault)?;
+        resolved_to(job, reference, &resolved.descriptor, "the registry", began);
         if let Some(document) = &resolved.document {
             self.keep(document).await?;
         }
@@ -264,6 +270,16 @@ impl Images {
             }
         }
         Ok(top.map_or(Tree::Empty, Tree::snapshot))
+    }
+}
+
+/// A line of the log.
+fn resolved_to(job: &Job, reference: &Reference, to: &Descriptor, from: &str, began: Instant) {
+    if journal::is_kept() {
+        let (digest, ms) = (to.digest, began.elapsed().as_millis() as u64);
+        let (image, reference) = (reference.to_string(), &job.reference);
+        let image = job.hidden().in_text(&image).into_owned();
+        tracing::debug!(reference, image, %digest, from, ms, "an image was resolved");
     }
 }
 

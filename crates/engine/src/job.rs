@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::import::Import;
 use crate::cache::lost::GivenUp;
 use crate::devices::Rights;
+use crate::hidden::Hidden;
 use crate::images::ResolvedImage;
 use crate::layout::StoreName;
 use crate::ops::source::{Commit, Download, ResolveMode};
@@ -27,6 +28,8 @@ const MOST_READINGS: u32 = 4;
 
 /// One build. Lives until its result is exported.
 pub(crate) struct Job {
+    /// What its client calls it: for the log.
+    pub(crate) reference: String,
     pub(crate) session: SharedSession,
     pub(crate) sink: Arc<dyn Sink>,
     pub(crate) cancel: CancellationToken,
@@ -66,6 +69,7 @@ pub(crate) struct Job {
     originals: Mutex<HashMap<Digest, Digest>>,
     /// What vertices are called in definitions whose sources policies changed.
     converted: Mutex<HashMap<Digest, Digest>>,
+    hidden: Mutex<Hidden>,
     /// What the client says about sources.
     pub(crate) policies: llb::policy::Policies,
 }
@@ -79,6 +83,7 @@ type ResolvedCell = Arc<OnceCell<Arc<ResolvedImage>>>;
 
 impl Job {
     pub(crate) fn new(
+        reference: String,
         session: SharedSession,
         sink: Arc<dyn Sink>,
         cancel: CancellationToken,
@@ -86,6 +91,7 @@ impl Job {
         policies: llb::policy::Policies,
     ) -> Job {
         Job {
+            reference,
             session,
             sink,
             cancel,
@@ -109,8 +115,14 @@ impl Job {
             reading: AtomicU32::new(0),
             originals: Mutex::default(),
             converted: Mutex::default(),
+            hidden: Mutex::default(),
             policies,
         }
+    }
+
+    /// What the log may not have of it.
+    pub(crate) fn hidden(&self) -> MutexGuard<'_, Hidden> {
+        self.hidden.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that its steps run without limits that they ask for. Says whether that is new.

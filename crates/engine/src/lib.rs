@@ -16,8 +16,10 @@ mod exporting;
 mod fill;
 mod flight;
 mod frontend;
+mod hidden;
 mod images;
 mod job;
+mod journal;
 mod layout;
 mod local;
 mod look;
@@ -45,6 +47,7 @@ pub use bridge::{Bridge, ImageConfig};
 pub use container::{Container, Control, NewContainer, NewProcess, ProcessIo, StepIo};
 pub use devices::Device;
 pub use executor::Exit;
+pub use hidden::Hidden;
 pub use open::in_use;
 pub use ops::source::{GitDescription, HttpDescription};
 pub use request::{

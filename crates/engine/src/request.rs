@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 /// One build.
 pub struct SolveRequest {
+    /// What the client calls it: for the log, which has as much of it as is good for people.
+    pub reference: String,
     /// What makes the LLB.
     pub frontend: Frontend,
     /// What happens with the result; several run one after another. None: the build is only run.
@@ -37,6 +39,8 @@ pub struct SolveRequest {
 
 /// What a build begins with.
 pub struct Begin {
+    /// What the client calls it: for the log, which has as much of it as is good for people.
+    pub reference: String,
     /// The client.
     pub session: SharedSession,
     /// Where progress goes.

@@ -11,6 +11,8 @@ use solver::{JobId, NodeId, Notice, Status};
 
 use crate::driver::is_stale;
 use crate::job::Job;
+use crate::journal::{self, Found, Outcome};
+use crate::ops::Op;
 
 /// Vertices that are, or were, worked on for builds that go on.
 #[derive(Default)]
@@ -23,6 +25,8 @@ struct Show {
     started: Option<Timestamp>,
     /// When it ended.
     completed: Option<Timestamp>,
+    /// Where its result was found, for the log.
+    found: Option<Found>,
 }
 
 impl Shows {
@@ -36,8 +40,13 @@ impl Shows {
         self.0.retain(|_, show| show.relay.leave(&job.sink));
     }
 
+    /// The result of a vertex was found.
+    pub(crate) fn found(&mut self, node: NodeId, found: Found) {
+        self.0.entry(node).or_default().found = Some(found);
+    }
+
     /// Tells builds what happened to a vertex; those that come late, what happened before, too.
-    pub(crate) fn notify(&mut self, notice: &Notice<Fault>, jobs: &[(JobId, Arc<Job>)]) {
+    pub(crate) fn notify(&mut self, notice: &Notice<Fault>, op: Option<&Op>, jobs: &[(JobId, Arc<Job>)]) {
         let now = Timestamp::now();
         let show = match &notice.status {
             Status::Loading => return,
@@ -56,6 +65,10 @@ impl Shows {
         if matches!(notice.status, Status::Cancelled) && !is_started {
             return;
         }
+        let found = show.as_ref().and_then(|show| show.found.clone());
+        // Who hears of it after its end joined what others had made.
+        let is_news = show.as_ref().is_none_or(|show| show.completed.is_none());
+        let shared = jobs.len() + notice.merged.len() > 1 || matches!(notice.status, Status::Completed) && !is_news;
         let (started, completed, relay) = match (show, &notice.status) {
             (Some(show), Status::Started) => (show.started, None, Some(&show.relay)),
             (Some(show), _) if is_started => {
@@ -90,6 +103,11 @@ impl Shows {
                 _ => None,
             };
             tell(Some(completed), matches!(notice.status, Status::Cached), error);
+            if journal::is_kept() {
+                let shared = shared || name != notice.vertex && job.follows_for(name);
+                let outcome = Outcome { status: &notice.status, found: found.as_ref(), shared, started, completed };
+                journal::ended(job, name, op, &outcome);
+            }
         }
     }
 }

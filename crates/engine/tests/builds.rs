@@ -81,6 +81,7 @@ async fn engine(state: &Path, isolation: &Isolation) -> Engine {
 
 fn request(frontend: Frontend, session: impl Session + 'static, progress: Arc<dyn Sink>) -> SolveRequest {
     SolveRequest {
+        reference: String::new(),
         frontend,
         exports: Vec::new(),
         late_exports: false,
@@ -331,7 +332,14 @@ async fn read(engine: &Engine, frontend: Frontend) -> Result<(String, i64), Faul
     let session = Arc::new(LocalSession::new("reader".to_owned()));
     let (progress, cancel) = (Arc::new(Discard), CancellationToken::new());
     let bridge = engine
-        .begin(engine::Begin { session, progress, cancel, entitlements: Vec::new(), source_policies: Vec::new() })
+        .begin(engine::Begin {
+            reference: String::new(),
+            session,
+            progress,
+            cancel,
+            entitlements: Vec::new(),
+            source_policies: Vec::new(),
+        })
         .await?;
     let result = bridge.solve(frontend).await?;
     let file = result.all()[0];

@@ -129,6 +129,8 @@ async fn push_layer(context: &Context, repository: &Repository, layer: &Layer) -
     neighbours.retain(|path| path != repository.path());
     let known = !layer.present && repository.blob_exists(&layer.descriptor.digest).await.map_err(push_fault)?;
     if known {
+        let (digest, bytes) = (&layer.descriptor.digest, layer.descriptor.size);
+        tracing::debug!(host = repository.domain(), %digest, bytes, outcome = "was there", "a blob was pushed");
         return Ok(());
     }
     if !layer.present && neighbours.is_empty() {

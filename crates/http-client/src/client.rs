@@ -16,7 +16,7 @@ use url::Url;
 use crate::error::authority;
 use crate::proxy::Rules;
 use crate::request::{Body, Redirects, Request};
-use crate::retry::{Retry, Verdict, is_transient_status, retry};
+use crate::retry::{Retry, Retrying, Verdict, is_transient_status, retry};
 use crate::tls::TlsIdentity;
 use crate::{Error, Proxies, Response, USER_AGENT};
 
@@ -158,8 +158,10 @@ impl Client {
             None if request.method == Method::POST || request.method == Method::PATCH => &Retry::NEVER,
             None => &self.retry,
         };
-        let notify = |retrying: &_| {
-            tracing::debug!(?request, %retrying, "retry");
+        let notify = |retrying: &Retrying| {
+            // The path may be what a build was told by an argument, and the log has no values of those.
+            let (method, host) = (&request.method, authority(&request.url));
+            tracing::debug!(%method, host, attempt = retrying.attempt, "retry");
             if let Some(notify) = &request.notify {
                 notify(retrying);
             }

@@ -186,7 +186,9 @@ impl Repository {
 
     /// Takes note of a host that failed, for the order of later pulls.
     pub(crate) fn note_failure(&self, endpoint: &Endpoint, error: &Error) {
-        tracing::debug!(host = endpoint.host, %error, "pull failed");
+        // Without the name: it may be what a build was told by an argument, and the log has no values of those.
+        let why = error.class();
+        tracing::debug!(host = endpoint.host, ?why, "pull failed");
         if let Error::Transport { source, .. } = error
             && matches!(source, http_client::Error::Connect { .. } | http_client::Error::Timeout { .. })
         {

@@ -182,6 +182,20 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         Some(NodeId(vertex))
     }
 
+    /// The vertices that the questions of a look-up are about, in their order; none where nobody wants the answer any more.
+    pub fn asked_by(&self, action: ActionId) -> Vec<Option<Digest>> {
+        let Some(Kind::Lookup(asked)) = self.pending.get(&action).map(|pending| &pending.kind) else {
+            return Vec::new();
+        };
+        let node = |asked: &Asked| self.nodes.get(self.edges.get(asked.edge)?.vertex);
+        asked.iter().map(|asked| Some(node(asked)?.vertex.digest)).collect()
+    }
+
+    /// The vertex at a place, as long as there is one.
+    pub fn vertex_of(&self, node: NodeId) -> Option<&Vertex<V>> {
+        self.nodes.get(node.0).map(|node| &*node.vertex)
+    }
+
     /// Takes an answer. An event that does not fit its action, or answers it again, is ignored.
     pub fn handle(&mut self, event: Event<R, E>) {
         self.answer(event);

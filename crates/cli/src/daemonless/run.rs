@@ -302,7 +302,7 @@ fn request(
     display: &Display,
     cancel: CancellationToken,
 ) -> SolveRequest {
-    let session = crate::credentials::add(LocalSession::new(reference), environment);
+    let session = crate::credentials::add(LocalSession::new(reference.clone()), environment);
     let mut session = layout.add_to(caches.add_to(session));
     for (name, dir) in &plan.dirs {
         session = session.with_dir(name, dir);
@@ -320,6 +320,7 @@ fn request(
         session = session.with_output(export.output.clone());
     }
     SolveRequest {
+        reference,
         frontend: plan.frontend.clone(),
         exports: plan.exports.iter().map(|export| export.request.clone()).collect(),
         late_exports: false,

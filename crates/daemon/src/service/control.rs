@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use base::{ByteSize, Fault, Kind};
 use engine::{
-    Begin, CacheOptions, Entitlement, ExportRequest, Exports, Frontend, Inputs, PruneOptions, SolveRequest,
+    Begin, CacheOptions, Entitlement, ExportRequest, Exports, Frontend, Hidden, Inputs, PruneOptions, SolveRequest,
     UsageRecord, check_attestations,
 };
 use futures_util::{Stream, StreamExt as _};
@@ -150,22 +150,19 @@ impl Control {
 }
 
 /// What the daemon's log has of a build: its beginning, its end, and the first line of why it failed, as its client reads it.
-/// Options may be secrets of those who do not know better, and errors quote them: values of build arguments are hidden, and
-/// of a step that failed there is the exit code, and not its text. The build's record has all of it.
+/// The build's record has all of it.
 struct BuildLog {
     reference: String,
-    /// Of build arguments, the longest first.
-    hidden: Vec<String>,
+    hidden: Hidden,
     began: Instant,
 }
 
 impl BuildLog {
     fn begin(request: &wire::SolveRequest) -> BuildLog {
-        // Clients choose it.
-        const MOST_CHARS: usize = 64;
-        let reference: String = request.r#ref.chars().take(MOST_CHARS).collect();
+        let reference = short(&request.r#ref);
         tracing::info!(reference, "a build began");
-        BuildLog { reference, hidden: values_of_arguments(&request.frontend_attrs), began: Instant::now() }
+        tracing::debug!(reference, session = request.session, frontend = request.frontend, "a build's client");
+        BuildLog { reference, hidden: Hidden::of(&request.frontend_attrs), began: Instant::now() }
     }
 
     fn end(self, build: &crate::builds::Build, solved: &Result<engine::SolveResponse, Fault>) {
@@ -183,7 +180,7 @@ impl BuildLog {
         let step = fault.and_then(Fault::get_vertex).map(|(digest, _)| tracing::field::display(digest));
         match fault.filter(|fault| fault.kind() != Kind::Cancelled) {
             Some(fault) => {
-                let error = why(fault, &hidden);
+                let error = hidden.why(fault);
                 tracing::warn!(reference, seconds, steps, cached, kind, step, error, "a build {outcome}");
             }
             None => tracing::info!(reference, seconds, steps, cached, kind, step, "a build {outcome}"),
@@ -191,27 +188,10 @@ impl BuildLog {
     }
 }
 
-/// What errors may quote of build arguments; what is shorter is no secret, and would be found everywhere.
-fn values_of_arguments(options: &HashMap<String, String>) -> Vec<String> {
-    const LEAST: usize = 4;
-    let arguments = options.iter().filter(|(name, value)| name.starts_with("build-arg:") && value.len() >= LEAST);
-    let mut values: Vec<String> = arguments.map(|(_, value)| value.clone()).collect();
-    values.sort_unstable_by_key(|value| std::cmp::Reverse(value.len()));
-    values
-}
-
-/// As much of an error as the log has room for, and may have.
-fn why(fault: &Fault, hidden: &[String]) -> String {
-    const MOST_CHARS: usize = 300;
-    if let Some(code) = fault.get_exit_code() {
-        return format!("exit code: {code}");
-    }
-    let text = hidden.iter().fold(fault.cause(), |text, value| text.replace(value.as_str(), "xxxxx"));
-    let line = text.lines().next().unwrap_or_default();
-    match line.char_indices().nth(MOST_CHARS) {
-        Some((end, _)) => format!("{}..", &line[..end]),
-        None => line.to_owned(),
-    }
+/// As much of a build's reference as the log has room for: clients choose it.
+fn short(reference: &str) -> String {
+    const MOST_CHARS: usize = 64;
+    reference.chars().take(MOST_CHARS).collect()
 }
 
 #[tonic::async_trait]
@@ -407,6 +387,7 @@ async fn solve_by_client(
 ) -> Result<engine::SolveResponse, Fault> {
     let cancel = request.cancel.clone();
     let begin = Begin {
+        reference: request.reference,
         session: request.session,
         progress: request.progress,
         cancel: request.cancel,
@@ -503,6 +484,7 @@ async fn solve_request(
     cache_imports.extend(older);
     let entitlements = request.entitlements.iter().map(|name| name.parse()).collect::<Result<Vec<Entitlement>, _>>()?;
     let request = SolveRequest {
+        reference: short(&request.r#ref),
         frontend,
         exports,
         late_exports: request.enable_session_exporter,

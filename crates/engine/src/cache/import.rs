@@ -85,7 +85,11 @@ impl Import {
                 running.tasks().log(Stream::Stderr, text.as_bytes());
             }
             match running.end(read) {
-                Ok(read) => Some(Arc::new(read)),
+                Ok(read) => {
+                    let (reference, cache) = (&job.reference, &self.name);
+                    tracing::debug!(reference, cache, place = read.place, "a cache was read");
+                    Some(Arc::new(read))
+                }
                 Err(fault) => {
                     tracing::warn!(cache = self.name, %fault, "a cache is not used");
                     None

@@ -5,6 +5,7 @@
 //! a digest that does not match ends the stream; the host that sent them is avoided when the blob is fetched again.
 
 use std::io::{self, Read};
+use std::time::Instant;
 
 use base::{Digest, Hasher};
 use bytes::{Buf, Bytes};
@@ -55,6 +56,9 @@ pub struct BlobStream {
     /// Broken connections since the last good run, and where that run began.
     failures: u32,
     run_start: u64,
+    /// For the log: how much an earlier try had left, and when this one began.
+    resumed_at: Option<u64>,
+    began: Instant,
 }
 
 struct Connection {
@@ -98,6 +102,8 @@ impl Repository {
             received,
             failures: 0,
             run_start: received,
+            resumed_at: Some(received).filter(|received| *received > 0),
+            began: Instant::now(),
         };
         if received < descriptor.size {
             stream.connect().await?;
@@ -210,6 +216,14 @@ impl BlobStream {
             return Err(Error::BadDigest { subject: self.subject.clone(), host, found });
         }
         self.verified = true;
+        tracing::debug!(
+            host,
+            %found,
+            bytes = self.received,
+            resumed_at = self.resumed_at,
+            ms = self.began.elapsed().as_millis() as u64,
+            "a blob was pulled"
+        );
         Ok(())
     }
 

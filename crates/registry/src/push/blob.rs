@@ -4,7 +4,7 @@
 //! chunked uploads ask the registry how far they came. The registry verifies the digest before it keeps the blob.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, future};
@@ -30,6 +30,7 @@ impl Repository {
         mount_from: &[String],
         mode: UploadMode,
     ) -> Result<Pushed, Error> {
+        let began = Instant::now();
         let subject = self.subject_of(&descriptor.digest);
         let push = Push { repository: self, descriptor, source, subject };
         let _permit = self.shared.pushes.blob(&self.registry().host).await;
@@ -55,7 +56,14 @@ impl Repository {
             }
         })
         .await;
-        if result.is_ok() {
+        if let Ok(pushed) = &result {
+            let outcome = match pushed {
+                Pushed::Existed => "was there",
+                Pushed::Mounted(_) => "mounted",
+                Pushed::Uploaded => "uploaded",
+            };
+            let (host, digest, bytes) = (&self.registry().host, &descriptor.digest, descriptor.size);
+            tracing::debug!(host, %digest, bytes, outcome, ms = began.elapsed().as_millis() as u64, "a blob was pushed");
             self.progress.moved(&descriptor.digest, descriptor.size, descriptor.size);
         }
         result

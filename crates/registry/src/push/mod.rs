@@ -81,7 +81,10 @@ impl Repository {
         }
         match response.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok()) {
             Some(found) if found != digest => Err(Error::BadDigest { subject, host: endpoint.host.clone(), found }),
-            _ => Ok(digest),
+            _ => {
+                tracing::debug!(host = endpoint.host, %target, %digest, "a manifest was pushed");
+                Ok(digest)
+            }
         }
     }
 

@@ -26,7 +26,7 @@ mod upload;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use base::{Fault, Kind, Secret};
@@ -119,10 +119,13 @@ impl Sessions {
             }
             known.insert(id.clone(), session.clone());
         }
+        tracing::debug!(session = id, methods = session.methods.len(), "a session opened");
         self.changed.send_replace(());
         let sessions = self.clone();
+        let opened = Instant::now();
         tokio::spawn(async move {
             health::watch(&session, pace).await;
+            tracing::debug!(session = id, ms = opened.elapsed().as_millis() as u64, "a session closed");
             let mut known = sessions.known.lock().unwrap_or_else(PoisonError::into_inner);
             if known.get(&id).is_some_and(|known| Arc::ptr_eq(known, &session)) {
                 known.remove(&id);

@@ -6,6 +6,8 @@
 pub(crate) mod world;
 
 mod caching;
+mod merging;
 mod random;
 mod scale;
 mod sharing;
+mod told;

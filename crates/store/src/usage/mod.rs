@@ -69,6 +69,33 @@ pub struct PruneOptions {
     pub filters: Vec<String>,
 }
 
+/// What a record is removed for.
+#[derive(Clone, Copy)]
+enum Why<'a> {
+    /// What names it, and what the cache is to be shrunk to.
+    Rule { options: &'a PruneOptions, keep: Option<u64> },
+    /// The volume is full.
+    Room,
+}
+
+/// A line of the log.
+fn was_removed(record: &UsageRecord, why: Why<'_>) {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
+    let (why, keep, unused_for) = match why {
+        Why::Rule { keep: Some(keep), .. } => ("the cache has more than it is to keep", Some(keep), None),
+        Why::Rule { options, .. } if !options.keep_duration.is_zero() => {
+            ("it was not used for as long as such records are kept", None, Some(options.keep_duration.as_secs()))
+        }
+        Why::Rule { .. } => ("all that nothing uses goes", None, None),
+        Why::Room => ("the volume of the state directory is full", None, None),
+    };
+    let idle = record.last_used_at.and_then(|used| used.elapsed().ok()).map(|idle| idle.as_secs());
+    let (id, kind, bytes, uses) = (&record.id, record.record_type.as_str(), record.size, record.usage_count);
+    tracing::debug!(record = id, kind, bytes, uses, idle, why, keep, unused_for, "a record was removed");
+}
+
 impl Store {
     /// All records, oldest first.
     pub fn disk_usage(&self) -> Result<Vec<UsageRecord>> {
@@ -129,7 +156,8 @@ impl Store {
         let done = room::on_reserve(&self.inner, || {
             let enough = keep.map(|keep| move |left: u64| left < keep);
             let enough = enough.as_ref().map(|enough| enough as &dyn Fn(u64) -> bool);
-            let done = self.remove_until(enough, usage, options, &filters, removed);
+            let why = Why::Rule { options, keep };
+            let done = self.remove_until(enough, usage, options, &filters, why, removed);
             let after = self.after_prune(options);
             done.and(after)
         });
@@ -153,7 +181,7 @@ impl Store {
         }
         let all = total(&usage);
         let options = PruneOptions { all: true, ..PruneOptions::default() };
-        let done = self.remove_until(Some(&|left| is_enough(all - left)), usage, &options, &[], removed);
+        let done = self.remove_until(Some(&|left| is_enough(all - left)), usage, &options, &[], Why::Room, removed);
         maintenance::drain(&self.inner);
         done
     }
@@ -165,6 +193,7 @@ impl Store {
         mut usage: Vec<UsageRecord>,
         options: &PruneOptions,
         filters: &[UsageFilter],
+        why: Why<'_>,
         removed: &mut Vec<UsageRecord>,
     ) -> Result<()> {
         let mut left = total(&usage);
@@ -184,7 +213,9 @@ impl Store {
             }
             let going: Vec<UsageRecord> = candidates.into_iter().cloned().collect();
             let before = removed.len();
-            self.remove_records(&going, removed)?;
+            let done = self.remove_records(&going, removed);
+            removed[before..].iter().for_each(|record| was_removed(record, why));
+            done?;
             usage.retain(|record| !going.iter().any(|going| going.id == record.id));
             left = left.saturating_sub(total(&removed[before..]));
         }
