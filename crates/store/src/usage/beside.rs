@@ -50,7 +50,7 @@ fn a_blob_that_got_a_snapshot_since_it_was_counted_stays() {
     store.content().attach(&made, &layer.id()).expect("attached");
     let image = store.snapshots().register_lazy(None, lazy(pulled), PrepareOptions::default()).expect("registered");
     let mut removed = Vec::new();
-    store.remove_until(None, counted, &ALL, &[], &mut removed).expect("nothing to remove");
+    store.remove_until(None, counted, &ALL, &[], Why::Room, &mut removed).expect("nothing to remove");
     assert_eq!(removed, []);
     assert_eq!([made, pulled].map(|blob| store.content().has(&blob)), [true, true]);
     drop((layer, image));
