@@ -22,14 +22,15 @@ pub fn lints() -> Result<()> {
 
 /// Compiles the unit tests, so that they run without anything beside them.
 pub fn compile_unit_tests() -> Result<()> {
-    run(&mut cargo(&["test", "--workspace", "--locked", "--no-run"]))
+    run(&mut cargo(&["test", "--workspace", "--tests", "--locked", "--no-run"]))
 }
 
 /// They meet the same tools that the end-to-end tests do.
 pub fn unit_tests() -> Result<()> {
     packages::ensure(packages::TESTS)?;
     let newer = packages::unpack_newer(packages::NEWER)?;
-    run_tests(cargo(&["test", "--workspace", "--locked"]).env("HULLWORKS_TOOLS", newer))
+    // No example in the docs is a test, and rustdoc would look for one in each crate.
+    run_tests(cargo(&["test", "--workspace", "--tests", "--locked"]).env("HULLWORKS_TOOLS", newer))
 }
 
 /// Goldens are written by the tests that read them: `BLESS` for our own, `INSTA_UPDATE` for snapshots.
