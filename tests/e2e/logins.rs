@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use hyper::Method;
 use serde_json::{Value, json};
 use testkit::image::{File, TestImage, tar};
-use testkit::registry::{Auth, Registry, TokenAuth};
+use testkit::registry::{Action, Auth, Fault, Registry, TokenAuth};
 
 use crate::buildx::{NEWEST, OLDER};
 use crate::daemon::Served;
@@ -139,5 +139,37 @@ fn a_login_is_for_one_registry() {
         assert!(told.clone().all(|told| told == format!("Basic {own}")), "{:?}", told.collect::<Vec<_>>());
     }
     assert!(base.requests().iter().all(|request| request.method != Method::PUT), "something was pushed there");
+    served.ends();
+}
+
+/// Where a redirect leads no login is told, whatever is demanded there: not that of this build, and not that of the next one.
+#[test]
+fn a_login_is_not_for_where_redirects_lead() {
+    let Some(served) = served(Auth::Open) else { return };
+    let (registry, storage) = (&served.kitchen.registry, Registry::start());
+    let challenge = format!(r#"Bearer realm="{}/token",service="hullworks-test""#, storage.url());
+    let headers = vec![("www-authenticate", challenge)];
+    storage.fault(Fault::anywhere("/v2/", Action::Answer { status: 401, headers, body: String::new() }));
+    registry.fault(Fault::on(Method::GET, "/blobs/", Action::Redirect(storage.url())));
+    // The daemon uses the password, or the client fetches tokens with it.
+    let builds = |of_daemon: bool| {
+        let build = builds(&served, "buildctl", "right", "x/y");
+        if of_daemon { build.env("BUILDKIT_NO_CLIENT_TOKEN", "1") } else { build }
+    };
+    for of_daemon in [true, false] {
+        let ended = builds(of_daemon).fails();
+        ended.says(&format!("`{}`, where a redirect leads, answered 401 (unauthorized)", storage.host()));
+        ended.hints("no login is sent to where a redirect leads: ask those who run the registry");
+        assert!(!ended.stderr.contains("secret-signature"), "{ended:?}");
+    }
+    let asked = storage.requests().len();
+    assert!(asked > 0);
+    registry.behave();
+    for of_daemon in [true, false] {
+        builds(of_daemon).succeeds();
+    }
+    let requests = storage.requests();
+    assert_eq!(requests.len(), asked, "{requests:?}");
+    assert!(requests.iter().all(|r| !r.is_authorized() && r.path.starts_with("/v2/")), "{requests:?}");
     served.ends();
 }

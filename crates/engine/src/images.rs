@@ -360,6 +360,9 @@ fn pull_hint(error: &registry::Error) -> Option<&'static str> {
         _ if error.is_not_tls() => {
             Some("if it speaks plain HTTP, say `http = true` in `[registry.\"HOST\"]` of buildkitd.toml")
         }
+        _ if error.is_refused_elsewhere() => {
+            Some("no login is sent to where a redirect leads: ask those who run the registry")
+        }
         Class::Unauthorised | Class::Denied => Some("log in with `docker login`, or check the credentials' rights"),
         Class::RateLimited => Some("log in, or use a mirror (`[registry.\"..\"] mirrors` in buildkitd.toml)"),
         Class::Unavailable | Class::Truncated => {

@@ -205,6 +205,9 @@ pub fn push_fault(error: registry::Error) -> Fault {
         _ if error.is_not_tls() => {
             Some("if it speaks plain HTTP, say `http = true` in `[registry.\"HOST\"]` of buildkitd.toml")
         }
+        _ if error.is_refused_elsewhere() => {
+            Some("no login is sent to where a redirect leads: ask those who run the registry")
+        }
         Class::Unauthorised | Class::Denied => {
             Some("log in with `docker login`, or check the credentials' right to push")
         }

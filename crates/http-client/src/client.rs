@@ -344,6 +344,14 @@ fn redirect_target(from: &Url, location: &str) -> Result<Url, Error> {
     }
 }
 
+/// Whether secrets for the server of one URL may go to another URL: the same origin, or the same server with TLS now.
+pub fn is_same_server(from: &Url, to: &Url) -> bool {
+    let has_same_port = from.port_or_known_default() == to.port_or_known_default();
+    let is_same_origin = from.scheme() == to.scheme() && has_same_port;
+    let is_upgraded = from.scheme() == "http" && to.scheme() == "https" && (has_same_port || from.port() == to.port());
+    from.host_str() == to.host_str() && (is_same_origin || is_upgraded)
+}
+
 /// Points a request at its new place (RFC 9110 §15.4; Fetch's rule for credentials).
 fn redirect(request: &mut Request, status: StatusCode, target: Url) {
     let to_get = match status.as_u16() {
@@ -356,11 +364,7 @@ fn redirect(request: &mut Request, status: StatusCode, target: Url) {
         request.body = Body::Empty;
         request.headers.remove(header::CONTENT_TYPE);
     }
-    let same_port = request.url.port_or_known_default() == target.port_or_known_default();
-    let upgraded = request.url.scheme() == "http" && target.scheme() == "https";
-    let same_host = request.url.host_str() == target.host_str();
-    let downgraded = request.url.scheme() == "https" && target.scheme() == "http";
-    if !same_host || downgraded || !(same_port || upgraded) {
+    if !is_same_server(&request.url, &target) {
         request.headers.remove(header::AUTHORIZATION);
         request.headers.remove(header::COOKIE);
     }

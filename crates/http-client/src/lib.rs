@@ -20,7 +20,7 @@ mod tests;
 
 pub use ::http::{Method, StatusCode, header};
 pub use ::url::Url;
-pub use client::{Client, Pools, Protocol, Settings, Timeouts};
+pub use client::{Client, Pools, Protocol, Settings, Timeouts, is_same_server};
 pub use error::{ConnectFailure, Error, Way};
 pub use proxy::Proxies;
 pub use request::{Body, BodyStream, Notify, Redirects, Request};

@@ -216,6 +216,27 @@ async fn credentials_stay_with_the_host_they_are_for() {
     assert!(!home.requests().last().expect("followed").is_authorized());
 }
 
+#[test]
+fn a_server_is_its_scheme_host_and_port() {
+    for (from, to, same) in [
+        ("https://a.example/x", "https://a.example:443/y?z", true),
+        ("https://a.example:5000", "https://a.example:5000/y", true),
+        ("https://a.example", "https://a.example:5000", false),
+        ("https://a.example", "https://b.example", false),
+        ("https://a.example", "https://b.a.example", false),
+        ("http://a.example", "https://a.example", true),
+        ("http://a.example:5000", "https://a.example:5000", true),
+        ("http://a.example:5000", "https://a.example", false),
+        ("http://a.example", "https://a.example:5000", false),
+        ("https://a.example", "http://a.example", false),
+        ("https://a.example:5000", "http://a.example:5000", false),
+        ("https://a.example", "http://a.example:443", false),
+    ] {
+        let parse = |text| Url::parse(text).expect("a url");
+        assert_eq!(is_same_server(&parse(from), &parse(to)), same, "{from} {to}");
+    }
+}
+
 #[tokio::test]
 async fn redirects_keep_or_drop_the_body_by_status() {
     for (status, method, expected, body) in [

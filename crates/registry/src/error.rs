@@ -156,6 +156,8 @@ pub enum Role {
     TokenServer,
     /// A URL that the manifest names for a layer.
     ForeignUrl,
+    /// Where a redirect of the registry or mirror leads, or where it wants blobs uploaded. No login goes there.
+    Elsewhere,
 }
 
 /// Whose move it is.
@@ -228,6 +230,17 @@ impl Error {
     /// Whether HTTPS was spoken to a server that has no TLS.
     pub fn is_not_tls(&self) -> bool {
         self.failed_to_connect(http_client::ConnectFailure::NotTls)
+    }
+
+    /// Whether a host said no to which a redirect leads, and whom no login is told.
+    pub fn is_refused_elsewhere(&self) -> bool {
+        match self {
+            Error::Answer(answer) => {
+                answer.role == Role::Elsewhere && matches!(answer.class(), Class::Unauthorised | Class::Denied)
+            }
+            Error::Everywhere { registry, .. } => registry.is_refused_elsewhere(),
+            _ => false,
+        }
     }
 
     /// What to try where a proxy is in the way.
@@ -328,6 +341,7 @@ impl fmt::Display for Answer {
             Role::Mirror => write!(f, "{subject}: mirror `{host}` answered {}", status.as_u16())?,
             Role::TokenServer => write!(f, "{subject}: token server `{host}` answered {}", status.as_u16())?,
             Role::ForeignUrl => write!(f, "{subject}: `{host}` answered {}", status.as_u16())?,
+            Role::Elsewhere => write!(f, "{subject}: `{host}`, where a redirect leads, answered {}", status.as_u16())?,
         }
         let code = self.code.to_ascii_lowercase().replace('_', " ");
         let message = self.message.trim();

@@ -7,7 +7,7 @@ use base::Digest;
 use http::header;
 use http_client::{Notify, Request, Response};
 use image::Reference;
-use url::Url;
+use url::{Position, Url};
 
 use crate::auth::{Age, CredentialSource, Party, Scopes, Wallet, parse_challenges};
 use crate::client::Shared;
@@ -148,6 +148,9 @@ impl Repository {
             let response = client.send(&request).await.map_err(transport)?;
             let status = response.status().as_u16();
             let again = match status {
+                // Where a redirect led is not for the registry to speak: no login of it goes there, and what is demanded there
+                // is not what it demands.
+                401 | 403 if !http_client::is_same_server(&request.url, response.url()) => return Ok(response),
                 401 => match parse_challenges(response.headers()).into_iter().next() {
                     None => false,
                     Some(challenge) => {
@@ -198,7 +201,18 @@ impl Repository {
 
     /// An answer as an error.
     pub(crate) async fn refusal(&self, endpoint: &Endpoint, subject: &str, response: Response) -> Error {
-        let role = if endpoint == self.registry() { Role::Registry } else { Role::Mirror };
-        Error::Answer(Answer::read(subject, &endpoint.host, role, response).await)
+        let (host, role) = match elsewhere(endpoint, response.url()) {
+            Some(host) => (host, Role::Elsewhere),
+            None if endpoint == self.registry() => (endpoint.host.clone(), Role::Registry),
+            None => (endpoint.host.clone(), Role::Mirror),
+        };
+        Error::Answer(Answer::read(subject, &host, role, response).await)
     }
+}
+
+/// The host that answered, if it is not the one that was asked.
+fn elsewhere(endpoint: &Endpoint, answered: &Url) -> Option<String> {
+    let asked = Url::parse(&format!("{}://{}", answered.scheme(), endpoint.host)).ok()?;
+    let host = &answered[Position::BeforeHost..Position::AfterPort];
+    (&asked[Position::BeforeHost..Position::AfterPort] != host).then(|| host.to_owned())
 }

@@ -194,6 +194,67 @@ async fn mounts_ask_for_both_repositories_and_do_without_if_refused() {
     assert_eq!(pushed.expect("uploaded instead"), Pushed::Uploaded);
 }
 
+/// A server that wants a login for everything, at a token server of its own.
+fn greedy() -> Registry {
+    let server = Registry::start();
+    let challenge = format!(r#"Bearer realm="{}/token",service="hullworks-test""#, server.url());
+    let headers = vec![("www-authenticate", challenge)];
+    server.fault(Fault::anywhere("/v2/", Action::Answer { status: 401, headers, body: String::new() }));
+    server
+}
+
+#[tokio::test]
+async fn a_login_is_not_for_where_redirects_lead() {
+    for auth in [Auth::Open, Auth::basic(), Auth::token()] {
+        let (registry, storage) = (Registry::builder().auth(auth.clone()).start(), greedy());
+        let image = image();
+        image.put(&registry, REPO, "v1");
+        let client = client(plain(&registry.host()));
+        let name = reference(&format!("{}/{REPO}", registry.host()));
+        let open = || client.repository(&name, Keys::password(&registry.host())).expect("a repository");
+        let repository = open();
+        let (bytes, new) = (&image.layers[0], noise(9, 9));
+        let digest = Digest::of(bytes);
+        let manifest = Descriptor::of(MANIFEST, &image.manifest);
+        let push = async || {
+            let source: Arc<dyn BlobSource> = Arc::new(new.clone());
+            repository.push_blob(&layer(&new), source, &["base/debian".to_owned()], UploadMode::Whole).await
+        };
+        registry.fault(Fault::anywhere(REPO, Action::Redirect(storage.url())));
+        let mut refusals = vec![
+            repository.resolve(&tag("v1")).await.map(drop),
+            repository.fetch_manifest(&manifest).await.map(drop),
+            read(&repository, &layer(bytes)).await.map(drop),
+            repository.blob_size(&digest).await.map(drop),
+            repository.blob_exists(&digest).await.map(drop),
+            push().await.map(drop),
+            repository.push_manifest(&tag("v2"), MANIFEST, image.manifest.clone()).await.map(drop),
+        ];
+        // Uploads to another host, and a blob whose rest is elsewhere.
+        registry.behave();
+        let location = format!("{}/v2/{REPO}/blobs/uploads/1?signature=secret-signature", storage.url());
+        let begun = Action::Answer { status: 202, headers: vec![("location", location)], body: String::new() };
+        registry.fault(Fault::on(Method::POST, "/blobs/uploads/", begun));
+        refusals.push(push().await.map(drop));
+        registry.fault(Fault::on(Method::GET, "/blobs/", Action::Cut(500)).times(1));
+        registry.fault(Fault::on(Method::GET, "/blobs/", Action::Redirect(storage.url())));
+        refusals.push(read(&repository, &layer(bytes)).await.map(drop));
+        let words = format!(": `{}`, where a redirect leads, answered 401 (unauthorized)", storage.host());
+        for (at, refusal) in refusals.into_iter().enumerate() {
+            let error = refusal.expect_err("storage refuses");
+            assert!(chain(&error).ends_with(&words) && error.is_refused_elsewhere(), "{auth:?} {at}: {error}");
+        }
+        let asked = storage.requests();
+        assert!(asked.len() >= 10, "{auth:?}: {asked:?}");
+        assert!(asked.iter().all(|r| !r.is_authorized() && r.path.starts_with("/v2/")), "{auth:?}: {asked:?}");
+
+        // Who comes next asks the registry, and logs in to nobody else.
+        registry.behave();
+        open().resolve(&tag("v1")).await.unwrap_or_else(|error| panic!("{auth:?}: {}", chain(&error)));
+        assert_eq!(storage.requests().len(), asked.len(), "{auth:?}: {:?}", storage.requests());
+    }
+}
+
 /// A client that fetches tokens itself may have a password, which must not go out without encryption: what is public is had
 /// without.
 #[tokio::test]
