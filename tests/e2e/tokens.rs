@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use hyper::Method;
 use serde_json::json;
-use testkit::registry::{Auth, Registry};
+use testkit::registry::{Action, Auth, Fault, Registry};
 
 use crate::daemon::Served;
 use crate::harness::{Invocation, has_tool, is_root};
@@ -116,5 +116,20 @@ fn token_servers_are_trusted_as_the_client_says() {
     registry.revoke_tokens();
     pushes(&served, &format!("--registry-auth-tlscontext {context},insecure=true")).succeeds();
     assert_eq!(passwords(registry).0, 0, "the daemon used the password");
+    served.ends();
+}
+
+#[test]
+fn passwords_are_not_sent_on_to_where_a_token_server_redirects() {
+    let Some(served) = served(Registry::builder().auth(Auth::token()).start(), |_| "http = true".to_owned()) else {
+        return;
+    };
+    let (registry, abroad) = (&served.kitchen.registry, Registry::builder().auth(Auth::token()).start());
+    registry.fault(Fault::on(Method::POST, "/token", Action::Redirect(abroad.url())));
+    let words = format!("/token`: it redirects to `{}`, where the login must not go", abroad.url());
+    pushes(&served, "").fails().says(&words);
+    assert!(abroad.requests().is_empty(), "{:?}", abroad.requests());
+    registry.behave();
+    pushes(&served, "").succeeds();
     served.ends();
 }

@@ -192,6 +192,13 @@ impl Client {
             }
             let Some(location) = response.header(header::LOCATION) else { return Ok(response) };
             let target = redirect_target(&request.url, location)?;
+            if request.redirects == Redirects::Home && !is_same_server(&request.url, &target) {
+                let there = target.origin().ascii_serialization();
+                return Err(Error::Redirect {
+                    url: base::redact_url(request.url.as_str()),
+                    reason: format!("it redirects to `{there}`, where the login must not go"),
+                });
+            }
             redirect(request.to_mut(), response.status(), target);
         }
         Err(Error::Redirect {

@@ -39,6 +39,8 @@ pub enum Body {
 pub enum Redirects {
     /// Up to ten, without credentials as soon as the host changes.
     Follow,
+    /// The same as long as they stay with the server; one that leads elsewhere is an error, because the body holds a login.
+    Home,
     /// They are the caller's.
     Keep,
 }

@@ -216,6 +216,24 @@ async fn credentials_stay_with_the_host_they_are_for() {
     assert!(!home.requests().last().expect("followed").is_authorized());
 }
 
+#[tokio::test]
+async fn secret_bodies_stay_with_the_server_they_are_for() {
+    let (home, abroad) = (Registry::start(), Registry::start());
+    for status in [301, 302, 303, 307, 308] {
+        home.behave();
+        home.fault(Fault::anywhere("/start", answer(status, vec![("location", "/next".to_owned())], "")));
+        let location = format!("{}/token?signature=secret", abroad.url());
+        home.fault(Fault::anywhere("/next", answer(status, vec![("location", location)], "")));
+        let body = Body::Bytes(Bytes::from_static(b"password=hunter2"));
+        let request = Request::new(Method::POST, url(&home, "/start")).body(body);
+        let error = client(quick()).send(&Request { redirects: Redirects::Home, ..request }).await.expect_err("abroad");
+        let words = format!("`{}/next`: it redirects to `{}`, where the login must not go", home.url(), abroad.url());
+        assert_eq!(error.to_string(), words, "{status}");
+        assert_eq!(home.requests().last().expect("followed at home").path, "/next", "{status}");
+    }
+    assert!(abroad.requests().is_empty(), "{:?}", abroad.requests());
+}
+
 #[test]
 fn a_server_is_its_scheme_host_and_port() {
     for (from, to, same) in [

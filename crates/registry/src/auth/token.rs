@@ -8,7 +8,7 @@ use std::time::Duration;
 use base::Secret;
 use bytes::Bytes;
 use http::{Method, header};
-use http_client::{Body, Request, Response, Retry};
+use http_client::{Body, Redirects, Request, Response, Retry};
 use serde::Deserialize;
 use tokio::time::Instant;
 use url::form_urlencoded::Serializer;
@@ -155,6 +155,7 @@ impl Get<'_> {
         let mut request = Request::new(Method::POST, self.url.clone())
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(Body::Bytes(Bytes::from(self.form(fields))));
+        request.redirects = Redirects::Home;
         // Asking twice for a token does no harm.
         request.retry = Some(self.retry());
         self.run(request).await

@@ -1,3 +1,4 @@
+use http_client::TlsIdentity;
 use hyper::Method;
 use testkit::Auth;
 use testkit::image::{MANIFEST, TestImage, noise};
@@ -253,6 +254,32 @@ async fn a_login_is_not_for_where_redirects_lead() {
         open().resolve(&tag("v1")).await.unwrap_or_else(|error| panic!("{auth:?}: {}", chain(&error)));
         assert_eq!(storage.requests().len(), asked.len(), "{auth:?}: {:?}", storage.requests());
     }
+}
+
+#[tokio::test]
+async fn passwords_in_bodies_stay_with_their_token_server() {
+    let abroad = Registry::builder().auth(Auth::token()).start();
+    let registry = token_auth(|auth| (auth.get, auth.anonymous_pull) = (false, false));
+    registry.fault(Fault::on(Method::POST, "/token", Action::Redirect(abroad.url())));
+    let words = format!("`{}/token`: it redirects to `{}`, where the login must not go", registry.url(), abroad.url());
+    for credential in [login("hull", "works"), Credential::Refresh(Secret::new("refresh-me"))] {
+        let keys = Keys::of(&registry.host(), credential.clone());
+        let error = repository(&registry, keys).resolve(&tag("v1")).await.expect_err("no token");
+        assert!(chain(&error).ends_with(&words), "{}", chain(&error));
+
+        // Who fetches tokens for somebody else.
+        let request = TokenRequest {
+            client_id: String::new(),
+            host: registry.host(),
+            realm: format!("{}/token", registry.url()),
+            service: "hullworks-test".to_owned(),
+            scopes: vec![format!("repository:{REPO}:pull")],
+        };
+        let client = Pools::new(settings()).client(&TlsIdentity::default()).expect("a client");
+        let error = fetch_token(&client, &request, Some(&credential)).await.expect_err("no token");
+        assert!(chain(&error).ends_with(&words), "{}", chain(&error));
+    }
+    assert!(abroad.requests().is_empty(), "{:?}", abroad.requests());
 }
 
 /// A client that fetches tokens itself may have a password, which must not go out without encryption: what is public is had
