@@ -136,7 +136,14 @@ impl Repository {
         let transport = |source| Error::Transport { subject: subject.to_owned(), source };
         let client = self.shared.pools.client(&endpoint.identity).map_err(transport)?;
         let origin = request.url.origin().ascii_serialization();
-        let party = Party { origin: &origin, host: &endpoint.host, client: &client, wallet: &self.wallet, subject };
+        let party = Party {
+            origin: &origin,
+            verify: endpoint.identity.verify,
+            host: &endpoint.host,
+            client: &client,
+            wallet: &self.wallet,
+            subject,
+        };
         let mut request = request.notify(Some(self.notify(subject)));
         let mut round = 1;
         loop {
@@ -155,7 +162,7 @@ impl Repository {
                     None => false,
                     Some(challenge) => {
                         let wider = challenge.scope().is_some_and(|scope| scopes.merge(scope));
-                        let news = self.shared.authority.learn(&origin, challenge);
+                        let news = self.shared.authority.learn(&party, challenge);
                         wider || news || grant.as_ref().is_some_and(|grant| grant.age == Age::Kept)
                     }
                 },

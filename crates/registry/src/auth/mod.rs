@@ -19,7 +19,7 @@ use base::{Digest, Secret};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
-use http_client::Client;
+use http_client::{Client, Verify};
 use tokio::time::Instant;
 
 pub(crate) use challenge::{Challenge, parse_challenges};
@@ -156,6 +156,8 @@ pub(crate) struct Grant {
 pub(crate) struct Party<'a> {
     /// `https://host:port`.
     pub origin: &'a str,
+    /// Whether it has shown that it is that host.
+    pub verify: Verify,
     /// Host and port, as credentials know it.
     pub host: &'a str,
     pub client: &'a Client,
@@ -168,6 +170,10 @@ pub(crate) struct Party<'a> {
 const CLIENT_ID: &str = "hullworks";
 
 impl Party<'_> {
+    fn key(&self) -> (String, Verify) {
+        (self.origin.to_owned(), self.verify)
+    }
+
     fn asker(&self) -> Asker<'_> {
         Asker { host: self.host, client: self.client, client_id: CLIENT_ID, subject: self.subject }
     }
@@ -196,6 +202,7 @@ enum Login {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct TokenKey {
     origin: String,
+    verify: Verify,
     credential: Digest,
     scopes: String,
 }
@@ -206,7 +213,8 @@ type Slot = Arc<tokio::sync::Mutex<Option<token::Token>>>;
 /// Challenges and tokens of a process.
 #[derive(Default)]
 pub(crate) struct Authority {
-    challenges: Mutex<HashMap<String, Challenge>>,
+    /// What anybody may have said in the place of a host that shows no certificate is kept apart from what the host says.
+    challenges: Mutex<HashMap<(String, Verify), Challenge>>,
     tokens: Mutex<HashMap<TokenKey, Slot>>,
 }
 
@@ -215,16 +223,16 @@ const MANY_TOKENS: usize = 1024;
 
 impl Authority {
     /// Remembers what a host demands. Says whether that was new.
-    pub(crate) fn learn(&self, origin: &str, challenge: Challenge) -> bool {
+    pub(crate) fn learn(&self, party: &Party<'_>, challenge: Challenge) -> bool {
         // The scope is one request's matter, not the host's.
         let challenge = challenge.without_scope();
         let mut challenges = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
-        challenges.insert(origin.to_owned(), challenge.clone()).as_ref() != Some(&challenge)
+        challenges.insert(party.key(), challenge.clone()).as_ref() != Some(&challenge)
     }
 
     /// The header for a request, as far as the host's demands are known. None: ask without.
     pub(crate) async fn grant(&self, party: &Party<'_>, scopes: &Scopes) -> Result<Option<Grant>, Error> {
-        let challenge = self.challenges.lock().unwrap_or_else(PoisonError::into_inner).get(party.origin).cloned();
+        let challenge = self.challenges.lock().unwrap_or_else(PoisonError::into_inner).get(&party.key()).cloned();
         let Some(challenge) = challenge else { return Ok(None) };
         if let Challenge::Bearer { realm, service, scope: _ } = &challenge
             && let Some(authority) = party.wallet.token_authority(party.host).await?
@@ -256,6 +264,7 @@ impl Authority {
     ) -> Result<Grant, Error> {
         let key = TokenKey {
             origin: party.origin.to_owned(),
+            verify: party.verify,
             credential: match &login {
                 Login::Ours(credential) => Credential::fingerprint(credential.as_ref()),
                 Login::Theirs(authority) => *authority,

@@ -256,6 +256,25 @@ async fn a_login_is_not_for_where_redirects_lead() {
     }
 }
 
+/// Of one build only (`registry.insecure=true`), while others verify.
+#[tokio::test]
+async fn what_is_demanded_without_a_certificate_is_not_the_demand_of_the_host() {
+    let (registry, abroad) = (Registry::builder().tls().start(), Registry::start());
+    image().put(&registry, REPO, "v1");
+    let challenge = format!(r#"Bearer realm="{}/token""#, abroad.url());
+    let demand = Action::Answer { status: 401, headers: vec![("www-authenticate", challenge)], body: String::new() };
+    registry.fault(Fault::anywhere("/v2/", demand));
+    let config = RegistryConfig { ca: vec![registry.ca()], ..RegistryConfig::default() };
+    let verifying = client(Registries([(registry.host(), config)].into()));
+    let trusting = verifying.with_registries(Registries::default().with_insecure(&registry.host()));
+    let name = reference(&format!("{}/{REPO}", registry.host()));
+    let open = |client: &Client| client.repository(&name, Keys::password(&registry.host())).expect("a repository");
+    open(&trusting).resolve(&tag("v1")).await.expect_err("it demands a login");
+    registry.behave();
+    open(&verifying).resolve(&tag("v1")).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert!(abroad.requests().is_empty(), "{:?}", abroad.requests());
+}
+
 #[tokio::test]
 async fn passwords_in_bodies_stay_with_their_token_server() {
     let abroad = Registry::builder().auth(Auth::token()).start();
