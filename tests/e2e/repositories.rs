@@ -297,6 +297,38 @@ fn what_logs_in_is_nowhere_to_be_seen() {
     served.ends();
 }
 
+/// git by itself tells a login to whomever it is redirected to.
+#[test]
+fn a_login_goes_where_the_server_redirects_only_if_that_is_the_server() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let (Some(home), Some(abroad)) = (or_skip(GitServer::start()), or_skip(GitServer::start())) else { return };
+    let kitchen = &served.kitchen;
+    let (old, new, other) = (home.repository("old"), home.repository("new"), abroad.repository("other"));
+    new.commit(&[("Dockerfile", DOCKERFILE), ("f", "new")]);
+    other.commit(&[("Dockerfile", DOCKERFILE), ("f", "other")]);
+    let build = || {
+        let secret = "--secret id=GIT_AUTH_TOKEN,env=TOKEN --output type=local,dest=out";
+        let line = format!("build --progress=plain --frontend=dockerfile.v0 --opt context={} {secret}", old.url);
+        served.buildctl(&line).env("TOKEN", "t0ps3cret")
+    };
+    let login = "basic eC1hY2Nlc3MtdG9rZW46dDBwczNjcmV0";
+    home.wants(login);
+    home.moves("old", &new.url);
+    build().succeeds();
+    assert_eq!(read(kitchen, "out/f"), "new");
+    // What anybody may have there is had.
+    home.moves("old", &other.url);
+    let said = format!("it redirects to `http://{}`, where the login must not go: it is asked without", abroad.host());
+    build().succeeds().says(&said);
+    assert_eq!(read(kitchen, "out/f"), "other");
+    abroad.wants(login);
+    other.commit(&[("f", "secret")]);
+    build().fails().says(&said);
+    assert_eq!(abroad.take_logins(), [""; 0]);
+    assert!(home.take_logins().iter().all(|told| told == login));
+    served.ends();
+}
+
 /// `ssh` of this machine is a script that notes how it was called, and has the repository here.
 #[test]
 fn a_clients_key_opens_a_repository() {

@@ -24,6 +24,10 @@ struct Shared {
     /// The value of `Authorization` without which nobody gets anything.
     wanted: Mutex<Option<String>>,
     requests: Mutex<Vec<String>>,
+    /// The values of `Authorization` that came.
+    logins: Mutex<Vec<String>>,
+    /// Repositories that are elsewhere by now: paths and addresses.
+    moved: Mutex<Vec<(String, String)>>,
     stopped: AtomicBool,
 }
 
@@ -47,6 +51,8 @@ impl GitServer {
             dir: scratch("git"),
             wanted: Mutex::default(),
             requests: Mutex::default(),
+            logins: Mutex::default(),
+            moved: Mutex::default(),
             stopped: AtomicBool::new(false),
         });
         let serving = shared.clone();
@@ -76,6 +82,17 @@ impl GitServer {
     /// The requests so far: method and path. They are forgotten.
     pub fn take_requests(&self) -> Vec<String> {
         std::mem::take(&mut *self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on whoever asks for a repository is redirected to an address, with or without a login.
+    pub fn moves(&self, name: &str, address: &str) {
+        let mut moved = self.shared.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        moved.insert(0, (format!("/{name}.git"), address.to_owned()));
+    }
+
+    /// What was told as `Authorization` so far. It is forgotten.
+    pub fn take_logins(&self) -> Vec<String> {
+        std::mem::take(&mut *self.shared.logins.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// An empty repository.
@@ -150,7 +167,15 @@ impl Shared {
         }
         let header = |name: &str| headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{method} {target}"));
+        let login = header("authorization").map(str::to_owned);
+        self.logins.lock().unwrap_or_else(PoisonError::into_inner).extend(login);
         let mut out = &stream;
+        let moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(location) = moved.iter().find_map(|(from, to)| Some(format!("{to}{}", target.strip_prefix(from)?)))
+        {
+            let head = "HTTP/1.1 301 Moved Permanently\r\nContent-Length: 0\r\nConnection: close";
+            return write!(out, "{head}\r\nLocation: {location}\r\n\r\n");
+        }
         let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if wanted.is_some() && wanted.as_deref() != header("authorization") {
             let refusal = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";

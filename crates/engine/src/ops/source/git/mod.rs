@@ -10,8 +10,11 @@ mod remote;
 
 use std::sync::Arc;
 
+use base::progress::Stream;
 use base::report::Tasks;
 use base::{Fault, Kind, Secret};
+use http_client::header::{self, HeaderValue};
+use http_client::{Redirects, Request, Retry, TlsIdentity, Url};
 use llb::pb;
 use tokio_util::sync::CancellationToken;
 
@@ -225,9 +228,17 @@ async fn access(ctx: &Asking<'_>, source: &GitSource) -> Result<Access, Fault> {
             Some(AgentSocket::open(&core.scratch, agent, &opt)?)
         }
     };
+    let (mut remote, mut login) = (source.remote.clone(), login(ctx, source).await?);
+    if let Some(known) = login.take()
+        && let Some(settled) = settled(ctx, source, &known.header).await
+    {
+        remote = settled;
+        login = Some(Login { scope: address::login_scope(&remote), ..known });
+    }
     let git = Git {
         surroundings: core.surroundings.clone(),
-        login: login(ctx, source).await?,
+        remote,
+        login,
         ssh_command: ssh_command(known_hosts.as_ref().map(KnownHosts::path)),
         agent: agent.as_ref().map(AgentSocket::path),
         git_dir: None,
@@ -258,6 +269,39 @@ async fn login(ctx: &Asking<'_>, source: &GitSource) -> Result<Option<Login>, Fa
         }));
     }
     Ok(source.user.as_ref().map(|user| Login::basic(scope, user.expose())))
+}
+
+/// Where a repository that takes a login is by now; nowhere, if that is not for who has the login to say.
+///
+/// git tells a login to whomever it is redirected to. With one, it is given the address where redirects end on the same server, and
+/// follows none itself.
+async fn settled(ctx: &Asking<'_>, source: &GitSource, login: &Secret) -> Option<String> {
+    const REFERENCES: &str = "/info/refs";
+    let stay = || Some(source.remote.clone());
+    let Ok(mut url) = Url::parse(&source.remote) else { return stay() };
+    url.set_path(&format!("{}{REFERENCES}", url.path().trim_end_matches('/')));
+    url.set_query(Some("service=git-upload-pack"));
+    let Ok(mut value) = HeaderValue::from_bytes(login.expose()) else { return stay() };
+    value.set_sensitive(true);
+    let mut request = Request::get(url.clone()).header(header::USER_AGENT, "git/hullworks").retry(Retry::NEVER);
+    request.headers.insert(header::AUTHORIZATION, value);
+    request.redirects = Redirects::Home;
+    let client = ctx.core.http.client(&TlsIdentity::default());
+    match async { client?.send(&request).await }.await {
+        Ok(answer) if *answer.url() != url => {
+            let mut moved = answer.url().clone();
+            let Some(path) = moved.path().strip_suffix(REFERENCES).map(str::to_owned) else { return stay() };
+            moved.set_path(&path);
+            moved.set_query(None);
+            Some(moved.into())
+        }
+        Err(error @ http_client::Error::Redirect { .. }) => {
+            ctx.tasks.log(Stream::Stderr, format!("{error}: it is asked without\n").as_bytes());
+            None
+        }
+        // git says itself what is wrong.
+        Ok(_) | Err(_) => stay(),
+    }
 }
 
 /// The commit; one build asks for it once.

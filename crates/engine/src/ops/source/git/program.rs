@@ -80,6 +80,8 @@ impl Login {
 #[derive(Clone)]
 pub(super) struct Git {
     pub(super) surroundings: Surroundings,
+    /// Where it asks.
+    pub(super) remote: String,
     pub(super) login: Option<Login>,
     pub(super) ssh_command: String,
     /// The socket of an SSH agent.
@@ -241,8 +243,10 @@ impl Git {
         if let Some(Login { scope, header, .. }) = &self.login {
             let header = [b"Authorization: ", header.expose()].concat();
             let header = <OsString as std::os::unix::ffi::OsStringExt>::from_vec(header);
-            command.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", format!("http.{scope}.extraheader"));
+            command.env("GIT_CONFIG_COUNT", "2").env("GIT_CONFIG_KEY_0", format!("http.{scope}.extraheader"));
             command.env("GIT_CONFIG_VALUE_0", header);
+            command.env("GIT_CONFIG_KEY_1", format!("http.{}.followRedirects", self.remote));
+            command.env("GIT_CONFIG_VALUE_1", "false");
         }
         command.current_dir(self.work_tree.as_deref().or(self.git_dir.as_deref()).unwrap_or(Path::new("/")));
         command.args(SETTINGS.iter().flat_map(|setting| ["-c", setting]));
@@ -399,6 +403,7 @@ mod tests {
         let running = base::report::Running::start(Arc::new(Nowhere), &label);
         Git {
             surroundings: Surroundings { path: std::env::var_os("PATH"), proxies: Vec::new() },
+            remote: "https://h/".to_owned(),
             login: Some(Login::basic("https://h/".to_owned(), b"u:secret")),
             ssh_command: ssh_command(None),
             agent: None,

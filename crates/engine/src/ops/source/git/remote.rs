@@ -81,7 +81,7 @@ pub(super) fn check(source: &GitSource, commit: &Commit) -> Result<(), Fault> {
 
 /// Asks the remote what the reference stands for.
 pub(super) async fn ask(git: &Git, source: &GitSource) -> Result<Commit, Fault> {
-    let remote = source.remote.as_str();
+    let remote = git.remote.as_str();
     let doing = || format!("failed to fetch remote {}", source.shown());
     let mut wanted = source.reference.clone();
     if wanted.is_empty() {
@@ -222,7 +222,7 @@ async fn bring(git: &Git, source: &GitSource, commit: &Commit, dir: &Path) -> Re
     }
     tidy(dir).await;
     // Each time: whoever made the repository may have been killed before this.
-    repo.run(&["config", "--replace-all", "remote.origin.url", &source.remote]).await?;
+    repo.run(&["config", "--replace-all", "remote.origin.url", &repo.remote]).await?;
     let Commit { reference, object, .. } = commit;
     let is_named = !is_sha(reference) && !source.fetch_by_commit;
     if is_named && !has(&repo, object).await {
