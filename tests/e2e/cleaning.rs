@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use testkit::image::noise;
@@ -115,6 +116,34 @@ fn used(served: &Served) -> u64 {
 }
 
 /// In megabytes, as BuildKit's flags have it; no disk has 10^9 of them.
+/// Whoever asked may have gone: it is done, and the log says what is waited for.
+#[test]
+fn a_daemon_that_ends_finishes_pruning_that_was_asked_for() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    // It has to take longer than the daemon needs to hear of its end.
+    let told = [50_000, 500_000].iter().any(|files| {
+        let Some(served) = Served::new(who, "") else { return true };
+        served.kitchen.dockerfile(&format!(
+            "FROM busybox\nRUN mkdir /d && cd /d && seq 1 {files} | busybox xargs busybox touch\n"
+        ));
+        served.build("").succeeds();
+        let trash = served.kitchen.world.path("daemon/hullworks");
+        let trash = fs::read_dir(trash.join("snapshots")).unwrap().map(|dir| dir.unwrap().path().join("trash"));
+        let trash: Vec<PathBuf> = trash.filter(|dir| dir.is_dir()).collect();
+        let client = served.buildctl("prune --all").starts();
+        eventually(|| trash.iter().any(|dir| fs::read_dir(dir).is_ok_and(|mut dir| dir.next().is_some())));
+        client.signal("KILL");
+        drop(client.ends());
+        served.daemon.signal("TERM");
+        let ended = served.daemon.ends_soon();
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let left = trash.iter().flat_map(|dir| fs::read_dir(dir).unwrap()).count();
+        assert_eq!(left, 0, "{ended:?}");
+        ended.stderr.contains("waiting for the end of pruning that was asked for")
+    });
+    assert!(told, "nobody was told what the daemon waited for");
+}
+
 #[test]
 fn pruning_goes_as_far_as_it_is_told() {
     let who = if is_root() { Who::Root } else { Who::Single };

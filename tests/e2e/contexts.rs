@@ -1,6 +1,9 @@
 //! What a command line lays over a Dockerfile: labels, and contexts by name.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use serde_json::{Value, json};
 use testkit::Registry;
@@ -157,7 +160,7 @@ fn standard_input_is_a_context_or_a_dockerfile() {
                       tar --append --file=evil.tar --transform=s,passwd-of-evil,evil/out/hullworks-was-here, passwd-of-evil";
         kitchen.world.run("sh").args(["-c", script]).succeeds();
         builds("", fs::read(kitchen.world.path("evil.tar")).unwrap()).fails();
-        assert!(!std::path::Path::new("/etc/hullworks-was-here").exists());
+        assert!(!Path::new("/etc/hullworks-was-here").exists());
     }
 }
 
@@ -180,4 +183,43 @@ fn a_state_directory_in_the_context_is_left_out() {
         let ignored = kitchen.build_on("context/.st", "").succeeds();
         assert!(!ignored.stderr.contains("is left out"), "{who:?}: {ignored:?}");
     }
+}
+
+/// Under another path than the context has it, and under a name that is no text.
+#[test]
+fn a_state_directory_in_the_context_is_left_out_by_what_it_is() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        kitchen.file("a", "one");
+        kitchen.dockerfile("FROM scratch\nCOPY . /all/\n");
+        let state = Path::new("context").join(OsStr::from_bytes(b"not\xfftext"));
+        let build = || {
+            let line = ["build", "--progress=plain", "--config=buildkitd.toml", "--output=out", "context", "--root"];
+            who.hullworks(&kitchen.world).args(line).arg(&state).succeeds()
+        };
+        build().says("the state directory `not\u{fffd}text/hullworks` is left out of the context");
+        let all = kitchen.world.path("out/all");
+        assert!(all.join("a").exists() && !all.join(OsStr::from_bytes(b"not\xfftext/hullworks")).exists());
+        fs::remove_dir_all(kitchen.world.path("out")).unwrap();
+        assert_eq!(ran(&build()), [""; 0], "{who:?}: what changes there is no reason to copy again");
+    }
+
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    if let Err(why) = Who::Ranges.is_here() {
+        return testkit::need::report_skip(&why);
+    }
+    kitchen.file("mounted/nothing", "");
+    kitchen
+        .dockerfile("FROM busybox\nCOPY . /all/\nRUN test -e /all/mounted && ! find /all -name hullworks | grep .\n");
+    let build = || {
+        let script = "mkdir -p elsewhere; mount --bind elsewhere context/mounted && exec \"$@\"";
+        let line = "build --progress=plain --config=buildkitd.toml --root elsewhere context";
+        let mounts = ["--mount", "--propagation", "private", "sh", "-c", script, "sh", "./hullworks"];
+        kitchen.world.run("unshare").args(mounts).args(line.split(' '))
+    };
+    build().succeeds().says("the state directory `mounted/hullworks` is left out of the context");
+    assert_eq!(ran(&build().succeeds()), [""; 0]);
+    kitchen.file(".dockerignore", "mounted/hullworks\n");
+    let ignored = build().succeeds();
+    assert!(!ignored.stderr.contains("is left out"), "{ignored:?}");
 }

@@ -1,10 +1,12 @@
 //! What people meet who use the program for the first time: help, typos, and what is found out before a build, not after it.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::harness::is_root;
+use crate::harness::{is_root, path};
 use crate::kitchen::Kitchen;
+use crate::needs;
 use crate::who::Who;
 
 #[test]
@@ -89,6 +91,31 @@ fn who_has_one_id_is_told_why() {
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };
     kitchen.dockerfile("FROM busybox\nRUN true\n");
     assert!(!kitchen.build("").succeeds().stderr.contains("one user id"));
+}
+
+/// No program, one that refuses, no range.
+#[test]
+fn what_a_user_lacks_for_more_ids_is_named() {
+    needs!(root);
+    let Some(kitchen) = Kitchen::new(Who::Ranges) else { return };
+    kitchen.dockerfile("FROM busybox\nRUN true\n");
+    let world = &kitchen.world;
+    let build = |path: &OsStr| {
+        let line = ["build", "--progress=plain", "--config=buildkitd.toml", "--root=state", "context"];
+        let mut path_is = OsString::from("PATH=");
+        path_is.push(path);
+        kitchen.who.run(world, "env").arg(path_is).arg(world.path("hullworks")).args(line).succeeds()
+    };
+    let says = |path: &OsStr, why: &str| {
+        build(path).says(&format!("warning: steps run with one user id, as root only: {why}"));
+    };
+    assert!(!build(&path()).stderr.contains("one user id"));
+    says("/nowhere".as_ref(), "cannot run `newgidmap`: ");
+    let refusing = world.write("refusing/newgidmap", "#!/bin/sh\necho not today >&2\nexit 1\n");
+    fs::set_permissions(&refusing, fs::Permissions::from_mode(0o755)).unwrap();
+    says(refusing.parent().unwrap().as_os_str(), "`newgidmap` failed: not today\n");
+    world.write("etc/subuid", "somebody-else:200000:65536\n");
+    says(&path(), "`/etc/subgid` has no range for us and `/etc/subuid` has no range for us\n");
 }
 
 #[test]

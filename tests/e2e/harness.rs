@@ -290,7 +290,7 @@ impl Invocation {
         let (stdout, unread) =
             if self.reads_stdout { (collect(stdout), None) } else { (collect(&[][..]), Some(stdout)) };
         let stderr = collect(child.stderr.take().unwrap());
-        Running { line, child: Owned(child), writer, stdout, stderr, _unread: unread }
+        Running { line, child: Owned(child), writer, stdout, stderr, unread }
     }
 }
 
@@ -376,7 +376,7 @@ pub struct Running {
     writer: JoinHandle<()>,
     stdout: Collected,
     stderr: Collected,
-    _unread: Option<ChildStdout>,
+    unread: Option<ChildStdout>,
 }
 
 impl Running {
@@ -419,6 +419,12 @@ impl Running {
             assert!(is_printed || !over, "`{text}` was never printed: {}", printed());
             is_printed
         });
+    }
+
+    /// Whether it waits for who does not read its standard output: the pipe is full.
+    pub fn is_stuck(&self) -> bool {
+        let unread = self.unread.as_ref().expect("somebody reads it");
+        rustix::io::ioctl_fionread(unread).unwrap() > 60_000
     }
 
     /// Its process id.

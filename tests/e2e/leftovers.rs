@@ -3,7 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base::Digest;
@@ -12,7 +15,7 @@ use testkit::image::{File, TestImage, noise, tar};
 use testkit::registry::{Action, Fault};
 use testkit::tar::{Archive, inflating};
 
-use crate::harness::{Ended, Running, USER, eventually, is_root};
+use crate::harness::{Ended, Invocation, Running, USER, eventually, is_root};
 use crate::kitchen::Kitchen;
 use crate::needs;
 use crate::who::Who;
@@ -77,19 +80,11 @@ impl Scene {
     /// Fails where anything remains of the build that was process `id`.
     fn check(&self, id: u32, what: &str) {
         assert_eq!(processes_with(&self.mark), [""; 0], "{what}");
+        assert_eq!(groups_of(id), Vec::<PathBuf>::new(), "{what}");
         let world = self.kitchen.world.path("");
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         let mounts: Vec<&str> = mounts.lines().filter(|line| line.contains(world.to_str().unwrap())).collect();
         assert_eq!(mounts, [""; 0], "{what}");
-        let mut groups = Vec::new();
-        let name = format!("hullworks-{id}");
-        find(Path::new("/sys/fs/cgroup"), &mut |path| {
-            let found = path.file_name().and_then(|file| file.to_str()).unwrap_or_default();
-            if found == name || found.starts_with(&format!("{name}-")) {
-                groups.push(path.to_owned());
-            }
-        });
-        assert!(groups.is_empty(), "{groups:?}: {what}");
         let state = self.kitchen.world.path("state/hullworks");
         let mut waste = Vec::new();
         find(&state, &mut |path| {
@@ -126,6 +121,19 @@ fn processes_with(text: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// The control groups of process `id`.
+fn groups_of(id: u32) -> Vec<PathBuf> {
+    let mut groups = Vec::new();
+    let name = format!("hullworks-{id}");
+    find(Path::new("/sys/fs/cgroup"), &mut |path| {
+        let found = path.file_name().and_then(|file| file.to_str()).unwrap_or_default();
+        if found == name || found.starts_with(&format!("{name}-")) {
+            groups.push(path.to_owned());
+        }
+    });
+    groups
 }
 
 /// Calls `see` with all that lies below, but not with what lies in snapshots.
@@ -319,4 +327,94 @@ fn builder(program: &Path) -> u32 {
     let is_builder =
         |id: &u32| fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|line| line.starts_with(start.as_bytes()));
     ids.find(is_builder).unwrap()
+}
+
+/// A directory for what is only there while it is needed.
+fn temporary(kitchen: &Kitchen) -> PathBuf {
+    let dir = kitchen.world.path("tmp");
+    fs::create_dir_all(&dir).unwrap();
+    kitchen.who.own(&kitchen.world, "tmp");
+    dir
+}
+
+/// `hullworks build -` by a shell that does this to its files first.
+fn builds_standard_input(kitchen: &Kitchen, redirected: &str, args: &str) -> Invocation {
+    let program = kitchen.world.path("hullworks");
+    let line = ["build", "--progress=plain", "--config=buildkitd.toml", "--root=state"];
+    let shell = kitchen.who.run(&kitchen.world, "sh").args(["-c", &format!("exec \"$@\" {redirected}"), "sh"]);
+    shell.arg(program).args(line).args(args.split_whitespace()).arg("-").env("TMPDIR", temporary(kitchen))
+}
+
+#[test]
+fn nothing_remains_of_an_archive_that_never_came_to_its_end() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        kitchen.file("large", noise(1, 100 << 10));
+        kitchen.dockerfile("FROM scratch\nCOPY . /\n");
+        let archive = kitchen.world.run("tar").args(["--create", "--directory=context", "Dockerfile", "large"]);
+        let archive = archive.succeeds().stdout;
+        kitchen.world.run("mkfifo").arg("pipe").succeeds();
+        kitchen.who.own(&kitchen.world, "pipe");
+        // It stays open.
+        let mut pipe = fs::File::options().read(true).write(true).open(kitchen.world.path("pipe")).unwrap();
+        let tmp = temporary(&kitchen);
+        let entries = || fs::read_dir(&tmp).unwrap().map(|entry| entry.unwrap().path());
+        for signal in SIGNALS {
+            let running = builds_standard_input(&kitchen, "< pipe", "").starts();
+            pipe.write_all(&archive[..40_000]).unwrap();
+            eventually(|| entries().any(|dir| dir.join("Dockerfile").exists()));
+            running.signal(signal);
+            let ended = running.ends_soon();
+            assert_eq!(ended.code, Some(1), "{who:?}: {ended:?}");
+            ended.says(&format!("error: failed to solve: build cancelled by SIG{signal}\n"));
+            assert_eq!(entries().count(), 0, "{who:?}: {ended:?}");
+            // Nor is anybody left who reads on.
+            let mut rest = vec![0; 40_000];
+            let there = usize::try_from(rustix::io::ioctl_fionread(&pipe).unwrap()).unwrap();
+            pipe.read_exact(&mut rest[..there]).unwrap();
+        }
+    }
+}
+
+/// Nobody reads what the build says, so that it cannot end in order.
+#[test]
+fn nothing_remains_of_what_a_second_signal_ended() {
+    for (who, limits) in [(Who::Root, "--memory=64m"), (Who::Root, ""), (Who::Single, "")] {
+        let Some(scene) = Scene::new(who) else { continue };
+        let kitchen = &scene.kitchen;
+        let tmp = temporary(kitchen);
+        scene.dockerfile("RUN yes\n");
+        let archive = kitchen.world.run("tar").args(["--create", "--directory=context", "."]).succeeds().stdout;
+        let running = builds_standard_input(kitchen, "2>&1", limits).stdin(archive).unread().starts();
+        let id = running.id();
+        eventually(|| running.is_stuck() && !processes_with(&scene.mark).is_empty());
+        assert!(fs::read_dir(&tmp).unwrap().count() > 0 && (who != Who::Root || !groups_of(id).is_empty()));
+        let ended = ends_by_signals(running);
+        assert_eq!(ended.code, Some(1), "{who:?}: {ended:?}");
+        assert_eq!(fs::read_dir(&tmp).unwrap().count(), 0, "{who:?}");
+        assert_eq!(groups_of(id), Vec::<PathBuf>::new(), "{who:?}");
+        eventually(|| processes_with(&scene.mark).is_empty());
+        scene.goes_on();
+    }
+}
+
+/// Tells it to end until it does. Those that come soon after another are no other signals.
+fn ends_by_signals(running: Running) -> Ended {
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let (id, over) = (running.id().to_string(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let _over = Over(&over);
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let _ = Command::new("kill").args(["-s", "TERM", &id]).stderr(Stdio::null()).status();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        running.ends_soon()
+    })
 }

@@ -51,6 +51,7 @@ mod layouts;
 mod leftovers;
 mod logins;
 mod logs;
+mod lost_caches;
 mod one_state;
 mod outputs;
 mod own_image;

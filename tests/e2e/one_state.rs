@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use crate::daemon::Served;
 use crate::harness::Invocation;
 use crate::kitchen::{Kitchen, ran};
+use crate::needs;
 use crate::who::Who;
 
 fn daemonless(kitchen: &Kitchen, args: &str) -> Invocation {
@@ -70,6 +71,22 @@ fn builds_that_overlap_for_a_moment_both_succeed() {
             assert!(ended.code == Some(0) && ran(&ended) == [format!("RUN echo {n}")], "{who:?}: {ended:?}");
         }
     }
+}
+
+#[test]
+fn who_may_not_have_a_state_directory_is_told_to_take_another() {
+    needs!(root);
+    let Some(kitchen) = Kitchen::new(Who::Single) else { return };
+    kitchen.dockerfile("FROM scratch\nCOPY Dockerfile /\n");
+    // Root's, who lets others look.
+    let lock = kitchen.world.write("state/hullworks/lock", "");
+    fs::set_permissions(lock, fs::Permissions::from_mode(0o600)).unwrap();
+    for command in [kitchen.build(""), kitchen.hullworks("du"), kitchen.hullworks("prune"), daemonless(&kitchen, "")] {
+        let ended = command.fails();
+        ended.says("error: cannot open the state directory: ").says("/state/hullworks/");
+        ended.hints("it belongs to somebody else: take another state directory (`--root`)");
+    }
+    kitchen.build_on("own", "").succeeds();
 }
 
 #[test]

@@ -19,7 +19,8 @@ fn theirs(served: &Served, args: &str) -> Invocation {
     client.env("DOCKER_CONFIG", world.path("docker")).args(["--addr", &socket]).args(args.split_whitespace())
 }
 
-fn builds(served: &Served, args: &str) -> Invocation {
+/// A build by it.
+pub fn builds(served: &Served, args: &str) -> Invocation {
     let line = "build --progress=plain --frontend=dockerfile.v0 --local=context=context --local=dockerfile=context";
     theirs(served, &format!("{line} {args}"))
 }

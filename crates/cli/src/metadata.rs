@@ -12,7 +12,7 @@ use rustix::fs::{Access, AtFlags, CWD};
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
-use crate::daemonless::run::cut_short;
+use crate::daemonless::signals::cut_short;
 
 /// The exporter's answers as the JSON that buildctl and buildx write: values that are a base64 JSON object (such
 /// as `containerimage.descriptor`) become that object.

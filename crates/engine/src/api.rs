@@ -107,6 +107,13 @@ impl Engine {
         format!("{} ({})", choice.driver.as_str(), choice.reason)
     }
 
+    /// What ends the steps of an engine that is not closed, since its process ends at once, and removes their groups. It
+    /// waits for them, and keeps no engine alive.
+    pub fn end_of_steps(&self) -> impl FnOnce() + Send + use<> {
+        let core = Arc::downgrade(&self.core);
+        move || core.upgrade().iter().for_each(|core| core.executor.close())
+    }
+
     /// What is to be told of the state directory as it was found.
     pub fn remark(&self) -> Option<String> {
         let damage = self.core.store.damage()?;

@@ -7,14 +7,14 @@
 //! The directory of a client elsewhere is transferred into a snapshot of its own, one build at a time, which the next
 //! build of the same directory brings up to date. From then on it is a directory in place that nobody changes.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
 use base::{Fault, Kind};
 use files::checksum;
 use files::receive::{Mirror, Receiver};
-use files::walk::Filter;
+use files::walk::{Filter, Hidden};
 use session::remote::Nearby;
 use session::{LocalDir, RemoteDir};
 use store::Hold;
@@ -68,21 +68,27 @@ impl LocalTree {
             include: source.include.clone().unwrap_or_default(),
             exclude: source.exclude.clone().unwrap_or_default(),
             follow: source.follow_paths.clone().unwrap_or_default(),
+            hidden: None,
         };
-        let found = find(&ctx.jobs, source.session.as_deref(), &source.name).await?;
-        if let Found::InPlace(root) = &found
-            && let Some(state) = state_within(root.path(), ctx.core.store.dir())
-        {
-            leave_out(ctx, &mut filter, &state);
-        }
-        let root = match found {
-            // What is made of it is not what is there.
-            Found::InPlace(root) if source.chosen.is_some() => {
-                return mirrored(ctx, source, &filter, &Nearby::new(&source.name, root)).await;
-            }
+        let root = match find(&ctx.jobs, source.session.as_deref(), &source.name).await? {
             Found::InPlace(root) => root,
             Found::Remote(remote) => return mirrored(ctx, source, &filter, &*remote).await,
         };
+        // The state directory changes all the time, and nobody wants it in an image.
+        let state = Hidden::new(ctx.core.store.dir()).map(Arc::new);
+        filter.hidden.clone_from(&state);
+        let opened = match source.chosen {
+            // What is made of it is not what is there.
+            Some(_) => mirrored(ctx, source, &filter, &Nearby::new(&source.name, root)).await,
+            None => LocalTree::open_here(ctx, source, filter, root).await,
+        };
+        if let Some(path) = state.as_ref().and_then(|state| state.met()) {
+            tell_left_out(ctx, source, path.as_os_str());
+        }
+        opened
+    }
+
+    async fn open_here(ctx: &OpContext, source: &LocalSource, filter: Filter, root: Arc<Root>) -> Result<Tree, Fault> {
         let cancel = ctx.blocking_cancel();
         let kept = ctx.core.store.kv(DIGESTS);
         let directory = root.path().to_string_lossy().into_owned();
@@ -180,35 +186,15 @@ impl LocalTree {
     }
 }
 
-/// Where the state directory lies in a directory of the client, if it does. By what they are, whatever they are called.
-fn state_within(dir: &Path, state: &Path) -> Option<String> {
-    let identity = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
-    let (top, state) = (identity(dir)?, state.canonicalize().ok()?);
-    let above = state.ancestors().skip(1).find(|above| identity(above) == Some(top))?;
-    state.strip_prefix(above).ok()?.to_str().map(str::to_owned)
-}
-
-/// Leaves out the state directory, which changes all the time and which nobody wants in an image.
-fn leave_out(ctx: &OpContext, filter: &mut Filter, state: &str) {
-    let matches = files::pattern::Matcher::new(&filter.exclude).and_then(|matcher| matcher.matches(state));
-    let reaches = |path: &String| {
-        let path = path.trim_start_matches("./").trim_matches('/');
-        let is_all = path.is_empty() || path == "." || files::pattern::has_wildcards(path.as_bytes());
-        is_all || Path::new(state).starts_with(path) || Path::new(path).starts_with(state)
-    };
-    let mut chosen = filter.include.iter().chain(&filter.follow).peekable();
-    // A bad pattern is told of when the files are read.
-    if !matches.unwrap_or(true) && (chosen.peek().is_none() || chosen.any(reaches)) {
+/// Warns that the state directory is left out, unless it is excluded anyway.
+fn tell_left_out(ctx: &OpContext, source: &LocalSource, path: &OsStr) {
+    let exclude = source.exclude.iter().flatten().map(String::as_bytes);
+    let matches = files::pattern::Matcher::new(exclude).and_then(|matcher| matcher.matches(path.as_bytes()));
+    if !matches.unwrap_or(true) {
+        let state = path.display();
         let text = format!("the state directory `{state}` is left out of the context: put it into .dockerignore");
         ctx.jobs.iter().for_each(|job| job.warn_once("reading the context", text.clone()));
     }
-    filter.exclude.push(escaped(state));
-}
-
-/// The pattern that means this path and no other.
-fn escaped(path: &str) -> String {
-    let escape = |c| if matches!(c, '*' | '?' | '[' | ']' | '\\' | '!') { vec!['\\', c] } else { vec![c] };
-    path.chars().flat_map(escape).collect()
 }
 
 /// Brings the mirror of a directory up to date.
@@ -305,39 +291,4 @@ pub(crate) async fn find(jobs: &[Arc<Job>], session: Option<&str>, name: &str) -
     }
     Err(Fault::user(format!("no local directory named `{name}` was given"))
         .hint(format!("share it with `--local {name}=<directory>`")))
-}
-
-#[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_state_directory_is_found_by_what_it_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        std::fs::create_dir_all(path("context/.cache/hullworks")).unwrap();
-        std::fs::create_dir_all(path("contexts")).unwrap();
-        std::os::unix::fs::symlink("context", path("link")).unwrap();
-        std::os::unix::fs::symlink("context/.cache", path("state")).unwrap();
-        for (context, state, found) in [
-            ("context", "context/.cache/hullworks", Some(".cache/hullworks")),
-            ("link", "context/.cache/hullworks", Some(".cache/hullworks")),
-            ("context", "state/hullworks", Some(".cache/hullworks")),
-            ("context/.cache", "link/.cache/hullworks", Some("hullworks")),
-            ("contexts", "context/.cache/hullworks", None),
-            ("context/.cache/hullworks", "context/.cache", None),
-        ] {
-            assert_eq!(state_within(&path(context), &path(state)).as_deref(), found, "{context} {state}");
-        }
-    }
-
-    #[test]
-    fn names_with_signs_are_patterns_of_themselves() {
-        for name in ["!a/b", "a*/[b]", "a?\\"] {
-            let matcher = files::pattern::Matcher::new([escaped(name)]).unwrap();
-            assert!(matcher.matches(name).unwrap(), "{name}");
-            assert!(!matcher.matches("ab/b").unwrap(), "{name}");
-        }
-    }
 }

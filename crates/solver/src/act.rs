@@ -53,7 +53,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
         let node = &mut self.nodes[vertex];
         node.map_action = Some(id);
         node.in_flight.insert(id);
-        let (first, vertex_data) = (node.is_root() && index == 0, node.vertex.clone());
+        let (first, vertex_data) = (node.vertex.is_source && index == 0, node.vertex.clone());
         if first {
             self.report(vertex, Status::Started);
         }

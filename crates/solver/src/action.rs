@@ -128,7 +128,7 @@ pub enum Status<E> {
     Started,
     /// Its stored result is being loaded.
     Loading,
-    /// A vertex without inputs knows what it stands for. Nothing more need follow.
+    /// A source knows what it stands for. Nothing more need follow.
     Resolved,
     /// Its result was found in a cache, or was not needed because something above it was found.
     Cached,

@@ -66,7 +66,7 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
                 if fits {
                     node.maps_done = last == Last::Yes || !node.is_root();
                     node.maps.push(map);
-                    if node.is_root() && node.maps.len() == 1 {
+                    if node.vertex.is_source && node.maps.len() == 1 {
                         self.report(vertex, Status::Resolved);
                     }
                     return self.enqueue_edges(vertex);

@@ -25,6 +25,9 @@ pub struct Vertex<V> {
     /// Results are not shared between vertices of different generations, but through caches: what an earlier one has
     /// turned out to be of no use.
     pub generation: u64,
+    /// It is a source: to find out what it stands for is work of its own, which people are told of. Another op without
+    /// inputs states its key from what it says.
+    pub is_source: bool,
 }
 
 /// One output of a vertex: an edge, seen from its reader.

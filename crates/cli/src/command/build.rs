@@ -7,12 +7,14 @@ use base::{Fault, Kind};
 use clap::Args;
 use engine::{Entitlement, ExportRequest, Frontend};
 use session::Output;
+use tokio_util::sync::CancellationToken;
 
 use super::build_limits::Limits;
 use super::build_no_effect::{NoEffect, boolean};
 use super::hullworks::EngineArgs;
 use super::{Action, not_yet};
-use crate::daemonless::{BuildPlan, Call, Scratch, Stdin, dockerfile_on_stdin, run};
+use crate::daemonless::signals::cancelled_by_signals;
+use crate::daemonless::{BuildPlan, Call, Scratch, Stdin, dockerfile_on_stdin, read_stdin, run};
 use crate::display::Mode;
 use crate::environment::Environment;
 use crate::metadata;
@@ -165,7 +167,7 @@ impl Build {
     pub fn action(self, environment: &Environment) -> Result<Action, Fault> {
         metadata::prepare_all(self.metadata_file.iter().chain(&self.iidfile))?;
         self.refuse_what_is_not_there()?;
-        let plan = self.plan(environment)?;
+        let mut plan = self.plan(environment)?;
         let mut settings = self.engine.settings(environment)?;
         // Who may start the engine may also grant rights: there is nobody else to ask.
         settings.config.insecure_entitlements.extend(plan.entitlements.iter().map(entitlement_name));
@@ -178,10 +180,12 @@ impl Build {
         }
         settings.warnings.extend(self.no_effect.warnings());
         self.expect_dockerfile()?;
-        // A Dockerfile on standard input is alone in a directory that is not the context's.
-        let has_context = self.path != Path::new("-") || plan.dirs.get("context") == plan.dirs.get("dockerfile");
         Ok(Action::engine(move |environment| async move {
-            run::build(plan, &settings, &environment).await.map_err(|failure| match has_context {
+            let cancel = cancelled_by_signals()?;
+            self.add_stdin(&mut plan, &cancel).await?;
+            // A Dockerfile on standard input is alone in a directory that is not the context's.
+            let has_context = self.path != Path::new("-") || plan.dirs.get("context") == plan.dirs.get("dockerfile");
+            run::build(plan, &settings, &environment, cancel).await.map_err(|failure| match has_context {
                 true => failure,
                 false => without_context(failure),
             })
@@ -311,7 +315,16 @@ impl Build {
         let stdin = Path::new("-");
         let path = self.path.to_string_lossy();
         if self.path == stdin {
-            return self.add_stdin(plan, options);
+            // `--file` is a path in an archive.
+            match self.file.as_deref().map(Path::to_str) {
+                Some(None) => return Err(Fault::user("the name of --file is not UTF-8")),
+                Some(Some("-")) => {
+                    return Err(Fault::user("standard input cannot be both the context and the Dockerfile"));
+                }
+                Some(Some(file)) => drop(options.insert("filename".to_owned(), file.to_owned())),
+                None => {}
+            }
+            return Ok(());
         }
         if is_remote(&path) {
             if self.file.as_deref() == Some(stdin) {
@@ -332,11 +345,7 @@ impl Build {
             None => {
                 plan.dirs.insert("dockerfile".to_owned(), self.path.clone());
             }
-            Some(file) if file == stdin => {
-                let dockerfile = dockerfile_on_stdin(std::io::stdin().lock())?;
-                plan.dirs.insert("dockerfile".to_owned(), dockerfile.path().to_owned());
-                plan.scratch.push(dockerfile);
-            }
+            Some(file) if file == stdin => {}
             Some(file) => {
                 let shown = file.to_string_lossy();
                 let meta = std::fs::metadata(file)
@@ -352,27 +361,30 @@ impl Build {
         Ok(())
     }
 
-    /// Shares what standard input holds. `--file` is a path in an archive.
-    fn add_stdin(&self, plan: &mut BuildPlan, options: &mut BTreeMap<String, String>) -> Result<(), Fault> {
-        let file = match self.file.as_deref().map(Path::to_str) {
-            Some(None) => return Err(Fault::user("the name of --file is not UTF-8")),
-            Some(Some("-")) => return Err(Fault::user("standard input cannot be both the context and the Dockerfile")),
-            Some(file) => file,
-            None => None,
-        };
-        match (Stdin::read(std::io::stdin().lock())?, file) {
-            (Stdin::Context(context), file) => {
+    /// Shares what standard input holds, if it is asked for. Whoever sends it may take their time: a signal ends that, and
+    /// so it is read when signals are listened to.
+    async fn add_stdin(&self, plan: &mut BuildPlan, cancel: &CancellationToken) -> Result<(), Fault> {
+        let stdin = Path::new("-");
+        if self.path != stdin {
+            if self.file.as_deref() == Some(stdin) {
+                let dockerfile = read_stdin(cancel, |input, _| dockerfile_on_stdin(input)).await?;
+                plan.dirs.insert("dockerfile".to_owned(), dockerfile.path().to_owned());
+                plan.scratch.push(dockerfile);
+            }
+            return Ok(());
+        }
+        match read_stdin(cancel, Stdin::read).await? {
+            Stdin::Context(context) => {
                 for share in ["context", "dockerfile"] {
                     plan.dirs.insert(share.to_owned(), context.path().to_owned());
                 }
-                options.extend(file.map(|file| ("filename".to_owned(), file.to_owned())));
                 plan.scratch.push(context);
             }
-            (Stdin::Dockerfile(_), Some(_)) => {
+            Stdin::Dockerfile(_) if self.file.is_some() => {
                 return Err(Fault::user("two Dockerfiles: one on standard input, and that of --file")
                     .hint("leave out --file, or name a directory in the place of `-`"));
             }
-            (Stdin::Dockerfile(dockerfile), None) => {
+            Stdin::Dockerfile(dockerfile) => {
                 plan.dirs.insert("dockerfile".to_owned(), dockerfile.path().to_owned());
                 let empty = Scratch::new()?;
                 plan.dirs.insert("context".to_owned(), empty.path().to_owned());

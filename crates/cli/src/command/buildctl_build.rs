@@ -12,6 +12,7 @@ use proto::Message as _;
 
 use super::{Action, not_yet};
 use crate::connect;
+use crate::daemonless::signals::cancelled_by_signals;
 use crate::daemonless::{BuildPlan, ImageLayout, Settings, run};
 use crate::display::Mode;
 use crate::environment::Environment;
@@ -99,7 +100,9 @@ impl BuildctlBuild {
         let mut settings = settings()?;
         self.add_tls_contexts(&mut settings)?;
         let plan = self.plan(environment)?;
-        Ok(Action::engine(|environment| async move { run::build(plan, &settings, &environment).await }))
+        Ok(Action::engine(|environment| async move {
+            run::build(plan, &settings, &environment, cancelled_by_signals()?).await
+        }))
     }
 
     /// The build by a daemon, in the trace of that `traceparent`.
@@ -114,7 +117,7 @@ impl BuildctlBuild {
         let tokens = connect::tokens::fetcher(&environment, self.tls_identities()?);
         let plan = self.plan(&environment)?;
         ImageLayout::check(&plan.exports)?;
-        let cancel = run::cancelled_by_signals()?;
+        let cancel = cancelled_by_signals()?;
         let out = Box::new(std::io::stderr());
         let solve = |request| connect::solve(channel, request, tokens, trace);
         run::drive(plan, &environment, out, cancel, solve).await

@@ -15,6 +15,7 @@ use super::buildctl_history::Formatted;
 use super::buildkitd::identity;
 use super::du::Format;
 use super::table::{spaced, tabbed};
+use crate::daemonless::signals::cancelled_by_signals;
 use crate::daemonless::{Settings, run};
 use crate::display::Mode;
 
@@ -51,7 +52,7 @@ impl Workers {
         let format = self.form.parse()?;
         let settings = settings.to_look();
         Ok(Action::engine(async move |environment| {
-            let engine = run::open(&settings, &environment, Mode::Plain, &run::cancelled_by_signals()?).await?;
+            let engine = run::open(&settings, &environment, Mode::Plain, &cancelled_by_signals()?).await?;
             let devices = engine.devices().await;
             let found = identity(&settings, &engine);
             let found = found.and_then(|identity| daemon::workers(&identity, devices, &self.filter));

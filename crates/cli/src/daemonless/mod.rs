@@ -10,10 +10,11 @@ mod layout;
 mod plan;
 pub mod run;
 pub mod settings;
+pub mod signals;
 mod stdin;
 
 pub use answer::Call;
 pub use layout::ImageLayout;
 pub use plan::{BuildPlan, Scratch};
 pub use settings::Settings;
-pub use stdin::{Stdin, dockerfile as dockerfile_on_stdin};
+pub use stdin::{Stdin, dockerfile as dockerfile_on_stdin, read as read_stdin};

@@ -1,7 +1,9 @@
 //! What a client asks of one build, whichever command line it was written in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use base::{Fault, Kind};
 use engine::{CacheOptions, Entitlement, Frontend};
@@ -84,19 +86,25 @@ impl BuildPlan {
     }
 }
 
-/// A directory that is removed with its last user.
-pub struct Scratch(tempfile::TempDir);
+/// A directory that is removed with its last user, or where the process ends at once.
+pub struct Scratch(PathBuf);
+
+/// Those that there are.
+static SCRATCHES: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 impl Scratch {
     /// An empty directory that only we can read.
     pub fn new() -> Result<Scratch, Fault> {
+        let mut scratches = scratches();
         let made = tempfile::Builder::new().prefix("hullworks-").tempdir();
-        made.map(Scratch).map_err(|error| Fault::because(Kind::Environment, "cannot make a temporary directory", error))
+        let made = made.map_err(|e| Fault::because(Kind::Environment, "cannot make a temporary directory", e))?.keep();
+        scratches.insert(made.clone());
+        Ok(Scratch(made))
     }
 
     /// Puts a file into it.
     pub fn with_file(self, name: &str, content: &[u8]) -> Result<Scratch, Fault> {
-        let path = self.0.path().join(name);
+        let path = self.0.join(name);
         std::fs::write(&path, content)
             .map_err(|error| Fault::because(Kind::Environment, format!("cannot write `{}`", path.display()), error))?;
         Ok(self)
@@ -104,6 +112,35 @@ impl Scratch {
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        self.0.path()
+        &self.0
+    }
+
+    /// Removes all that there are, and has no more made: the process is about to end.
+    pub fn remove_all() {
+        /// Somebody may still write into one.
+        const TRIES: usize = 1000;
+        let scratches = scratches();
+        for path in scratches.iter() {
+            for _ in 0..TRIES {
+                let _ = std::fs::remove_dir_all(path);
+                if !path.exists() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        std::mem::forget(scratches);
+    }
+}
+
+fn scratches() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    SCRATCHES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed is no failure of the build.
+        let _ = std::fs::remove_dir_all(&self.0);
+        scratches().remove(&self.0);
     }
 }

@@ -4,19 +4,19 @@ use std::fs::File;
 use std::future::Future;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use base::{Fault, Kind};
 use daemon::TracedBuild;
 use engine::{Engine, SolveRequest, SolveResponse, UsageRecord};
 use session::local::{Layout, LocalSession};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::cache_metrics::CacheMetrics;
 use super::caches::LocalCaches;
 use super::layout::ImageLayout;
+use super::signals::{before_an_end_at_once, cancelled_by_signals, cut_short};
 use super::{BuildPlan, Settings};
 use crate::display::{self, Display, Mode, Notice};
 use crate::environment::Environment;
@@ -40,8 +40,12 @@ impl From<Fault> for Failure {
 }
 
 /// Opens the engine, builds, writes the files.
-pub async fn build(plan: BuildPlan, settings: &Settings, environment: &Environment) -> Result<(), Failure> {
-    let cancel = cancelled_by_signals()?;
+pub async fn build(
+    plan: BuildPlan,
+    settings: &Settings,
+    environment: &Environment,
+    cancel: CancellationToken,
+) -> Result<(), Failure> {
     let mode = plan.mode;
     if let (Some(text), false) = (environment.tell_single_id(), matches!(mode, Mode::Quiet | Mode::RawJson)) {
         display::tell(mode, &mut std::io::stderr(), &Notice::Warning(text));
@@ -104,9 +108,10 @@ pub async fn open(
                 }
             }
             _ => {
-                let remark = opened.as_ref().ok().and_then(Engine::remark);
-                remark.into_iter().for_each(|text| tell(Notice::Warning(text)));
-                return opened;
+                let engine = opened?;
+                before_an_end_at_once(engine.end_of_steps());
+                engine.remark().into_iter().for_each(|text| tell(Notice::Warning(text)));
+                return Ok(engine);
             }
         }
     }
@@ -149,87 +154,6 @@ async fn close(engine: Engine, mode: Mode) {
     for what in stuck {
         tell(Notice::Warning(format!("gave up waiting for the end of: {what}")));
     }
-}
-
-/// The signal that ended what this program does, once there was one.
-static SIGNAL: OnceLock<&str> = OnceLock::new();
-
-/// What ended before its time, and the signal that it ended by.
-pub fn cut_short(what: &str) -> Fault {
-    match SIGNAL.get() {
-        Some(signal) => Fault::new(Kind::Cancelled, format!("{what} by {signal}")),
-        None => Fault::cancelled(),
-    }
-}
-
-/// A token that the first SIGINT, SIGTERM or SIGHUP (the terminal is gone) cancels. The second ends the process at once;
-/// what its steps leave behind dies with their namespaces.
-pub fn cancelled_by_signals() -> Result<CancellationToken, Fault> {
-    let [token] = cancelled_one_by_one()?;
-    Ok(token)
-}
-
-/// Tokens that such signals cancel, one each; the signal after that ends the process.
-pub fn cancelled_one_by_one<const N: usize>() -> Result<[CancellationToken; N], Fault> {
-    let failed = |error| Fault::because(Kind::Environment, "cannot handle signals", error);
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    // Under nohup(1) the build outlives its terminal.
-    let mut hangup = match is_ignored(SignalKind::hangup()) {
-        true => None,
-        false => Some(signal(SignalKind::hangup()).map_err(failed)?),
-    };
-    let tokens: [CancellationToken; N] = std::array::from_fn(|_| CancellationToken::new());
-    let cancel = tokens.clone();
-    tokio::spawn(async move {
-        let (mut round, mut counted) = (0, None);
-        loop {
-            let name = tokio::select! {
-                _ = interrupt.recv() => "SIGINT",
-                _ = terminate.recv() => "SIGTERM",
-                () = next(&mut hangup) => "SIGHUP",
-            };
-            if !is_another(&mut counted, Instant::now()) {
-                continue;
-            }
-            tracing::info!("told to end by {name}");
-            let _ = SIGNAL.set(name);
-            match cancel.get(round) {
-                Some(token) => token.cancel(),
-                None => std::process::exit(1),
-            }
-            round += 1;
-        }
-    });
-    Ok(tokens)
-}
-
-/// Signals that come within this time are one: timeout(1) sends its own to the process and at once to its group as well.
-const ONE_SIGNAL: Duration = Duration::from_millis(500);
-
-/// Whether a signal is another one than the last that counted.
-fn is_another(counted: &mut Option<Instant>, now: Instant) -> bool {
-    if counted.is_some_and(|last| now.duration_since(last) < ONE_SIGNAL) {
-        return false;
-    }
-    *counted = Some(now);
-    true
-}
-
-/// The next signal of its kind; never, where it is ignored.
-async fn next(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) => drop(signal.recv().await),
-        None => std::future::pending().await,
-    }
-}
-
-/// Whether whoever started us wants the signal to be ignored.
-fn is_ignored(kind: SignalKind) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    mask & (1 << (kind.as_raw_value() - 1)) != 0
 }
 
 /// The build around `solve`: everything that is not the engine.

@@ -2,20 +2,68 @@
 //! Dockerfile that has none.
 
 use std::io::{self, Cursor, Read};
+use std::os::fd::OwnedFd;
 
-use base::{Fault, Kind};
+use base::{Cancel, Fault, Kind};
 use files::untar::{self, Devices, Times};
 use image::Compression;
 use image::layer::compression::Decompressor;
 use image::layer::tar;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
 use store::TarSource;
+use tokio_util::sync::CancellationToken;
 
 use super::Scratch;
+use super::signals::cut_short;
 
 /// The largest Dockerfile that standard input may hold.
 const MAX_DOCKERFILE: u64 = 16 << 20;
 /// A tar header.
 const HEADER: u64 = 512;
+
+/// Standard input, until nobody waits for it any more.
+pub struct Input {
+    /// Its other end is closed then.
+    given_up: OwnedFd,
+    cancel: Cancel,
+}
+
+impl Read for Input {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let stdin = rustix::stdio::stdin();
+        let mut ends = [PollFd::new(&stdin, PollFlags::IN), PollFd::new(&self.given_up, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| poll(&mut ends, None))?;
+        if !ends[1].revents().is_empty() {
+            self.cancel.cancel();
+        }
+        self.cancel.check()?;
+        Ok(rustix::io::read(stdin, buffer)?)
+    }
+}
+
+/// Has standard input read on a thread of its own. Once the build is cancelled, nothing is left of what was read.
+pub async fn read<T: Send + 'static>(
+    cancel: &CancellationToken,
+    work: impl FnOnce(Input, Cancel) -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    let failed = |errno| Fault::because(Kind::Environment, "cannot read standard input", io::Error::from(errno));
+    let (given_up, waiting) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
+    let stop = Cancel::new();
+    let input = Input { given_up, cancel: stop.clone() };
+    let given = stop.clone();
+    let mut thread = tokio::task::spawn_blocking(move || work(input, given));
+    let done = tokio::select! {
+        done = &mut thread => done,
+        () = cancel.cancelled() => {
+            stop.cancel();
+            drop(waiting);
+            drop(thread.await);
+            return Err(cut_short("build cancelled").context("failed to solve"));
+        }
+    };
+    done.unwrap_or_else(|error| Err(Fault::because(Kind::Internal, "cannot read standard input", error)))
+}
 
 /// What standard input holds.
 pub enum Stdin {
@@ -27,7 +75,7 @@ pub enum Stdin {
 
 impl Stdin {
     /// Reads and unpacks it.
-    pub fn read(mut input: impl Read) -> Result<Stdin, Fault> {
+    pub fn read(mut input: impl Read, cancel: Cancel) -> Result<Stdin, Fault> {
         let head = take(&mut input, HEADER)?;
         for (magic, name) in [(&b"BZh"[..], "bzip2"), (&[0xfd, b'7', b'z', b'X', b'Z'], "xz")] {
             if head.starts_with(magic) {
@@ -38,7 +86,7 @@ impl Stdin {
             }
         }
         if is_tar(&head) || Compression::detect(&head) != Compression::Uncompressed {
-            return unpacked(Cursor::new(head).chain(input)).map(Stdin::Context);
+            return unpacked(Cursor::new(head).chain(input), cancel).map(Stdin::Context);
         }
         dockerfile(Cursor::new(head).chain(input)).map(Stdin::Dockerfile)
     }
@@ -69,13 +117,14 @@ fn is_tar(head: &[u8]) -> bool {
     head.get(257..262) == Some(b"ustar")
 }
 
-fn unpacked(input: impl Read) -> Result<Scratch, Fault> {
+fn unpacked(input: impl Read, cancel: Cancel) -> Result<Scratch, Fault> {
     let failed = |error| Fault::because(Kind::User, "cannot unpack the context on standard input", error);
     // Files are whoever's that builds, as those of a directory are read; nobody builds from devices.
     let options = untar::Options {
         owner: Some((rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())),
         devices: Devices::Skip,
         times: Times::Exact,
+        cancel,
         ..untar::Options::archive()
     };
     let scratch = Scratch::new()?;
@@ -92,7 +141,9 @@ mod tests {
 
     #[test]
     fn standard_input_is_a_dockerfile_or_refused_by_name() {
-        let Ok(Stdin::Dockerfile(scratch)) = Stdin::read(&b"FROM scratch\n"[..]) else { panic!("a Dockerfile") };
+        let Ok(Stdin::Dockerfile(scratch)) = Stdin::read(&b"FROM scratch\n"[..], Cancel::new()) else {
+            panic!("a Dockerfile")
+        };
         assert_eq!(std::fs::read(scratch.path().join("Dockerfile")).expect("a file"), b"FROM scratch\n");
         let path = scratch.path().to_owned();
         drop(scratch);
@@ -102,7 +153,7 @@ mod tests {
             (b"\xfd7zXZ\0\0", "compressed with xz is not supported yet"),
             (b"\x1f\x8b\x08nothing", "cannot unpack the context on standard input"),
         ] {
-            let fault = Stdin::read(bytes).map(|_| ()).expect_err(said);
+            let fault = Stdin::read(bytes, Cancel::new()).map(|_| ()).expect_err(said);
             assert!(fault.to_string().contains(said), "{fault}");
         }
         let mut tar = vec![0; 512];

@@ -165,6 +165,7 @@ impl JobHandle {
             sources: Vec::new(),
             export_cache: vertex.metadata.export_cache.as_ref().map(|e| e.value),
             generation: 0,
+            is_source: ops::source::is_source(&vertex.op),
         }
     }
 }

@@ -198,6 +198,7 @@ impl Executor for Privileged {
     fn close(&self) {
         self.helper.stop();
         if let Some(groups) = &self.groups {
+            groups.wait_for_steps();
             groups.remove();
         }
     }

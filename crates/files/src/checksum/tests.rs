@@ -38,8 +38,12 @@ fn answer(tree: &TestTree, line: &str, real: bool, kept: &Tree) -> String {
     let words: Vec<&str> = line.split(' ').collect();
     let cancel = Cancel::new();
     if words[0] == "walk" {
-        let filter =
-            Filter { include: decode_list(words[1]), exclude: decode_list(words[2]), follow: decode_list(words[3]) };
+        let filter = Filter {
+            include: decode_list(words[1]),
+            exclude: decode_list(words[2]),
+            follow: decode_list(words[3]),
+            hidden: None,
+        };
         let walked = crate::walk::walk(&tree.root(), &filter, &mut |_, _| Verdict::Keep, &cancel);
         let Ok(entries) = walked else { return "error".to_owned() };
         let paths: Vec<String> = entries.iter().map(|entry| encode(entry.path.as_os_str().as_bytes())).collect();
@@ -57,7 +61,7 @@ fn answer(tree: &TestTree, line: &str, real: bool, kept: &Tree) -> String {
     let path = lexical::to_path(&path);
     let sum = match words[1].split(':').collect::<Vec<_>>()[..] {
         ["ctx", include, exclude] => {
-            let filter = Filter { include: decode_list(include), exclude: decode_list(exclude), follow: Vec::new() };
+            let filter = Filter { include: decode_list(include), exclude: decode_list(exclude), ..Filter::default() };
             let context = Tree::of_context(&tree.root(), &filter, &cancel).unwrap();
             context.checksum(&place, path, &options, &Env::default())
         }

@@ -15,8 +15,9 @@ mod follow;
 use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use base::Cancel;
 use rustix::fs::{Dir, FileType, Mode, OFlags};
@@ -42,6 +43,38 @@ pub struct Filter {
     pub exclude: Vec<String>,
     /// Only these paths and what their links lead to; in addition to `include`.
     pub follow: Vec<String>,
+    /// A directory that is left out whatever the patterns say. It does not go over a line.
+    pub hidden: Option<Arc<Hidden>>,
+}
+
+/// A directory that is left out by what it is: a mount or a path of another spelling leads to the same one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Hidden {
+    /// File system and number.
+    identity: (u64, u64),
+    /// Where a walk met it.
+    met: OnceLock<PathBuf>,
+}
+
+impl Hidden {
+    /// None, if nobody can say what stands there.
+    pub fn new(dir: &Path) -> Option<Hidden> {
+        let meta = std::fs::metadata(dir).ok()?;
+        Some(Hidden { identity: (meta.dev(), meta.ino()), met: OnceLock::new() })
+    }
+
+    /// Where a walk first met it, relative to the root of that; none if patterns alone kept every walk away.
+    pub fn met(&self) -> Option<&Path> {
+        self.met.get().map(PathBuf::as_path)
+    }
+
+    fn is(&self, stat: &Stat, path: &[u8]) -> bool {
+        let is = stat.kind == Kind::Dir && (stat.dev, stat.ino) == self.identity;
+        if is {
+            let _ = self.met.set(lexical::to_path(path).to_owned());
+        }
+        is
+    }
 }
 
 /// One file of the walk.
@@ -109,13 +142,16 @@ pub fn walk_each(
             }
         };
         let _walking = ahead.walking();
-        Walk { include, exclude, map, visit, open: Vec::new(), ahead: &ahead, start: &mut start }.run(top, cancel)
+        let hidden = filter.hidden.as_deref();
+        Walk { include, exclude, hidden, map, visit, open: Vec::new(), ahead: &ahead, start: &mut start }
+            .run(top, cancel)
     })
 }
 
 struct Walk<'a> {
     include: Option<Matcher>,
     exclude: Option<Matcher>,
+    hidden: Option<&'a Hidden>,
     map: MapFn<'a>,
     visit: &'a mut dyn FnMut(Entry) -> Result<(), Error>,
     /// From the root down to the directory being listed.
@@ -213,6 +249,9 @@ impl Walk<'_> {
         }
         let parent = &self.open[self.open.len() - 1];
         let Some(mut stat) = look(parent)? else { return Ok(()) };
+        if self.hidden.is_some_and(|hidden| hidden.is(&stat, &path)) {
+            return Ok(());
+        }
         let raw_stat = stat;
         if !skip {
             let link = match stat.kind {

@@ -27,7 +27,7 @@ fn paths(root: &Root, filter: &Filter, map: MapFn<'_>) -> Vec<String> {
 
 fn filter(include: &[&str], exclude: &[&str], follow: &[&str]) -> Filter {
     let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
-    Filter { include: texts(include), exclude: texts(exclude), follow: texts(follow) }
+    Filter { include: texts(include), exclude: texts(exclude), follow: texts(follow), hidden: None }
 }
 
 #[test]
@@ -61,6 +61,27 @@ fn directories_come_when_something_in_them_does() {
     assert_eq!((seen, asked), (vec!["a".to_owned()], ["a/b/c/1", "a", "a/b"].map(str::to_owned).to_vec()));
     let but = filter(&[], &["a", "!a/b/2"], &[]);
     assert_eq!(paths(&root, &but, &mut |_, _| Verdict::Keep), ["a", "a/b", "a/b/2", "d", "d/4", "e"]);
+}
+
+#[test]
+fn a_hidden_directory_is_known_by_what_it_is() {
+    let (dir, root) = scratch();
+    symlink("a", dir.path().join("link")).unwrap();
+    let seen = |dir: &Path, given: Filter| {
+        let hidden = Hidden::new(dir).map(Arc::new).unwrap();
+        let seen = paths(&root, &Filter { hidden: Some(hidden.clone()), ..given }, &mut |_, _| Verdict::Keep);
+        (seen, hidden.met().map(|path| path.display().to_string()))
+    };
+    let (path, met) = (|name: &str| dir.path().join(name), |name: &str| Some(name.to_owned()));
+    let all = ["a", "a/3", "d", "d/4", "e", "link"].map(str::to_owned).to_vec();
+    assert_eq!(seen(&path("link/b"), filter(&[], &[], &[])), (all, met("a/b")));
+    // Something in it would be seen; it would be, but for patterns; nobody asks for it; it is not below the root.
+    assert_eq!(seen(&path("a/b"), filter(&["**/1"], &[], &[])), (vec![], met("a/b")));
+    let rest = ["a", "a/3"].map(str::to_owned).to_vec();
+    assert_eq!(seen(&path("a/b"), filter(&[], &["a/b", "d", "e", "link"], &[])), (rest, None));
+    assert_eq!(seen(&path("a/b"), filter(&["d"], &[], &[])), (vec!["d".to_owned(), "d/4".to_owned()], None));
+    assert_eq!(seen(&path("."), filter(&["e"], &[], &[])), (vec!["e".to_owned()], None));
+    assert_eq!(Hidden::new(&path("none")), None);
 }
 
 #[test]

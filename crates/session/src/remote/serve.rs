@@ -319,6 +319,7 @@ impl StreamingService<Packet> for SyncCall {
                 include: values("include-patterns"),
                 exclude: values("exclude-patterns"),
                 follow: values("followpaths"),
+                hidden: None,
             };
             let path = match session.local(&name).await.map_err(refused)? {
                 Some(LocalDir::InPlace(path)) => path,

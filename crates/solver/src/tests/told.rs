@@ -98,6 +98,7 @@ fn wrong_calls_are_refused() {
         sources: vec![],
         export_cache: None,
         generation: 0,
+        is_source: false,
     };
     let unknown = Error::UnknownInput { vertex: orphan.digest(), input: base::Digest::of("a") };
     assert_eq!(w.solver.load(job, [vertex.clone()]), Err(unknown));
@@ -140,6 +141,17 @@ fn progress_tells_each_vertex_once() {
     assert_eq!(w.statuses("mid"), [Cached]);
     w.end(job);
     w.end(late);
+}
+
+#[test]
+fn what_reads_nothing_and_is_no_source_is_told_when_it_runs_or_need_not() {
+    let mut w = World::new();
+    let graph = [step(MADE, "seed", "m")];
+    w.build(&graph).unwrap();
+    assert_eq!(w.statuses(MADE), [Status::Started, Status::Completed]);
+    w.notices.clear();
+    w.build(&graph).unwrap();
+    assert_eq!(w.statuses(MADE), [Status::Loading, Status::Cached]);
 }
 
 #[test]

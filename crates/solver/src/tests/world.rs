@@ -15,6 +15,9 @@ pub type Made = Arc<String>;
 #[error("{0}")]
 pub struct Oops(pub String);
 
+/// The name of a step that reads nothing and is no source.
+pub const MADE: &str = "made";
+
 /// A toy vertex. Its digest is that of its name.
 #[derive(Clone, Debug, Default)]
 pub struct Step {
@@ -120,6 +123,7 @@ impl Step {
             sources: self.sources.clone(),
             export_cache: None,
             generation: self.generation,
+            is_source: self.inputs.is_empty() && self.name != MADE,
         }
     }
 

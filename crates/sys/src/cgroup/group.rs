@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::mounts::Hierarchy;
@@ -21,6 +22,8 @@ pub struct Group {
     pub(super) _mark: Option<fs::File>,
     /// Takes parents away that were made for it.
     pub(super) _above: Option<Above>,
+    /// Last, since it says that the others are gone.
+    pub(super) _alive: Arc<()>,
 }
 
 impl Group {

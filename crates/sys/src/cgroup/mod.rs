@@ -24,6 +24,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -94,6 +95,8 @@ pub struct Groups {
     mark: Option<fs::File>,
     parents: Parents,
     made: Made,
+    /// Held by each group of a step.
+    alive: Arc<()>,
 }
 
 impl Groups {
@@ -101,7 +104,8 @@ impl Groups {
     pub fn open() -> Result<Groups, Error> {
         let own = Hierarchies::of_this_process()?;
         let (parents, made) = (Parents::default(), Made::default());
-        let mut groups = Groups { own, name: String::new(), ruled: false, mark: None, parents, made };
+        let mut groups =
+            Groups { own, name: String::new(), ruled: false, mark: None, parents, made, alive: Arc::default() };
         (groups.name, groups.mark) = groups.take_name(&|hierarchy| hierarchy.own.clone());
         groups.sweep(&|hierarchy| hierarchy.own.clone(), Alive::Process);
         groups.ruled = groups.make_ruled().is_ok();
@@ -176,6 +180,7 @@ impl Groups {
             left_out: Vec::new(),
             _mark: None,
             _above: None,
+            _alive: self.alive.clone(),
         };
         // Let go of before a group is dropped, which wants it.
         let mut made = parent.as_ref().map(|_| self.made.hold());
@@ -380,6 +385,14 @@ impl Groups {
             }
         }
         busy.is_empty()
+    }
+
+    /// Waits until the groups of steps are removed, which happens when their processes have ended; not for long.
+    pub fn wait_for_steps(&self) {
+        let patience = Instant::now() + Duration::from_secs(1);
+        while Arc::strong_count(&self.alive) > 1 && Instant::now() < patience {
+            std::thread::sleep(Duration::from_micros(500));
+        }
     }
 
     /// Removes the groups, whose processes have ended.

@@ -26,6 +26,11 @@ pub(crate) use http::Download;
 pub use http::HttpDescription;
 pub(crate) use identifier::{ImageSource, LayoutSource, LocalSource, ResolveMode, Source};
 
+/// Whether the op is a source at all.
+pub(crate) fn is_source(op: &pb::Op) -> bool {
+    matches!(&op.op, Some(pb::op::Op::Source(_)))
+}
+
 /// Whether the op is a directory of the client.
 pub(crate) fn is_local(op: &pb::Op) -> bool {
     matches!(&op.op, Some(pb::op::Op::Source(source)) if source.identifier.starts_with("local://"))
