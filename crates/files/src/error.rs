@@ -80,6 +80,16 @@ pub enum Error {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A name, a path or the target of a link that no file system takes.
+    #[error("a file's {what} is longer than {limit} bytes: `{start}..`")]
+    TooLong {
+        /// Which.
+        what: &'static str,
+        /// How long it may be.
+        limit: usize,
+        /// How it begins.
+        start: String,
+    },
     /// The work was cancelled.
     #[error(transparent)]
     Cancelled(#[from] base::Cancelled),
@@ -98,6 +108,12 @@ impl Error {
     /// Whether trying again may help, since only the moment was bad.
     pub fn is_changed(&self) -> bool {
         matches!(self, Error::Changed(_))
+    }
+
+    /// Of what is too long only the beginning is told: all of it may be megabytes.
+    pub(crate) fn too_long(what: &'static str, limit: usize, text: &[u8]) -> Error {
+        let start = String::from_utf8_lossy(&text[..text.len().min(40)]).into_owned();
+        Error::TooLong { what, limit, start }
     }
 
     /// A file is larger than whoever reads it can use.

@@ -63,6 +63,11 @@ pub struct Sent {
     pub xattrs: Xattrs,
 }
 
+/// How long a name may be, as the kernel has it.
+const MAX_NAME: usize = 255;
+/// How long a path or the target of a link may be.
+const MAX_PATH: usize = 4096;
+
 /// Whether the bytes of a file are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bytes {
@@ -132,6 +137,19 @@ impl Sent {
             link: first_name.or(link).unwrap_or_default().to_vec(),
             rdev,
             xattrs: Xattrs::new(),
+        }
+    }
+
+    /// Fails for what no file system takes, before anybody keeps it.
+    pub fn check_lengths(&self) -> Result<(), Error> {
+        if self.path.len().max(self.link.len()) <= MAX_NAME {
+            return Ok(());
+        }
+        match self.path.split(|byte| *byte == b'/').find(|name| name.len() > MAX_NAME) {
+            Some(name) => Err(Error::too_long("name", MAX_NAME, name)),
+            None if self.path.len() > MAX_PATH => Err(Error::too_long("path", MAX_PATH, &self.path)),
+            None if self.link.len() > MAX_PATH => Err(Error::too_long("link", MAX_PATH, &self.link)),
+            None => Ok(()),
         }
     }
 
@@ -313,6 +331,7 @@ impl<'a> Receiver<'a> {
 
     /// Paths must be clean, in order, and lie in directories that were sent.
     fn check_place(&mut self, sent: &Sent) -> Result<(), Error> {
+        sent.check_lengths()?;
         let refuse = |errno| Err(Error::io("receive", shown(&sent.path), errno));
         let bad = |name: &[u8]| name.is_empty() || name == b"." || name == b".." || name.contains(&0);
         if sent.path.split(|byte| *byte == b'/').any(bad) {

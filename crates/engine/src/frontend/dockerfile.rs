@@ -236,7 +236,8 @@ impl Asker {
                             transfer = remote.transfer(&filter) => transfer?,
                             () = job.cancel.cancelled() => return Err(Fault::cancelled()),
                         };
-                        let files = blocking(move || transfer.into_memory(&base::Cancel::new(), &mut |_| ())).await?;
+                        let wanted = paths.clone();
+                        let files = blocking(move || transfer.into_memory(&wanted, &base::Cancel::new())).await?;
                         let file = |path: &String| match files.get(path) {
                             Some(bytes) => limit.of(path, bytes.to_vec()).map(Some),
                             None => Ok(None),

@@ -239,3 +239,21 @@ fn damaged_records_are_none() {
     }
     assert_eq!(Mirror::from_bytes(b"mirror99".to_vec()), None);
 }
+
+#[test]
+fn names_that_no_file_system_takes_are_refused_at_once() {
+    let root = tempfile::tempdir().expect("a directory");
+    let root = Root::open(root.path()).expect("opens");
+    let long = |len| "x".repeat(len);
+    let deep = vec![long(200); 21].join("/");
+    let link = Sent { link: long(5000).into_bytes(), ..file("a", "") };
+    for (sent, what) in [
+        (file(&long(8 << 20), ""), "name is longer than 255 bytes"),
+        (file(&deep, ""), "path is longer than 4096 bytes"),
+        (link, "link is longer than 4096 bytes"),
+    ] {
+        let refused = Receiver::beside(&root).take(sent).expect_err("too long").to_string();
+        assert!(refused.contains(what) && refused.len() < 200, "{refused}");
+    }
+    assert_eq!(Receiver::beside(&root).take(file(&long(255), "")).expect("fits"), Bytes::Wanted);
+}

@@ -30,20 +30,16 @@ struct Planned {
 #[derive(Default)]
 struct Listed {
     files: Vec<Sent>,
-    /// What they take up.
-    bytes: usize,
 }
 
-/// What a list may take up: a million files with long paths.
-const MOST_LISTED: usize = 256 << 20;
-
 impl Take for Listed {
+    /// A million files with long paths; they are described, too.
+    fn most_listed(&self) -> usize {
+        256 << 20
+    }
+
     fn list(&mut self, file: Sent) -> Result<bool, files::Error> {
-        let xattrs: usize = file.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
-        self.bytes += size_of::<Sent>() + file.path.len() + file.link.len() + xattrs;
-        if self.bytes > MOST_LISTED {
-            return Err(files::Error::too_large(&file.path));
-        }
+        file.check_lengths()?;
         self.files.push(file);
         Ok(false)
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use base::{Cancel, Fault, Kind};
 use files::walk::Filter;
+use proto::fsutil::Packet;
 use sys::path::Root;
 use tokio::sync::mpsc;
 
@@ -41,8 +42,8 @@ impl RemoteDir for Nearby {
         let (queue, requests) = mpsc::channel(QUEUE);
         let (packets, incoming) = batch::channel();
         let asking = tokio::spawn(async move {
-            while let Some(packet) = asked.recv().await {
-                if queue.send(Ok(packet)).await.is_err() {
+            while let Some(reply) = asked.recv().await {
+                if queue.send(Ok(Packet::from(reply))).await.is_err() {
                     return;
                 }
             }

@@ -430,7 +430,7 @@ impl StreamingService<Packet> for TreeCall {
                 }
             };
             let end = stream::once(end).filter_map(async |end| end);
-            let replies = UnboundedReceiverStream::new(replies).map(Ok).chain(end);
+            let replies = UnboundedReceiverStream::new(replies).map(|reply| Ok(reply.into())).chain(end);
             Ok(Response::new(Box::pin(replies) as Replies<Packet>))
         })
     }
