@@ -198,6 +198,9 @@ fn tell_left_out(ctx: &OpContext, source: &LocalSource, path: &OsStr) {
 }
 
 /// Brings the mirror of a directory up to date.
+/// How long what a mirror is found by may be, as it is.
+const MAX_ID: usize = 8 << 10;
+
 async fn mirrored(
     ctx: &OpContext,
     source: &LocalSource,
@@ -207,8 +210,10 @@ async fn mirrored(
     let described = if source.chosen.is_some() { ":metadata" } else { "" };
     let chosen = source.chosen.as_deref().map(files::pattern::Matcher::new).transpose();
     let chosen = chosen.map_err(|e| Fault::because(Kind::User, "cannot choose files to transfer", e))?;
+    let id = format!("local{described}:{}:{}:{}", source.name, source.shared_key_hint, remote.shared_key());
     let request = store::CacheMountRequest {
-        id: format!("local{described}:{}:{}:{}", source.name, source.shared_key_hint, remote.shared_key()),
+        // Clients may have megabytes in it.
+        id: if id.len() > MAX_ID { format!("local:{}", base::Digest::of(&id)) } else { id },
         from: None,
         sharing: store::Sharing::Private,
         kind: store::RecordKind::LocalSource,

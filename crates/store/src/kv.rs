@@ -45,6 +45,16 @@ impl Kv {
         })
     }
 
+    /// Removes what is larger than anybody wants it, without reading it; how many those were.
+    pub fn delete_larger(&self, key: usize, value: usize) -> Result<usize> {
+        let limit = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.store.inner.db.write("write to", |db| {
+            let mut statement =
+                db.prepare("DELETE FROM kv WHERE namespace = ?1 AND (length(key) > ?2 OR length(value) > ?3)")?;
+            statement.execute((&self.namespace, limit(key), limit(value)))
+        })
+    }
+
     /// All keys and values whose key begins with `prefix`, in the order of keys.
     pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let prefix = prefix.as_ref();

@@ -8,15 +8,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::content::{remove_file, remove_unwanted};
+use crate::metadata::LOG_BYTES;
 use crate::snapshot::tree;
 use crate::{Error, Inner, Result, locked};
 
 /// Data is synced when nothing changed for so long,
 const IDLE: Duration = Duration::from_secs(5);
-/// or at the latest after so long,
+/// or at the latest after so long; and the log is brought into the database once it is larger than [`LOG_BYTES`].
 const LATEST: Duration = Duration::from_secs(120);
-/// and the log is brought into the database once it is larger than this.
-const LOG_BYTES: u64 = 16 << 20;
 /// What the log may have at the end of a process: the next one reads all of it when it opens the store.
 const LOG_BYTES_AT_END: u64 = 2 << 20;
 

@@ -536,6 +536,32 @@ fn a_long_log_is_gone_when_the_store_closes() {
 }
 
 #[test]
+fn a_log_that_has_grown_shrinks_again() {
+    let (dir, store) = copy_store();
+    let log = dir.path().join("metadata.db-wal");
+    let kv = store.kv("large");
+    kv.put("a", vec![1; 24 << 20]).expect("put");
+    assert!(log.metadata().expect("a log").len() > 24 << 20);
+    store.inner.db.checkpoint().expect("brought into the file");
+    kv.put("b", "2").expect("put");
+    assert_eq!(log.metadata().expect("a log").len(), 16 << 20);
+    assert_eq!(kv.get("a").expect("read").map(|value| value.len()), Some(24 << 20));
+}
+
+#[test]
+fn what_is_too_large_is_removed_unread() {
+    let (_dir, store) = copy_store();
+    let (kv, other) = (store.kv("a"), store.kv("b"));
+    for (key, value) in [("k", "v"), ("key", "v"), ("l", "val")] {
+        kv.put(key, value).expect("put");
+        other.put(key, value).expect("put");
+    }
+    assert_eq!(kv.delete_larger(2, 2).expect("deleted"), 2);
+    assert_eq!(kv.scan("").expect("read"), [(b"k".to_vec(), b"v".to_vec())]);
+    assert_eq!(other.scan("").expect("read").len(), 3);
+}
+
+#[test]
 fn a_full_disk_is_seen_through_other_errors() {
     use std::io;
     let full = || io::Error::from(io::ErrorKind::StorageFull);

@@ -112,6 +112,7 @@ async fn serve(flags: BuildkitdFlags, given: Vec<String>, environment: Environme
     let history = history.map_or_else(Keep::default, |history| Keep {
         age: history.max_age.0,
         entries: usize::try_from(history.max_entries).unwrap_or(usize::MAX),
+        ..Keep::default()
     });
     let telemetry = environment.variables().filter(|(name, _)| name.starts_with("OTEL_"));
     let telemetry = telemetry.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();

@@ -9,8 +9,10 @@
 //! ```
 //!
 //! Blobs come first, then the lease, then the record: a kill in between leaves a lease without a record, which the next
-//! start gives up, and blobs that garbage collection finds. Builds under way are in memory only.
+//! start gives up, and blobs that garbage collection finds. Builds under way are in memory only. What clients may put into
+//! records has bounds (`bounds`), for each and for all of them.
 
+mod bounds;
 mod filter;
 mod log;
 mod record;
@@ -42,12 +44,14 @@ pub struct Keep {
     pub age: Duration,
     /// So many stay, the newest ones.
     pub entries: usize,
+    /// Whatever their age and number, the oldest go when all of them take up more bytes than these.
+    pub bytes: u64,
 }
 
 impl Default for Keep {
     /// BuildKit's.
     fn default() -> Keep {
-        Keep { age: Duration::from_secs(48 * 3600), entries: 50 }
+        Keep { age: Duration::from_secs(48 * 3600), entries: 50, bytes: bounds::MOST_IN_ALL }
     }
 }
 
@@ -68,6 +72,8 @@ pub(crate) struct History {
 #[derive(Default)]
 struct State {
     active: BTreeMap<String, wire::BuildHistoryRecord>,
+    /// What the records take up.
+    bytes: u64,
     /// How many listen to one reference: its record stays as long.
     watched: HashMap<String, usize>,
     /// To be deleted when the build has ended and nobody listens to it.
@@ -137,13 +143,19 @@ impl History {
             events: broadcast::Sender::new(BACKLOG),
             closed: CancellationToken::new(),
         };
+        // Of releases that had no bounds; what they may have been is more than there is memory.
+        let too_large = history.records.delete_larger(crate::service::MAX_NAME, bounds::MOST)?;
+        if too_large > 0 {
+            tracing::warn!(records = too_large, "dropped build records that are too large");
+        }
         let mut known = HashSet::new();
         for (reference, bytes) in history.records.scan("")? {
             let record = wire::BuildHistoryRecord::decode(bytes.as_slice()).ok();
-            let log = record.and_then(|record| record.logs?.digest.parse::<Digest>().ok());
+            let log = record.as_ref().and_then(|record| record.logs.as_ref()?.digest.parse::<Digest>().ok());
             let name = String::from_utf8_lossy(&reference).into_owned();
             if log.is_some_and(|log| history.content.has(&log)) {
                 known.insert(lease(&name));
+                history.count(None, record.as_ref());
             } else {
                 tracing::warn!(reference = name, "dropped a build record whose log is gone");
                 history.records.delete(&reference)?;
@@ -167,6 +179,37 @@ impl History {
             }
             tokio::time::sleep(ROUND).await;
         }
+    }
+
+    /// Deletes the oldest records, as long as all of them take up too much. Blocks.
+    fn make_room(&self) -> Result<(), Error> {
+        if self.state().bytes <= self.keep.bytes {
+            return Ok(());
+        }
+        let mut records = self.finished()?;
+        self.state().bytes = records.iter().map(bounds::size).sum();
+        records.retain(|record| !record.pinned);
+        records.sort_by_key(|record| record.completed_at.map(|at| (at.seconds, at.nanos)));
+        // Some more than has to go: this looks at all of them.
+        let enough = self.keep.bytes / 8 * 7;
+        for record in records {
+            if self.state().bytes <= enough {
+                break;
+            }
+            match self.delete(&record.r#ref) {
+                // A client was faster.
+                Err(Error::Missing(_)) | Ok(()) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that a record took another's place.
+    fn count(&self, before: Option<&wire::BuildHistoryRecord>, now: Option<&wire::BuildHistoryRecord>) {
+        let mut state = self.state();
+        let size = |record: Option<&wire::BuildHistoryRecord>| record.map_or(0, bounds::size);
+        state.bytes = (state.bytes + size(now)).saturating_sub(size(before));
     }
 
     fn delete_old(&self) -> Result<(), Error> {
@@ -249,10 +292,12 @@ impl History {
     pub(crate) fn pin(&self, reference: &str, pinned: bool) -> Result<(), Error> {
         let _writing = self.writing();
         let mut record = self.get(reference)?.ok_or_else(|| Error::Missing(reference.to_owned()))?;
+        let before = record.clone();
         record.pinned = pinned;
         record.generation += 1;
         let bytes = record.encode_to_vec();
         self.store.with_room(0, || self.records.put(reference, &bytes))?;
+        self.count(Some(&before), Some(&record));
         self.tell(Happened::Complete, record);
         Ok(())
     }
@@ -271,6 +316,7 @@ impl History {
         let record = self.get(reference)?.ok_or_else(|| Error::Missing(reference.to_owned()))?;
         self.store.forget(|| {
             self.records.delete(reference)?;
+            self.count(Some(&record), None);
             self.state().doomed.remove(reference);
             let gone = wire::BuildHistoryRecord { r#ref: reference.to_owned(), ..Default::default() };
             self.tell(Happened::Deleted, gone);

@@ -13,7 +13,7 @@ use proto::moby::buildkit::v1::BuildHistoryEventType as Happened;
 use serde_json::Value;
 use store::Content;
 
-use super::{History, lease, log};
+use super::{History, bounds, lease, log};
 use crate::builds::Build;
 use crate::metrics::Metrics;
 use crate::service::{error, status};
@@ -38,7 +38,7 @@ impl Recording {
             let (r#type, attrs) = (request.exporter_deprecated.clone(), request.exporter_attrs_deprecated.clone());
             exporters.push(wire::Exporter { r#type, attrs });
         }
-        let record = wire::BuildHistoryRecord {
+        let mut record = wire::BuildHistoryRecord {
             r#ref: request.r#ref.clone(),
             frontend: request.frontend.clone(),
             frontend_attrs: without_credentials(&request.frontend_attrs),
@@ -46,6 +46,7 @@ impl Recording {
             created_at: Some(status::time(jiff::Timestamp::now())),
             ..wire::BuildHistoryRecord::default()
         };
+        bounds::fit(&mut record);
         history.state().active.insert(record.r#ref.clone(), record.clone());
         history.tell(Happened::Started, record.clone());
         Recording { history: history.clone(), metrics: metrics.clone(), record, done: false }
@@ -110,14 +111,17 @@ impl Recording {
             record.result = Some(result);
         }
         self.metrics.ended(record);
-        let _writing = history.writing();
+        bounds::fit(record);
+        let writing = history.writing();
         let reference = &record.r#ref;
         // Of an earlier build of that reference.
-        let before = history.get(reference)?.map(|record| super::own_blobs(&record)).unwrap_or_default();
+        let replaced = history.get(reference)?;
+        let before = replaced.as_ref().map(super::own_blobs).unwrap_or_default();
         content.lease(&lease(reference), &blobs)?;
         drop((log, holds));
         let bytes = record.encode_to_vec();
         history.store.with_room(0, || history.records.put(reference, &bytes))?;
+        history.count(replaced.as_ref(), Some(record));
         for digest in before.iter().filter(|digest| !blobs.contains(digest)) {
             content.delete(digest)?;
         }
@@ -128,10 +132,14 @@ impl Recording {
         };
         self.done = true;
         if is_doomed {
-            drop(_writing);
+            drop(writing);
             return history.delete(reference);
         }
         history.tell(Happened::Complete, record.clone());
+        drop(writing);
+        if let Err(error) = history.make_room() {
+            tracing::warn!(%error, "old build records were not deleted");
+        }
         Ok(())
     }
 }

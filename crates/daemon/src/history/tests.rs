@@ -188,7 +188,7 @@ async fn what_somebody_listens_to_is_deleted_later() {
 async fn old_records_go_unless_they_are_few_or_pinned() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = store(dir.path());
-    let history = opened(&store, Keep { age: Duration::from_secs(3600), entries: 1 });
+    let history = opened(&store, Keep { age: Duration::from_secs(3600), entries: 1, ..Keep::default() });
     for reference in ["a", "b", "c", "d"] {
         recorded(&history, reference, Ok(SolveResponse::default())).await;
     }
@@ -205,6 +205,55 @@ async fn old_records_go_unless_they_are_few_or_pinned() {
     }
     history.delete_old().expect("deleted");
     assert_eq!(refs(&history), ["a", "d"], "one that is not pinned may stay");
+}
+
+#[tokio::test]
+async fn the_oldest_go_when_records_take_up_too_much() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = store(dir.path());
+    let keep = Keep { bytes: 8 << 10, ..Keep::default() };
+    let mut history = opened(&store, keep);
+    for round in 0..20 {
+        if round == 10 {
+            history = opened(&store, keep);
+        }
+        recorded(&history, &format!("r{round:02}"), Ok(SolveResponse::default())).await;
+        if round == 0 {
+            history.pin("r00", true).expect("pinned");
+        }
+    }
+    let left = refs(&history);
+    assert!((3..12).contains(&left.len()), "{left:?}");
+    assert_eq!((&left[0][..], &left[left.len() - 1][..]), ("r00", "r19"), "the pinned one and the last");
+    let records = history.finished().expect("read");
+    let bytes: u64 = records.iter().map(bounds::size).sum();
+    assert!(bytes <= 8 << 10, "{bytes}");
+    assert_eq!(history.state().bytes, bytes);
+    for reference in left {
+        history.delete(&reference).expect("deleted");
+    }
+    assert_eq!((history.state().bytes, store.content().leases("")), (0, Vec::new()));
+}
+
+#[tokio::test]
+async fn what_is_larger_than_a_record_may_be_is_never_read() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = store(dir.path());
+    let history = opened(&store, Keep::default());
+    let mut asked = request("a");
+    asked.frontend_attrs.insert("large".to_owned(), "x".repeat(15 << 20));
+    let recording = Recording::begin(&history, &Arc::new(Metrics::default()), &asked);
+    assert!(history.listen("").expect("listens").active[0].encoded_len() < 10_000);
+    recording.complete(told(), trace(), &Err(Fault::user("y".repeat(15 << 20)))).await;
+    let bytes = history.records.get("a").expect("read").expect("is kept");
+    assert!(bytes.len() < 100_000);
+    // As an earlier release left them.
+    let long = "r".repeat(1 << 20);
+    history.records.put(&long, &bytes).expect("written");
+    history.records.put("b", vec![0; 1 << 20]).expect("written");
+    store.content().lease(&lease(&long), &[]).expect("leased");
+    let history = opened(&store, Keep::default());
+    assert_eq!((refs(&history), store.content().leases("").len()), (vec!["a".to_owned()], 1));
 }
 
 #[tokio::test]

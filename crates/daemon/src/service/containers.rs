@@ -51,6 +51,7 @@ impl Containers {
         request: wire::NewContainerRequest,
         find: impl Fn(&str) -> Result<Option<Ref>, Fault>,
     ) -> Result<(), Status> {
+        super::check_name("id of the container", &request.container_id)?;
         let exists = || Status::already_exists(format!("Container {} already exists", request.container_id));
         if self.get(&request.container_id).is_some() {
             return Err(exists());

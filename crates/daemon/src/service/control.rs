@@ -95,6 +95,9 @@ impl Control {
         let (metadata, _, request) = request.into_parts();
         let supported = expect_supported(&request);
         let request = request.request;
+        super::check_name("reference of the build", &request.r#ref)?;
+        super::check_name("id of the session", &request.session)?;
+        super::check_name("name of the frontend", &request.frontend)?;
         if self.0.draining.is_cancelled() {
             // Clients end their session with the first refusal, whichever call has it; this one says best what failed.
             self.0.sessions.settle_new(&request.session).await;
@@ -205,6 +208,7 @@ impl wire::control_server::Control for Control {
 
     async fn status(&self, request: Request<wire::StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
         let reference = request.into_inner().r#ref;
+        super::check_name("reference of the build", &reference)?;
         let build = match self.0.builds.get_running(&reference) {
             Some(build) => build,
             None => match super::history::status(&self.0.history, &reference).await? {

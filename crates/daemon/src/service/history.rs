@@ -41,6 +41,7 @@ pub(super) async fn listen(
         Err(_) => return Err(Status::invalid_argument(format!("invalid limit {}", request.limit))),
     };
     let reference = request.r#ref;
+    super::check_name("reference of the build", &reference)?;
     let listening = history.listen(&reference).map_err(failed)?;
     let ended = if request.active_only {
         Vec::new()
@@ -86,6 +87,7 @@ pub(super) async fn listen(
 /// `UpdateBuildHistory`. There is nothing to finalize: a record is whole when its build has ended.
 pub(super) async fn update(history: &Arc<History>, request: wire::UpdateBuildHistoryRequest) -> Result<(), Status> {
     let reference = request.r#ref;
+    super::check_name("reference of the build", &reference)?;
     match (request.delete, request.finalize) {
         (true, _) => blocking(history, move |history| history.delete(&reference)).await,
         (false, true) => Ok(()),

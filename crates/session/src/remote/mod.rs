@@ -63,6 +63,8 @@ pub const CONNECTION_WINDOW: u32 = 4 << 20;
 pub const MAX_FRAME: u32 = 256 << 10;
 /// Packets of a transfer on their way inside of us.
 const QUEUE: usize = 16;
+/// How long the id of a session may be: BuildKit's have 25 characters.
+const MAX_ID: usize = 256;
 /// How long a build waits for its client's session to appear.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a client may take to find credentials: helpers ask people and clouds.
@@ -97,6 +99,9 @@ impl Sessions {
         let id = text("x-docker-expose-session-uuid");
         if id.is_empty() {
             return Err(Fault::user("a session without an id"));
+        }
+        if id.len() > MAX_ID {
+            return Err(Fault::user(format!("the id of the session has {} bytes, and may have {MAX_ID}", id.len())));
         }
         let methods = metadata.get_all("x-docker-expose-session-grpc-method").iter();
         let methods = methods.filter_map(|value| value.to_str().ok()).map(str::to_ascii_lowercase).collect();

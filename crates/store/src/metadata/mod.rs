@@ -18,6 +18,9 @@ mod schema;
 
 pub(crate) use schema::VERSION;
 
+/// What the log keeps of its length when all of it was brought into the database file.
+pub(crate) const LOG_BYTES: u64 = 16 << 20;
+
 /// An open database.
 pub(crate) struct Db {
     path: PathBuf,
@@ -174,7 +177,8 @@ impl Db {
         Ok(())
     }
 
-    /// Brings the log into the database file, both synced. The log is empty then, but keeps its length.
+    /// Brings the log into the database file, both synced. The log is empty then, but keeps its length until something is
+    /// written, and up to [`LOG_BYTES`] of it then.
     pub(crate) fn checkpoint(&self) -> Result<()> {
         self.run_checkpoint("PRAGMA wal_checkpoint(PASSIVE)")
     }
@@ -242,6 +246,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", "OFF")?;
     connection.query_row("PRAGMA wal_autocheckpoint=0", [], |_| Ok(()))?;
+    // What is written first into a log that is in the database file cuts it: no page beyond that is needed then.
+    connection.query_row(&format!("PRAGMA journal_size_limit={LOG_BYTES}"), [], |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -1024)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     // Our own lock keeps other processes out; within the process only a checkpoint is ever in the way.
