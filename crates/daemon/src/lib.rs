@@ -9,6 +9,7 @@ mod debug;
 mod filter;
 mod history;
 pub mod listen;
+mod load;
 mod metrics;
 pub mod notify;
 pub mod service;
@@ -32,6 +33,7 @@ pub use debug::Debug;
 use history::History;
 pub use history::Keep;
 use listen::Listener;
+use load::Load;
 pub use service::control::workers;
 pub use trace::TracedBuild;
 use trace::Traces;
@@ -67,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) builds: Arc<Builds>,
+    pub(crate) load: Load,
     pub(crate) history: Arc<History>,
     pub(crate) debug: Arc<Debug>,
     pub(crate) traces: Arc<Traces>,
@@ -109,6 +112,7 @@ pub async fn serve(daemon: Daemon, stop: CancellationToken, kill: CancellationTo
         engine: engine.clone(),
         sessions: Arc::new(Sessions::default()),
         builds: Arc::new(Builds::default()),
+        load: Load::default(),
         history: Arc::new(history),
         debug,
         traces: Arc::new(traces),

@@ -62,6 +62,7 @@ impl Calls for WithSessions {
             return self.shared.sessions.serve(request).unwrap_or_else(|fault| failed(fault).into_http());
         }
         if request.uri().path() == SOLVE {
+            let (request, _counted) = self.shared.load.count(request);
             let codec = ProstCodec::<wire::SolveResponse, Solve>::default();
             let control = Arc::new(Control(self.shared));
             let call = tower::service_fn(move |request| {
