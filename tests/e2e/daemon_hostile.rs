@@ -166,6 +166,18 @@ fn absurd_definitions_are_refused() {
             pb::FileAction { input, secondary_input: -1, output: 0, action: Some(pb::file_action::Action::Rm(remove)) };
         definition(vec![op(Some(pb::op::Op::File(pb::FileOp { actions: vec![action] })), &[])])
     };
+    // Each merges the one below with itself.
+    let doubled = |times: usize| {
+        let make = pb::FileActionMkDir { path: "/x".to_owned(), mode: 0o755, timestamp: -1, ..Default::default() };
+        let action = pb::file_action::Action::Mkdir(make);
+        let action = pb::FileAction { input: -1, secondary_input: -1, output: 0, action: Some(action) };
+        let mut def = vec![op(Some(pb::op::Op::File(pb::FileOp { actions: vec![action] })), &[])];
+        for _ in 0..times {
+            let below = Digest::of(def.last().unwrap());
+            def.push(op(merge_of(2), &[(below, 0), (below, 0)]));
+        }
+        definition(def)
+    };
     let mut misplaced = definition(vec![nowhere()]);
     let position = |line| Some(pb::Position { line, character: i32::MIN });
     let range = pb::Range { start: position(i32::MAX), end: position(i32::MIN) };
@@ -199,6 +211,7 @@ fn absurd_definitions_are_refused() {
         ("mount without a place", exec(pb::Mount { input: 0, output: i64::MAX, ..Default::default() }), ""),
         ("file of nothing", file(9), ""),
         ("file far below", file(i64::MIN), ""),
+        ("doubled", doubled(14), "a merge has 2048 layers, more than the 1024"),
         ("misplaced", misplaced, "bad reference"),
         ("talkative", talkative, "bad reference"),
     ] {
@@ -254,6 +267,80 @@ fn metadata_without_end_is_refused() {
     guest.solves(request).expect_err("it shares no Dockerfile");
     still_builds(&served);
     assert!(peak(&served) < 256 << 20, "{}", peak(&served));
+    served.ends();
+}
+
+#[test]
+fn names_of_megabytes_are_refused_and_options_of_megabytes_not_kept() {
+    let Some(served) = Served::new(anybody(), "") else { return };
+    let guest = Guest::new(&socket(&served));
+    let request = |n: usize| wire::SolveRequest {
+        r#ref: format!("build-{n}"),
+        frontend: "none".to_owned(),
+        frontend_attrs: [("key".to_owned(), "v".repeat(15 << 20))].into(),
+        ..Default::default()
+    };
+    let long = || "x".repeat(257);
+    for request in [
+        wire::SolveRequest { r#ref: long(), ..request(0) },
+        wire::SolveRequest { session: long(), ..request(0) },
+        wire::SolveRequest { frontend: long(), ..request(0) },
+    ] {
+        let refused = guest.waits(async { guest.control().solve(request).await }).expect_err("it has a long name");
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused:?}");
+    }
+    for n in 0..10 {
+        guest.waits(async { guest.control().solve(request(n)).await }).expect_err("no such frontend");
+    }
+    let listed = served.buildctl("debug histories").succeeds().text();
+    assert!(listed.contains("build-0") && listed.contains("build-9"), "{listed}");
+    let asked = wire::BuildHistoryRequest { r#ref: "build-0".to_owned(), early_exit: true, ..Default::default() };
+    let kept = guest.waits(async {
+        let mut events = guest.control().listen_build_history(asked).await.unwrap().into_inner();
+        events.message().await.unwrap().unwrap().record.unwrap()
+    });
+    let value = &kept.frontend_attrs["key"];
+    assert!(value.ends_with("bytes are left out)") && kept.encoded_len() < 10_000, "{} bytes", kept.encoded_len());
+    let state = served.kitchen.world.path("daemon/hullworks");
+    let size = |name: &str| fs::metadata(state.join(name)).unwrap().len();
+    let database = size("metadata.db") + size("metadata.db-wal");
+    assert!(database < 8 << 20, "{database} bytes");
+    served.ends();
+}
+
+#[test]
+fn requests_of_megabytes_that_come_at_once_have_a_limit() {
+    const AT_ONCE: usize = 30;
+    let Some(served) = Served::new(anybody(), "") else { return };
+    let guest = Guest::new(&socket(&served));
+    let answers = guest.waits(async {
+        let mut calls = tokio::task::JoinSet::new();
+        for n in 0..AT_ONCE {
+            let mut control = guest.control();
+            // What each waits for does not come.
+            let request = wire::SolveRequest {
+                r#ref: format!("build-{n}"),
+                session: "nobody".to_owned(),
+                frontend: "dockerfile.v0".to_owned(),
+                frontend_attrs: [("key".to_owned(), "v".repeat(15 << 20))].into(),
+                ..Default::default()
+            };
+            calls.spawn(async move { control.solve(request).await.expect_err("it has no session").code() });
+        }
+        calls.join_all().await
+    });
+    let refused = answers.iter().filter(|code| **code == tonic::Code::ResourceExhausted).count();
+    // Eight have room.
+    assert!((1..=AT_ONCE - 8).contains(&refused), "{answers:?}");
+    assert!(peak(&served) < 512 << 20, "{}", peak(&served));
+    // Later ones have it again.
+    let request = wire::SolveRequest {
+        frontend: "none".to_owned(),
+        frontend_attrs: [("key".to_owned(), "v".repeat(15 << 20))].into(),
+        ..Default::default()
+    };
+    assert_ne!(guest.solves(request).expect_err("no such frontend").code(), tonic::Code::ResourceExhausted);
+    still_builds(&served);
     served.ends();
 }
 

@@ -7,6 +7,10 @@ use super::OpContext;
 use crate::core::store_fault;
 use crate::tree::Tree;
 
+/// How many layers are stacked: more than twice those that overlayfs mounts, and many times those of images. A merge of
+/// merges of the same input, each twice, has 2^n.
+const MOST_LAYERS: usize = 1024;
+
 /// Lays the inputs over each other, the first one at the bottom.
 pub(super) async fn run(ctx: &OpContext, op: &pb::MergeOp, inputs: &[Tree]) -> Result<Vec<Tree>, Fault> {
     let mut merged: Option<std::sync::Arc<store::Hold>> = None;
@@ -30,6 +34,14 @@ async fn stack(
 ) -> Result<std::sync::Arc<store::Hold>, Fault> {
     let snapshots = ctx.core.store.snapshots();
     let mut layers = snapshots.chain(&upper.id()).map_err(|e| store_fault("cannot read a snapshot", e))?;
+    let below = snapshots.chain(&lower.id()).map_err(|e| store_fault("cannot read a snapshot", e))?;
+    let count = below.len() + layers.len();
+    if count > MOST_LAYERS {
+        return Err(Fault::user(format!(
+            "a merge has {count} layers, more than the {MOST_LAYERS} that can be stacked"
+        ))
+        .hint("merge fewer trees, or copy some of them into one"));
+    }
     layers.reverse();
     let mut top = lower;
     for layer in layers {
