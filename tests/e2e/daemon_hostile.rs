@@ -31,9 +31,13 @@ fn still_builds(served: &Served) {
 
 /// The most memory that the daemon has had.
 fn peak(served: &Served) -> u64 {
+    memory(served, "VmHWM:")
+}
+
+fn memory(served: &Served, which: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", served.daemon.id())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
+    let bytes = status.lines().find_map(|line| line.strip_prefix(which)).unwrap();
+    bytes.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
 }
 
 /// Waits until nothing is left of builds that were broken off: no step, no mount, no half a file, nothing in use.
@@ -333,6 +337,8 @@ fn requests_of_megabytes_that_come_at_once_have_a_limit() {
     // Eight have room.
     assert!((1..=AT_ONCE - 8).contains(&refused), "{answers:?}");
     assert!(peak(&served) < 512 << 20, "{}", peak(&served));
+    // It is given back when there is nothing to do.
+    eventually(|| memory(&served, "VmRSS:") < 150 << 20);
     // Later ones have it again.
     let request = wire::SolveRequest {
         frontend: "none".to_owned(),

@@ -193,12 +193,13 @@ async fn given_up(kill: &CancellationToken, drain: Duration) {
 /// How long after a build garbage is collected: its client may begin the next one at once.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Collects garbage when builds have ended, one round at a time.
+/// Collects garbage when builds have ended, one round at a time; that of memory, too.
 async fn collect_garbage(shared: Arc<Shared>) {
     loop {
         shared.builds.ended().await;
         tokio::time::sleep(PAUSE).await;
         shared.engine.collect_garbage().await;
+        sys::memory::give_back();
     }
 }
 
