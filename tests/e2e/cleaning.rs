@@ -115,7 +115,6 @@ fn used(served: &Served) -> u64 {
     (total[..digits].parse::<f64>().unwrap() * unit) as u64
 }
 
-/// In megabytes, as BuildKit's flags have it; no disk has 10^9 of them.
 /// Whoever asked may have gone: it is done, and the log says what is waited for.
 #[test]
 fn a_daemon_that_ends_finishes_pruning_that_was_asked_for() {
@@ -144,6 +143,7 @@ fn a_daemon_that_ends_finishes_pruning_that_was_asked_for() {
     assert!(told, "nobody was told what the daemon waited for");
 }
 
+/// In megabytes, as BuildKit's flags have it; no disk has 10^9 of them.
 #[test]
 fn pruning_goes_as_far_as_it_is_told() {
     let who = if is_root() { Who::Root } else { Who::Single };

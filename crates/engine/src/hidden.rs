@@ -25,12 +25,13 @@ impl Hidden {
     /// Adds those among options.
     pub fn add<'a>(&mut self, options: impl IntoIterator<Item = (&'a String, &'a String)>) {
         for (name, value) in options {
-            if name.starts_with("build-arg:") && value.len() >= LEAST && !self.0.contains(value) {
+            if name.starts_with("build-arg:") && value.len() >= LEAST {
                 self.0.push(value.clone());
             }
         }
-        // One may be a part of another.
-        self.0.sort_unstable_by_key(|value| std::cmp::Reverse(value.len()));
+        // The longest first: one may be a part of another.
+        self.0.sort_unstable_by(|one, other| other.len().cmp(&one.len()).then_with(|| one.cmp(other)));
+        self.0.dedup();
     }
 
     /// A text without them.

@@ -197,10 +197,10 @@ fn tell_left_out(ctx: &OpContext, source: &LocalSource, path: &OsStr) {
     }
 }
 
-/// Brings the mirror of a directory up to date.
 /// How long what a mirror is found by may be, as it is.
 const MAX_ID: usize = 8 << 10;
 
+/// Brings the mirror of a directory up to date.
 async fn mirrored(
     ctx: &OpContext,
     source: &LocalSource,

@@ -154,11 +154,9 @@ fn own_dir(dir: &Path) -> Result<()> {
     }
     match rustix::fs::chmod(dir, Mode::from_raw_mode(PRIVATE)) {
         Ok(()) => Ok(()),
-        // Somebody else's, who lets us write to it: a volume of a pod that belongs to a group.
-        Err(Errno::PERM) => {
-            tracing::warn!(
-                "the state directory belongs to another user, and others may be able to read what builds make"
-            );
+        // Somebody else's, who lets us write to it: a volume of a pod that belongs to a group. Or a file system without modes.
+        Err(Errno::PERM | Errno::NOTSUP | Errno::NOSYS) => {
+            tracing::warn!("the state directory cannot be closed to others, who may be able to read what builds make");
             Ok(())
         }
         Err(e) => Err(Error::io("set the mode of", dir, e)),

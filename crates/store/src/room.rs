@@ -232,16 +232,23 @@ impl Room {
     }
 
     /// Makes room for a step that runs again since it found the volume full, where it had so many bytes when the action
-    /// began: as much once more, or what there is of that. Not all that could go, or one that writes without end would cost
-    /// everybody's results. None: it makes no sense to run it again. Blocks.
+    /// began: as much once more, or what there is of that, and no more than a part of the volume. One that writes without end
+    /// must not cost everybody's results. None: it makes no sense to run it again. Blocks.
     pub fn make_again(&mut self, had: u64) -> Option<Made> {
         let inner = &self.store.inner;
         let _turn = inner.room.turn();
         maintenance::drain(inner);
-        let least = little_room(&inner.dir)?;
-        let wanted = had.max(least);
+        let lacks_inodes = lacks_inodes(&inner.dir, u64::MAX);
+        // Where inodes lack, as many go as it takes to have some.
+        let (wanted, least) = match lacks_inodes {
+            true => (0, 0),
+            false => {
+                let least = little_room(&inner.dir)?;
+                (had.min(volume(&inner.dir)? / CLEAR_SHARE).max(least), least)
+            }
+        };
         let was_made = inner.room.made.load(Ordering::Acquire) != self.seen;
-        if was_made && !lacks_inodes(&inner.dir, u64::MAX) && self.store.own_free()? >= wanted {
+        if was_made && !lacks_inodes && self.store.own_free()? >= had.max(wanted) {
             return Some(Made::default());
         }
         self.store.evict(wanted, least, "a step found the volume of the state directory full")

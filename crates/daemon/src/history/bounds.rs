@@ -26,7 +26,9 @@ pub(super) fn fit(record: &mut wire::BuildHistoryRecord) {
     if record.encoded_len() <= MOST {
         return;
     }
-    maps(record).flat_map(HashMap::values_mut).for_each(|value| cut(value, MOST_OF_VALUE));
+    // What exporters say of images is read by programs.
+    let words = maps(record).flat_map(HashMap::iter_mut).filter(|(key, _)| !key.starts_with("containerimage."));
+    words.for_each(|(_, value)| cut(value, MOST_OF_VALUE));
     if let Some(error) = &mut record.error {
         cut(&mut error.message, MOST_OF_ERROR);
     }

@@ -64,6 +64,8 @@ pub(crate) struct History {
     state: Mutex<State>,
     /// One change of records at a time; taken on blocking threads.
     writing: Mutex<()>,
+    /// One at a time makes room: two would both delete what makes room for one.
+    making_room: Mutex<()>,
     events: broadcast::Sender<Arc<wire::BuildHistoryEvent>>,
     /// Nothing happens any more.
     pub(crate) closed: CancellationToken,
@@ -140,6 +142,7 @@ impl History {
             keep,
             state: Mutex::default(),
             writing: Mutex::default(),
+            making_room: Mutex::default(),
             events: broadcast::Sender::new(BACKLOG),
             closed: CancellationToken::new(),
         };
@@ -183,6 +186,7 @@ impl History {
 
     /// Deletes the oldest records, as long as all of them take up too much. Blocks.
     fn make_room(&self) -> Result<(), Error> {
+        let _turn = self.making_room.lock().unwrap_or_else(PoisonError::into_inner);
         if self.state().bytes <= self.keep.bytes {
             return Ok(());
         }
@@ -195,6 +199,9 @@ impl History {
         for record in records {
             if self.state().bytes <= enough {
                 break;
+            }
+            if self.get(&record.r#ref)?.is_none_or(|now| now.pinned) {
+                continue;
             }
             match self.delete(&record.r#ref) {
                 // A client was faster.

@@ -158,6 +158,7 @@ impl Calls for WithResources {
             let Ok(response) = tower::Service::call(&mut self.gateway, request).await;
             return response;
         }
+        let (request, _counted) = self.shared.load.count(request);
         let codec = ProstCodec::<wire::SolveResponse, FrontendSolve>::default();
         let gateway = Arc::new(Gateway(self.shared));
         let call = tower::service_fn(move |request: Request<FrontendSolve>| {

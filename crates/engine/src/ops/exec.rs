@@ -32,12 +32,11 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::ExecOp, inputs: &[Tree]) -> Re
     if meta.args.is_empty() {
         return Err(Fault::user("exec op has no arguments"));
     }
-    let space = ctx.core.store.room();
     let mut failed = match attempt(ctx, op, meta, inputs).await? {
         Ended::Made(trees) => return Ok(trees),
         Ended::Failed(failed) => failed,
     };
-    if let Some(had) = failed.found_full
+    if let Some((space, had)) = failed.found_full.take()
         && room::make_again(space, had, &ctx.tasks).await
     {
         // What it wrote is room, too.
@@ -59,7 +58,7 @@ enum Ended {
 struct Failed {
     fault: Fault,
     /// The step found the volume of the state directory full, which had so many bytes free when it began.
-    found_full: Option<u64>,
+    found_full: Option<(store::Room, u64)>,
     prepared: Prepared,
 }
 
@@ -88,7 +87,7 @@ async fn attempt(ctx: &OpContext, op: &pb::ExecOp, meta: &pb::Meta, inputs: &[Tr
         io.held_back_by(move || room.room()).when_unlimited(tell)
     };
     ctx.core.keep_room(&ctx.tasks).await;
-    let had = ctx.core.store.free_space();
+    let (space, had) = (ctx.core.store.room(), ctx.core.store.free_space());
     let exit = match ctx.core.executor.run(step, io, ctx.cancel.clone()).await {
         Ok(exit) => exit,
         Err(error) => {
@@ -105,7 +104,7 @@ async fn attempt(ctx: &OpContext, op: &pb::ExecOp, meta: &pb::Meta, inputs: &[Tr
         log.held().for_each(|(stream, bytes)| ctx.tasks.log(stream, &bytes));
         tail.bytes()
     };
-    let found_full = had.filter(|_| hint::found_full(&ctx.core.store, had, &tail));
+    let found_full = had.filter(|had| hint::found_full(&ctx.core.store, *had, &tail)).map(|had| (space, had));
     let fault = hint::of(ctx, &exit, &tail).into_iter().fold(exit_fault(meta, &exit), Fault::hint).log_tail(tail);
     Ok(Ended::Failed(Box::new(Failed { fault, found_full, prepared })))
 }

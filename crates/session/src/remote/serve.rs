@@ -420,7 +420,7 @@ impl StreamingService<Packet> for TreeCall {
             let (outgoing, replies) = mpsc::unbounded_channel();
             let (ended, end) = tokio::sync::oneshot::channel();
             tokio::task::spawn_blocking(move || {
-                let transfer = Transfer::new(dir.display().to_string(), incoming, outgoing);
+                let transfer = Transfer::new(dir.display().to_string(), incoming, outgoing).without_limit();
                 let _ = ended.send(take_tree(&dir, is_mirror, transfer));
             });
             let end = async move {

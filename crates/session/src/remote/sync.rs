@@ -54,6 +54,8 @@ pub struct Transfer {
     outgoing: mpsc::UnboundedSender<Reply>,
     /// How many bytes came.
     total: u64,
+    /// Its list has one.
+    has_limit: bool,
 }
 
 /// What we have to say to a client that sends. Small: there may be as many as there are files.
@@ -148,7 +150,12 @@ impl RemoteDir for Dir {
 impl Transfer {
     /// A transfer over whatever carries its packets. `name` is what people know the directory by.
     pub(super) fn new(name: String, incoming: batch::Receiver, outgoing: mpsc::UnboundedSender<Reply>) -> Transfer {
-        Transfer { name, incoming, batch: Vec::new().into_iter(), outgoing, total: 0 }
+        Transfer { name, incoming, batch: Vec::new().into_iter(), outgoing, total: 0, has_limit: true }
+    }
+
+    /// The list may be as long as it is: for who takes what they asked a builder for.
+    pub(super) fn without_limit(self) -> Transfer {
+        Transfer { has_limit: false, ..self }
     }
 
     /// Brings a directory up to date; tells after each packet how many bytes came.
@@ -216,7 +223,7 @@ impl Transfer {
                 (PacketType::Stat, Some(stat)) => {
                     let file = sent(stat);
                     list_bytes += size(&file);
-                    if list_bytes > take.most_listed() {
+                    if self.has_limit && list_bytes > take.most_listed() {
                         return Err(self.lists_too_much(listed, take.most_listed()));
                     }
                     if take.list(file).map_err(|error| self.failed(error))? {

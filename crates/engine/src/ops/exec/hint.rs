@@ -10,7 +10,7 @@ use crate::ops::OpContext;
 /// Less free space than this is none: programs write more at a time.
 const NOTHING_FREE: u64 = 1 << 20;
 /// With less than this when it began, a step that says that a file system is full means the volume of the state directory.
-const LITTLE_FREE: u64 = 1 << 30;
+const LITTLE_FREE: u64 = 128 << 20;
 
 /// What to try, by the last bytes of its output.
 pub(super) fn of(ctx: &OpContext, exit: &Exit, tail: &[u8]) -> Option<String> {
@@ -19,10 +19,11 @@ pub(super) fn of(ctx: &OpContext, exit: &Exit, tail: &[u8]) -> Option<String> {
 }
 
 /// Whether a step that failed found the volume of the state directory full, which had so much room when it began. Asked
-/// before what it wrote is removed. Many programs remove what they could not write to its end.
-pub(super) fn found_full(store: &Store, had: Option<u64>, tail: &[u8]) -> bool {
-    let is_full = store.free_space().is_some_and(|free| free < NOTHING_FREE);
-    is_full || says_full(tail) && had.is_some_and(|had| had < LITTLE_FREE)
+/// before what it wrote is removed. Many programs remove what they could not write to its end; and it may be another file
+/// system that was full, `/dev/shm` for one.
+pub(super) fn found_full(store: &Store, had: u64, tail: &[u8]) -> bool {
+    let Some(free) = store.free_space() else { return false };
+    free < NOTHING_FREE || says_full(tail) && (had < LITTLE_FREE || free < had / 2)
 }
 
 fn says_full(tail: &[u8]) -> bool {
