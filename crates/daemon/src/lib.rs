@@ -197,6 +197,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 async fn collect_garbage(shared: Arc<Shared>) {
     loop {
         shared.builds.ended().await;
+        // What the next build does needs other parts of the program.
+        sys::memory::forget_code();
         tokio::time::sleep(PAUSE).await;
         shared.engine.collect_garbage().await;
         sys::memory::give_back();
