@@ -388,15 +388,7 @@ fn any_key_of_an_input_leads_on() {
 /// Upstream: TestCacheLoadError.
 #[test]
 fn records_that_do_not_load_are_misses() {
-    let graph = [
-        constant("two", 2),
-        constant("two'", 2),
-        constant("zero", 0),
-        sum("sum2", 2, &["two"]),
-        sum("sum2'", 2, &["two'"]),
-        sum("sum0", 0, &["sum2", "zero"]),
-        sum("top", 3, &["sum0", "sum2'"]),
-    ];
+    let graph = twins();
     let mut w = World::new();
     assert_eq!(text(&w.build(&graph)), "11");
     assert_eq!(w.take_counts(), (7, 5, 0));

@@ -6,15 +6,7 @@ use crate::*;
 /// Upstream: TestMergedEdgesLookup (moby/buildkit#434).
 #[test]
 fn equal_subgraphs_within_one_build_run_once() {
-    let graph = [
-        constant("two", 2),
-        constant("two'", 2),
-        constant("zero", 0),
-        sum("sum2", 2, &["two"]),
-        sum("sum2'", 2, &["two'"]),
-        sum("sum0", 0, &["sum2", "zero"]),
-        sum("top", 3, &["sum0", "sum2'"]),
-    ];
+    let graph = twins();
     for seed in 1..50 {
         let mut w = World::shuffled(seed, None);
         assert_eq!(text(&w.build(&graph)), "11");

@@ -63,6 +63,19 @@ pub fn step(name: &str, seed: &str, value: &str) -> Step {
     Step { name: name.into(), seeds: vec![seed.into()], make: Make::Text(value.into()), ..Step::default() }
 }
 
+/// Two steps that are the same work under two names, and what is made of them: 11.
+pub fn twins() -> [Step; 7] {
+    [
+        constant("two", 2),
+        constant("two'", 2),
+        constant("zero", 0),
+        sum("sum2", 2, &["two"]),
+        sum("sum2'", 2, &["two'"]),
+        sum("sum0", 0, &["sum2", "zero"]),
+        sum("top", 3, &["sum0", "sum2'"]),
+    ]
+}
+
 /// A number. Its name is unlike its seed, so that equal numbers have equal keys under many names.
 pub fn constant(name: &str, value: i64) -> Step {
     step(name, &format!("const-{value}"), &value.to_string())
