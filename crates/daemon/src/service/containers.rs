@@ -20,6 +20,8 @@ use tonic::{Code, Status, Streaming};
 
 use super::error;
 
+/// Processes of one call, those that have ended included: their ids are taken.
+const MAX_PROCESSES: usize = 1 << 16;
 /// Pieces of input that wait for a process.
 const INPUT_QUEUE: usize = 64;
 /// Messages that wait for the client.
@@ -177,6 +179,11 @@ impl Call {
             let known = || Status::not_found(format!("IO for process \"{id}\" not found"));
             match message.input {
                 Some(Input::Init(init)) => {
+                    super::check_name("id of the process", &id)?;
+                    if self.processes.len() >= MAX_PROCESSES {
+                        let refused = format!("one call starts no more than {MAX_PROCESSES} processes");
+                        return Err(Status::resource_exhausted(refused));
+                    }
                     if self.processes.contains_key(&id) {
                         return Err(Status::already_exists(format!("Process {id} already exists")));
                     }

@@ -21,6 +21,9 @@ static SYMBOLIC: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(&format!("^{clause}(?:,{clause})*$")).expect("a constant")
 });
 
+/// Passwords of addresses, which variables may have brought.
+static PASSWORD: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(://[^/@:\s]*:)[^/@\s]+@").expect("a constant"));
+
 /// `dir` from `parent`, absolute. Spelled as upstream does: what is absolute already stays as it is.
 pub(super) fn absolute(parent: &str, dir: &str) -> String {
     let parent = match parent {
@@ -69,6 +72,8 @@ impl Lowering<'_> {
         check(copy)?;
         let state = self.stages[index].state.clone();
         let text = uppercase_first(&display(self.lexer, step.instruction.code.trim(), &**state.env()));
+        // Progress and logs are read by more people than the Dockerfile.
+        let text = PASSWORD.replace_all(&text, "${1}xxxxx@");
         let plan = Plan {
             copy,
             dest: destination(state.dir(), &copy.dest),
@@ -78,7 +83,7 @@ impl Lowering<'_> {
         };
         let mut actions = Vec::new();
         for source in &copy.sources {
-            actions.push(self.copy_source_action(index, step, &plan, source)?);
+            actions.push(self.copy_source_action(step, &plan, source)?);
         }
         for inline in &copy.inline {
             let file = FileAction::Mkfile {
@@ -117,7 +122,7 @@ impl Lowering<'_> {
         constraints
     }
 
-    fn copy_source_action(&mut self, index: usize, step: &Step, plan: &Plan<'_>, source: &str) -> Result<FileAction> {
+    fn copy_source_action(&mut self, step: &Step, plan: &Plan<'_>, source: &str) -> Result<FileAction> {
         let found = Repository::parse(source).map_err(Error::new)?.filter(|repository| !repository.ambiguous);
         if let Some(found) = found {
             return self.add_repository(plan, &found);
@@ -148,7 +153,6 @@ impl Lowering<'_> {
         copy.unpack = plan.copy.unpack.unwrap_or(plan.copy.add);
         copy.wildcard = true;
         copy.empty_wildcard = true;
-        let _ = index;
         Ok(plan.action(copy))
     }
 

@@ -83,6 +83,17 @@ fn devices_are_part_of_a_step() {
 }
 
 #[test]
+fn passwords_of_addresses_are_in_no_name() {
+    let dockerfile = "FROM b\nARG LOGIN=me:s3cret\nADD https://${LOGIN}@host/x https://git@host/y:1@2 /to/\n";
+    let built = built(dockerfile, &[]);
+    let graph = llb::Graph::new(built.platforms[0].definition.clone(), llb::Limits::default()).expect("a graph");
+    let names: Vec<String> = graph.vertices().iter().map(llb::Vertex::name).collect();
+    let shown = "[2/3] ADD https://me:xxxxx@host/x https://git@host/y:1@2 /to/";
+    assert!(names.iter().any(|name| name == shown), "{names:?}");
+    assert!(names.iter().all(|name| !name.contains("s3cret")), "{names:?}");
+}
+
+#[test]
 fn another_frontend_is_reported() {
     let gateway = |dockerfile: &str, options: &[(&str, &str)]| match build(dockerfile, options).expect(dockerfile) {
         Outcome::Gateway(gateway) => Some((gateway.image, gateway.cmdline, gateway.place.is_some())),
