@@ -223,6 +223,33 @@ fn a_target_of_bake_is_the_context_of_another() {
     served.ends();
 }
 
+/// Builds that have the result of another one for their context may be the first to want it made; the secret is that one's.
+#[test]
+fn what_targets_of_bake_share_is_made_with_the_secrets_of_its_own() {
+    needs!(tool "docker-buildx");
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let kitchen = &served.kitchen;
+    kitchen.file(
+        "app/Dockerfile",
+        "FROM busybox\nARG N\nRUN --mount=type=secret,id=sec cat /run/secrets/sec > /app; echo $N\n",
+    );
+    kitchen.file("linked/Dockerfile", "FROM scratch\nCOPY --from=app /app /app\n");
+    let linked = "context = \"context/linked\"\n contexts = { app = \"target:app\" }\n secret = [\"id=sec,env=OTHER\"]";
+    let file = format!(
+        "variable \"N\" {{}}\ntarget \"app\" {{\n context = \"context/app\"\n args = {{ N = N }}\n \
+         secret = [\"id=sec,env=SEC\"]\n output = [\"type=cacheonly\"]\n}}\n\
+         target \"one\" {{\n {linked}\n output = [\"type=local,dest=out\"]\n}}\n\
+         target \"two\" {{\n {linked}\n output = [\"type=cacheonly\"]\n}}\n"
+    );
+    kitchen.world.write("docker-bake.hcl", file);
+    for n in 0..8 {
+        let bake = buildx(&served, "bake --builder b --progress=plain --allow=fs=* app two one");
+        bake.env("N", n.to_string()).env("SEC", format!("secret {n}")).env("OTHER", "another").succeeds();
+        assert_eq!(fs::read_to_string(kitchen.world.path("out/app")).unwrap(), format!("secret {n}"));
+    }
+    served.ends();
+}
+
 #[test]
 fn a_definition_comes_on_standard_input() {
     let Some(served) = Served::new(anyone(), "") else { return };

@@ -52,7 +52,7 @@ impl Bridge {
         let rules = Rules::of(&self.job.job, policies)?;
         let (Frontend::Named { options, .. } | Frontend::Llb { options, .. }) = &frontend;
         self.job.job.hidden().add(options);
-        match frontend.built_in() {
+        let result = match frontend.built_in() {
             Frontend::Named { name, mut options, inputs } => match name.as_str() {
                 "dockerfile.v0" if !self.has_dockerfile => {
                     Err(Fault::user("frontend `dockerfile.v0` is switched off here")
@@ -71,7 +71,9 @@ impl Bridge {
                 let definition = definition.map_err(|e| Fault::because(Kind::User, "malformed definition", e))?;
                 Ok(FrontendResult { refs: Refs::One(Ref::new(definition, &rules)?), ..FrontendResult::default() })
             }
-        }
+        }?;
+        result.all().into_iter().filter_map(Ref::graph).for_each(|graph| self.job.lend(graph));
+        Ok(result)
     }
 
     /// Names caches that the build may read. They serve all that it asks for from now on. One that cannot be read, whatever

@@ -136,6 +136,7 @@ impl Bridge {
         OpContext {
             core: self.core.clone(),
             jobs: vec![self.job.job.clone()],
+            lenders: vec![self.job.job.clone()],
             op: Arc::new(Op::new(vertex, label, 0, &self.core.platforms[0])),
             tasks: Tasks::new(Arc::new(Relay::default()), digest),
             cancel,

@@ -7,7 +7,7 @@ use std::any::Any;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use base::{Fault, Kind};
+use base::{Digest, Fault, Kind};
 use solver::{CacheKey, Event, Input, JobId, Vertex};
 use tokio::sync::{mpsc, oneshot};
 
@@ -46,6 +46,11 @@ enum Message {
         vertices: Vec<Vertex<Arc<Op>>>,
         edge: Input,
         reply: Reply,
+    },
+    /// A build's client has what these vertices want of one.
+    Lend {
+        job: JobId,
+        vertices: Vec<Digest>,
     },
     Withdraw {
         ticket: u64,

@@ -366,22 +366,29 @@ impl Job {
 
 /// The secret of the first client that has it.
 pub(crate) async fn secret(jobs: &[Arc<Job>], id: &str) -> Result<Option<Secret>, Fault> {
-    for job in jobs {
-        if let Some(secret) = job.secret(id).await? {
-            return Ok(Some(secret));
-        }
-    }
-    Ok(None)
+    first(jobs, |job| job.secret(id)).await
 }
 
 /// The SSH agent of the first client that lends one.
 pub(crate) async fn agent(jobs: &[Arc<Job>], id: &str) -> Result<Option<Arc<dyn session::Agent>>, Fault> {
+    first(jobs, |job| job.agent(id)).await
+}
+
+/// What the first of the builds has. One that has ended meanwhile has nothing.
+async fn first<'a, T, F>(jobs: &'a [Arc<Job>], find: impl Fn(&'a Job) -> F) -> Result<Option<T>, Fault>
+where
+    F: Future<Output = Result<Option<T>, Fault>>,
+{
+    let mut failed = None;
     for job in jobs {
-        if let Some(agent) = job.agent(id).await? {
-            return Ok(Some(agent));
+        match find(job).await {
+            Ok(None) => {}
+            Ok(found) => return Ok(found),
+            Err(_) if job.cancel.is_cancelled() => {}
+            Err(fault) => failed = failed.or(Some(fault)),
         }
     }
-    Ok(None)
+    failed.map_or(Ok(None), Err)
 }
 
 /// The sessions to ask for what `named` should have: that one, then those of the builds.

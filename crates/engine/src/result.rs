@@ -84,6 +84,11 @@ impl Ref {
         Ref(Arc::new(Inner { definition, graph, made, _wreck: None }))
     }
 
+    /// What it is made by, read.
+    pub(crate) fn graph(&self) -> Option<&Graph> {
+        self.0.graph.as_ref()
+    }
+
     /// What it is made by.
     pub fn definition(&self) -> &pb::Definition {
         &self.0.definition

@@ -27,6 +27,16 @@ pub(crate) struct JobHandle {
 }
 
 impl JobHandle {
+    /// Has the build's client asked for the secrets and agents of a graph, whoever has it made: a client may hand its result to
+    /// another build, which can be the first one to want it.
+    pub(crate) fn lend(&self, graph: &llb::Graph) {
+        let asking = graph.vertices().iter().filter(|vertex| ops::exec::asks_clients(&vertex.op));
+        let vertices: Vec<Digest> = asking.map(|vertex| vertex.digest).collect();
+        if !vertices.is_empty() {
+            self.driver.send(Message::Lend { job: self.id, vertices });
+        }
+    }
+
     /// Solves a graph and answers its output.
     pub(crate) async fn solve(&self, graph: &llb::Graph) -> Result<Made, Fault> {
         if let Some(source) = graph.source() {

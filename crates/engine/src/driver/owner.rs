@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use base::report::Tasks;
-use base::{Fault, Kind};
+use base::{Digest, Fault, Kind};
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use solver::cache_manager;
@@ -40,6 +40,8 @@ pub(super) struct Owner {
     tickets: HashMap<u64, RequestId>,
     running: HashMap<ActionId, Work>,
     shown: Shows,
+    /// The builds that have answered a result made by a vertex, and not asked for it yet perhaps.
+    lenders: HashMap<Digest, Vec<JobId>>,
     /// Caches beside the local one, and the builds that read them.
     caches: HashMap<SourceId, (JobId, Arc<ReadCache>)>,
     /// What is being remembered, and who waits for that.
@@ -92,6 +94,7 @@ impl Owner {
             tickets: HashMap::new(),
             running: HashMap::new(),
             shown: Shows::default(),
+            lenders: HashMap::new(),
             caches: HashMap::new(),
             remembering: Vec::new(),
             idle: Vec::new(),
@@ -142,6 +145,14 @@ impl Owner {
                     }
                 }
             }
+            Message::Lend { job, vertices } => {
+                for vertex in vertices.into_iter().filter(|_| self.jobs.contains_key(&job)) {
+                    let lenders = self.lenders.entry(vertex).or_default();
+                    if !lenders.contains(&job) {
+                        lenders.push(job);
+                    }
+                }
+            }
             Message::Withdraw { ticket } => {
                 if let Some(request) = self.tickets.remove(&ticket) {
                     self.replies.remove(&request);
@@ -180,6 +191,10 @@ impl Owner {
             self.shown.leave(&job);
         }
         self.caches.retain(|_, (of, _)| *of != job);
+        self.lenders.retain(|_, lenders| {
+            lenders.retain(|lender| *lender != job);
+            !lenders.is_empty()
+        });
     }
 
     fn carry_out(&mut self, action: Action<Arc<Op>, Tree, Fault>) {
@@ -321,6 +336,10 @@ impl Owner {
         if jobs.is_empty() {
             return None;
         }
+        let lenders = self.lenders.get(&vertex.op.vertex.digest);
+        let others = ids.iter().filter(|id| lenders.is_none_or(|lenders| !lenders.contains(id)));
+        let lenders = lenders.into_iter().flatten().chain(others);
+        let lenders = lenders.filter_map(|id| self.jobs.get(id)).cloned().collect();
         let (cancel, flag) = (CancellationToken::new(), base::Cancel::new());
         let work = Work::Op { op: vertex.op.clone(), cancel: cancel.clone(), flag: flag.clone() };
         self.running.insert(id, work);
@@ -329,7 +348,7 @@ impl Owner {
             relay.join(&job.sink, job.name_of(vertex.digest).unwrap_or(vertex.digest));
         }
         let tasks = Tasks::new(relay, vertex.digest);
-        Some(OpContext { core: self.core.clone(), jobs, op: vertex.op.clone(), tasks, cancel, flag })
+        Some(OpContext { core: self.core.clone(), jobs, lenders, op: vertex.op.clone(), tasks, cancel, flag })
     }
 
     /// Works for a vertex on a task of its own. A panic fails the vertex: the solver gets its answer in any case.

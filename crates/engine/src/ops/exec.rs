@@ -418,6 +418,13 @@ async fn agent(ctx: &OpContext, mount: &pb::Mount) -> Result<Option<AgentSocket>
     }
 }
 
+/// Whether a step wants what only a client has.
+pub(crate) fn asks_clients(op: &pb::Op) -> bool {
+    let Some(pb::op::Op::Exec(exec)) = &op.op else { return false };
+    let is_lent = |mount: &pb::Mount| matches!(mount.mount_type(), pb::MountType::Secret | pb::MountType::Ssh);
+    !exec.secretenv.is_empty() || exec.mounts.iter().any(is_lent)
+}
+
 async fn find_secret(ctx: &OpContext, id: &str, optional: bool) -> Result<Option<Secret>, Fault> {
     let found = ctx.secret(id).await?;
     if found.is_none() && !optional {

@@ -130,6 +130,9 @@ pub(crate) struct OpContext {
     pub(crate) core: Arc<Core>,
     /// The builds that want it, never empty; the first one is asked first.
     pub(crate) jobs: Vec<Arc<Job>>,
+    /// The builds whose clients are asked for secrets and agents, in this order: first those whose results are made by it.
+    /// That may be one that waits for another build, which wants it for the first one's result.
+    pub(crate) lenders: Vec<Arc<Job>>,
     pub(crate) op: Arc<Op>,
     pub(crate) tasks: Tasks,
     pub(crate) cancel: CancellationToken,
@@ -149,12 +152,12 @@ impl OpContext {
 
     /// The secret of the first client that has it.
     async fn secret(&self, id: &str) -> Result<Option<Secret>, Fault> {
-        crate::job::secret(&self.jobs, id).await
+        crate::job::secret(&self.lenders, id).await
     }
 
     /// The SSH agent of the first client that lends one.
     async fn agent(&self, id: &str) -> Result<Option<Arc<dyn session::Agent>>, Fault> {
-        crate::job::agent(&self.jobs, id).await
+        crate::job::agent(&self.lenders, id).await
     }
 }
 
