@@ -2,6 +2,7 @@
 //! send.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +15,7 @@ use testkit::image::noise;
 
 use crate::buildx::{Docker, NEWEST};
 use crate::daemon::Served;
+use crate::frontends::buildx;
 use crate::guest::{Guest, Most};
 use crate::harness::{Ended, eventually, is_root};
 use crate::who::Who;
@@ -291,5 +293,29 @@ fn a_build_reads_from_the_sessions_that_its_sources_name() {
     assert!(!out("none").exists(), "the other client got what was built");
     drop(second);
     drop(guest);
+    served.ends();
+}
+
+/// Upstream's clients send what they may not read as if it were empty; that would be an image without it.
+#[test]
+fn a_file_that_the_client_cannot_read_is_no_empty_one() {
+    let Some(served) = Served::new(Who::Single, "") else { return };
+    let kitchen = &served.kitchen;
+    kitchen.dockerfile("FROM scratch\nCOPY . /\n");
+    kitchen.file("closed", "words");
+    kitchen.file("empty", "");
+    let mode =
+        |mode| fs::set_permissions(kitchen.world.path("context/closed"), PermissionsExt::from_mode(mode)).unwrap();
+    mode(0o000);
+    let line = "build --frontend dockerfile.v0 --local context=context --local dockerfile=context --output type=local,dest=out";
+    served.buildctl(line).fails().says("cannot read `closed`: Permission denied");
+    if crate::harness::tools(&["docker-buildx"]).is_ok() {
+        let build = buildx(&served, "build --builder b --progress=plain -o type=local,dest=out context");
+        build.fails().says("`closed` came without its bytes: the client cannot read it, or it is gone");
+    }
+    mode(0o400);
+    served.buildctl(line).succeeds();
+    let read = |name: &str| fs::read_to_string(kitchen.world.path("out").join(name)).unwrap();
+    assert_eq!((read("closed"), read("empty")), ("words".to_owned(), String::new()));
     served.ends();
 }

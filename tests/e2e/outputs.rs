@@ -374,6 +374,21 @@ fn answers_are_known_to_go_somewhere_before_the_build() {
     }
 }
 
+/// A limit that ends programs without a word by default. Steps have it, and their signals, as the machine gives them.
+#[test]
+fn a_limit_for_the_size_of_files_is_an_error_with_its_place() {
+    let Some(kitchen) = Kitchen::new(Who::Single) else { return };
+    kitchen.dockerfile("FROM busybox\nRUN busybox dd if=/dev/urandom of=/big bs=1k count=8000 || echo ended by $?\n");
+    kitchen.build("--output type=cacheonly").succeeds();
+    let line = "build --progress=plain --config=buildkitd.toml --root state context --output type=oci,dest=image.tar";
+    let script = "ulimit -f 2000; exec \"$0\" \"$@\"";
+    let limited = kitchen.who.run(&kitchen.world, "sh").args(["-c", script]).arg(kitchen.world.program());
+    let ended = limited.args(line.split_whitespace()).fails();
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    ended.says("File too large");
+    assert!(!kitchen.world.path("image.tar").exists());
+}
+
 /// As a container gets a file of the machine, and as a user gets one in a directory of somebody else.
 #[test]
 fn privileged_files_that_cannot_be_replaced_are_written_in_place() {

@@ -34,6 +34,21 @@ fn the_name_decides() {
 }
 
 #[test]
+fn the_tree_of_an_image_is_laid_out_where_nothing_is() {
+    let world = World::new();
+    world.write("there/bin/sh", "");
+    world
+        .hullworks(["install", "there"])
+        .fails()
+        .says("error: `there/bin` is that of another system")
+        .hints("/usr/local/bin");
+    assert_eq!(std::fs::read_dir(world.path("there")).unwrap().count(), 1);
+    world.hullworks(["install", "tree"]).succeeds();
+    world.hullworks(["install", "tree"]).succeeds();
+    assert!(world.path("tree/bin/buildctl").exists());
+}
+
+#[test]
 fn mistakes_are_exit_code_1() {
     let world = World::new();
     world.hullworks(["frobnicate"]).fails().says("error: unrecognized subcommand `frobnicate`");

@@ -178,6 +178,20 @@ fn keys_that_nobody_knows_are_named_and_the_daemon_starts() {
     Served::daemon(&kitchen, "--oci-worker-platform nowhere/").fails().says("`nowhere/` is not a platform");
 }
 
+/// What an ordinary user wrote for builds is not passed over when it cannot be read.
+#[test]
+fn a_users_own_settings_must_be_readable() {
+    let Some(kitchen) = Kitchen::new(Who::Single) else { return };
+    kitchen.dockerfile("FROM busybox\n");
+    let own = ".config/buildkit/buildkitd.toml";
+    kitchen.world.write(own, fs::read(kitchen.world.path("buildkitd.toml")).unwrap());
+    kitchen.who.own(&kitchen.world, ".config");
+    let build = || kitchen.who.hullworks(&kitchen.world).args(["build", "--root", "state", "context"]);
+    build().succeeds();
+    fs::set_permissions(kitchen.world.path(own), fs::Permissions::from_mode(0o000)).unwrap();
+    build().fails().says("buildkitd.toml`: Permission denied");
+}
+
 /// Only root gives files to others.
 #[test]
 fn a_socket_belongs_to_whom_the_settings_name() {

@@ -1,8 +1,10 @@
 //! Everything that needs no built binary, and the renewal of what is generated.
 
-use anyhow::Result;
+use std::process::Command;
 
-use crate::process::{cargo, run, run_tests};
+use anyhow::{Context as _, Result};
+
+use crate::process::{cargo, output, run, run_tests};
 use crate::{arrows, packages};
 
 /// The cheap ones first.
@@ -14,6 +16,8 @@ pub fn all() -> Result<()> {
 /// What needs compilers only.
 pub fn lints() -> Result<()> {
     packages::ensure(packages::TESTS)?;
+    ensure_component("fmt", "rustfmt")?;
+    ensure_component("clippy", "clippy")?;
     arrows::check()?;
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
     run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
@@ -36,4 +40,13 @@ pub fn unit_tests() -> Result<()> {
 /// Goldens are written by the tests that read them: `BLESS` for our own, `INSTA_UPDATE` for snapshots.
 pub fn bless() -> Result<()> {
     run(cargo(&["test", "--workspace", "--no-fail-fast"]).env("BLESS", "1").env("INSTA_UPDATE", "always"))
+}
+
+/// Not every installation of Rust has them.
+fn ensure_component(command: &str, component: &str) -> Result<()> {
+    if output("cargo", &[command, "--version"]).is_some() {
+        return Ok(());
+    }
+    run(Command::new("rustup").args(["component", "add", component]))
+        .with_context(|| format!("Rust's `{component}` is missing"))
 }

@@ -40,6 +40,7 @@ pub fn main() -> ExitCode {
     if executor::init::is_requested() {
         executor::init::main();
     }
+    sys::process::fail_large_writes();
     match run(std::env::args_os().collect()) {
         Ok(code) => code,
         Err(failure) => {

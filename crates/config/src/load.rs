@@ -60,6 +60,8 @@ pub enum Warning {
     },
     /// The file that was asked for is not there.
     Missing(PathBuf),
+    /// The system's file, which this user may not read.
+    Denied(PathBuf),
     /// A key whose meaning has a better name.
     Deprecated {
         /// The full key.
@@ -80,6 +82,9 @@ impl fmt::Display for Warning {
                 }
             }
             Warning::Missing(path) => write!(f, "`{}` does not exist, going on with the defaults", path.display()),
+            Warning::Denied(path) => {
+                write!(f, "`{}` cannot be read by this user, going on without it", path.display())
+            }
             Warning::Deprecated { key, instead } => write!(f, "key `{key}` is deprecated, write `{instead}`"),
         }
     }
@@ -118,6 +123,11 @@ impl Lookup {
         }
         files
     }
+
+    /// Whether a file is the system's, and we run for an ordinary user.
+    fn is_others(&self, path: &Path) -> bool {
+        self.rootless && self.explicit.is_none() && self.files().first().is_some_and(|system| system == path)
+    }
 }
 
 /// A configuration and what is to be said about it.
@@ -145,9 +155,10 @@ pub fn load(lookup: &Lookup) -> Result<Loaded, Error> {
                     loaded.warnings.push(Warning::Missing(path));
                 }
             }
-            // A pod's ordinary user may not look into root's directory; that is as if nothing was there.
-            Err(error)
-                if error.kind() == ErrorKind::PermissionDenied && lookup.rootless && lookup.explicit.is_none() => {}
+            // A pod's ordinary user may not look into root's directory, and may not need to.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && lookup.is_others(&path) => {
+                loaded.warnings.push(Warning::Denied(path));
+            }
             Err(source) => return Err(Error::Read { path, source }),
         }
     }

@@ -15,6 +15,18 @@ pub fn reference() -> String {
          Read from `/etc/buildkit/buildkitd.toml`; an ordinary user's `~/.config/buildkit/buildkitd.toml`\n\
          (`$XDG_CONFIG_HOME/buildkit/buildkitd.toml`) stands on top of it, key by key. With `--config` only that file\n\
          is read. Keys match in any case. Unknown keys are warned about and ignored.\n\n\
+         A mirror that speaks plain HTTP, and a registry with a certificate authority of its own (registries at `127.0.0.1` and\n\
+         `localhost` are asked by plain HTTP, too, without being named):\n\
+         \n\
+         ```toml\n\
+         [registry.\"docker.io\"]\n\
+         \x20 mirrors = [\"mirror.example.com:5000\"]\n\
+         [registry.\"mirror.example.com:5000\"]\n\
+         \x20 http = true\n\
+         [registry.\"registry.example.com\"]\n\
+         \x20 ca = [\"/etc/registry/ca.pem\"]\n\
+         ```\n\
+         \n\
          `[]` stands for each entry of a list of tables, `\"*\"` for any name.\n\n\
          | key | value | meaning |\n| --- | --- | --- |\n",
     );

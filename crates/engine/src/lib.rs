@@ -48,7 +48,7 @@ pub use container::{Container, Control, NewContainer, NewProcess, ProcessIo, Ste
 pub use devices::Device;
 pub use executor::Exit;
 pub use hidden::Hidden;
-pub use open::in_use;
+pub use open::{in_use, is_in_use_by_daemon};
 pub use ops::source::{GitDescription, HttpDescription};
 pub use request::{
     Begin, CacheOptions, Entitlement, ExportRequest, Exports, Frontend, Inputs, SolveRequest, SolveResponse,

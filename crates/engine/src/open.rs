@@ -98,12 +98,17 @@ pub(crate) async fn open(options: EngineOptions) -> Result<Engine, Fault> {
 /// whoever waits for one should know.
 pub fn in_use(fault: &Fault) -> Option<String> {
     let error = fault.find::<store::Error>().filter(|error| error.is_in_use())?;
-    Some(match error.is_in_use_by(crate::core::DAEMON) {
+    Some(match is_in_use_by_daemon(fault) {
         true => {
             format!("{error}, which keeps it until it ends: build with `buildctl build` or `docker buildx` instead")
         }
         false => error.to_string(),
     })
+}
+
+/// Whether a daemon has the state directory: only another one, which takes its place, has a reason to wait for its end.
+pub fn is_in_use_by_daemon(fault: &Fault) -> bool {
+    fault.find::<store::Error>().is_some_and(|error| error.is_in_use_by(crate::core::DAEMON))
 }
 
 /// Removes the places where a killed predecessor had views mounted; its mounts died with it.

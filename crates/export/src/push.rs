@@ -213,6 +213,7 @@ pub fn push_fault(error: registry::Error) -> Fault {
         }
         Class::TooLarge => Some("raise the body limit of the proxy in front of the registry"),
         Class::NotFound => Some("check the name; some registries want the repository to be created first"),
+        _ if error.is_out_of_reach() => Some("check the host's name and port, and whether a registry runs there"),
         Class::RateLimited | Class::Unavailable => Some("try again later: what was pushed already is not pushed again"),
         _ => None,
     };

@@ -53,6 +53,9 @@ pub enum Error {
     /// A file changed between its checksum and its copy, or while it was read.
     #[error("`{}` changed while it was read", .0.display())]
     Changed(PathBuf),
+    /// A file that has bytes came without any: upstream's clients send what they cannot read, or what is gone by then, so.
+    #[error("`{}` came without its bytes: the client cannot read it, or it is gone", .0.display())]
+    Unsent(PathBuf),
     /// A path that names no entry (`rm /`).
     #[error("invalid empty path")]
     EmptyPath,
@@ -107,7 +110,7 @@ impl Error {
 
     /// Whether trying again may help, since only the moment was bad.
     pub fn is_changed(&self) -> bool {
-        matches!(self, Error::Changed(_))
+        matches!(self, Error::Changed(_) | Error::Unsent(_))
     }
 
     /// Of what is too long only the beginning is told: all of it may be megabytes.

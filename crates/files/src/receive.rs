@@ -293,6 +293,9 @@ impl<'a> Receiver<'a> {
         let incoming = self.open(index)?;
         let sent = self.now.get(index).sent;
         let failed = |call, errno: Errno| Error::io(call, shown(&sent.path), errno);
+        if incoming.written == 0 && sent.size > 0 {
+            return Err(Error::Unsent(shown(&sent.path)));
+        }
         let file = &incoming.file;
         for (name, value) in &sent.xattrs {
             set_xattr(name, |name| rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))

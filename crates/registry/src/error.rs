@@ -232,6 +232,12 @@ impl Error {
         self.failed_to_connect(http_client::ConnectFailure::NotTls)
     }
 
+    /// Whether nobody answers to the name, or at the port.
+    pub fn is_out_of_reach(&self) -> bool {
+        self.failed_to_connect(http_client::ConnectFailure::UnknownHost)
+            || self.failed_to_connect(http_client::ConnectFailure::Refused)
+    }
+
     /// Whether a host said no to which a redirect leads, and whom no login is told.
     pub fn is_refused_elsewhere(&self) -> bool {
         match self {

@@ -45,15 +45,18 @@ impl<V, R: Clone, E: Clone> Solver<V, R, E> {
 
     /// The result of a vertex came from a cache: nothing below it will be asked for on its behalf.
     pub(crate) fn report_cached(&mut self, id: VertexId) {
-        self.report(id, Status::Cached);
+        let mut below = vec![id];
+        let mut seen = BTreeSet::from([id]);
         let mut stack: Vec<VertexId> = self.nodes[id].inputs.clone();
         while let Some(id) = stack.pop() {
             let node = &self.nodes[id];
-            if matches!(node.status, None | Some(Status::Resolved)) && node.in_flight.is_empty() {
+            if matches!(node.status, None | Some(Status::Resolved)) && node.in_flight.is_empty() && seen.insert(id) {
                 stack.extend(&node.inputs);
-                self.report(id, Status::Cached);
+                below.push(id);
             }
         }
+        // People read steps in the order of the file.
+        below.into_iter().rev().for_each(|id| self.report(id, Status::Cached));
     }
 
     /// The vertices whose edges were replaced by this one have their result without having run.

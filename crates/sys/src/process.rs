@@ -73,6 +73,12 @@ pub fn reset_signals() -> Result<(), Error> {
     crate::raw::reset_signals().map_err(|errno| Error::call("reset signals", errno))
 }
 
+/// From now on a write beyond the limit for the size of files (`RLIMIT_FSIZE`) is an error like that of a full disk: by default it
+/// ends the process without a word.
+pub fn fail_large_writes() {
+    crate::raw::ignore_file_size_signal();
+}
+
 /// Blocks SIGCHLD and returns a descriptor that reads it instead.
 pub fn child_signal_fd() -> Result<std::os::fd::OwnedFd, Error> {
     crate::raw::sigchld_fd().map_err(|errno| Error::call("watch child processes", errno))

@@ -179,6 +179,12 @@ pub(crate) fn reset_signals() -> Result<(), Errno> {
     unblock_signals()
 }
 
+/// A write beyond the limit for files fails then, in place of ending the process.
+pub(crate) fn ignore_file_size_signal() {
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 pub(crate) fn unblock_signals() -> Result<(), Errno> {
     // SAFETY: all zeroes is a valid (empty) signal set.
     let empty: libc::sigset_t = unsafe { std::mem::zeroed() };

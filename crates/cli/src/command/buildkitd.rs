@@ -63,6 +63,7 @@ async fn serve(flags: BuildkitdFlags, given: Vec<String>, environment: Environme
         Some(text) => config::parse_duration(text)
             .map_err(|_| invalid("HULLWORKS_DRAIN_TIMEOUT", text, "expected a duration such as 90s or 10m"))?,
     };
+    settings.is_daemon = true;
     settings.warnings.extend(in_vain(&given));
     settings.log = settings.log.or(Some(tracing::Level::INFO));
     let grpc = &settings.config.grpc;

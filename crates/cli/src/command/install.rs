@@ -101,6 +101,10 @@ fn install(dir: &Path, program: &Path) -> Result<(), Fault> {
 
 /// Users, groups and name services of a system are not written over: only a tree that we laid out is laid out again.
 fn expect_no_system(dir: &Path) -> Result<(), Fault> {
+    let bin = dir.join("bin");
+    if bin.exists() && !bin.is_symlink() {
+        return Err(not_empty(&bin));
+    }
     for (name, content) in FILES {
         let path = dir.join(name);
         let is_ours = match fs::read(&path) {
@@ -108,13 +112,18 @@ fn expect_no_system(dir: &Path) -> Result<(), Fault> {
             Err(error) => error.kind() == io::ErrorKind::NotFound || error.kind() == io::ErrorKind::NotADirectory,
         };
         if !is_ours {
-            let text =
-                format!("`{}` is that of another system: `install` lays out the file tree of an image", path.display());
-            return Err(Fault::user(text)
-                .hint("name an empty directory; a system gets the program alone: copy it to /usr/local/bin"));
+            return Err(not_empty(&path));
         }
     }
     Ok(())
+}
+
+fn not_empty(path: &Path) -> Fault {
+    let text = format!("`{}` is that of another system: `install` lays out the file tree of an image", path.display());
+    Fault::user(text).hint(
+        "name an empty directory; a system gets the program alone: copy it to /usr/local/bin, and link buildkitd, buildctl and \
+         buildctl-daemonless.sh to it there",
+    )
 }
 
 fn step(doing: &str, path: &Path, work: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), Fault> {

@@ -78,6 +78,9 @@ pub async fn build(
 /// After this time we say what we wait for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// So long a build waits for a daemon, which may be about to end.
+const DAEMON_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Opens the engine, unless a signal comes first. Where another process has the state directory, that is told, and waited
 /// for.
 pub async fn open(
@@ -99,6 +102,9 @@ pub async fn open(
             opened = Engine::open(settings.engine_options(environment, turn)) => opened,
             () = cancel.cancelled() => Err(cut_short("ended")),
         };
+        if opened.as_ref().err().is_some_and(engine::is_in_use_by_daemon) && !settings.is_daemon {
+            left.get_or_insert(DAEMON_PATIENCE.max(turn));
+        }
         left = left.map(|left| left - turn);
         match opened.as_ref().err().and_then(engine::in_use) {
             Some(by) if left.is_none_or(|left| !left.is_zero()) => {

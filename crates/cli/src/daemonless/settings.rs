@@ -23,6 +23,8 @@ pub struct Settings {
     pub snapshotter: SnapshotterChoice,
     /// How long another process may hold the state directory before we give up; none: as long as it takes.
     pub lock_wait: Option<Duration>,
+    /// We are a daemon, and take the place of one that ends.
+    pub is_daemon: bool,
     /// How much of a step's output is shown.
     pub step_log: LogLimits,
     /// What happens with the space that is kept back.
@@ -74,6 +76,7 @@ impl Settings {
             root,
             snapshotter: SnapshotterChoice::Auto,
             lock_wait: None,
+            is_daemon: false,
             reserve: Reserve::Keep,
             step_log: LogLimits::default(),
             log: None,

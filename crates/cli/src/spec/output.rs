@@ -159,6 +159,8 @@ fn finish(
 fn directory(value: &str, kind: &str, dest: &str) -> Result<Output, Fault> {
     match dest {
         "" => Err(invalid(FLAG, value, format!("type={kind} wants a directory: dest= is missing"))),
+        "-" => Err(invalid(FLAG, value, format!("type={kind} wants a directory, `-` is standard output"))
+            .hint("write an archive by type=tar, or name a directory so by dest=./-")),
         dest => match std::fs::metadata(dest) {
             Ok(meta) if !meta.is_dir() => Err(invalid(FLAG, value, format!("`{dest}` is not a directory"))),
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -8,6 +8,7 @@ use session::local::{MAX_SECRET_BYTES, SecretSource};
 use super::pairs::errno_text;
 use super::{csv, invalid};
 use crate::environment::Environment;
+use crate::fault::print_warning;
 
 /// `--secret id=..[,src=..|,env=..][,type=file|env]`: its id and where its value comes from.
 ///
@@ -37,7 +38,11 @@ pub fn secret(value: &str, environment: &Environment) -> Result<(String, SecretS
     }
     if let Some(name) = variable {
         // An unset variable is an empty secret, as in BuildKit; saying so is the least we can do.
-        let content = environment.lookup(&name).unwrap_or_default();
+        let content = environment.lookup(&name).unwrap_or_else(|| {
+            let text = format!("secret `{id}` is empty: the environment variable `{name}` is not set");
+            print_warning(&mut std::io::stderr(), text);
+            Default::default()
+        });
         return Ok((id, SecretSource::Value(Secret::new(content))));
     }
     let path = PathBuf::from(file.unwrap_or_default());

@@ -77,6 +77,10 @@ fn outputs_of_buildkit() {
         ("type=tar,dest=-", "tar [] -> stdout"),
         ("TYPE=tar", "tar [] -> stdout"),
         ("type=local", "invalid value `type=local` for --output: type=local wants a directory: dest= is missing"),
+        (
+            "type=local,dest=-",
+            "invalid value `type=local,dest=-` for --output: type=local wants a directory, `-` is standard output",
+        ),
         ("dest=x", "invalid value `dest=x` for --output: type= is missing"),
         ("out", "invalid value `out` for --output: `out` is no key=value pair"),
         ("type=image,name=a,Name=b", "invalid value `type=image,name=a,Name=b` for --output: `name` is given twice"),

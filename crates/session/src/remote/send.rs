@@ -116,17 +116,16 @@ impl Offer {
         sent: &mut (dyn FnMut(u64) + Send),
     ) -> Result<u64, Fault> {
         let data = |data| Packet { r#type: PacketType::Data.into(), id, data, ..Packet::default() };
-        // A file that is gone by now is an empty one, as BuildKit's clients send it: the daemon sees it change.
-        let mut file = files.open(path).ok();
+        let mut file = match files.open(path) {
+            Ok(file) => Some(file),
+            // What is gone by now is empty, as BuildKit's clients send it: the daemon sees it change.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(self.unreadable(path, error)),
+        };
         loop {
             cancel.check().map_err(|_| Fault::cancelled())?;
             let piece = match &mut file {
-                Some(file) => read(file).map_err(|error| {
-                    let path = String::from_utf8_lossy(path);
-                    let fault = Fault::because(Kind::Environment, format!("cannot read `{path}`"), error);
-                    give_up(&self.packets, &fault);
-                    fault
-                })?,
+                Some(file) => read(file).map_err(|error| self.unreadable(path, error))?,
                 None => Piece { bytes: Vec::new(), is_last: true },
             };
             total += piece.bytes.len() as u64;
@@ -143,6 +142,14 @@ impl Offer {
                 return Ok(total);
             }
         }
+    }
+
+    /// Tells the other side, too.
+    fn unreadable(&self, path: &[u8], error: std::io::Error) -> Fault {
+        let path = String::from_utf8_lossy(path);
+        let fault = Fault::because(Kind::Environment, format!("cannot read `{path}`"), error);
+        give_up(&self.packets, &fault);
+        fault
     }
 }
 
