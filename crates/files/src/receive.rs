@@ -295,7 +295,7 @@ impl<'a> Receiver<'a> {
         let failed = |call, errno: Errno| Error::io(call, shown(&sent.path), errno);
         let file = &incoming.file;
         for (name, value) in &sent.xattrs {
-            set_xattr(name, |name| rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))
+            set_xattr(self.keeps_others, name, |name| rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))
                 .map_err(|errno| failed("set attribute of", errno))?;
         }
         rustix::fs::futimens(file, &timestamps((sent.mtime, sent.mtime)))
