@@ -240,6 +240,43 @@ fn a_difference_is_made_of_two_trees_and_laid_over_a_third() {
     served.ends();
 }
 
+/// A newer client may mean anything by it.
+#[test]
+fn what_nobody_knows_the_meaning_of_is_refused() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let refused = |llb: &Definition, output: usize, says: &str| {
+        let ended = export(&served, llb, (output, 0));
+        assert_eq!(ended.code, Some(1), "{says}: {ended:?}");
+        ended.says(&format!("error: failed to solve: {says}\n"));
+    };
+    let scratch = |dest: &str, more: Vec<u8>| field(2, [number(1, -1), field(3, dest), number(4, -1), more].concat());
+    let sharing =
+        |sharing: i64| number(6, 3).into_iter().chain(field(20, [field(1, "c"), number(2, sharing)].concat()));
+    for (mount, says) in [
+        (scratch("/m", number(6, 77)), "mount type 77 not implemented"),
+        (scratch("/", number(6, 77)), "invalid mount type 77 for /"),
+        (scratch("/m", sharing(9).collect()), "invalid cache sharing option: 9"),
+    ] {
+        let mut llb = Definition::default();
+        let image = llb.busybox();
+        let run = llb.run_with(image, "echo ran", mount);
+        refused(&llb, run, says);
+    }
+    let mut llb = Definition::default();
+    let merge = llb.merge(&[]);
+    refused(&llb, merge, "invalid merge op with no inputs");
+    let image = llb.busybox();
+    for sides in [field(7, ""), field(7, field(2, number(1, 0))), field(7, field(1, number(1, 0)))] {
+        let diff = llb.add(&[(image, 0)], sides);
+        refused(&llb, diff, "invalid diff op with nil lower or upper input");
+    }
+    // What is known is not refused.
+    let run =
+        llb.run_with(image, "ls -d /m /c", [scratch("/m", number(6, 4)), scratch("/c", sharing(2).collect())].concat());
+    assert_eq!(export(&served, &llb, (run, 0)).code, Some(0));
+    served.ends();
+}
+
 #[test]
 fn limits_of_a_step_come_with_its_metadata() {
     let Some(served) = Served::new(anyone(), "") else { return };

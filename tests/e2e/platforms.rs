@@ -12,7 +12,7 @@ use session::local::LocalSession;
 
 use crate::daemon::Served;
 use crate::guest::{Guest, Most};
-use crate::harness::is_root;
+use crate::harness::{Ended, is_root};
 use crate::kitchen::Kitchen;
 use crate::who::Who;
 
@@ -43,6 +43,45 @@ fn files(dir: &Path) -> BTreeMap<String, String> {
         }
     }
     found
+}
+
+/// By one name or by two: one tree of it is written. Images list it as often as it was named, as BuildKit's.
+#[test]
+fn a_platform_that_is_named_twice_is_written_once() {
+    let Some(served) = served(&["amd64/f", "arm64/f"]) else { return };
+    let (kitchen, world) = (&served.kitchen, &served.kitchen.world);
+    for (n, (names, expected)) in [
+        ("linux/amd64,linux/amd64", &["linux_amd64/f"][..]),
+        ("linux/arm64,linux/amd64,linux/arm64/v8", &["linux_amd64/f", "linux_arm64/f"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let remote = |output: &str| served.build(&format!("--opt platform={names} --output {output}")).succeeds();
+        let here = |output: &str| kitchen.build(&format!("--platform {names} --output {output}")).succeeds();
+        for (from, build) in [("sent", &remote as &dyn Fn(&str) -> Ended), ("here", &here)] {
+            let to = format!("{from}{n}");
+            build(&format!("type=local,dest={to}"));
+            assert_eq!(files(&world.path(&to)).into_keys().collect::<Vec<_>>(), expected, "{to}");
+            build(&format!("type=tar,dest={to}.tar"));
+            let listed = world.run("tar").args(["tf", &format!("{to}.tar")]).succeeds().text();
+            let listed: Vec<&str> = listed.lines().filter(|line| line.ends_with("/f")).collect();
+            assert_eq!(listed, expected, "{to}.tar");
+            build(&format!("type=oci,tar=false,dest={to}.oci"));
+            let read = |path: &str| {
+                serde_json::from_slice::<Value>(&fs::read(world.path(&format!("{to}.oci/{path}"))).unwrap()).unwrap()
+            };
+            let digest = read("index.json")["manifests"][0]["digest"].as_str().unwrap().replace(':', "/");
+            let manifests = read(&format!("blobs/{digest}"))["manifests"].as_array().unwrap().len();
+            assert_eq!(manifests, names.split(',').count(), "{to}.oci");
+        }
+    }
+    // What both would write is the same file.
+    served
+        .build("--opt platform=linux/amd64,linux/amd64 --output type=local,platform-split=false,dest=flat")
+        .succeeds();
+    assert_eq!(files(&world.path("flat")).into_keys().collect::<Vec<_>>(), ["f"]);
+    served.ends();
 }
 
 #[test]

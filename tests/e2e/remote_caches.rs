@@ -465,3 +465,32 @@ fn a_local_cache_that_is_not_given_any_more_is_no_error() {
     assert_eq!(again.stderr.matches(&format!(" WARN: {said}")).count(), 1, "{again:?}");
     assert!(!again.stderr.contains("ERROR") && !again.stderr.contains("------"), "{again:?}");
 }
+
+/// What BuildKit takes is taken: an image is made a cache once, caches in one directory are written one after the other. Two
+/// of one name in a registry would overwrite each other.
+#[test]
+fn caches_may_be_named_twice_where_that_makes_sense() {
+    let Some(kitchen) = kitchen(if is_root() { Who::Root } else { Who::Single }) else { return };
+    let host = kitchen.registry.host();
+    let machine = Machine::new(&kitchen, "one");
+    let here = |line: &str| kitchen.build(&line.replace("CACHE", "--cache-to"));
+    let remote = |line: &str| machine.buildctl(&line.replace("CACHE", "--export-cache"));
+    for (name, build) in [("here", &here as &dyn Fn(&str) -> Invocation), ("remote", &remote)] {
+        let image = format!("type=image,name={host}/c/{name}:1,push=true");
+        build(&format!("CACHE type=inline CACHE type=inline,mode=max --output {image}")).succeeds();
+        let line = format!("--cache-from {host}/c/{name}:1");
+        is_all_cached(&kitchen.build_on(&format!("inline-{name}"), &line).succeeds());
+
+        build(&format!("CACHE type=local,dest={name} CACHE type=local,dest={name},mode=max")).succeeds();
+        let line = format!("--cache-from type=local,src={name}");
+        is_all_cached(&kitchen.build_on(&format!("local-{name}"), &line).succeeds());
+
+        let twice = format!("CACHE type=registry,ref={host}/c/{name} CACHE type=registry,ref={host}/c/{name},mode=max");
+        let refused = build(&twice).fails();
+        refused
+            .says("duplicate cache exports [registry]")
+            .hints(&format!("name each cache differently: two are to be `{host}/c/{name}`"));
+        build("CACHE type=local,dest=x CACHE type=local,dest=x").fails().says("duplicate cache exports [local]");
+    }
+    machine.ends();
+}

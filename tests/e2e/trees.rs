@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
+use crate::daemon::Served;
 use crate::harness::{World, has_tool, or_skip, tools};
 use crate::kitchen::Kitchen;
 use crate::needs;
@@ -57,12 +58,18 @@ rm -r nodes
 ";
 
 fn prepared(who: Who) -> Option<Kitchen> {
-    or_skip(tools(&["setcap", "setfattr", "getfattr", "skopeo", "umoci"]))?;
+    or_skip(tools(&["skopeo", "umoci"]))?;
     let kitchen = Kitchen::new(who)?;
+    prepare(&kitchen)?;
+    Some(kitchen)
+}
+
+fn prepare(kitchen: &Kitchen) -> Option<()> {
+    or_skip(tools(&["setcap", "setfattr", "getfattr"]))?;
     kitchen.dockerfile(DOCKERFILE);
     kitchen.world.run("sh").args(["-c", SETUP]).succeeds();
-    who.own(&kitchen.world, "context");
-    Some(kitchen)
+    kitchen.who.own(&kitchen.world, "context");
+    Some(())
 }
 
 /// How exact the time of an entry is: layers have seconds, as upstream's.
@@ -278,4 +285,37 @@ fn privileged_a_users_layers_unpack_to_what_roots_do() {
         trees.push(umoci(&kitchen.world, "oci-archive:oci.tar", "oci"));
     }
     assert_same("a user's layers", &trees[0], &trees[1]);
+}
+
+/// A client's directory gets what a build without a daemon writes, attributes among it.
+#[test]
+fn privileged_a_clients_directory_has_all_kinds_of_files() {
+    let Some(served) = Served::new(Who::Root, "") else { return };
+    let kitchen = &served.kitchen;
+    let Some(()) = prepare(kitchen) else { return };
+    kitchen.build("--output here").succeeds();
+    let expected = tree(&kitchen.world, &kitchen.world.path("here"), Times::Nanoseconds);
+    check(&expected, &[("t/attr/f", " security.capability=0x"), ("t/attr/d", " user.dir=0x64")]);
+    served.build("--output type=local,dest=sent").succeeds();
+    let sent = tree(&kitchen.world, &kitchen.world.path("sent"), Times::Nanoseconds);
+    assert_same("type=local of a daemon", &without_owners(&expected), &without_owners(&sent));
+    served.ends();
+}
+
+/// One who may not set all attributes has the others.
+#[test]
+fn privileged_a_users_directory_has_the_attributes_that_the_user_may_set() {
+    let Some(served) = Served::new(Who::Ranges, "") else { return };
+    let kitchen = &served.kitchen;
+    let Some(()) = prepare(kitchen) else { return };
+    served.build("--output type=local,dest=sent").succeeds();
+    let sent = tree(&kitchen.world, &kitchen.world.path("sent"), Times::Seconds);
+    check(&sent, &[("t/attr/f", " user.bytes=0x00ff0a user.text=0x68656c6c6f"), ("t/attr/d", " user.dir=0x64")]);
+    for line in sent.values() {
+        assert!(
+            !line.contains("security.") && !line.contains("user.overlay.") && !line.contains("user.hullworks."),
+            "{line}"
+        );
+    }
+    served.ends();
 }

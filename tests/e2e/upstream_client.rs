@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::daemon::Served;
 use crate::frontends::definition;
 use crate::harness::{Invocation, eventually, is_root};
+use crate::kitchen::ran;
 use crate::needs;
 use crate::who::Who;
 
@@ -239,4 +240,21 @@ fn buildkit_s_client_looks_after_our_daemon() {
     assert!(theirs(&served, "dial-stdio").stdin(PREFACE).starts().ends_soon().stdout.len() >= 9);
     served.ends();
     drop(monitor.ends());
+}
+
+/// Its stores lock each blob while it is written, whatever the directory is called.
+#[test]
+fn buildkit_s_client_takes_two_caches_in_one_directory() {
+    needs!(tool "upstream-buildctl");
+    let Some(served) = Served::new(anybody(), "") else { return };
+    served.kitchen.file("f", "content");
+    served.kitchen.dockerfile("FROM busybox\nCOPY f /\nRUN cat /f > /g\n");
+    for (n, other) in ["cache0", "./cache1"].into_iter().enumerate() {
+        let line = format!("--export-cache type=local,dest=cache{n} --export-cache type=local,dest={other},mode=max");
+        builds(&served, &line).succeeds();
+        let line = format!("--cache-from type=local,src=cache{n}");
+        let read = served.kitchen.build_on(&format!("state{n}"), &line).succeeds();
+        assert!(ran(&read).is_empty(), "{read:?}");
+    }
+    served.ends();
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use base::progress::{Event, Warning};
 use base::report::{Label, Running};
 use base::{Digest, Fault, Kind, Platform};
-use files::walk::Entry;
+use files::receive::Sent;
 use llb::policy::Policy;
 use sys::path::{Links, Root};
 
@@ -190,15 +190,15 @@ impl Bridge {
     }
 
     /// What is in a directory of a result, by name; only what a pattern matches, unless that is empty.
-    pub async fn read_dir(&self, reference: &Ref, path: &str, pattern: &str) -> Result<Vec<Entry>, Fault> {
-        let (path, pattern) = (path.to_owned(), pattern.to_owned());
-        self.in_root(reference, move |root| look::read_dir(root, &path, &pattern)).await
+    pub async fn read_dir(&self, reference: &Ref, path: &str, pattern: &str) -> Result<Vec<Sent>, Fault> {
+        let (path, pattern, is_recorded) = (path.to_owned(), pattern.to_owned(), self.core.shadow);
+        self.in_root(reference, move |root| look::read_dir(root, &path, &pattern, is_recorded)).await
     }
 
     /// What a path of a result is; its last component is not followed.
-    pub async fn stat_file(&self, reference: &Ref, path: &str) -> Result<Entry, Fault> {
-        let path = path.to_owned();
-        self.in_root(reference, move |root| look::stat(root, &path, Links::FollowParents)).await
+    pub async fn stat_file(&self, reference: &Ref, path: &str) -> Result<Sent, Fault> {
+        let (path, is_recorded) = (path.to_owned(), self.core.shadow);
+        self.in_root(reference, move |root| look::stat(root, &path, Links::FollowParents, is_recorded)).await
     }
 
     /// Tells the user.

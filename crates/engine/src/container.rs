@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use base::report::{Label, Relay, Tasks};
 use base::{ByteSize, Digest, Fault, Kind};
 use executor::{Attached, Exit, ExtraHost, Inside, MountSource, Network, Security, Step, StepMount};
-use files::walk::Entry;
+use files::receive::Sent;
 use llb::pb;
 use rustix::process::Signal;
 use sys::mount::{FsView, Overlay};
@@ -324,15 +324,15 @@ impl Container {
     }
 
     /// What is in a directory of a mount.
-    pub async fn read_dir(&self, mount: usize, path: &str, pattern: &str) -> Result<Vec<Entry>, Fault> {
-        let (path, pattern) = (path.to_owned(), pattern.to_owned());
-        self.in_mount(mount, move |root| look::read_dir(root, &path, &pattern)).await
+    pub async fn read_dir(&self, mount: usize, path: &str, pattern: &str) -> Result<Vec<Sent>, Fault> {
+        let (path, pattern, is_recorded) = (path.to_owned(), pattern.to_owned(), self.core.shadow);
+        self.in_mount(mount, move |root| look::read_dir(root, &path, &pattern, is_recorded)).await
     }
 
     /// What a path of a mount is, links followed.
-    pub async fn stat_file(&self, mount: usize, path: &str) -> Result<Entry, Fault> {
-        let path = path.to_owned();
-        self.in_mount(mount, move |root| look::stat(root, &path, Links::Follow)).await
+    pub async fn stat_file(&self, mount: usize, path: &str) -> Result<Sent, Fault> {
+        let (path, is_recorded) = (path.to_owned(), self.core.shadow);
+        self.in_mount(mount, move |root| look::stat(root, &path, Links::Follow, is_recorded)).await
     }
 
     async fn in_mount<T: Send + 'static>(

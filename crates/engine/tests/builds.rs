@@ -344,8 +344,8 @@ async fn read(engine: &Engine, frontend: Frontend) -> Result<(String, i64), Faul
     let result = bridge.solve(frontend).await?;
     let file = result.all()[0];
     let bytes = bridge.read_file(file, "/f", None).await?;
-    let stat = bridge.stat_file(file, "/f").await?.stat;
-    Ok((String::from_utf8(bytes).unwrap(), stat.mtime.secs))
+    let mtime = bridge.stat_file(file, "/f").await?.mtime;
+    Ok((String::from_utf8(bytes).unwrap(), mtime.secs))
 }
 
 async fn downloads(isolation: &Isolation) {

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 
 use base::{Fault, Kind};
-use files::receive::Sent;
+use files::receive::{Attributes, Sent};
 use files::walk::{Filter, Verdict, walk};
 use rustix::fs::{Mode, OFlags};
 use session::RemoteOutput;
@@ -35,6 +35,7 @@ pub(crate) async fn send(
     let mut task = context.tasks.start("copying files", 0);
     let offer = remote.tree().await?;
     let (scratch, cancel) = (context.store.dir().join("mounts"), context.cancel.clone());
+    let is_recorded = context.store.has_records();
     context
         .blocking("sending a tree to the client".to_owned(), move || {
             let mount = |(prefix, view): (String, Option<FsView>)| {
@@ -45,7 +46,7 @@ pub(crate) async fn send(
                 Ok(Offered { prefix, root, _mounted: mounted })
             };
             let trees = trees.into_iter().map(mount).collect::<Result<Vec<_>, Fault>>()?;
-            let trees = Trees { trees, epoch, cancel: cancel.clone() };
+            let trees = Trees { trees, epoch, is_recorded, cancel: cancel.clone() };
             offer.send(&trees, &cancel, &mut |sent| task.at(sent))
         })
         .await?;
@@ -56,6 +57,8 @@ pub(crate) async fn send(
 struct Trees {
     trees: Vec<Offered>,
     epoch: Option<i64>,
+    /// What the kernel refused is among the attributes.
+    is_recorded: bool,
     cancel: base::Cancel,
 }
 
@@ -113,6 +116,7 @@ impl Trees {
         let entries = walk(root, &Filter::default(), &mut |_, _| Verdict::Keep, &self.cancel).map_err(failed)?;
         // The first name of a file stands for all of them.
         let mut inodes: HashMap<u64, Vec<u8>> = HashMap::new();
+        let mut attributes = Attributes::new(root);
         for entry in entries {
             let path = below(entry.path.as_os_str().as_bytes());
             let has_names = entry.stat.nlink > 1 && entry.stat.kind == files::Kind::File;
@@ -122,6 +126,7 @@ impl Trees {
                 inodes.insert(entry.stat.ino, path.clone());
             }
             file.path = path;
+            file.xattrs = attributes.of_built(&entry.path, self.is_recorded).map_err(failed)?;
             if let Some(secs) = self.epoch {
                 file.mtime = files::Time { secs, nanos: 0 };
             }

@@ -35,6 +35,7 @@ pub(crate) async fn write(
     let several = result.multi || result.platforms.len() > 1;
     // Of one platform a tar has none, as in BuildKit.
     let split = platform_split.unwrap_or(several) && (local || several);
+    let result = &BuildResult { platforms: distinct(&result.platforms, split)?, multi: several };
     for tree in result.platforms.iter().filter_map(|p| p.tree.as_ref()) {
         context.lazy.fill(tree).await?;
     }
@@ -152,6 +153,22 @@ pub(crate) fn folder(platform: &PlatformResult) -> String {
         id => id.to_owned(),
     };
     id.replace('/', "_")
+}
+
+/// Each platform once, however often and by whatever names it was asked for.
+fn distinct(platforms: &[PlatformResult], split: bool) -> Result<Vec<PlatformResult>, Fault> {
+    let mut distinct: Vec<PlatformResult> = Vec::new();
+    for platform in platforms {
+        match distinct.iter().find(|known| folder(known) == folder(platform)) {
+            Some(known) if known.id == platform.id => {}
+            Some(known) if split => {
+                let (one, other, dir) = (&known.id, &platform.id, folder(known));
+                return Err(Fault::user(format!("platforms `{one}` and `{other}` have one directory: `{dir}`")));
+            }
+            _ => distinct.push(platform.clone()),
+        }
+    }
+    Ok(distinct)
 }
 
 /// Trees that are laid over each other share directories and nothing else.

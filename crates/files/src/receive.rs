@@ -298,7 +298,7 @@ impl<'a> Receiver<'a> {
         }
         let file = &incoming.file;
         for (name, value) in &sent.xattrs {
-            set_xattr(name, |name| rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))
+            set_xattr(self.keeps_others, name, |name| rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))
                 .map_err(|errno| failed("set attribute of", errno))?;
         }
         rustix::fs::futimens(file, &timestamps((sent.mtime, sent.mtime)))

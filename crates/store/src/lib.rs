@@ -120,6 +120,11 @@ impl Store {
         self.inner.db.damage()
     }
 
+    /// Whether what the kernel refuses is recorded beside files (`sys::shadow`).
+    pub fn has_records(&self) -> bool {
+        self.inner.options.shadow
+    }
+
     /// The directory of the store.
     pub fn dir(&self) -> &Path {
         &self.inner.dir

@@ -5,14 +5,12 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base::Fault;
 use base::progress::Warning;
 use engine::{Bridge, CacheOptions, Frontend, FrontendResult, Ref, Refs};
 use files::receive::Sent;
-use files::walk::Entry;
 use proto::Message as _;
 use proto::moby::buildkit::v1::apicaps::ApiCap;
 use proto::moby::buildkit::v1::frontend as wire;
@@ -277,7 +275,7 @@ impl llb_bridge_server::LlbBridge for Gateway {
         let request = request.into_inner();
         let reference = build.made(&request.r#ref).map_err(failed)?;
         let entries = build.bridge.read_dir(&reference, &request.dir_path, &request.include_pattern).await;
-        let entries = entries.map_err(|fault| build.failed(&fault))?.iter().map(stat).collect();
+        let entries = entries.map_err(|fault| build.failed(&fault))?.into_iter().map(stat).collect();
         Ok(Response::new(wire::ReadDirResponse { entries }))
     }
 
@@ -289,7 +287,7 @@ impl llb_bridge_server::LlbBridge for Gateway {
         let request = request.into_inner();
         let reference = build.made(&request.r#ref).map_err(failed)?;
         let entry = build.bridge.stat_file(&reference, &request.path).await.map_err(|fault| build.failed(&fault))?;
-        Ok(Response::new(wire::StatFileResponse { stat: Some(stat(&entry)) }))
+        Ok(Response::new(wire::StatFileResponse { stat: Some(stat(entry)) }))
     }
 
     async fn resolve_image_config(
@@ -382,7 +380,7 @@ impl llb_bridge_server::LlbBridge for Gateway {
         let request = request.into_inner();
         let (container, path) = (build.containers.find(&request.r#ref)?, absolute(&request.dir_path)?);
         let entries = container.read_dir(mount_index(request.mount_index), path, &request.include_pattern).await;
-        let entries = entries.map_err(failed)?.iter().map(stat).collect();
+        let entries = entries.map_err(failed)?.into_iter().map(stat).collect();
         Ok(Response::new(wire::ReadDirResponse { entries }))
     }
 
@@ -394,7 +392,7 @@ impl llb_bridge_server::LlbBridge for Gateway {
         let request = request.into_inner();
         let (container, path) = (build.containers.find(&request.r#ref)?, absolute(&request.path)?);
         let entry = container.stat_file(mount_index(request.mount_index), path).await.map_err(failed)?;
-        Ok(Response::new(wire::StatFileResponse { stat: Some(stat(&entry)) }))
+        Ok(Response::new(wire::StatFileResponse { stat: Some(stat(entry)) }))
     }
 }
 
@@ -456,11 +454,11 @@ fn many(build: &ClientBuild, map: HashMap<String, String>) -> Result<Refs, Fault
 }
 
 /// A file as clients know it; names that are no text are shown as far as they are.
-fn stat(entry: &Entry) -> proto::generated_fsutil::types::Stat {
-    let wire = session::remote::wire(Sent::of(entry, None));
+fn stat(file: Sent) -> proto::generated_fsutil::types::Stat {
+    let wire = session::remote::wire(file);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     proto::generated_fsutil::types::Stat {
-        path: text(entry.path.as_os_str().as_bytes()),
+        path: text(&wire.path),
         mode: wire.mode,
         uid: wire.uid,
         gid: wire.gid,
@@ -469,6 +467,6 @@ fn stat(entry: &Entry) -> proto::generated_fsutil::types::Stat {
         linkname: text(&wire.linkname),
         devmajor: wire.devmajor,
         devminor: wire.devminor,
-        xattrs: HashMap::new(),
+        xattrs: wire.xattrs.into_iter().collect(),
     }
 }

@@ -38,9 +38,23 @@ impl CacheExports {
     /// Reads what was asked for.
     pub(crate) fn read(exports: &[CacheOptions]) -> Result<CacheExports, Fault> {
         let mut read = CacheExports::default();
+        // As in BuildKit: one name in a registry has one cache, and all others are told apart by their attributes.
+        let name = |export: &CacheOptions| {
+            export.attrs.get("ref").filter(|name| export.kind == "registry" && !name.is_empty()).cloned()
+        };
         for (at, export) in exports.iter().enumerate() {
-            if exports[..at].contains(export) {
-                return Err(Fault::user(format!("duplicate cache export of type {}", export.kind)));
+            // An image is made a cache once, however often one asks for it.
+            if read.inline && export.kind == "inline" {
+                continue;
+            }
+            let same =
+                |other: &CacheOptions| other == export || name(export).is_some_and(|own| name(other) == Some(own));
+            if exports[..at].iter().any(same) {
+                let fault = Fault::user(format!("duplicate cache exports [{}]", export.kind));
+                return Err(match name(export) {
+                    Some(name) => fault.hint(format!("name each cache differently: two are to be `{name}`")),
+                    None => fault,
+                });
             }
             let options = ExportOptions::read(&export.kind, &export.attrs)?;
             match options.place {
@@ -61,7 +75,7 @@ impl CacheExports {
         &self.list
     }
 
-    /// Writes all caches side by side. Answers what clients want to know of them.
+    /// Writes all caches side by side, those in one directory one after the other. Answers what clients want to know of them.
     pub(crate) async fn write(
         &self,
         core: &Arc<Core>,
@@ -71,7 +85,13 @@ impl CacheExports {
         context: impl Fn(&Running, Cancel) -> Context,
     ) -> Result<BTreeMap<String, String>, Fault> {
         let chain = chain(core, job, keys.to_vec()).await?;
-        let write = |options| write_one(core, job, &chain, options, lacking, &context);
+        let dirs: Vec<tokio::sync::Mutex<()>> = self.list.iter().map(|_| tokio::sync::Mutex::default()).collect();
+        let write = async |options: &ExportOptions| {
+            // The first cache of a place has the lock for all of them. Who waits longest is next.
+            let first = self.list.iter().position(|other| other.place == options.place);
+            let _turn = dirs[first.unwrap_or_default()].lock().await;
+            write_one(core, job, &chain, options, lacking, &context).await
+        };
         let written = join_all(self.list.iter().map(write)).await;
         let mut answers = BTreeMap::new();
         for (manifest, options) in written.into_iter().zip(&self.list) {

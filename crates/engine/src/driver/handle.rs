@@ -45,7 +45,8 @@ impl JobHandle {
         let Some(output) = graph.output() else { return Ok(Made { tree: Tree::Empty, keys: Vec::new() }) };
         for vertex in graph.vertices() {
             self.job.check_rights(vertex)?;
-            ops::check_caps(vertex).map_err(|fault| self.locate(graph, fault, vertex.digest))?;
+            let checked = ops::check_caps(vertex).and_then(|()| ops::check_values(vertex));
+            checked.map_err(|fault| self.locate(graph, fault, vertex.digest))?;
         }
         let granted = self.driver.core.devices.grant(graph, &self.job.devices);
         let granted = granted.map_err(|(digest, fault)| self.locate(graph, fault, digest))?;

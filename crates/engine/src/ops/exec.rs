@@ -150,6 +150,23 @@ async fn prepare(
     Ok((step, prepared))
 }
 
+/// Refuses a mount of a type that there is not, in BuildKit's words.
+pub(super) fn check_mount(mount: &pb::Mount) -> Result<(), Fault> {
+    let kind = match pb::MountType::try_from(mount.mount_type) {
+        Ok(kind) => kind,
+        Err(_) if mount.dest == "/" => {
+            return Err(Fault::user(format!("invalid mount type {} for /", mount.mount_type)));
+        }
+        Err(_) => return Err(Fault::user(format!("mount type {} not implemented", mount.mount_type))),
+    };
+    match &mount.cache_opt {
+        Some(opt) if kind == pb::MountType::Cache && pb::CacheSharingOpt::try_from(opt.sharing).is_err() => {
+            Err(Fault::user(format!("invalid cache sharing option: {}", opt.sharing)))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Adds what comes with the devices of the step, as they are described now.
 async fn add_devices(ctx: &OpContext, op: &pb::ExecOp, step: &mut Step) -> Result<(), Fault> {
     let (core, wanted) = (ctx.core.clone(), op.cdi_devices.clone());
@@ -250,6 +267,7 @@ impl Prepared {
         inputs: &[Tree],
     ) -> Result<(), Fault> {
         self.count += 1;
+        check_mount(mount)?;
         let input = match usize::try_from(mount.input) {
             Ok(index) => inputs.get(index).cloned().ok_or_else(|| no_input(mount))?,
             Err(_) if mount.input == -1 => Tree::Empty,

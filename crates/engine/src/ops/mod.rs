@@ -113,6 +113,20 @@ pub(crate) fn check_caps(vertex: &llb::Vertex) -> Result<(), Fault> {
     }
 }
 
+/// Refuses ops that say too little, or what only a newer version may understand: nobody guesses at what is meant.
+pub(crate) fn check_values(vertex: &llb::Vertex) -> Result<(), Fault> {
+    match &vertex.op.op {
+        Some(pb::op::Op::Exec(exec)) => exec.mounts.iter().try_for_each(exec::check_mount),
+        Some(pb::op::Op::Merge(merge)) if merge.inputs.is_empty() => {
+            Err(Fault::user("invalid merge op with no inputs"))
+        }
+        Some(pb::op::Op::Diff(diff)) if diff.lower.is_none() || diff.upper.is_none() => {
+            Err(Fault::user("invalid diff op with nil lower or upper input"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// An op of a graph with what was read out of it.
 #[derive(Debug)]
 pub(crate) struct Op {

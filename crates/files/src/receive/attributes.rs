@@ -3,11 +3,12 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::io::Errno;
 use sys::path::{Links, Root};
+use sys::shadow;
 
 use crate::checksum::Xattrs;
 use crate::error::Error;
+use crate::untar::{CAPABILITY, is_private};
 
 /// Reads the attributes of files that come directory by directory.
 #[derive(Debug)]
@@ -29,8 +30,19 @@ impl<'a> Attributes<'a> {
         Ok(found)
     }
 
+    /// Those of a file that a build made, as everybody else knows it: without the marks of overlayfs and our own records.
+    /// `is_recorded` says that file capabilities may be among the latter.
+    pub fn of_built(&mut self, path: &Path, is_recorded: bool) -> Result<Xattrs, Error> {
+        let mut found = self.of(path)?;
+        let recorded = found.remove(shadow::CAPABILITY.to_bytes()).filter(|_| is_recorded);
+        found.retain(|name, _| !is_private(name));
+        found.extend(recorded.map(|value| (CAPABILITY.to_vec(), value)));
+        Ok(found)
+    }
+
     fn read(&mut self, path: &Path) -> std::io::Result<Xattrs> {
-        let name = path.file_name().ok_or(Errno::INVAL)?;
+        // The root itself has no name.
+        let Some(name) = path.file_name() else { return crate::xattr::of_fd(self.root.open_dir("", Links::Refuse)?) };
         let parent = path.parent().unwrap_or(Path::new(""));
         let dir = match self.dir.take() {
             Some((known, dir)) if known == parent => dir,

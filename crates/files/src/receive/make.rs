@@ -77,7 +77,7 @@ impl Receiver<'_> {
     /// Makes what has no bytes, or changes the directory that is there.
     pub(super) fn make(&mut self, sent: &Sent) -> Result<Here, Error> {
         let failed = |call, errno: Errno| Error::io(call, shown(&sent.path), errno);
-        let name = name_of(&sent.path).to_owned();
+        let (name, keeps_others) = (name_of(&sent.path).to_owned(), self.keeps_others);
         let dir = self.dir(parent_of(&sent.path))?;
         let mode = Mode::from_raw_mode(sent.mode);
         match sent.kind {
@@ -93,7 +93,7 @@ impl Receiver<'_> {
         for (xattr, value) in &sent.xattrs {
             let path = format!("/proc/self/fd/{}/", std::os::fd::AsRawFd::as_raw_fd(&*dir));
             let path = [path.as_bytes(), name.as_bytes()].concat();
-            set_xattr(xattr, |xattr| {
+            set_xattr(keeps_others, xattr, |xattr| {
                 rustix::fs::lsetxattr(OsStr::from_bytes(&path), xattr, value, XattrFlags::empty())
             })
             .map_err(|errno| failed("set attribute of", errno))?;
@@ -191,9 +191,15 @@ pub(super) fn empty(root: &Root) -> Result<(), Error> {
     Ok(())
 }
 
-/// Attributes that this file system or user cannot set are remembered all the same: they are part of what was sent.
-pub(super) fn set_xattr(name: &[u8], set: impl Fn(&OsStr) -> Result<(), Errno>) -> Result<(), Errno> {
+/// Attributes that this file system or user cannot set are remembered all the same: they are part of what was sent. A
+/// directory of the user gets those that it takes, as from BuildKit's clients.
+pub(super) fn set_xattr(
+    keeps_others: bool,
+    name: &[u8],
+    set: impl Fn(&OsStr) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     match set(OsStr::from_bytes(name)) {
+        Err(_) if keeps_others => Ok(()),
         Err(Errno::PERM | Errno::NOTSUP | Errno::ACCESS) => Ok(()),
         result => result,
     }

@@ -257,3 +257,27 @@ fn names_that_no_file_system_takes_are_refused_at_once() {
     }
     assert_eq!(Receiver::beside(&root).take(file(&long(255), "")).expect("fits"), Bytes::Wanted);
 }
+
+/// A user's directory takes those attributes that it can; a mirror fails for what is no matter of rights.
+#[test]
+fn attributes_that_a_directory_cannot_take_are_left_out() {
+    let xattrs: Xattrs = [("user.large", vec![0; 70_000]), ("user.small", b"x".to_vec())]
+        .map(|(name, value)| (name.as_bytes().to_vec(), value))
+        .into();
+    let sent = [Sent { xattrs: xattrs.clone(), ..dir("d") }, Sent { xattrs, ..file("d/f", "") }];
+    let place = tempfile::tempdir().expect("a directory");
+    let root = Root::open(place.path()).expect("opens");
+    let mut receiver = Receiver::beside(&root);
+    for (index, sent) in sent.iter().enumerate() {
+        if receiver.take(sent.clone()).expect("taken") == Bytes::Wanted {
+            receiver.close(index).expect("whole");
+        }
+    }
+    receiver.finish().expect("settled");
+    for name in ["d", "d/f"] {
+        let found = sys::xattr::all(&place.path().join(name), |name| name.starts_with(b"user.")).expect("read");
+        assert_eq!(found, [(b"user.small".to_vec(), b"x".to_vec())], "{name}");
+    }
+    let error = Place::new().receive(&[(sent[0].clone(), "")]).expect_err("too large").to_string();
+    assert!(error.starts_with("cannot set attribute of "), "{error}");
+}

@@ -13,7 +13,7 @@ use super::error::{io_error, owner_error, refused, write_error};
 use super::walk::{Place, Unpacker};
 use super::{Entry, Error, Times};
 
-pub(super) const CAPABILITY: &[u8] = b"security.capability";
+pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 
 impl Unpacker<'_> {
     /// Whether a new file in the current directory belongs to the entry's owner from the start.
@@ -159,6 +159,6 @@ impl Unpacker<'_> {
 }
 
 /// Attributes that belong to the builder's machinery.
-fn is_private(name: &[u8]) -> bool {
+pub(crate) fn is_private(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") || name.starts_with(shadow::PREFIX)
 }

@@ -28,6 +28,7 @@ use sys::shadow;
 
 pub use error::Error;
 use error::write_error;
+pub(crate) use metadata::{CAPABILITY, is_private};
 use walk::Unpacker;
 
 /// One entry of a tar stream, as its header says.

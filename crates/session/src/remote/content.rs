@@ -3,6 +3,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use base::{Digest, Fault, Kind};
@@ -24,6 +25,9 @@ use crate::{Blob, Blobs, CacheDir};
 const PIECE: usize = 1 << 20;
 /// Messages on their way.
 const QUEUE: usize = 2;
+/// How long to wait for a blob that somebody else writes, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(16);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A store of a client.
 pub(super) struct Store {
@@ -131,11 +135,50 @@ impl Read for Pieces {
     }
 }
 
+type Requests = mpsc::Sender<WriteContentRequest>;
+
+impl Store {
+    /// Begins to write a blob: where the messages go, the client's answers, and how much of it is there. Waits for whoever
+    /// writes the same one, by another name of the directory or in another build.
+    async fn begin(
+        &self,
+        first: &WriteContentRequest,
+    ) -> Result<(Requests, Streaming<WriteContentResponse>, u64), Status> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let (requests, queue) = mpsc::channel(QUEUE);
+            let request = self.request(ReceiverStream::new(queue));
+            let request = request.map_err(|fault| Status::invalid_argument(fault.to_string()))?;
+            // The first message goes out before the client answers anything.
+            requests.send(first.clone()).await.map_err(|_| gone())?;
+            let codec = tonic_prost::ProstCodec::<WriteContentRequest, WriteContentResponse>::default();
+            let call = async {
+                let mut answers =
+                    self.grpc().await?.streaming(request, PathAndQuery::from_static(WRITE), codec).await?.into_inner();
+                let there = answers.message().await?.map_or(0, |answer| u64::try_from(answer.offset).unwrap_or(0));
+                Ok((requests, answers, there))
+            };
+            match call.await {
+                Err(status) if is_locked(&status) => tokio::time::sleep(pause).await,
+                begun => return begun,
+            }
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+}
+
+fn gone() -> Status {
+    Status::unavailable("the client takes no more")
+}
+
+/// What containerd's stores say of a blob that somebody writes. They do not say when that ends.
+fn is_locked(status: &Status) -> bool {
+    status.code() == Code::Unavailable && status.message().contains(" locked")
+}
+
 #[async_trait]
 impl CacheDir for Store {
     async fn put(&self, digest: &Digest, size: u64, from: Box<dyn Read + Send>) -> Result<(), Fault> {
-        let (requests, queue) = mpsc::channel(QUEUE);
-        let request = self.request(ReceiverStream::new(queue))?;
         let doing = format!("cannot write to `{}`", self.place());
         let total = i64::try_from(size).unwrap_or(i64::MAX);
         let message = |action: WriteAction, offset: u64, data: Bytes| WriteContentRequest {
@@ -147,14 +190,8 @@ impl CacheDir for Store {
             data,
             labels: std::collections::HashMap::new(),
         };
-        let gone = || Status::unavailable("the client takes no more");
         let call = async {
-            // The first message goes out before the client answers anything.
-            requests.send(message(WriteAction::Stat, 0, Bytes::new())).await.map_err(|_| gone())?;
-            let codec = tonic_prost::ProstCodec::<WriteContentRequest, WriteContentResponse>::default();
-            let started = self.grpc().await?.streaming(request, PathAndQuery::from_static(WRITE), codec).await;
-            let mut answers = started?.into_inner();
-            let there = answers.message().await?.map_or(0, |answer| u64::try_from(answer.offset).unwrap_or(0));
+            let (requests, mut answers, there) = self.begin(&message(WriteAction::Stat, 0, Bytes::new())).await?;
             let mut pieces = pieces(from, there);
             let mut offset = there;
             while let Some(piece) = pieces.recv().await {
