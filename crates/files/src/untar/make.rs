@@ -204,7 +204,7 @@ impl Unpacker<'_> {
         };
         // The header of the link is the last word on the file's metadata, as in other tools. Mostly it says the same again,
         // and then nothing may be touched: a change of owner, even to the same, takes away capabilities.
-        let owned = (stat.st_uid, stat.st_gid) == (entry.uid, entry.gid);
+        let owned = self.owner_of(path, place, &stat)? == (entry.uid, entry.gid);
         if !owned {
             self.own_name(path, place, entry, &link_target, kind == FileType::RegularFile)?;
         }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use sys::shadow::Shadow;
 use sys::xattr;
 
 use super::metadata::CAPABILITY;
@@ -419,6 +420,18 @@ fn privileged_owners_devices_and_capabilities() {
     assert_eq!((link.uid(), link.gid()), (7, 8));
     let device = fs::metadata(root.join("null")).expect("null");
     assert_eq!((device.rdev(), device.uid(), device.mode() & 0o7777), (rustix::fs::makedev(1, 3), 5, 0o666));
+
+    // As a single id leaves it: it is root's, and by its record another's.
+    let (_dir, root) = scratch();
+    let path = root.join("f");
+    fs::write(&path, "").expect("written");
+    Shadow::owner(1000, 1001).write(&path).expect("recorded");
+    xattr::set(&path, c"security.capability", &capability).expect("set");
+    let again = vec![all[3].clone()];
+    run(&root, again, &Options { shadow: true, ..Options::layer(Whiteouts::Delete) }).expect("unpacked");
+    let kept = xattr::get(&path, c"security.capability").expect("readable");
+    assert_eq!(kept.as_deref(), Some(&capability[..]), "a hard link does not take capabilities away");
+    assert_eq!(Shadow::read(&path).expect("readable"), Some(Shadow::owner(1000, 1001)));
 
     let (_dir, root) = scratch();
     let options = Options { owner: Some((42, 43)), devices: Devices::Skip, ..Options::archive() };
