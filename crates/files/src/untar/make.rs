@@ -53,10 +53,9 @@ impl Unpacker<'_> {
         self.implied.remove(&path);
         self.set_finish(&path, Finish { mode: Some(entry.mode), mtime: Some(entry.mtime), atime: entry.atime });
         // The next entry most likely lies in it.
-        let parent_depth = split(&path).0.split(|b| *b == b'/').filter(|p| !p.is_empty()).count();
-        if self.steps.len() == parent_depth {
+        if self.steps.len() == place.depth {
             let setgid = is_setgid(&fd);
-            self.steps.push(Step { name: place.name.to_bytes().to_vec(), fd: Rc::new(fd), setgid });
+            self.steps.push(Step { name: place.name.to_bytes().to_vec(), path, fd: Rc::new(fd), setgid });
         }
         Ok(())
     }

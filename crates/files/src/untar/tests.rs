@@ -114,6 +114,16 @@ fn archives_become_trees() {
         (&["d/", "d/up->../../..", "d/up/f=1"], &["d/", "d/up->../../..", "f=1"]),
         (&["l->.", "l/l/x=1"], &["l->.", "x=1"]),
         (&["l->.", "l/l=1", "l"], &["l/"]),
+        // What they lead to may be in a layer below.
+        (&["s->etc", "s/f=1"], &["etc/", "etc/f=1", "s->etc"]),
+        (&["s->/etc", "s/d/", "s/d/f=1"], &["etc/", "etc/d/", "etc/d/f=1", "s->/etc"]),
+        (&["etc->usr", "etc/a/b=1"], &["etc->usr", "usr/", "usr/a/", "usr/a/b=1"]),
+        (&["s->t", "t->u/v", "s/f=1", "u/v/g=2"], &["s->t", "t->u/v", "u/", "u/v/", "u/v/f=1", "u/v/g=2"]),
+        (&["s->../../no/../etc", "s/f=1"], &["etc/", "etc/f=1", "s->../../no/../etc"]),
+        (&["s->etc", "s/f=1", "s/g=2", "etc/h=3"], &["etc/", "etc/f=1", "etc/g=2", "etc/h=3", "s->etc"]),
+        (&["s->etc", "s/.wh.f="], &["etc/", "etc/f whiteout", "s->etc"]),
+        (&["s->etc", "s/f=1", "s=2"], &["etc/", "etc/f=1", "s=2"]),
+        (&[".wh.etc=", "s->etc", "s/f=1"], &["etc/", "etc/f=1", "s->etc"]),
         // A hard link to a link is that link.
         (&["l->t", "h=>l"], &["h->t", "l->t"]),
         (&["d/", "d/f=1", "l->d", "h=>l/f"], &["d/", "d/f=1", "h=1", "l->d"]),
@@ -185,10 +195,7 @@ fn nonsense_is_refused_with_its_name() {
             &["l->l", "l/x=1"],
             "archive entry `l` is refused: an entry lies beneath a symlink that leads in a circle or out of the root",
         ),
-        (
-            &["l->gone", "l/x=1"],
-            "archive entry `l` is refused: an entry lies beneath a symlink that leads to no directory",
-        ),
+        (&["f=1", "l->f", "l/x=2"], "archive entry `f` is refused: an entry lies beneath it, yet it is no directory"),
         (&["l->"], "archive entry `l` is refused: its link target is empty"),
         (&["a\0b="], "archive entry `a\0b` is refused: its name holds a NUL byte"),
         (
@@ -210,6 +217,32 @@ fn an_archive_of_the_users_may_not_climb_and_keeps_odd_names() {
     assert_eq!(error.to_string(), "archive entry `../x` is refused: it points outside of the target directory");
     run_lines(&root, &["a/.wh.b=1", ".wh..wh..opq=2"], &Options::archive()).expect("unpacked");
     assert_eq!(tree(&root), [".wh..wh..opq=2", "a/", "a/.wh.b=1"]);
+    // Below it there is nothing else that a link could lead to.
+    let error = run_lines(&root, &["l->gone", "l/x=1"], &Options::archive()).expect_err("refused");
+    let words = "archive entry `l` is refused: an entry lies beneath a symlink that leads to no directory";
+    assert_eq!(error.to_string(), words);
+}
+
+#[test]
+fn what_lies_beneath_links_is_known_by_its_own_path() {
+    let whiteouts = Whiteouts::Overlay { userxattr: true };
+    for (lines, implied) in [
+        (&["s->etc", "s/d/f=1"][..], &["etc", "etc/d"][..]),
+        (&["etc/", "s->etc", "s/d/f=1"], &["etc/d"]),
+        (&["etc/", "s->/etc", "s/d/f=1", "etc/d"], &[]),
+        (&["etc/", "s->etc", "etc/d/f=1", "s/d/"], &[]),
+    ] {
+        let (_dir, root) = scratch();
+        let report = run_lines(&root, lines, &Options::layer(whiteouts)).expect("unpacked");
+        let found: Vec<_> = report.implied.iter().map(|path| String::from_utf8_lossy(path)).collect();
+        assert_eq!(found, implied, "{lines:?}");
+    }
+    let deep = format!("s->{}", "d/".repeat(400));
+    let (_dir, root) = scratch();
+    let error = run_lines(&root, &[&deep, "s/f=1"], &Options::layer(whiteouts)).expect_err("refused");
+    assert_eq!(error.to_string(), "archive entry `s` is refused: its directories are nested too deeply");
+}
+
 }
 
 #[test]
