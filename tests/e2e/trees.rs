@@ -175,6 +175,26 @@ fn a_file_of_another_owner_keeps_its_capability_with_a_second_name() {
     }
 }
 
+#[test]
+fn an_archive_describes_the_directory_that_it_is_added_to_as_a_slash() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        for (name, path) in [("slash", "/"), ("dot", "./")] {
+            let top = Entry { flag: b'5', name: path.as_bytes(), mode: 0o711, owner: (9, 0), ..Entry::default() };
+            kitchen.file(&format!("{name}.tar"), Archive::new().entry(top).file("f", "").end());
+        }
+        kitchen
+            .dockerfile("FROM scratch\nADD slash.tar /slash/\nADD dot.tar /dot/\nADD --chown=7:8 slash.tar /owned/\n");
+        kitchen.build("--output type=tar,dest=out.tar").succeeds();
+        let list = ["--list", "--verbose", "--numeric-owner", "--utc", "--file", "out.tar"];
+        let list = kitchen.world.run("tar").args(list).env("LC_ALL", "C").succeeds().text();
+        let line = |name: &str| list.lines().find(|line| line.ends_with(name)).unwrap_or_default().to_owned();
+        assert!(line(" slash/").starts_with("drwx--x--x 9/0 ") && line(" slash/").contains(" 1970-01-01 "), "{list}");
+        assert!(line(" dot/").starts_with("drwxr-xr-x 0/0 "), "{list}");
+        assert!(line(" owned/").starts_with("drwx--x--x 7/8 "), "{list}");
+    }
+}
+
 /// What podman's storage keeps: no times before 1970, no second names of links and pipes.
 fn in_podman(tree: &BTreeMap<Vec<u8>, String>) -> BTreeMap<Vec<u8>, String> {
     let keep = |line: &String| {

@@ -243,6 +243,24 @@ fn what_lies_beneath_links_is_known_by_its_own_path() {
     assert_eq!(error.to_string(), "archive entry `s` is refused: its directories are nested too deeply");
 }
 
+#[test]
+fn an_entry_may_describe_the_target() {
+    let slash = |path: &str, kind| vec![(entry(path, kind, 0o711), Vec::new()), parse("f=1")];
+    for (path, top, mode) in
+        [("/", true, 0o711), ("//", true, 0o711), ("/a/..", true, 0o711), ("./", true, 0o750), ("/", false, 0o750)]
+    {
+        let (_dir, root) = scratch();
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o750)).expect("set");
+        let options = Options { top, ..Options::archive() };
+        run(&root, slash(path, EntryKind::Directory), &options).unwrap_or_else(|e| panic!("{path}: {e:?}"));
+        let metadata = fs::metadata(&root).expect("there");
+        assert_eq!(metadata.permissions().mode() & 0o7777, mode, "{path} {top}");
+        assert_eq!(metadata.mtime() == 1_000, mode == 0o711, "{path} {top}");
+    }
+    let (_dir, root) = scratch();
+    let options = Options { top: true, ..Options::archive() };
+    let error = run(&root, slash("/", EntryKind::Regular { size: 0 }), &options).expect_err("refused");
+    assert_eq!(error.to_string(), "archive entry `/` is refused: it would replace the target directory");
 }
 
 #[test]

@@ -93,8 +93,9 @@ impl<'a> Unpacker<'a> {
 
     pub(super) fn entry(&mut self, mut entry: Entry, source: &mut impl Source) -> Result<(), Error> {
         let path = self.clean(&entry.path)?;
-        if path.is_empty() {
-            return Ok(()); // The root itself: neither layers nor archives change it.
+        // The root itself: as `.` it is passed over by all tools, as `/` only some change it.
+        if path.is_empty() && !(self.options.top && entry.path.starts_with(b"/")) {
+            return Ok(());
         }
         if let Some((uid, gid)) = self.options.owner {
             (entry.uid, entry.gid) = (uid, gid);
@@ -103,6 +104,9 @@ impl<'a> Unpacker<'a> {
             return Err(refused(&entry.path, "its owner is the largest number, which is no id"));
         }
         entry.mode &= 0o7777;
+        if path.is_empty() {
+            return self.top(&entry);
+        }
         let place = self.place(&path)?;
         let path = if self.aliased { join(self.here_path(), place.name.to_bytes()) } else { path };
         if self.options.whiteouts != Whiteouts::Literal && self.whiteout(&path, &place, &entry)? {

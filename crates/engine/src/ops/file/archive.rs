@@ -58,6 +58,7 @@ impl Unpack for Archives<'_> {
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut options = untar::Options::archive();
         options.owner = owner.map(|owner| (owner.uid, owner.gid));
+        options.top = true;
         options.shadow = self.recording.is_some();
         options.cancel = self.cancel.clone();
         let plain = plain(file, options.limits.bytes)?.ok_or("it is compressed twice")?;
