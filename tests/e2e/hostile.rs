@@ -278,14 +278,18 @@ fn refused(outside: &Outside) -> Vec<Refused> {
             new().pax(&[("uid", "4294967295")]).file("f", "").end(),
             "`f` is refused: its owner is the largest number, which is no id",
         ),
-        // Larger than anybody needs. What ADD cannot read at its head is a file to it.
+        // Larger than anybody needs. What is no archive by its head is a file to ADD.
         both(sized(300 << 30), bomb),
         both(sized(u64::MAX >> 1), bomb),
         both(sparse(300 << 30), bomb),
         both(sparse_behind(new().file("x", "1"), 256 << 30), bomb),
-        layer(sparse(2 << 40), "sparse file is larger than 1099511627776 bytes"),
+        both(sparse(2 << 40), "sparse file is larger than 1099511627776 bytes"),
         layer(header(b'x', 3 << 30), "extended header is larger than 1048576 bytes"),
         layer(header(b'L', 3 << 30), "extended header is larger than 1048576 bytes"),
+        both(new().gnu_long(b'L', vec![b'n'; 20_000]).file("x", "").end(), "name is longer than 16384 bytes"),
+        both(new().pax(&vec![("comment", "x"); 5000]).file("x", "").end(), "more than 4096 PAX records"),
+        both(new().pax(&[("uid", "99999999999")]).file("x", "").end(), "id 99999999999 is out of range"),
+        both(new().entry(Entry { flag: b'V', ..named("x") }).end(), "unsupported type `V`"),
         (new().dir("d").file("/", "x").end(), None, Some("`/` is refused: it would replace the target directory")),
         both(
             new().file("x", "").gnu_long(b'L', format!("{}f", "d/".repeat(400))).file("y", "").end(),
