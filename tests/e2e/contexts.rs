@@ -91,6 +91,25 @@ fn a_directory_is_a_context_by_its_name() {
 }
 
 #[test]
+fn a_directory_that_is_a_base_is_a_layer_of_its_own() {
+    let Some(kitchen) = Kitchen::new(Who::Root) else { return };
+    kitchen.world.write("lib/f", "lib");
+    kitchen.file("own", "own");
+    kitchen.dockerfile("FROM lib\nCOPY own /d\nCOPY own /e\n");
+    let name = format!("{}/based:1", kitchen.registry.host());
+    kitchen.build(&format!("--push -t {name} --build-context lib=lib")).succeeds();
+    let (_, manifest) = kitchen.registry.manifest("based", "1").unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!(manifest["layers"].as_array().unwrap().len(), 3, "{manifest}");
+    kitchen.dockerfile("FROM lib\nCOPY --from=lib f /g\n");
+    kitchen.build("--build-context lib=lib --output out").succeeds();
+    for name in ["out/f", "out/g", "lib/f"] {
+        assert_eq!(fs::read_to_string(kitchen.world.path(name)).unwrap(), "lib", "{name}");
+    }
+    assert!(!kitchen.world.path("lib/g").exists());
+}
+
+#[test]
 fn an_image_is_a_context_by_a_name() {
     let Some(kitchen) = Kitchen::new(Who::Root) else { return };
     let other = Registry::start();

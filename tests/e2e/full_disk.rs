@@ -375,6 +375,9 @@ fn privileged_an_output_that_finds_no_room_leaves_nothing_under_its_name() {
     kitchen.dockerfile("FROM busybox\nCOPY noise /\n");
     let first = disk.build("");
     assert!(first.code == Some(0), "{first:?}");
+    kitchen.file("Dockerfile.alone", "FROM scratch\nCOPY noise /\n");
+    let alone = disk.build("--file context/Dockerfile.alone");
+    assert!(alone.code == Some(0), "{alone:?}");
     let made = disk.build("--output type=image,name=x");
     assert!(made.code == Some(0), "{made:?}");
     disk.sh("truncate -s 0 disk/filler; fallocate -l $(($(stat -f -c '%a * %S' disk) - 6000000)) disk/filler");
@@ -395,7 +398,13 @@ fn privileged_an_output_that_finds_no_room_leaves_nothing_under_its_name() {
         assert_eq!(sizes, "", "{}", noise.display());
         disk.sh("rm -r disk/out");
     }
-    disk.sh("rm disk/filler");
+    // The only file does not fit: no directory is left of it, but those that were there.
+    disk.sh("mkdir disk/there");
+    let ended = disk.build("--file context/Dockerfile.alone --output type=local,dest=disk/there/a/b");
+    assert!(ended.code == Some(1), "{ended:?}");
+    ended.says("error: failed to solve: cannot write to `disk/there/a/b`: ").hints(&hint);
+    assert_eq!(disk.sh("find disk/there"), "disk/there\n");
+    disk.sh("rm -r disk/filler disk/there");
     let ended = disk.build("--output type=oci,dest=disk/out.tar");
     assert!(ended.code == Some(0) && ran(&ended).is_empty(), "{ended:?}");
     disk.sh("tar tf disk/out.tar index.json");

@@ -126,6 +126,19 @@ fn tamed(outside: &Outside) -> Vec<Tamed> {
             &["d/", "d/f", "d/g", "dir/", "dir/a", "dir/b", "keep", "l", "up"],
             &["d/", "d/f", "d/g", "l", "up"],
         ),
+        // What a link leads to may be in the layer below, or nowhere.
+        layer(new().symlink("s", "dir").file("s/z", ""), &["dir/", "dir/a", "dir/b", "dir/z", "keep", "s"]),
+        layer(new().symlink("s", "/dir").file("s/.wh.a", ""), &["dir/", "dir/b", "keep", "s"]),
+        layer(new().symlink("s", "dir").file("s/.wh..wh..opq", ""), &["dir/", "keep", "s"]),
+        layer(new().symlink("dir", "new").file("dir/z", ""), &["dir", "keep", "new/", "new/z"]),
+        layer(
+            new().symlink("s", "../t").symlink("t", "x/../new/y").file("s/d/z", ""),
+            &["dir/", "dir/a", "dir/b", "keep", "new/", "new/y/", "new/y/d/", "new/y/d/z", "s", "t"],
+        ),
+        layer(new().symlink("l", &absolute).file("l/f", "pwned"), &["OUT/f", "dir/", "dir/a", "dir/b", "keep", "l"]),
+        layer(new().symlink("l", &up).file("l/f", "pwned"), &["OUT/f", "dir/", "dir/a", "dir/b", "keep", "l"]),
+        layer(new().symlink("l", &absolute).file("l/.wh.secret", ""), &["dir/", "dir/a", "dir/b", "keep", "l"]),
+        layer(new().symlink("l", &absolute).file("l/.wh..wh..opq", ""), &["dir/", "dir/a", "dir/b", "keep", "l"]),
         // Names of the tree itself are nothing.
         layer(new().file("", "x").file(".", "x").file("..", "x").file("/", "x").dir("/..").dir("./"), &BASE),
         // Whiteouts hide what lies below in the tree, whatever they claim.
@@ -230,16 +243,22 @@ fn refused(outside: &Outside) -> Vec<Refused> {
     let (up, absolute) = (outside.name_from_below(), format!("/{}", outside.name()));
     let both = |archive, words| (archive, Some(words), Some(words));
     let layer = |archive, words| (archive, Some(words), None);
+    let added = |archive, words| (archive, None, Some(words));
     let nowhere = "`l` is refused: an entry lies beneath a symlink that leads to no directory";
     let circle = "is refused: an entry lies beneath a symlink that leads in a circle or out of the root";
     let missing = "`h` is refused: it is a hard link to a file that the archive does not have";
     let whiteout = "is refused: a whiteout must name a file of its directory";
     let bomb = "the archive unpacks to more than 256 GiB: refused as a decompression bomb";
     vec![
-        both(new().symlink("l", &absolute).file("l/f", "pwned").end(), nowhere),
-        both(new().symlink("l", &up).file("l/f", "pwned").end(), nowhere),
-        both(new().symlink("l", &absolute).file("l/.wh.secret", "").end(), nowhere),
-        both(new().symlink("l", &absolute).file("l/.wh..wh..opq", "").end(), nowhere),
+        added(new().symlink("l", &absolute).file("l/f", "pwned").end(), nowhere),
+        added(new().symlink("l", &up).file("l/f", "pwned").end(), nowhere),
+        added(new().symlink("l", &absolute).file("l/.wh.secret", "").end(), nowhere),
+        added(new().symlink("l", &absolute).file("l/.wh..wh..opq", "").end(), nowhere),
+        added(new().symlink("s", "dir").file("s/z", "").end(), "`s` is refused: an entry lies beneath a symlink"),
+        layer(
+            new().symlink("s", "d/".repeat(300)).file("s/z", "").end(),
+            "`s` is refused: its directories are nested too deeply",
+        ),
         both(new().hardlink("h", format!("{absolute}/secret")).file("h", "pwned").end(), missing),
         both(new().symlink("l", &absolute).hardlink("h", "l/secret").file("h", "pwned").end(), missing),
         (new().hardlink("h", format!("{up}/secret")).end(), Some(missing), Some("outside of the target directory")),
@@ -259,17 +278,19 @@ fn refused(outside: &Outside) -> Vec<Refused> {
             new().pax(&[("uid", "4294967295")]).file("f", "").end(),
             "`f` is refused: its owner is the largest number, which is no id",
         ),
-        // Larger than anybody needs. What ADD cannot read at its head is a file to it.
+        // Larger than anybody needs. What is no archive by its head is a file to ADD.
         both(sized(300 << 30), bomb),
         both(sized(u64::MAX >> 1), bomb),
         both(sparse(300 << 30), bomb),
         both(sparse_behind(new().file("x", "1"), 256 << 30), bomb),
-        layer(sparse(2 << 40), "sparse file is larger than 1099511627776 bytes"),
+        both(sparse(2 << 40), "sparse file is larger than 1099511627776 bytes"),
         layer(header(b'x', 3 << 30), "extended header is larger than 1048576 bytes"),
         layer(header(b'L', 3 << 30), "extended header is larger than 1048576 bytes"),
-        layer(new().gnu_long(b'L', vec![b'n'; 20_000]).file("x", "").end(), "name is longer than 16384 bytes"),
-        layer(new().pax(&vec![("comment", "x"); 5000]).file("x", "").end(), "more than 4096 PAX records"),
-        layer(new().pax(&[("uid", "99999999999")]).file("x", "").end(), "id 99999999999 is out of range"),
+        both(new().gnu_long(b'L', vec![b'n'; 20_000]).file("x", "").end(), "name is longer than 16384 bytes"),
+        both(new().pax(&vec![("comment", "x"); 5000]).file("x", "").end(), "more than 4096 PAX records"),
+        both(new().pax(&[("uid", "99999999999")]).file("x", "").end(), "id 99999999999 is out of range"),
+        both(new().entry(Entry { flag: b'V', ..named("x") }).end(), "unsupported type `V`"),
+        (new().dir("d").file("/", "x").end(), None, Some("`/` is refused: it would replace the target directory")),
         both(
             new().file("x", "").gnu_long(b'L', format!("{}f", "d/".repeat(400))).file("y", "").end(),
             "is refused: its directories are nested too deeply",

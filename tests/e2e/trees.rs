@@ -11,6 +11,9 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use crate::daemon::Served;
+use testkit::image::TestImage;
+use testkit::tar::{Archive, Entry};
+
 use crate::harness::{World, has_tool, or_skip, tools};
 use crate::kitchen::Kitchen;
 use crate::needs;
@@ -152,6 +155,51 @@ fn assert_same(what: &str, expected: &BTreeMap<Vec<u8>, String>, is: &BTreeMap<V
         }
     }
     assert!(why.is_empty(), "{what}: -expected +is\n{why}");
+}
+
+#[test]
+fn a_file_of_another_owner_keeps_its_capability_with_a_second_name() {
+    // As GNU tar writes it: the second name says the owner again, and nothing of attributes.
+    let archive = || {
+        let capability = "\u{1}\0\0\u{2}\0\u{4}\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        let owner = (100, 100);
+        let second = Entry { flag: b'1', name: b"z/g", link: b"z/f", owner, ..Entry::default() };
+        let all = Archive::new().dir("z").pax(&[("SCHILY.xattr.security.capability", capability)]);
+        all.entry(Entry { name: b"z/f", owner, data: b"f", ..Entry::default() }).entry(second).end()
+    };
+    for who in [Who::Root, Who::Ranges, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        let host = kitchen.registry.host();
+        TestImage::of_layers(vec![archive()]).put(&kitchen.registry, "capable", "1");
+        kitchen.file("z.tar", archive());
+        for text in [format!("FROM {host}/capable:1\n"), "FROM scratch\nADD z.tar /\n".to_owned()] {
+            kitchen.dockerfile(&text);
+            kitchen.build("--output type=tar,dest=out.tar").succeeds();
+            let tar = fs::read(kitchen.world.path("out.tar")).unwrap();
+            let has = |words: &[u8]| tar.windows(words.len()).any(|window| window == words);
+            assert!(has(b"z/g") && has(b"SCHILY.xattr.security.capability="), "{who:?}: {text}");
+        }
+    }
+}
+
+#[test]
+fn an_archive_describes_the_directory_that_it_is_added_to_as_a_slash() {
+    for who in [Who::Root, Who::Single] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        for (name, path) in [("slash", "/"), ("dot", "./")] {
+            let top = Entry { flag: b'5', name: path.as_bytes(), mode: 0o711, owner: (9, 0), ..Entry::default() };
+            kitchen.file(&format!("{name}.tar"), Archive::new().entry(top).file("f", "").end());
+        }
+        kitchen
+            .dockerfile("FROM scratch\nADD slash.tar /slash/\nADD dot.tar /dot/\nADD --chown=7:8 slash.tar /owned/\n");
+        kitchen.build("--output type=tar,dest=out.tar").succeeds();
+        let list = ["--list", "--verbose", "--numeric-owner", "--utc", "--file", "out.tar"];
+        let list = kitchen.world.run("tar").args(list).env("LC_ALL", "C").succeeds().text();
+        let line = |name: &str| list.lines().find(|line| line.ends_with(name)).unwrap_or_default().to_owned();
+        assert!(line(" slash/").starts_with("drwx--x--x 9/0 ") && line(" slash/").contains(" 1970-01-01 "), "{list}");
+        assert!(line(" dot/").starts_with("drwxr-xr-x 0/0 "), "{list}");
+        assert!(line(" owned/").starts_with("drwx--x--x 7/8 "), "{list}");
+    }
 }
 
 /// What podman's storage keeps: no times before 1970, no second names of links and pipes.

@@ -125,15 +125,19 @@ pub(crate) fn no_directory(what: &str) -> Fault {
 /// writing files, for all drivers and isolation levels.
 fn copy_out(dir: &Path, write_all: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send) -> Result<(), Fault> {
     let failed = |e: io::Error| output_fault(dir, e);
-    make_output_dir(dir).map_err(failed)?;
+    let made = make_output_dir(dir).map_err(failed)?;
     let (reader, mut writer) = io::pipe().map_err(failed)?;
-    std::thread::scope(|scope| {
+    let copied = std::thread::scope(|scope| {
         let writing = scope.spawn(move || write_all(&mut writer));
         let unpacked = unpack_into(dir, reader);
         let written = writing.join().unwrap_or_else(|_| Err(io::Error::other("reading the result stopped")));
         unpacked.map_err(failed)?;
         written.map_err(|e| Fault::because(Kind::Environment, "cannot read the result", e))
-    })
+    });
+    if copied.is_err() {
+        made.discard();
+    }
+    copied
 }
 
 /// Unpacks a tar that we wrote ourselves into a directory of the user.

@@ -53,6 +53,8 @@ pub enum Error {
         entry: String,
         /// What is wrong.
         reason: String,
+        /// It is well-formed, and asks for what cannot be had here.
+        is_sound: bool,
     },
     /// An entry cannot be written as tar.
     #[error("cannot write `{entry}` as tar: {reason}")]

@@ -6,10 +6,31 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+/// Directories that were made for a result, innermost first.
+#[derive(Debug)]
+#[must_use]
+pub struct MadeDirs(Vec<PathBuf>);
+
+impl MadeDirs {
+    /// The result did not come: those that hold nothing go again.
+    pub fn discard(self) {
+        // What holds something keeps those above it.
+        let _ = self.0.iter().try_for_each(fs::remove_dir);
+    }
+}
+
 /// Makes the directory of a result where it is missing, and those above it. They are for the user alone, as BuildKit's clients
 /// make them: what a result holds may be set-user-id.
-pub fn make_output_dir(dir: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+pub fn make_output_dir(dir: &Path) -> io::Result<MadeDirs> {
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let made = MadeDirs(dir.ancestors().take_while(is_missing).map(Path::to_owned).collect());
+    match fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+        Ok(()) => Ok(made),
+        Err(error) => {
+            made.discard();
+            Err(error)
+        }
+    }
 }
 
 /// Removes all below a directory that is not among `kept`, which are paths in it. Directories that stay keep their times.
@@ -48,6 +69,23 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn directories_without_a_result_go_again() {
+        let root = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| root.path().join(name);
+        fs::create_dir(path("there")).expect("made");
+        make_output_dir(&path("there/a/b")).expect("made").discard();
+        assert!(path("there").exists() && !path("there/a").exists());
+        make_output_dir(&path("there")).expect("there").discard();
+        assert!(path("there").exists(), "it is not ours");
+        let made = make_output_dir(&path("a/b/c")).expect("made");
+        fs::write(path("a/b/file"), "").expect("written");
+        made.discard();
+        assert!(path("a/b/file").exists() && !path("a/b/c").exists());
+        fs::write(path("file"), "").expect("written");
+        make_output_dir(&path("file/a")).expect_err("no directory");
+    }
 
     #[test]
     fn what_is_kept_stays_and_nothing_else() {

@@ -13,7 +13,7 @@ use sys::shadow::Shadow;
 use super::error::{bytes_text, io_error, owner_error, refused, write_error};
 use super::walk::{Finish, Place, Step, Unpacker, is_setgid, split};
 use super::whiteout::remove;
-use super::{Devices, Entry, Error, Source, Whiteouts};
+use super::{Devices, Entry, EntryKind, Error, Source, Whiteouts};
 
 /// So many zeros are not written: a file that had a hole, which an archive cannot say, has one again.
 const HOLE: usize = 64 << 10;
@@ -53,11 +53,22 @@ impl Unpacker<'_> {
         self.implied.remove(&path);
         self.set_finish(&path, Finish { mode: Some(entry.mode), mtime: Some(entry.mtime), atime: entry.atime });
         // The next entry most likely lies in it.
-        let parent_depth = split(&path).0.split(|b| *b == b'/').filter(|p| !p.is_empty()).count();
-        if self.steps.len() == parent_depth {
+        if self.steps.len() == place.depth {
             let setgid = is_setgid(&fd);
-            self.steps.push(Step { name: place.name.to_bytes().to_vec(), fd: Rc::new(fd), setgid });
+            self.steps.push(Step { name: place.name.to_bytes().to_vec(), path, fd: Rc::new(fd), setgid });
         }
+        Ok(())
+    }
+
+    /// The directory that all is unpacked into.
+    pub(super) fn top(&mut self, entry: &Entry) -> Result<(), Error> {
+        if entry.kind != EntryKind::Directory {
+            return Err(refused(b"/", "it would replace the target directory"));
+        }
+        let fd = self.open_inside(b"", OFlags::RDONLY, Links::Refuse).map_err(|e| write_error("open", b"/", e))?;
+        self.own_fd(b"/", &fd, entry, true)?;
+        self.attributes_fd(b"/", &fd, entry)?;
+        self.set_finish(b"", Finish { mode: Some(entry.mode), mtime: Some(entry.mtime), atime: entry.atime });
         Ok(())
     }
 
@@ -204,7 +215,7 @@ impl Unpacker<'_> {
         };
         // The header of the link is the last word on the file's metadata, as in other tools. Mostly it says the same again,
         // and then nothing may be touched: a change of owner, even to the same, takes away capabilities.
-        let owned = (stat.st_uid, stat.st_gid) == (entry.uid, entry.gid);
+        let owned = self.owner_of(path, place, &stat)? == (entry.uid, entry.gid);
         if !owned {
             self.own_name(path, place, entry, &link_target, kind == FileType::RegularFile)?;
         }

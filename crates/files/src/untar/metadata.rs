@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 use sys::shadow::{self, Shadow};
 use sys::xattr;
@@ -73,6 +73,17 @@ impl Unpacker<'_> {
             }
             Err(e) => Err(owner_error(path, entry, e)),
         }
+    }
+
+    /// Whom a name belongs to, of which this is the `stat`: what is recorded counts, where anything can be.
+    pub(super) fn owner_of(&self, path: &[u8], place: &Place, stat: &Stat) -> Result<(u32, u32), Error> {
+        let is = (stat.st_uid, stat.st_gid);
+        if !self.options.shadow || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Ok(is);
+        }
+        let recorded = Shadow::read(&xattr::proc_path(&*place.dir, place.name.to_bytes()));
+        let recorded = recorded.map_err(|e| io_error("read the record of", path, e))?;
+        Ok(recorded.map_or(is, |shadow| shadow.owner_of(is)))
     }
 
     /// What a directory with the set-group-id bit holds is born to its group; what is recorded must be root's.

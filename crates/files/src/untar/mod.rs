@@ -143,6 +143,8 @@ pub struct Options {
     pub devices: Devices,
     /// Modification times.
     pub times: Times,
+    /// An entry `/` describes the directory that is unpacked into. Otherwise it is passed over.
+    pub top: bool,
     /// Record beside the file what the kernel refuses to set.
     pub shadow: bool,
     /// Bounds.
@@ -159,6 +161,7 @@ impl Options {
             owner: None,
             devices: Devices::Create,
             times: Times::Bounded,
+            top: false,
             shadow: false,
             limits: Limits::default(),
             cancel: Cancel::new(),

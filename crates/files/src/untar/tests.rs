@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use sys::shadow::Shadow;
 use sys::xattr;
 
 use super::metadata::CAPABILITY;
@@ -113,6 +114,16 @@ fn archives_become_trees() {
         (&["d/", "d/up->../../..", "d/up/f=1"], &["d/", "d/up->../../..", "f=1"]),
         (&["l->.", "l/l/x=1"], &["l->.", "x=1"]),
         (&["l->.", "l/l=1", "l"], &["l/"]),
+        // What they lead to may be in a layer below.
+        (&["s->etc", "s/f=1"], &["etc/", "etc/f=1", "s->etc"]),
+        (&["s->/etc", "s/d/", "s/d/f=1"], &["etc/", "etc/d/", "etc/d/f=1", "s->/etc"]),
+        (&["etc->usr", "etc/a/b=1"], &["etc->usr", "usr/", "usr/a/", "usr/a/b=1"]),
+        (&["s->t", "t->u/v", "s/f=1", "u/v/g=2"], &["s->t", "t->u/v", "u/", "u/v/", "u/v/f=1", "u/v/g=2"]),
+        (&["s->../../no/../etc", "s/f=1"], &["etc/", "etc/f=1", "s->../../no/../etc"]),
+        (&["s->etc", "s/f=1", "s/g=2", "etc/h=3"], &["etc/", "etc/f=1", "etc/g=2", "etc/h=3", "s->etc"]),
+        (&["s->etc", "s/.wh.f="], &["etc/", "etc/f whiteout", "s->etc"]),
+        (&["s->etc", "s/f=1", "s=2"], &["etc/", "etc/f=1", "s=2"]),
+        (&[".wh.etc=", "s->etc", "s/f=1"], &["etc/", "etc/f=1", "s->etc"]),
         // A hard link to a link is that link.
         (&["l->t", "h=>l"], &["h->t", "l->t"]),
         (&["d/", "d/f=1", "l->d", "h=>l/f"], &["d/", "d/f=1", "h=1", "l->d"]),
@@ -184,10 +195,7 @@ fn nonsense_is_refused_with_its_name() {
             &["l->l", "l/x=1"],
             "archive entry `l` is refused: an entry lies beneath a symlink that leads in a circle or out of the root",
         ),
-        (
-            &["l->gone", "l/x=1"],
-            "archive entry `l` is refused: an entry lies beneath a symlink that leads to no directory",
-        ),
+        (&["f=1", "l->f", "l/x=2"], "archive entry `f` is refused: an entry lies beneath it, yet it is no directory"),
         (&["l->"], "archive entry `l` is refused: its link target is empty"),
         (&["a\0b="], "archive entry `a\0b` is refused: its name holds a NUL byte"),
         (
@@ -209,6 +217,50 @@ fn an_archive_of_the_users_may_not_climb_and_keeps_odd_names() {
     assert_eq!(error.to_string(), "archive entry `../x` is refused: it points outside of the target directory");
     run_lines(&root, &["a/.wh.b=1", ".wh..wh..opq=2"], &Options::archive()).expect("unpacked");
     assert_eq!(tree(&root), [".wh..wh..opq=2", "a/", "a/.wh.b=1"]);
+    // Below it there is nothing else that a link could lead to.
+    let error = run_lines(&root, &["l->gone", "l/x=1"], &Options::archive()).expect_err("refused");
+    let words = "archive entry `l` is refused: an entry lies beneath a symlink that leads to no directory";
+    assert_eq!(error.to_string(), words);
+}
+
+#[test]
+fn what_lies_beneath_links_is_known_by_its_own_path() {
+    let whiteouts = Whiteouts::Overlay { userxattr: true };
+    for (lines, implied) in [
+        (&["s->etc", "s/d/f=1"][..], &["etc", "etc/d"][..]),
+        (&["etc/", "s->etc", "s/d/f=1"], &["etc/d"]),
+        (&["etc/", "s->/etc", "s/d/f=1", "etc/d"], &[]),
+        (&["etc/", "s->etc", "etc/d/f=1", "s/d/"], &[]),
+    ] {
+        let (_dir, root) = scratch();
+        let report = run_lines(&root, lines, &Options::layer(whiteouts)).expect("unpacked");
+        let found: Vec<_> = report.implied.iter().map(|path| String::from_utf8_lossy(path)).collect();
+        assert_eq!(found, implied, "{lines:?}");
+    }
+    let deep = format!("s->{}", "d/".repeat(400));
+    let (_dir, root) = scratch();
+    let error = run_lines(&root, &[&deep, "s/f=1"], &Options::layer(whiteouts)).expect_err("refused");
+    assert_eq!(error.to_string(), "archive entry `s` is refused: its directories are nested too deeply");
+}
+
+#[test]
+fn an_entry_may_describe_the_target() {
+    let slash = |path: &str, kind| vec![(entry(path, kind, 0o711), Vec::new()), parse("f=1")];
+    for (path, top, mode) in
+        [("/", true, 0o711), ("//", true, 0o711), ("/a/..", true, 0o711), ("./", true, 0o750), ("/", false, 0o750)]
+    {
+        let (_dir, root) = scratch();
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o750)).expect("set");
+        let options = Options { top, ..Options::archive() };
+        run(&root, slash(path, EntryKind::Directory), &options).unwrap_or_else(|e| panic!("{path}: {e:?}"));
+        let metadata = fs::metadata(&root).expect("there");
+        assert_eq!(metadata.permissions().mode() & 0o7777, mode, "{path} {top}");
+        assert_eq!(metadata.mtime() == 1_000, mode == 0o711, "{path} {top}");
+    }
+    let (_dir, root) = scratch();
+    let options = Options { top: true, ..Options::archive() };
+    let error = run(&root, slash("/", EntryKind::Regular { size: 0 }), &options).expect_err("refused");
+    assert_eq!(error.to_string(), "archive entry `/` is refused: it would replace the target directory");
 }
 
 #[test]
@@ -419,6 +471,18 @@ fn privileged_owners_devices_and_capabilities() {
     assert_eq!((link.uid(), link.gid()), (7, 8));
     let device = fs::metadata(root.join("null")).expect("null");
     assert_eq!((device.rdev(), device.uid(), device.mode() & 0o7777), (rustix::fs::makedev(1, 3), 5, 0o666));
+
+    // As a single id leaves it: it is root's, and by its record another's.
+    let (_dir, root) = scratch();
+    let path = root.join("f");
+    fs::write(&path, "").expect("written");
+    Shadow::owner(1000, 1001).write(&path).expect("recorded");
+    xattr::set(&path, c"security.capability", &capability).expect("set");
+    let again = vec![all[3].clone()];
+    run(&root, again, &Options { shadow: true, ..Options::layer(Whiteouts::Delete) }).expect("unpacked");
+    let kept = xattr::get(&path, c"security.capability").expect("readable");
+    assert_eq!(kept.as_deref(), Some(&capability[..]), "a hard link does not take capabilities away");
+    assert_eq!(Shadow::read(&path).expect("readable"), Some(Shadow::owner(1000, 1001)));
 
     let (_dir, root) = scratch();
     let options = Options { owner: Some((42, 43)), devices: Devices::Skip, ..Options::archive() };

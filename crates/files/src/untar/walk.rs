@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::rc::Rc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -24,11 +24,16 @@ const MAX_DEPTH: usize = 256;
 pub(super) struct Place {
     pub(super) dir: Rc<OwnedFd>,
     pub(super) name: CString,
+    /// How many steps lead to `dir`.
+    pub(super) depth: usize,
 }
 
 /// An open directory on the way to the current entry.
 pub(super) struct Step {
+    /// What entries call it.
     pub(super) name: Vec<u8>,
+    /// Where it is, without links.
+    pub(super) path: Vec<u8>,
     pub(super) fd: Rc<OwnedFd>,
     /// New files inherit its group.
     pub(super) setgid: bool,
@@ -51,11 +56,11 @@ pub(super) struct Unpacker<'a> {
     pub(super) steps: Vec<Step>,
     /// A step was reached through a symlink, so a replaced entry may have been part of it.
     pub(super) aliased: bool,
-    /// Cleaned paths of directories, in order of appearance, and what they get.
+    /// Paths of directories, clean and without links, in order of appearance, and what they get.
     pub(super) dirs: Vec<Vec<u8>>,
     pub(super) finish: HashMap<Vec<u8>, Finish>,
     pub(super) implied: BTreeSet<Vec<u8>>,
-    /// All cleaned paths, kept only where an opaque mark must spare them.
+    /// All such paths, kept only where an opaque mark must spare them.
     pub(super) unpacked: HashSet<Vec<u8>>,
     /// Whiteouts made by this stream: a directory that replaces one hides what lies below.
     pub(super) whiteouts: HashSet<Vec<u8>>,
@@ -88,8 +93,9 @@ impl<'a> Unpacker<'a> {
 
     pub(super) fn entry(&mut self, mut entry: Entry, source: &mut impl Source) -> Result<(), Error> {
         let path = self.clean(&entry.path)?;
-        if path.is_empty() {
-            return Ok(()); // The root itself: neither layers nor archives change it.
+        // The root itself: as `.` it is passed over by all tools, as `/` only some change it.
+        if path.is_empty() && !(self.options.top && entry.path.starts_with(b"/")) {
+            return Ok(());
         }
         if let Some((uid, gid)) = self.options.owner {
             (entry.uid, entry.gid) = (uid, gid);
@@ -98,7 +104,11 @@ impl<'a> Unpacker<'a> {
             return Err(refused(&entry.path, "its owner is the largest number, which is no id"));
         }
         entry.mode &= 0o7777;
+        if path.is_empty() {
+            return self.top(&entry);
+        }
         let place = self.place(&path)?;
+        let path = if self.aliased { join(self.here_path(), place.name.to_bytes()) } else { path };
         if self.options.whiteouts != Whiteouts::Literal && self.whiteout(&path, &place, &entry)? {
             return Ok(());
         }
@@ -154,7 +164,7 @@ impl<'a> Unpacker<'a> {
         let (parent, name) = split(path);
         let name = CString::new(name).map_err(|_| refused(path, "its name holds a NUL byte"))?;
         let dir = self.walk_to(parent)?;
-        Ok(Place { dir, name })
+        Ok(Place { dir, name, depth: self.steps.len() })
     }
 
     /// Opens directory `parent`, reusing what the entry before had open.
@@ -165,11 +175,10 @@ impl<'a> Unpacker<'a> {
         if common == 0 {
             self.aliased = false;
         }
-        for depth in common..parts.len() {
-            let path = parts[..=depth].join(&b'/');
-            let fd = self.open_dir(parts[depth], &path)?;
+        for part in &parts[common..] {
+            let (fd, path) = self.open_dir(part, join(self.here_path(), part))?;
             let setgid = is_setgid(&fd);
-            self.steps.push(Step { name: parts[depth].to_vec(), fd: Rc::new(fd), setgid });
+            self.steps.push(Step { name: part.to_vec(), path, fd: Rc::new(fd), setgid });
         }
         Ok(self.here())
     }
@@ -178,24 +187,26 @@ impl<'a> Unpacker<'a> {
         Rc::clone(self.steps.last().map_or(&self.root, |step| &step.fd))
     }
 
-    /// Opens child `name` of the innermost open directory; `path` is its path from the root.
-    fn open_dir(&mut self, name: &[u8], path: &[u8]) -> Result<OwnedFd, Error> {
+    fn here_path(&self) -> &[u8] {
+        self.steps.last().map_or(b"", |step| &step.path)
+    }
+
+    /// Opens child `name` of the innermost open directory, `path` from the root, and says where it leads.
+    fn open_dir(&mut self, name: &[u8], path: Vec<u8>) -> Result<(OwnedFd, Vec<u8>), Error> {
         let dir = self.here();
-        let name = CString::new(name).map_err(|_| refused(path, "its name holds a NUL byte"))?;
+        let name = CString::new(name).map_err(|_| refused(&path, "its name holds a NUL byte"))?;
         let open =
             |flags| rustix::fs::openat(&*dir, &*name, OFlags::DIRECTORY | OFlags::CLOEXEC | flags, Mode::empty());
-        match open(OFlags::RDONLY | OFlags::NOFOLLOW) {
-            Ok(fd) => Ok(fd),
+        let fd = match open(OFlags::RDONLY | OFlags::NOFOLLOW) {
+            Ok(fd) => fd,
             Err(Errno::ACCESS) => {
-                open(OFlags::PATH | OFlags::NOFOLLOW).map_err(|e| write_error("open directory", path, e))
+                open(OFlags::PATH | OFlags::NOFOLLOW).map_err(|e| write_error("open directory", &path, e))?
             }
-            Err(Errno::NOENT) => {
-                let fd = self.make_implied(&dir, &name, path)?;
-                Ok(fd)
-            }
-            Err(Errno::LOOP | Errno::NOTDIR) => self.open_through_link(&dir, &name, path),
-            Err(e) => Err(write_error("open directory", path, e)),
-        }
+            Err(Errno::NOENT) => self.make_implied(&dir, &name, &path)?,
+            Err(Errno::LOOP | Errno::NOTDIR) => return self.open_through_link(&dir, &name, path),
+            Err(e) => return Err(write_error("open directory", &path, e)),
+        };
+        Ok((fd, path))
     }
 
     fn make_implied(&mut self, dir: &OwnedFd, name: &CStr, path: &[u8]) -> Result<OwnedFd, Error> {
@@ -212,27 +223,51 @@ impl<'a> Unpacker<'a> {
     }
 
     /// The component is a symlink (or no directory): its target is looked up with our root as `/`.
-    fn open_through_link(&mut self, dir: &OwnedFd, name: &CStr, path: &[u8]) -> Result<OwnedFd, Error> {
+    fn open_through_link(&mut self, dir: &OwnedFd, name: &CStr, path: Vec<u8>) -> Result<(OwnedFd, Vec<u8>), Error> {
         let stat =
-            rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| write_error("look at", path, e))?;
+            rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| write_error("look at", &path, e))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
-        if kind == FileType::CharacterDevice && stat.st_rdev == 0 && self.whiteouts.remove(path) {
+        if kind == FileType::CharacterDevice && stat.st_rdev == 0 && self.whiteouts.remove(&path) {
             // A whiteout of this stream, and now something lies beneath: a new directory that hides the old one.
-            rustix::fs::unlinkat(dir, name, AtFlags::empty()).map_err(|e| write_error("replace", path, e))?;
-            let fd = self.make_implied(dir, name, path)?;
-            self.mark_opaque(&fd, path)?;
-            return Ok(fd);
+            rustix::fs::unlinkat(dir, name, AtFlags::empty()).map_err(|e| write_error("replace", &path, e))?;
+            let fd = self.make_implied(dir, name, &path)?;
+            self.mark_opaque(&fd, &path)?;
+            return Ok((fd, path));
         }
         if kind != FileType::Symlink {
-            return Err(refused(path, "an entry lies beneath it, yet it is no directory"));
+            return Err(refused(&path, "an entry lies beneath it, yet it is no directory"));
         }
         self.aliased = true;
-        self.open_inside(path, OFlags::RDONLY, Links::Follow).map_err(|e| match e {
-            // containerd makes the target of a dangling link; nothing that writes images depends on it.
-            Errno::NOENT | Errno::NOTDIR => refused(path, "an entry lies beneath a symlink that leads to no directory"),
-            Errno::LOOP => refused(path, "an entry lies beneath a symlink that leads in a circle or out of the root"),
-            e => write_error("open directory", path, e),
-        })
+        let failed = |e| match e {
+            Errno::NOENT | Errno::NOTDIR => {
+                refused(&path, "an entry lies beneath a symlink that leads to no directory")
+            }
+            Errno::LOOP => refused(&path, "an entry lies beneath a symlink that leads in a circle or out of the root"),
+            e => write_error("open directory", &path, e),
+        };
+        let target = self.inside.resolve(OsStr::from_bytes(&path), Links::Follow);
+        let target = target.map_err(|e| failed(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+        let target = target.into_os_string().into_vec();
+        match self.open_inside(&target, OFlags::RDONLY, Links::Refuse) {
+            Ok(fd) => Ok((fd, target)),
+            // It may be in a layer below, or hidden there by this one.
+            Err(Errno::NOENT | Errno::NOTDIR) if self.options.whiteouts != Whiteouts::Literal => {
+                if target.split(|b| *b == b'/').count() > MAX_DEPTH {
+                    return Err(refused(&path, "its directories are nested too deeply"));
+                }
+                Ok((self.make_target(&target)?, target))
+            }
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    /// Opens a directory that a link leads to, making what is missing. There is no link in `path`.
+    fn make_target(&mut self, path: &[u8]) -> Result<OwnedFd, Error> {
+        let steps = std::mem::take(&mut self.steps);
+        let made = self.walk_to(path);
+        self.steps = steps;
+        self.aliased = true;
+        rustix::io::fcntl_dupfd_cloexec(&*made?, 3).map_err(|e| write_error("open directory", path, e))
     }
 
     pub(super) fn open_inside(&self, path: &[u8], flags: OFlags, links: Links) -> Result<OwnedFd, Errno> {
@@ -270,7 +305,7 @@ impl<'a> Unpacker<'a> {
         self.steps.clear();
         for path in self.dirs.iter().rev() {
             let Some(finish) = self.finish.get(path) else { continue };
-            let fd = match self.open_inside(path, OFlags::RDONLY, Links::FollowParents) {
+            let fd = match self.open_inside(path, OFlags::RDONLY, Links::Refuse) {
                 Ok(fd) => fd,
                 // Replaced since, or removed by a whiteout.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,

@@ -439,7 +439,7 @@ impl StreamingService<Packet> for TreeCall {
 fn take_tree(dir: &std::path::Path, is_mirror: bool, mut transfer: Transfer) -> Result<(), Fault> {
     let failed =
         |error: io::Error| Fault::because(Kind::Environment, format!("cannot write to `{}`", dir.display()), error);
-    make_output_dir(dir).map_err(failed)?;
+    let made = make_output_dir(dir).map_err(failed)?;
     let root = Root::open(dir).map_err(failed)?;
     let mut receiver = Receiver::beside(&root);
     let received = transfer.receive(&Cancel::new(), &mut |_| (), &mut receiver);
@@ -452,6 +452,9 @@ fn take_tree(dir: &std::path::Path, is_mirror: bool, mut transfer: Transfer) -> 
             false => Ok(()),
         }
     });
+    if settled.is_err() {
+        made.discard();
+    }
     // The daemon's build ends with this, and we may with it: nothing is left to be done then.
     transfer.end(settled)
 }

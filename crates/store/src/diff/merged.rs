@@ -55,6 +55,8 @@ impl Merged {
         use std::os::unix::ffi::OsStrExt;
         let mut candidates: Vec<PathBuf> = dirs.to_vec();
         for part in path.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
+            // What is no directory has nothing beneath it; what a link leads to is not asked.
+            candidates.retain(|dir| !dir.is_symlink());
             let mut next = Vec::new();
             for dir in &candidates {
                 let child = dir.join(std::ffi::OsStr::from_bytes(part));

@@ -1,11 +1,14 @@
 //! Layers that are known and not (yet) here.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use base::Digest;
 use files::untar::{self, Whiteouts};
 use serde::{Deserialize, Serialize};
+use sys::path::{Links, Root};
 
 use super::table::Record;
 use super::{Hold, PrepareOptions, SnapshotId, Snapshots, active, layers, tree};
@@ -292,11 +295,16 @@ fn settle(inner: &Inner, id: SnapshotId) -> Result<()> {
         Err(e) => return Err(e),
     };
     let top = tree::dir(inner, id);
+    let root = Root::open(&top).map_err(|e| Error::io("open", &top, e))?;
     for path in &implied {
-        let from = Merged::find(&below, path).map_err(|e| Error::io("look for a directory below", &top, e))?;
-        if let Some(from) = from.filter(|from| !is_whiteout(from) && from.is_dir()) {
-            let to = beneath(&top, path);
-            tree::copy_looks(&from, &to).map_err(|e| Error::io("set the owner and mode of", &to, e))?;
+        let path = OsStr::from_bytes(path);
+        let failed = |e| Error::io("set the owner and mode of", top.join(path), e);
+        let from = Merged::find(&below, path.as_bytes());
+        let from = from.map_err(|e| Error::io("look for a directory below", &top, e))?;
+        if let Some(from) = from.filter(|from| !is_whiteout(from) && !from.is_symlink() && from.is_dir()) {
+            // A layer's links mean nothing here: as paths of ours they would lead out of it.
+            let to = root.open_dir(path, Links::Refuse).map_err(failed)?;
+            tree::copy_looks(&from, &sys::xattr::proc_path(&to, b".")).map_err(failed)?;
         }
     }
     settled(inner, id, implied.len())
@@ -310,9 +318,4 @@ fn settled(inner: &Inner, id: SnapshotId, count: usize) -> Result<()> {
     inner.db.write("write to", |db| {
         db.prepare_cached("UPDATE snapshot SET implied = NULL WHERE id = ?1")?.execute([id.0]).map(drop)
     })
-}
-
-fn beneath(top: &std::path::Path, path: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    top.join(std::ffi::OsStr::from_bytes(path))
 }

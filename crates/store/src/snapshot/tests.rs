@@ -16,10 +16,15 @@ use sys::mount::FsView;
 use crate::tests::{can_mount, copy_store, each_driver, inside, open_with, step};
 use crate::*;
 
-/// A layer's tar in short form: `dir/`, `file=data`.
+/// A layer's tar in short form: `dir/`, `file=data`, `link->target`.
 fn layer_tar(lines: &[&str]) -> Vec<u8> {
     let mut writer = tar::Writer::new(Vec::new());
     for line in lines {
+        if let Some((path, target)) = line.split_once("->") {
+            let entry = Entry::new(path, EntryKind::Symlink { target: target.into() }, 0o777);
+            writer.append(&entry, std::io::empty()).expect("written");
+            continue;
+        }
         match line.split_once('=') {
             Some((path, data)) => {
                 let entry = Entry::new(path, EntryKind::File { size: data.len() as u64 }, 0o644);
@@ -243,6 +248,30 @@ fn privileged_looks_that_a_kill_left_open_are_set_at_the_next_start() {
         std::fs::remove_dir_all(&etc).expect("removed");
         let store = open_with(&dir, driver);
         assert_eq!(store.snapshots().unfilled(&id).expect("known"), [id], "what cannot be set is unpacked anew");
+    });
+}
+
+#[test]
+fn privileged_looks_of_directories_do_not_go_where_links_of_a_layer_lead() {
+    each_driver(|_, store| {
+        // Outside there is one of this name, and inside of the layer, too.
+        let outside = tempfile::tempdir().expect("a directory");
+        let victim = outside.path().join("sub");
+        std::fs::create_dir(&victim).expect("made");
+        std::fs::set_permissions(&victim, std::fs::Permissions::from_mode(0o711)).expect("set");
+        let inside = format!("{}/", outside.path().display());
+        let over = format!("l->{}", outside.path().display());
+        let tars = [layer_tar(&["l/", "l/sub/", "l/sub/a=1"]), layer_tar(&[&inside, &over, "l/sub/b=2"])];
+        let first = lazy_layer(&tars[0], None);
+        let second = lazy_layer(&tars[1], Some(first.chain_id));
+        let snapshots = store.snapshots();
+        let bottom = snapshots.register_lazy(None, first, PrepareOptions::default()).expect("registered");
+        let top = snapshots.register_lazy(Some(&bottom.id()), second, PrepareOptions::default()).expect("registered");
+        unpack(&store, &bottom, tars[0].clone()).expect("unpacked");
+        unpack(&store, &top, tars[1].clone()).expect("unpacked");
+        let mode = std::fs::metadata(&victim).expect("there").permissions().mode() & 0o7777;
+        assert_eq!(mode, 0o711, "{:?}", store.driver().driver);
+        assert!(!victim.join("b").exists());
     });
 }
 

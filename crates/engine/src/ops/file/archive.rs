@@ -45,9 +45,8 @@ fn plain(file: File, limit: u64) -> io::Result<Option<Decompressor<Box<dyn Read 
 
 impl Unpack for Archives<'_> {
     fn is_archive(&self, file: &File) -> io::Result<bool> {
-        // An archive is what begins with a header that can be read.
         let Ok(Some(plain)) = plain(file.try_clone()?, untar::Limits::default().bytes) else { return Ok(false) };
-        Ok(matches!(tar::Reader::new(plain).next(), Ok(Some(_))))
+        Ok(tar::is_archive(plain))
     }
 
     fn unpack(
@@ -58,6 +57,7 @@ impl Unpack for Archives<'_> {
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut options = untar::Options::archive();
         options.owner = owner.map(|owner| (owner.uid, owner.gid));
+        options.top = true;
         options.shadow = self.recording.is_some();
         options.cancel = self.cancel.clone();
         let plain = plain(file, options.limits.bytes)?.ok_or("it is compressed twice")?;

@@ -49,10 +49,15 @@ pub(crate) fn sources(op: &pb::Op) -> impl Iterator<Item = &str> {
 
 pub(super) async fn run(ctx: &OpContext, op: &pb::FileOp, inputs: &[Tree]) -> Result<Vec<Tree>, Fault> {
     // Checked before anything is fetched.
-    plan::plan(op, inputs.len()).map_err(malformed)?;
-    let ready = inputs.iter().map(|tree| async move {
+    let plan = plan::plan(op, inputs.len()).map_err(malformed)?;
+    let plan = &plan;
+    let ready = inputs.iter().enumerate().map(|(index, tree)| async move {
         Ok::<_, Fault>(match tree {
             Tree::Empty => Input::Empty,
+            // Nothing is written to the user's directory: a copy of it is a layer of its own, below the changes.
+            Tree::Local(local) if plan.changes(index) => {
+                Input::Snapshot(local.copied(&ctx.core, ctx.blocking_cancel()).await?)
+            }
             Tree::Local(local) => Input::Local(local.clone()),
             Tree::Snapshot(hold) => {
                 ctx.core.fill(ctx.job(), &ctx.tasks, &ctx.cancel, hold).await?;
@@ -242,12 +247,8 @@ impl Run<'_> {
         let base = match base {
             None | Some(Input::Empty) => None,
             Some(Input::Snapshot(hold)) => Some(hold.id()),
-            Some(Input::Local(local)) => {
-                // Nothing is written to the user's directory: the changes go to a copy of it.
-                let active = self.core.store.snapshots().prepare(None, self.options());
-                let active = active.map_err(|e| store_fault("cannot begin a snapshot", e))?;
-                copy_everything(local, &active.dir(), self.cancel)?;
-                return self.open(active, None);
+            Some(Input::Local(_)) => {
+                return Err(Fault::new(Kind::Internal, "a directory of the client was to be changed"));
             }
         };
         let active = self.core.store.snapshots().prepare(base.as_ref(), self.options());

@@ -53,6 +53,13 @@ pub(super) enum Error {
     MissingOutput(usize),
 }
 
+impl Plan<'_> {
+    /// Whether an action begins with this input and changes it.
+    pub(super) fn changes(&self, input: usize) -> bool {
+        self.steps.iter().any(|step| step.target == Slot::Input(input))
+    }
+}
+
 pub(super) fn plan(op: &pb::FileOp, inputs: usize) -> Result<Plan<'_>, Error> {
     let mut steps: Vec<Step<'_>> = Vec::with_capacity(op.actions.len());
     let mut outputs = Vec::new();

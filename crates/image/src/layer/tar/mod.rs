@@ -24,7 +24,7 @@ mod tests;
 mod writer;
 
 pub use header::{Format, Header, Time, TypeFlag};
-pub use reader::{Limits, Reader};
+pub use reader::{Limits, Reader, is_archive};
 pub use rewrite::clamp_times;
 pub use writer::Writer;
 

@@ -56,6 +56,15 @@ enum Content {
     Sparse { map: std::vec::IntoIter<(u64, u64)>, segment: Option<(u64, u64)>, position: u64, size: u64 },
 }
 
+/// Whether a stream begins as an archive, as Go's reader sees it: whether it can be read here or not, and whether it holds
+/// anything or only says what all entries have in common.
+pub fn is_archive(stream: impl Read) -> bool {
+    match Reader::new(stream).next_item() {
+        Ok(item) => item.is_some(),
+        Err(error) => matches!(error, Error::Tar { is_sound: true, .. }),
+    }
+}
+
 /// What stands in the stream: an entry, or records for all entries behind.
 pub(super) enum Item {
     Entry(Header),
@@ -152,7 +161,7 @@ impl<R: Read> Reader<R> {
                     let data = self.read_special(header.size)?;
                     let text = until_nul(&data).to_vec();
                     if text.len() > self.limits.name {
-                        return Err(self.bad(format!("name is longer than {} bytes", self.limits.name)));
+                        return Err(self.beyond(format!("name is longer than {} bytes", self.limits.name)));
                     }
                     let slot = if flag == b'L' { &mut pending.name } else { &mut pending.link };
                     *slot = Some(text).filter(|text| !text.is_empty());
@@ -173,8 +182,17 @@ impl<R: Read> Reader<R> {
     }
 
     fn bad(&self, reason: impl Into<String>) -> Error {
+        self.error(reason.into(), false)
+    }
+
+    /// What is refused here and well-formed to Go's reader.
+    fn beyond(&self, reason: impl Into<String>) -> Error {
+        self.error(reason.into(), true)
+    }
+
+    fn error(&self, reason: String, is_sound: bool) -> Error {
         let (offset, name) = &self.place;
-        Error::Tar { offset: *offset, entry: String::from_utf8_lossy(name).into_owned(), reason: reason.into() }
+        Error::Tar { offset: *offset, entry: String::from_utf8_lossy(name).into_owned(), reason, is_sound }
     }
 
     /// Fills the buffer, or less at the end of the stream.
@@ -279,7 +297,7 @@ impl<R: Read> Reader<R> {
                 None => _ = records.insert(key.to_vec(), value.to_vec()),
             }
             if count > self.limits.records {
-                return Err(self.bad(format!("more than {} PAX records", self.limits.records)));
+                return Err(self.beyond(format!("more than {} PAX records", self.limits.records)));
             }
         }
         if !map_0_0.is_empty() {
@@ -331,8 +349,8 @@ impl<R: Read> Reader<R> {
     /// User and group ids are 32 bits; some writers store those above 31 bits as negative numbers.
     fn id(&self, id: i64) -> Result<u32, Error> {
         match id {
-            0.. => u32::try_from(id).map_err(|_| self.bad(format!("id {id} is out of range"))),
-            _ => i32::try_from(id).map(|id| id as u32).map_err(|_| self.bad(format!("id {id} is out of range"))),
+            0.. => u32::try_from(id).map_err(|_| self.beyond(format!("id {id} is out of range"))),
+            _ => i32::try_from(id).map(|id| id as u32).map_err(|_| self.beyond(format!("id {id} is out of range"))),
         }
     }
 
@@ -370,7 +388,7 @@ impl<R: Read> Reader<R> {
             header.link = link;
         }
         if header.path.len().max(header.link.len()) > self.limits.name {
-            return Err(self.bad(format!("name is longer than {} bytes", self.limits.name)));
+            return Err(self.beyond(format!("name is longer than {} bytes", self.limits.name)));
         }
         Ok(())
     }
@@ -387,7 +405,7 @@ impl<R: Read> Reader<R> {
             b'4' => TypeFlag::BlockDevice,
             b'5' => TypeFlag::Directory,
             b'6' => TypeFlag::Fifo,
-            other => return Err(self.bad(format!("unsupported type `{}`", other.escape_ascii()))),
+            other => return Err(self.beyond(format!("unsupported type `{}`", other.escape_ascii()))),
         };
         Ok(())
     }
@@ -429,7 +447,7 @@ impl<R: Read> Reader<R> {
             }
         };
         if header.size > self.limits.sparse {
-            return Err(self.bad(format!("sparse file is larger than {} bytes", self.limits.sparse)));
+            return Err(self.beyond(format!("sparse file is larger than {} bytes", self.limits.sparse)));
         }
         sparse::check(&mut map, header.size, self.stored).map_err(|reason| self.bad(reason))?;
         let mut map = map.into_iter();

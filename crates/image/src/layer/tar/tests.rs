@@ -345,6 +345,29 @@ fn hostile_archives_are_refused_with_place_and_cause() {
 }
 
 #[test]
+fn an_archive_is_what_go_reads_the_first_header_of() {
+    let pax = |data: &[u8]| Raw::new().posix(b'x', "h", data).posix(b'0', "f", b"").0;
+    let many: Vec<u8> = (0..5000).flat_map(|i| record(&format!("k{i}"), "v")).collect();
+    for (bytes, expected) in [
+        (Raw::new().posix(b'0', "f", b"").0, true),
+        (Raw::new().posix(b'g', "all", &record("comment", "x")).0, true),
+        // What is read here is less.
+        (pax(&record("uid", "4294967301")), true),
+        (pax(&record("path", &"n".repeat(20_000))), true),
+        (pax(&many), true),
+        (Raw::new().posix(b'V', "volume", b"").0, true),
+        (pax(&record("uid", "x")), false),
+        (pax(b"99 a=b\n"), false),
+        (Raw::new().posix(b'0', "f", b"").0[..400].to_vec(), false),
+        (vec![b'x'; 2048], false),
+        (vec![0; 1024], false),
+        (Vec::new(), false),
+    ] {
+        assert_eq!(is_archive(&bytes[..]), expected, "{:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(600)]));
+    }
+}
+
+#[test]
 fn old_and_foreign_archives_are_read() {
     // V7: no magic, NUL as type, directories by their slash.
     let v7 = Raw::new().add(0, "dir/", "0", b"", &[0; 8]).add(0, "dir/f", " 3 \0", b"abc", &[0; 8]).0;
