@@ -124,7 +124,8 @@ impl Parts<'_> {
                 (None, names) => fault.hint(format!("known is {}", names.join(", "))),
             });
         }
-        let first = |name| self.url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
+        let first =
+            |name: &str| self.url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
         Ok(names.map(|name| first(name).filter(|value| !value.is_empty())))
     }
 }
