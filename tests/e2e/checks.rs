@@ -101,6 +101,7 @@ fn programs_get_warnings_as_upstream_writes_them() {
         assert_eq!(warning["range"], serde_json::json!([{ "start": { "line": 1 }, "end": { "line": 1 } }]));
         assert_eq!(warning["sourceInfo"]["filename"], "Dockerfile");
         assert!(text(&warning["sourceInfo"]["data"]).starts_with("FROM scratch AS Foo\n"));
+        assert!(warning["sourceInfo"]["definition"]["def"][0].is_string(), "{warning}");
         let vertex = all("vertexes").into_iter().find(|vertex| vertex["digest"] == warning["vertex"]);
         assert_eq!(vertex.unwrap()["name"], "[internal] load build definition from Dockerfile");
     }

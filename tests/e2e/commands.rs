@@ -10,6 +10,7 @@ use crate::daemon::Served;
 use crate::harness::{Invocation, is_root};
 use crate::kitchen::Kitchen;
 use crate::needs;
+use crate::upstream_client::keys;
 use crate::who::Who;
 
 fn anybody() -> Who {
@@ -66,6 +67,7 @@ fn buildctl_ends_and_forgives_as_upstreams() {
     served.build("one two").succeeds().says("warning: the arguments `one`, `two` have no effect");
     let json = served.build("--progress=rawjson more").succeeds();
     assert!(json.stderr.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{json:?}");
+    assert!(keys(&json.stderr).contains(".statuses.name: text"), "{json:?}");
     let daemonless = served.kitchen.who.daemonless(&served.kitchen.world);
     daemonless.args(["debug", "info", "more"]).succeeds().says("warning: the argument `more` has no effect");
     let daemonless = served.kitchen.who.daemonless(&served.kitchen.world);

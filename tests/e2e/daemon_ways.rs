@@ -54,7 +54,12 @@ fn a_daemon_is_reached_by_other_programs() {
         ("docker-container://c".to_owned(), "docker exec -i c buildctl dial-stdio".to_owned()),
         ("docker-container://c?context=x".to_owned(), "docker --context x exec -i c buildctl dial-stdio".to_owned()),
         ("podman-container://c".to_owned(), "podman exec -i c buildctl dial-stdio".to_owned()),
+        ("docker-container://c/path".to_owned(), "docker exec -i c buildctl dial-stdio".to_owned()),
         ("nerdctl-container://c".to_owned(), "nerdctl exec -i c buildctl dial-stdio".to_owned()),
+        (
+            "nerdctl-container://c?namespace=n".to_owned(),
+            "nerdctl exec --namespace n -i c buildctl dial-stdio".to_owned(),
+        ),
         (
             "kube-pod://p?context=x&namespace=n&container=c".to_owned(),
             "kubectl --context x --namespace n exec -i --container c p -- buildctl dial-stdio".to_owned(),
@@ -68,6 +73,20 @@ fn a_daemon_is_reached_by_other_programs() {
         assert!(ended.text().contains("PLATFORMS"), "{address}: {ended:?}");
         assert!(carried().lines().any(|line| line == called), "{address}: {}", carried());
     }
+    // What would not be asked for is refused: another daemon than the one that was meant would build.
+    fs::write(world.path("carried"), "").unwrap();
+    for (address, option) in [
+        ("nerdctl-container://c?namespce=n", "namespce"),
+        ("podman-container://c?context=x", "context"),
+        ("kube-pod://p?pod=x", "pod"),
+    ] {
+        at(&served, address)
+            .env("PATH", &path)
+            .args(["debug", "workers"])
+            .fails()
+            .says(&format!("no option `{option}`"));
+    }
+    assert_eq!(carried(), "");
     // A whole build, with its files.
     served.kitchen.file("a", vec![b'a'; 300_000]);
     served.kitchen.dockerfile("FROM busybox\nCOPY a /\nRUN cp /a /b\n");
@@ -88,6 +107,10 @@ fn an_address_may_come_from_a_variable() {
     let host = format!("unix://{}", world.path("b.sock").display());
     let ended = client().env("BUILDKIT_HOST", &host).args(["debug", "workers"]).succeeds();
     assert!(ended.text().contains("PLATFORMS"), "{ended:?}");
+    // Addresses of sockets are written in more ways than one.
+    for address in [host.replace("unix://", "unix:"), "unix:b.sock".to_owned(), host.replace("unix", "UNIX")] {
+        at(&served, &address).args(["debug", "workers"]).succeeds();
+    }
     // The flag counts more.
     let nowhere = format!("unix://{}", world.path("nowhere.sock").display());
     client().env("BUILDKIT_HOST", &nowhere).args(["--addr", &host, "debug", "workers"]).succeeds();

@@ -1,6 +1,7 @@
 //! BuildKit's own `buildctl` with our daemon. Debian has none: whoever has one puts it as `upstream-buildctl` into PATH or
 //! the directory of `HULLWORKS_TOOLS`.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use serde_json::Value;
@@ -24,6 +25,55 @@ fn theirs(served: &Served, args: &str) -> Invocation {
 pub fn builds(served: &Served, args: &str) -> Invocation {
     let line = "build --progress=plain --frontend=dockerfile.v0 --local=context=context --local=dockerfile=context";
     theirs(served, &format!("{line} {args}"))
+}
+
+/// Which keys messages for programs have, as paths, each with what it holds. Maps from digests have any key.
+pub fn keys(raw: &str) -> BTreeSet<String> {
+    fn walk(path: &str, value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    let key = if key.starts_with("sha256:") { "*" } else { key };
+                    walk(&format!("{path}.{key}"), value, found);
+                }
+            }
+            Value::Array(list) => list.iter().for_each(|value| walk(path, value, found)),
+            Value::Null => _ = found.insert(format!("{path}: null")),
+            Value::Bool(_) => _ = found.insert(format!("{path}: flag")),
+            Value::Number(_) => _ = found.insert(format!("{path}: number")),
+            Value::String(_) => _ = found.insert(format!("{path}: text")),
+        }
+    }
+    let mut found = BTreeSet::new();
+    for line in raw.lines().filter(|line| line.starts_with('{')) {
+        walk("", &serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")), &mut found);
+    }
+    found
+}
+
+/// What programs read has the same keys, whichever client writes it.
+#[test]
+fn our_client_tells_programs_all_that_buildkit_s_does() {
+    needs!(tool "upstream-buildctl");
+    let Some(served) = Served::new(anybody(), "") else { return };
+    let kitchen = &served.kitchen;
+    let told = |build: &dyn Fn(&str) -> Invocation| {
+        served.buildctl("prune --all").succeeds();
+        kitchen.file("f", "f");
+        kitchen.dockerfile(
+            "from busybox AS a\nCOPY f /f\nRUN echo out; echo err >&2\nFROM scratch\nCOPY --link --from=a /f /g\n",
+        );
+        let push = format!("--output type=image,name={}/told:1,push=true", kitchen.registry.host());
+        let lines = ["--output type=local,dest=told", push.as_str()].map(|line| build(line).succeeds().stderr);
+        kitchen.dockerfile("FROM busybox\nRUN exit 3\n");
+        let failed = build("").fails().stderr;
+        keys(&format!("{}\n{failed}", lines.join("\n")))
+    };
+    let line = "build --progress=rawjson --frontend=dockerfile.v0 --local=context=context --local=dockerfile=context";
+    let ours = told(&|args| served.buildctl(&format!("{line} {args}")));
+    let theirs = told(&|args| theirs(&served, &format!("{line} {args}")));
+    assert_eq!(ours, theirs);
+    served.ends();
 }
 
 /// It closes its session when a build is refused, and complained of what reached it then.

@@ -67,6 +67,8 @@ pub struct Status {
     pub vertex: Digest,
     /// Unique within the vertex: `sha256:…`, `exporting layers`.
     pub id: String,
+    /// BuildKit's word for what is being done, where it has one: clients that count bytes look for it.
+    pub name: String,
     /// Bytes or items done.
     pub current: u64,
     /// Bytes or items in all; 0 when unknown.

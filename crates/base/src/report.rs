@@ -231,10 +231,11 @@ impl Tasks {
 
     /// Begins a sub-task. `total` is 0 when unknown.
     pub fn start(&self, id: impl Into<String>, total: u64) -> Task {
-        let now = Timestamp::now();
+        let (now, id) = (Timestamp::now(), id.into());
         let status = Status {
             vertex: self.vertex,
-            id: id.into(),
+            name: action(&id).to_owned(),
+            id,
             current: 0,
             total,
             timestamp: now,
@@ -255,6 +256,14 @@ impl Tasks {
         let log = Log { vertex: self.vertex, stream, timestamp: Timestamp::now(), bytes: bytes.to_vec() };
         self.sink.emit(Event::Log(log));
     }
+}
+
+/// What is being done in a sub-task, where BuildKit has a word for it.
+fn action(id: &str) -> &'static str {
+    const ACTIONS: [(&str, &str); 3] =
+        [("transferring", "transferring"), ("extracting", "extracting"), ("copying files", "transferring")];
+    let is_it = |begin: &str| id.strip_prefix(begin).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
+    ACTIONS.iter().find(|(begin, _)| is_it(begin)).map_or("", |(_, action)| action)
 }
 
 /// A sub-task under way; it ends when dropped.

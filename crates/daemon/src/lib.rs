@@ -190,18 +190,19 @@ async fn given_up(kill: &CancellationToken, drain: Duration) {
     }
 }
 
-/// How long after a build garbage is collected: its client may begin the next one at once.
+/// How long after a build, or the start, garbage is collected: a client may begin a build at once.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Collects garbage when builds have ended, one round at a time; that of memory, too.
+/// Collects garbage at the start, by rules that may be new, and when builds have ended, one round at a time; that of memory,
+/// too.
 async fn collect_garbage(shared: Arc<Shared>) {
     loop {
-        shared.builds.ended().await;
-        // What the next build does needs other parts of the program.
-        sys::memory::forget_code();
         tokio::time::sleep(PAUSE).await;
         shared.engine.collect_garbage().await;
         sys::memory::give_back();
+        shared.builds.ended().await;
+        // What the next build does needs other parts of the program.
+        sys::memory::forget_code();
     }
 }
 

@@ -33,15 +33,22 @@ impl CacheDir {
     }
 }
 
+/// What `du` says of a cache mount, in BuildKit's words: filters look for them.
+fn describe(user: &str, dest: &str, id: &str) -> String {
+    let named = if id == dest { String::new() } else { format!(" with id {}", base::gotext::quote(id)) };
+    format!("cached mount {dest} from {user}{named}")
+}
+
 /// The overlays that are mounted for sharing.
 #[derive(Default)]
 pub(crate) struct CacheMounts(Mutex<HashMap<SnapshotId, Weak<Inner>>>);
 
 impl Core {
-    /// The directory that a cache mount stands for; waits where it is locked by another step.
+    /// The directory that a cache mount of `user` stands for; waits where it is locked by another step.
     pub(crate) async fn cache_mount(
         self: &Arc<Self>,
         ctx: &OpContext,
+        user: &str,
         mount: &pb::Mount,
         from: &Tree,
     ) -> Result<CacheDir, Fault> {
@@ -57,7 +64,7 @@ impl Core {
                 pb::CacheSharingOpt::Locked => Sharing::Locked,
             },
             kind: store::RecordKind::CacheMount,
-            description: format!("cached mount {} from exec {}", mount.dest, ctx.op.label.name),
+            description: describe(user, &mount.dest, &opt.id),
         };
         let snapshots = self.store.snapshots();
         let taken = loop {

@@ -152,7 +152,7 @@ async fn prepare(
 ) -> Result<(Prepared, Step, Vec<Option<FsView>>), Fault> {
     let mut prepared = Prepared::default();
     let mut views = Vec::with_capacity(new.mounts.len());
-    let meta = pb::Meta { args: vec![format!("container {}", new.id)], cwd: "/".to_owned(), ..pb::Meta::default() };
+    let user = format!("container {}", new.id);
     for (index, (mount, reference)) in new.mounts.iter().enumerate() {
         let is_root = mount.dest == "/";
         let mount = pb::Mount {
@@ -163,7 +163,7 @@ async fn prepare(
             ..mount.clone()
         };
         let before = prepared.mounts.len();
-        prepared.add(ctx, &meta, &mount, trees).await?;
+        prepared.add(ctx, (&user, "/"), &mount, trees).await?;
         views.push(match prepared.mounts.get(before).map(|mount| &mount.source) {
             Some(MountSource::View { view, .. }) => Some(readable(view)),
             Some(_) => None,

@@ -20,8 +20,8 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use super::Broken;
 use super::program::{Program, Talk};
+use super::{Broken, carrier};
 
 /// Which daemon, and who it must be.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +58,7 @@ impl Remote {
 
     /// Whether a server of another kind listens at a socket of this machine. Nobody knocked there before.
     fn has_foreign_socket(&self) -> bool {
-        let Some(path) = self.address.strip_prefix("unix://") else { return false };
+        let Some(path) = socket(&self.address) else { return false };
         let (path, (tell, told)) = (PathBuf::from(path), std::sync::mpsc::channel());
         let ask = move || {
             let mut stream = std::os::unix::net::UnixStream::connect(path)?;
@@ -90,7 +90,7 @@ pub(crate) const LARGEST: usize = MAX_MESSAGE;
 pub async fn connect(remote: &Remote) -> Result<Channel, Fault> {
     let failed = |error: tonic::transport::Error| {
         let doubts = innermost(&error).contains("certificate");
-        let is_forbidden = remote.address.starts_with("unix://") && is_forbidden(&error);
+        let is_forbidden = socket(&remote.address).is_some() && is_forbidden(&error);
         let fault = Fault::because(Kind::Remote, format!("cannot reach the daemon at `{}`", remote.address), error);
         fault.hint(match () {
             () if doubts => "who signed its certificate is told by --tlscacert, another name in it by --tlsservername",
@@ -219,72 +219,24 @@ enum Way {
 impl Way {
     fn parse(remote: &Remote) -> Result<Way, Fault> {
         let address = remote.address.as_str();
-        let unknown = || {
-            let is_port = |port: &str| port.parse::<u16>().is_ok();
-            let hint = match address.rsplit_once(':') {
-                _ if address.starts_with('/') => format!("did you mean `unix://{address}`?"),
-                Some((_, port)) if is_port(port) => format!("did you mean `tcp://{address}`?"),
-                _ => {
-                    "known are unix://, tcp://, ssh://, docker-container://, podman-container://, nerdctl-container:// \
-                      and kube-pod://"
-                        .to_owned()
-                }
+        if let Some(path) = socket(address) {
+            return match path {
+                "" => Err(Fault::user(format!("address `{address}` has no path of a socket"))),
+                path => Ok(Way::Unix(PathBuf::from(path))),
             };
-            Fault::user(format!("address `{address}` is of no known kind")).hint(hint)
-        };
-        let (scheme, rest) = address.split_once("://").ok_or_else(unknown)?;
-        let words = |line: &[&str]| Way::Program(Program::new(line.iter().map(|word| (*word).to_owned()).collect()));
-        let dial = ["buildctl", "dial-stdio"];
-        let container = |program: &'static str, name: &str| {
-            let (name, context) = match url(name) {
-                Some((name, options)) => (name, options),
-                None => (name.to_owned(), Vec::new()),
-            };
-            let mut line = vec![program.to_owned()];
-            if let Some((_, context)) = context.iter().find(|(key, _)| key == "context").filter(|_| program == "docker")
-            {
-                line.extend(["--context".to_owned(), context.clone()]);
+        }
+        let unknown = || Fault::user(format!("address `{address}` is of no known kind")).hint(known(address));
+        let (scheme, rest) = address.split_once(':').ok_or_else(unknown)?;
+        match (scheme.to_ascii_lowercase().as_str(), rest.strip_prefix("//")) {
+            ("tcp", Some(rest)) => {
+                let place = rest.split(['/', '?', '#']).next().unwrap_or_default();
+                let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
+                Ok(Way::Tcp { address: with_port(place), tls: tls(remote, place)? })
             }
-            line.extend(["exec", "-i"].map(str::to_owned));
-            line.push(name);
-            line.extend(dial.map(str::to_owned));
-            Way::Program(Program::new(line))
-        };
-        match scheme {
-            "unix" => Ok(Way::Unix(PathBuf::from(rest))),
-            "tcp" => Ok(Way::Tcp { address: with_port(rest), tls: tls(remote, rest)? }),
-            "ssh" => {
-                let (place, socket) = rest.split_once('/').map_or((rest, None), |(place, path)| (place, Some(path)));
-                let (user, host) = place.split_once('@').map_or((None, place), |(user, host)| (Some(user), host));
-                let (host, port) = host.rsplit_once(':').map_or((host, None), |(host, port)| (host, Some(port)));
-                let mut line = vec!["ssh".to_owned()];
-                for (flag, value) in [("-l", user), ("-p", port)] {
-                    line.extend(value.into_iter().flat_map(|value| [flag.to_owned(), value.to_owned()]));
-                }
-                line.extend(["--".to_owned(), host.to_owned(), "buildctl".to_owned()]);
-                if let Some(path) = socket.filter(|path| !path.is_empty()) {
-                    line.extend(["--addr".to_owned(), format!("unix:///{path}")]);
-                }
-                line.push("dial-stdio".to_owned());
-                Ok(Way::Program(Program::new(line)))
-            }
-            "docker-container" => Ok(container("docker", rest)),
-            "podman-container" => Ok(container("podman", rest)),
-            "nerdctl-container" => Ok(container("nerdctl", rest)),
-            "kube-pod" => {
-                let (pod, options) = url(rest).unwrap_or_else(|| (rest.to_owned(), Vec::new()));
-                let option = |name: &str| options.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-                let mut line = vec!["kubectl"];
-                for (flag, name) in [("--context", "context"), ("--namespace", "namespace")] {
-                    line.extend(option(name).into_iter().flat_map(|value| [flag, value]));
-                }
-                line.extend(["exec", "-i"]);
-                line.extend(option("container").into_iter().flat_map(|value| ["--container", value]));
-                line.extend([pod.as_str(), "--"]);
-                line.extend(dial);
-                Ok(words(&line))
-            }
-            _ => Err(unknown()),
+            (scheme, _) => match carrier::line(scheme, address)? {
+                Some(line) => Ok(Way::Program(Program::new(line))),
+                None => Err(unknown()),
+            },
         }
     }
 
@@ -307,11 +259,22 @@ impl Way {
     }
 }
 
-/// `name?key=value&..`
-fn url(text: &str) -> Option<(String, Vec<(String, String)>)> {
-    let (name, query) = text.split_once('?')?;
-    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    Some((name.to_owned(), pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()))
+/// The path of a socket: `unix:///run/x.sock`, and as gRPC has it `unix:/run/x.sock` and `unix:x.sock`.
+fn socket(address: &str) -> Option<&str> {
+    let (scheme, rest) = address.split_once(':')?;
+    scheme.eq_ignore_ascii_case("unix").then(|| rest.strip_prefix("//").unwrap_or(rest))
+}
+
+/// What an address of no known kind may have been, or which kinds there are.
+fn known(address: &str) -> String {
+    let is_port = |port: &str| port.parse::<u16>().is_ok();
+    match address.rsplit_once(':') {
+        _ if address.starts_with('/') => format!("did you mean `unix://{address}`?"),
+        Some((host, port)) if is_port(port) && !host.contains(':') => format!("did you mean `tcp://{address}`?"),
+        _ => "known are unix://, tcp://, ssh://, docker-container://, podman-container://, nerdctl-container:// and \
+              kube-pod://"
+            .to_owned(),
+    }
 }
 
 fn with_port(address: &str) -> String {
@@ -434,20 +397,16 @@ mod tests {
         };
         for (address, expected) in [
             ("unix:///run/x.sock", "unix /run/x.sock"),
+            ("unix:/run/x.sock", "unix /run/x.sock"),
+            ("unix:x.sock", "unix x.sock"),
+            ("UNIX://x.sock", "unix x.sock"),
+            ("unix:", "address `unix:` has no path of a socket"),
             ("tcp://host:99", "tcp host:99 false"),
             ("tcp://host", "tcp host:1234 false"),
-            ("docker-container://c", "docker exec -i c buildctl dial-stdio"),
-            ("docker-container://c?context=x", "docker --context x exec -i c buildctl dial-stdio"),
-            ("podman-container://c", "podman exec -i c buildctl dial-stdio"),
-            ("nerdctl-container://c", "nerdctl exec -i c buildctl dial-stdio"),
+            ("tcp://me@[::1]:99/x?y=z", "tcp [::1]:99 false"),
             ("kube-pod://p", "kubectl exec -i p -- buildctl dial-stdio"),
-            (
-                "kube-pod://p?context=c&namespace=n&container=b",
-                "kubectl --context c --namespace n exec -i --container b p -- buildctl dial-stdio",
-            ),
-            ("ssh://u@h:22/run/b.sock", "ssh -l u -p 22 -- h buildctl --addr unix:///run/b.sock dial-stdio"),
-            ("ssh://h", "ssh -- h buildctl dial-stdio"),
             ("http://x", "address `http://x` is of no known kind"),
+            ("tcp:host:1", "address `tcp:host:1` is of no known kind"),
             ("x", "address `x` is of no known kind"),
         ] {
             assert_eq!(program(address), expected);

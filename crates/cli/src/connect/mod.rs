@@ -2,6 +2,7 @@
 
 mod address;
 mod build;
+mod carrier;
 mod program;
 mod question;
 pub mod tokens;

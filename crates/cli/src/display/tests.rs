@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use base::progress::{Log, ProgressGroup, Status, Stream, Vertex, Warning};
 use base::{Digest, SourceFile, SourceSpan};
 use insta::assert_snapshot;
+use proto::Message as _;
 
 use super::*;
 
@@ -51,6 +52,7 @@ fn status(name: &str, id: &str, (current, total): (u64, u64), now: i64, started:
     Event::Status(Status {
         vertex: Digest::of(name),
         id: id.to_owned(),
+        name: String::new(),
         current,
         total,
         timestamp: at(now),
@@ -269,15 +271,30 @@ fn long_names_are_cut_on_request() {
 fn raw_json_is_upstreams() {
     let out = Shared::default();
     let mut raw = rawjson::RawJson::new(Box::new(out.clone()));
+    let metadata = proto::pb::OpMetadata {
+        description: [("b".to_owned(), "2".to_owned()), ("a".to_owned(), "1".to_owned())].into_iter().collect(),
+        caps: [("cap".to_owned(), true)].into_iter().collect(),
+        ..Default::default()
+    };
+    let definition = proto::pb::Definition {
+        def: vec![vec![1]],
+        metadata: [("sha256:x".to_owned(), metadata)].into_iter().collect(),
+        source: Some(proto::pb::Source {
+            locations: [("sha256:x".to_owned(), proto::pb::Locations::default())].into_iter().collect(),
+            infos: Vec::new(),
+        }),
+    };
     let file = Arc::new(SourceFile {
         name: "Dockerfile".into(),
         data: b"FROM a\n".to_vec(),
         language: "Dockerfile".into(),
-        ..SourceFile::default()
+        definition: definition.encode_to_vec(),
     });
+    let Event::Status(plain) = status("v", "s", (0, 7), 5, 1, None) else { panic!("a status") };
     let events = [
         Event::Vertex(Vertex { inputs: vec![Digest::of("i")], ..vertex("v", Some(0), None) }),
-        status("v", "s", (0, 7), 5, 1, None),
+        Event::Status(Status { name: "transferring".into(), ..plain.clone() }),
+        Event::Status(plain),
         log("v", 6, "hi\n"),
         Event::Warning(Warning {
             vertex: Digest::of("v"),

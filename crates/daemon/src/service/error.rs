@@ -133,7 +133,7 @@ pub(crate) fn source_info(file: &SourceFile) -> proto::pb::SourceInfo {
         filename: file.name.clone(),
         data: file.data.clone(),
         language: file.language.clone(),
-        definition: definition.and_then(Result::ok),
+        definition: definition.and_then(Result::ok).map(proto::without_empty_entries),
     }
 }
 

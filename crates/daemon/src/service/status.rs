@@ -60,6 +60,7 @@ pub fn events(response: wire::StatusResponse) -> Vec<Event> {
         events.push(Event::Status(Status {
             vertex,
             id: status.id,
+            name: status.name,
             current: status.current.max(0) as u64,
             total: status.total.max(0) as u64,
             timestamp: status.timestamp.map(timestamp).unwrap_or_default(),
@@ -124,20 +125,13 @@ fn status(status: &Status) -> wire::VertexStatus {
     wire::VertexStatus {
         id: status.id.clone(),
         vertex: status.vertex.to_string(),
-        name: action(&status.id).to_owned(),
+        name: status.name.clone(),
         current: i64::try_from(status.current).unwrap_or(i64::MAX),
         total: i64::try_from(status.total).unwrap_or(i64::MAX),
         timestamp: Some(time(status.timestamp)),
         started: status.started.map(time),
         completed: status.completed.map(time),
     }
-}
-
-/// What is being done, where BuildKit has a word for it: clients that count bytes look for that.
-fn action(id: &str) -> &'static str {
-    const ACTIONS: [&str; 2] = ["transferring", "extracting"];
-    let is_it = |action: &&&str| id.strip_prefix(**action).is_some_and(|rest| rest.starts_with(' '));
-    ACTIONS.iter().find(is_it).copied().unwrap_or_default()
 }
 
 fn log(log: &Log) -> wire::VertexLog {
@@ -173,9 +167,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn actions_have_a_name() {
-        for (id, name) in [("transferring context:", "transferring"), ("exporting layers", ""), ("transferringx", "")] {
-            assert_eq!(action(id), name, "{id}");
+    fn what_is_done_has_buildkits_word() {
+        for (id, name) in [
+            ("transferring context:", "transferring"),
+            ("copying files linux/amd64", "transferring"),
+            ("exporting layers", ""),
+            ("transferringx", ""),
+        ] {
+            let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+            let seen = told.clone();
+            let sink = std::sync::Arc::new(move |event: Event| seen.lock().expect("not poisoned").push(event));
+            drop(base::report::Tasks::new(sink, Digest::of("v")).start(id, 0));
+            let sent = responses(&told.lock().expect("not poisoned"));
+            let names: Vec<_> =
+                sent.iter().flat_map(|response| &response.statuses).map(|status| &status.name).collect();
+            assert_eq!(names, [name, name], "{id}");
         }
     }
 
@@ -199,6 +205,7 @@ mod tests {
             Event::Status(Status {
                 vertex,
                 id: "s".into(),
+                name: "n".into(),
                 current: 1,
                 total: 2,
                 timestamp: at,

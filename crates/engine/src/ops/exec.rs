@@ -117,8 +117,9 @@ async fn prepare(
     inputs: &[Tree],
 ) -> Result<(Step, Prepared), Fault> {
     let mut prepared = Prepared::default();
+    let user = format!("exec {}", meta.args.join(" "));
     for mount in &op.mounts {
-        prepared.add(ctx, meta, mount, inputs).await?;
+        prepared.add(ctx, (&user, &meta.cwd), mount, inputs).await?;
     }
     let (rootfs, readonly_rootfs) = prepared.root.take().ok_or_else(|| Fault::user("exec op has no root mount"))?;
     let mut step = Step::new(rootfs, meta.args.iter().cloned());
@@ -259,10 +260,11 @@ enum Output {
 }
 
 impl Prepared {
+    /// Adds a mount for who `user` is, in the words of `du`, and where relative paths of its mounts begin.
     pub(crate) async fn add(
         &mut self,
         ctx: &OpContext,
-        meta: &pb::Meta,
+        (user, cwd): (&str, &str),
         mount: &pb::Mount,
         inputs: &[Tree],
     ) -> Result<(), Fault> {
@@ -275,7 +277,7 @@ impl Prepared {
         };
         let source = match mount.mount_type() {
             pb::MountType::Bind => {
-                let view = self.bind(ctx, meta, mount, &input).await?;
+                let view = self.bind(ctx, user, mount, &input).await?;
                 if mount.dest == "/" {
                     let read_only = mount.readonly;
                     self.root = Some((view, read_only));
@@ -288,7 +290,7 @@ impl Prepared {
                 let key = (mount.cache_opt.clone().unwrap_or_default(), mount.input);
                 let cache = match self.caches.iter().find(|(known, _)| *known == key) {
                     Some((_, cache)) => cache.clone(),
-                    None => ctx.core.cache_mount(ctx, mount, &input).await?,
+                    None => ctx.core.cache_mount(ctx, user, mount, &input).await?,
                 };
                 let view = cache.view();
                 self.caches.push((key, cache));
@@ -320,17 +322,11 @@ impl Prepared {
         if mount.dest == "/" {
             return Err(Fault::user("only a bind mount can be the root of a step"));
         }
-        self.mounts.push(StepMount { target: absolute(&meta.cwd, &mount.dest), source });
+        self.mounts.push(StepMount { target: absolute(cwd, &mount.dest), source });
         Ok(())
     }
 
-    async fn bind(
-        &mut self,
-        ctx: &OpContext,
-        meta: &pb::Meta,
-        mount: &pb::Mount,
-        input: &Tree,
-    ) -> Result<FsView, Fault> {
+    async fn bind(&mut self, ctx: &OpContext, user: &str, mount: &pb::Mount, input: &Tree) -> Result<FsView, Fault> {
         let base = ctx.core.snapshot(ctx, input).await?;
         if mount.readonly {
             if mount.output != -1 {
@@ -354,7 +350,7 @@ impl Prepared {
                 }
             };
         }
-        let description = format!("mount {} from exec {}", mount.dest, meta.args.join(" "));
+        let description = format!("mount {} from {user}", mount.dest);
         let active = ctx.core.prepare(base.as_ref(), &description).await?;
         let view = active_view(&active)?;
         if mount.output == -1 {
