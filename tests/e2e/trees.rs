@@ -10,10 +10,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-use crate::daemon::Served;
 use testkit::image::TestImage;
 use testkit::tar::{Archive, Entry};
 
+use crate::daemon::Served;
 use crate::harness::{World, has_tool, or_skip, tools};
 use crate::kitchen::Kitchen;
 use crate::needs;

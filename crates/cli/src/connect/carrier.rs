@@ -10,7 +10,7 @@ const DIAL: [&str; 2] = ["buildctl", "dial-stdio"];
 
 /// The command line for an address, if its scheme is carried out by a program.
 pub(super) fn line(scheme: &str, address: &str) -> Result<Option<Vec<String>>, Fault> {
-    let read: fn(&Parts) -> Result<Vec<String>, Fault> = match scheme {
+    let read: fn(&Parts<'_>) -> Result<Vec<String>, Fault> = match scheme {
         "docker-container" => docker,
         "podman-container" => podman,
         "nerdctl-container" => nerdctl,
@@ -23,25 +23,25 @@ pub(super) fn line(scheme: &str, address: &str) -> Result<Option<Vec<String>>, F
     read(&Parts { address, url }).map(Some)
 }
 
-fn docker(parts: &Parts) -> Result<Vec<String>, Fault> {
+fn docker(parts: &Parts<'_>) -> Result<Vec<String>, Fault> {
     let [context] = parts.options(["context"])?;
     let name = parts.host("container")?;
     Ok(words(["docker"], [("--context", context)], ["exec", "-i", &name], DIAL))
 }
 
-fn podman(parts: &Parts) -> Result<Vec<String>, Fault> {
+fn podman(parts: &Parts<'_>) -> Result<Vec<String>, Fault> {
     let [] = parts.options([])?;
     let name = parts.host("container")?;
     Ok(words(["podman"], [], ["exec", "-i", &name], DIAL))
 }
 
-fn nerdctl(parts: &Parts) -> Result<Vec<String>, Fault> {
+fn nerdctl(parts: &Parts<'_>) -> Result<Vec<String>, Fault> {
     let [namespace] = parts.options(["namespace"])?;
     let name = parts.host("container")?;
     Ok(words(["nerdctl", "exec"], [("--namespace", namespace)], ["-i", &name], DIAL))
 }
 
-fn kubectl(parts: &Parts) -> Result<Vec<String>, Fault> {
+fn kubectl(parts: &Parts<'_>) -> Result<Vec<String>, Fault> {
     let [context, namespace, container] = parts.options(["context", "namespace", "container"])?;
     let pod = parts.host("pod")?;
     for (kind, name) in [("pod", Some(&pod)), ("namespace", namespace.as_ref()), ("container", container.as_ref())] {
@@ -56,7 +56,7 @@ fn kubectl(parts: &Parts) -> Result<Vec<String>, Fault> {
     Ok(line)
 }
 
-fn ssh(parts: &Parts) -> Result<Vec<String>, Fault> {
+fn ssh(parts: &Parts<'_>) -> Result<Vec<String>, Fault> {
     let url = &parts.url;
     if url.password().is_some() {
         // Not said with its address, where it stands.
@@ -173,8 +173,8 @@ mod tests {
             ("ssh://h?x", "address `ssh://h?x`: `x` has no meaning there"),
             ("ssh://h#x", "address `ssh://h#x`: `x` has no meaning there"),
         ] {
-            let scheme = address.split(':').next().unwrap();
-            let found = line(scheme, address).map_or_else(|fault| fault.cause(), |line| line.unwrap().join(" "));
+            let scheme = address.split(':').next().expect("a scheme");
+            let found = line(scheme, address).map_or_else(|fault| fault.cause(), |line| line.expect("a line").join(" "));
             assert_eq!(found, expected);
         }
         assert!(line("http", "http://x").unwrap().is_none());
