@@ -65,7 +65,8 @@ fn a_platform_that_is_named_twice_is_written_once() {
             assert_eq!(files(&world.path(&to)).into_keys().collect::<Vec<_>>(), expected, "{to}");
             build(&format!("type=tar,dest={to}.tar"));
             let listed = world.run("tar").args(["tf", &format!("{to}.tar")]).succeeds().text();
-            let listed: Vec<&str> = listed.lines().filter(|line| line.ends_with("/f")).collect();
+            let mut listed: Vec<&str> = listed.lines().filter(|line| line.ends_with("/f")).collect();
+            listed.sort_unstable();
             assert_eq!(listed, expected, "{to}.tar");
             build(&format!("type=oci,tar=false,dest={to}.oci"));
             let read = |path: &str| {

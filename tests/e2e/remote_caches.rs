@@ -479,7 +479,8 @@ fn caches_may_be_named_twice_where_that_makes_sense() {
         let image = format!("type=image,name={host}/c/{name}:1,push=true");
         build(&format!("CACHE type=inline CACHE type=inline,mode=max --output {image}")).succeeds();
         let line = format!("--cache-from {host}/c/{name}:1");
-        is_all_cached(&kitchen.build_on(&format!("inline-{name}"), &line).succeeds());
+        let read = kitchen.build_on(&format!("inline-{name}"), &line).succeeds();
+        assert!(ran(&read).is_empty(), "{read:?}");
 
         build(&format!("CACHE type=local,dest={name} CACHE type=local,dest={name},mode=max")).succeeds();
         let line = format!("--cache-from type=local,src={name}");

@@ -238,6 +238,15 @@ fn without_owners(tree: &BTreeMap<Vec<u8>, String>) -> BTreeMap<Vec<u8>, String>
     tree.iter().map(|(name, line)| (name.clone(), cut(line))).collect()
 }
 
+/// What GNU tar makes of `tree.tar`.
+fn unpacked(world: &World) -> BTreeMap<Vec<u8>, String> {
+    fs::create_dir(world.path("tar")).unwrap();
+    let extract =
+        ["--extract", "--xattrs", "--xattrs-include=*", "--same-owner", "--numeric-owner", "--same-permissions"];
+    world.run("tar").args(extract).args(["--file", "tree.tar", "--directory", "tar"]).succeeds();
+    tree(world, &world.path("tar"), Times::Seconds)
+}
+
 /// What umoci makes of an image that skopeo reads.
 fn umoci(world: &World, image: &str, name: &str) -> BTreeMap<Vec<u8>, String> {
     let (layout, bundle) = (format!("layout-{name}"), format!("bundle-{name}"));
@@ -253,11 +262,7 @@ fn privileged_all_kinds_of_files_come_out_the_same_everywhere() {
     let Some(kitchen) = prepared(Who::Root) else { return };
     let world = &kitchen.world;
     kitchen.build("--output local --output type=tar,dest=tree.tar --output type=oci,dest=oci.tar").succeeds();
-    fs::create_dir(world.path("tar")).unwrap();
-    let extract =
-        ["--extract", "--xattrs", "--xattrs-include=*", "--same-owner", "--numeric-owner", "--same-permissions"];
-    world.run("tar").args(extract).args(["--file", "tree.tar", "--directory", "tar"]).succeeds();
-    let expected = tree(world, &world.path("tar"), Times::Seconds);
+    let expected = unpacked(world);
     check(
         &expected,
         &[
@@ -335,17 +340,17 @@ fn privileged_a_users_layers_unpack_to_what_roots_do() {
     assert_same("a user's layers", &trees[0], &trees[1]);
 }
 
-/// A client's directory gets what a build without a daemon writes, attributes among it.
+/// A client's directory gets what an archive has, attributes among it.
 #[test]
 fn privileged_a_clients_directory_has_all_kinds_of_files() {
     let Some(served) = Served::new(Who::Root, "") else { return };
     let kitchen = &served.kitchen;
     let Some(()) = prepare(kitchen) else { return };
-    kitchen.build("--output here").succeeds();
-    let expected = tree(&kitchen.world, &kitchen.world.path("here"), Times::Nanoseconds);
+    served.build("--output type=tar,dest=tree.tar").succeeds();
+    let expected = unpacked(&kitchen.world);
     check(&expected, &[("t/attr/f", " security.capability=0x"), ("t/attr/d", " user.dir=0x64")]);
     served.build("--output type=local,dest=sent").succeeds();
-    let sent = tree(&kitchen.world, &kitchen.world.path("sent"), Times::Nanoseconds);
+    let sent = tree(&kitchen.world, &kitchen.world.path("sent"), Times::Seconds);
     assert_same("type=local of a daemon", &without_owners(&expected), &without_owners(&sent));
     served.ends();
 }
