@@ -177,7 +177,7 @@ mod tests {
             let found = line(scheme, address).map_or_else(|fault| fault.cause(), |line| line.expect("a line").join(" "));
             assert_eq!(found, expected);
         }
-        assert!(line("http", "http://x").unwrap().is_none());
+        assert!(line("http", "http://x").expect("no line").is_none());
         let hint = |address: &str| line("kube-pod", address).unwrap_err().get_hint().unwrap_or_default().to_owned();
         assert_eq!(hint("kube-pod://p?namespce=n"), "did you mean `namespace`?");
         assert_eq!(hint("kube-pod://p?x=n"), "known is context, namespace, container");
