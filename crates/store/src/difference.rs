@@ -15,6 +15,7 @@ use image::layer::{Entry, tar};
 
 use crate::diff::Kept;
 use crate::layer_io::{TarSource, append};
+use crate::snapshot::PULLED;
 use crate::{
     CommitOptions, Driver, Error, FillTarget, Hold, LayerRecord, LazyLayer, PrepareOptions, Result, SnapshotId,
     Snapshots,
@@ -151,14 +152,7 @@ impl Snapshots {
             None => self.write_tar(layer, to, cancel).map(drop),
         })?;
         if let Some(lazy) = self.lazy(layer) {
-            let record = LayerRecord {
-                digest: lazy.digest,
-                size: lazy.size,
-                diff_id: lazy.diff_id,
-                media_type: lazy.media_type.clone(),
-                annotations: lazy.annotations.clone(),
-            };
-            self.set_layer(&hold.id(), "pulled", record)?;
+            self.set_layer(&hold.id(), PULLED, LayerRecord::from(&*lazy))?;
         }
         for (variant, record) in self.layers(layer)? {
             self.0.content().attach(&record.digest, &hold.id())?;
