@@ -1,13 +1,15 @@
-//! The layers of base images: in images that stand on them they are what they were, whatever compresses them.
+//! The layers of base images: in images that stand on them they are what they were, whatever compresses them, and whoever does
+//! not read them does not have them.
 
 use std::fs;
 
 use base::Digest;
 use bytes::Bytes;
+use hyper::Method;
 use serde_json::Value;
 use testkit::image::{File, TestImage, tar};
 
-use crate::kitchen::Kitchen;
+use crate::kitchen::{Kitchen, steps};
 use crate::who::Who;
 
 const REPO: &str = "team/app";
@@ -87,5 +89,63 @@ fn a_base_keeps_its_diff_ids_whatever_compresses_it() {
             let layer = cached.iter().find(|layer| layer["annotations"]["containerd.io/uncompressed"] == **id);
             assert!(layer.is_some_and(|layer| layer["mediaType"].as_str().unwrap().ends_with("+zstd")), "{manifest:#}");
         }
+    }
+}
+
+/// A copy that is a layer of its own asks nothing of its base.
+#[test]
+fn nobody_fetches_the_base_of_a_linked_copy() {
+    for (who, snapshotter) in [(Who::Root, "overlayfs"), (Who::Single, "overlayfs"), (Who::Root, "native")] {
+        let Some(kitchen) = Kitchen::new(who) else { continue };
+        let base = TestImage::of_layers(vec![TestImage::busybox().unwrap().layers[0].clone(), odd_layer()]);
+        base.put(&kitchen.registry, REPO, "v1");
+        let host = kitchen.registry.host();
+        let common = fs::read_to_string(kitchen.world.path("buildkitd.toml")).unwrap();
+        let settings = format!("{common}[worker.oci]\nsnapshotter = \"{snapshotter}\"\n");
+        kitchen.world.write("buildkitd.toml", settings);
+        for (name, content) in [("f", "f"), ("dir/bin/own", "own"), ("z", "another")] {
+            kitchen.file(name, content);
+        }
+        let lines =
+            format!("FROM {host}/{REPO}:v1\nLABEL a=b\nCOPY --link f /ff\nCOPY --link z /z\nCOPY --link dir /\n");
+        let fetched = || kitchen.registry.count(&Method::GET, "/blobs/");
+        let case = format!("{who:?}, {snapshotter}");
+
+        kitchen.dockerfile(&lines);
+        let made = format!("{host}/out/made:1");
+        let ended = kitchen.build(&format!("--output type=image,name={made},push=true")).ends();
+        if ended.code != Some(0) && ended.stderr.contains("snapshot driver does not work") {
+            testkit::need::report_skip(&format!("{case}: it wants overlayfs where tests are"));
+            continue;
+        }
+        assert_eq!(ended.code, Some(0), "{case}: {ended:?}");
+        // Where each tree is whole there is no tree without its base.
+        let layers = if snapshotter == "native" { 2 } else { 0 };
+        assert_eq!(fetched(), 1 + layers, "{case}: the config, and layers: {ended:?}");
+        assert_eq!(ended.stderr.contains("extracting "), layers > 0, "{case}: {ended:?}");
+        let (ids, pushed) = self::layers(&kitchen, "out/made", "1");
+        assert_eq!(
+            ids[..2],
+            base.layers.iter().map(|layer| Digest::of(layer).to_string()).collect::<Vec<_>>(),
+            "{case}"
+        );
+        assert_eq!(pushed.len(), 5, "{case}");
+        // As a client has it, and with another state that never saw the base as one.
+        let checks = "RUN test \"$(cat /ff /z /bin/own /a)\" = fanotherowna && test -x /bin/busybox\n";
+        fs::write(kitchen.world.path("Dockerfile.again"), format!("FROM {made}\n{checks}")).unwrap();
+        kitchen.build_on("again", "-f Dockerfile.again").succeeds();
+
+        // The same once somebody reads it: here, and as files.
+        kitchen.dockerfile(&format!("{lines}{checks}"));
+        let output = format!("--output type=image,name={host}/out/made:2,push=true");
+        let ended = kitchen.build(&output).succeeds();
+        assert_eq!(steps(&ended).0, [checks.trim()], "{case}: {ended:?}");
+        assert_eq!(self::layers(&kitchen, "out/made", "2").0[..5], ids[..], "{case}");
+        kitchen.dockerfile(&lines);
+        kitchen.build_on("files", "--output out").succeeds();
+        for (file, content) in [("ff", "f"), ("z", "another"), ("a", "a"), ("bin/own", "own")] {
+            assert_eq!(fs::read_to_string(kitchen.world.path("out").join(file)).unwrap(), content, "{case}: {file}");
+        }
+        assert!(kitchen.world.path("out/bin/busybox").exists(), "{case}");
     }
 }

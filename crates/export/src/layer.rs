@@ -184,9 +184,12 @@ async fn made(
     }
     let variant = variant(wanted, epoch);
     let origin = origin(context, &id, epoch)?;
+    let needs_below =
+        || context.store.snapshots().needs_below(&id).map_err(|e| store_fault("cannot read a snapshot", e));
     match &origin {
         Some(_) => context.lazy.fetch_blob(id).await?,
-        None => context.lazy.fill(snapshot).await?,
+        None if needs_below()? => context.lazy.fill(snapshot).await?,
+        None => {}
     }
     // The thread may outlive whoever waits for it.
     let (store, snapshot, wanted, cancel) = (context.store.clone(), snapshot.clone(), *wanted, context.cancel.clone());
