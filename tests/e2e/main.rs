@@ -16,6 +16,7 @@ mod wire;
 
 mod apps;
 mod attributes;
+mod base_layers;
 mod buildx;
 mod buildx_answers;
 mod buildx_cache;

@@ -2,6 +2,9 @@
 //!
 //! tar, digest, compression, digest and store are one streaming pass. A blob is remembered beside its snapshot, by
 //! variant: compression, level and, for rewritten timestamps, the epoch.
+//!
+//! A layer that came from elsewhere is the tar that it came as, whatever compresses it: its order and some of its attributes
+//! are in no tree of ours. One of ours is made of its tree, which always gives the same tar and saves decompressing it.
 
 use std::sync::Arc;
 
@@ -57,7 +60,7 @@ pub async fn layer_of(context: &Context, id: SnapshotId, wanted: CompressionOpti
 pub fn known_layer(context: &Context, id: SnapshotId, wanted: CompressionOptions) -> Result<Option<Layer>, Fault> {
     let snapshots = context.store.snapshots();
     let (Some(snapshot), Some(info)) = (snapshots.hold_quietly(&id), snapshots.info(&id)) else { return Ok(None) };
-    let lazy = snapshots.lazy(&id).filter(|lazy| fits(lazy, &wanted));
+    let lazy = snapshots.lazy(&id).filter(|lazy| fits(&lazy.media_type, &wanted));
     let layer = match lazy {
         Some(lazy) => of_pulled(context, &snapshot, &info, &lazy, Foreign::PassedOn),
         None => match known(context, &id, &wanted, None)? {
@@ -105,7 +108,9 @@ async fn layer(
     // Before anybody looks whether a blob is there.
     let snapshot = snapshots.hold_quietly(&id).ok_or_else(gone)?;
     let info = snapshots.info(&id).ok_or_else(gone)?;
-    if let Some(lazy) = lazy.filter(|lazy| fits(lazy, wanted) && epoch.is_none_or(|epoch| is_of(lazy, epoch))) {
+    if let Some(lazy) =
+        lazy.filter(|lazy| fits(&lazy.media_type, wanted) && epoch.is_none_or(|epoch| is_of(lazy, epoch)))
+    {
         return Ok(of_pulled(context, &snapshot, &info, &lazy, foreign));
     }
     let mut layer = of_record(&snapshot, &info, made(context, &snapshot, wanted, epoch).await?);
@@ -145,9 +150,9 @@ fn shown(snapshot: &Hold, info: &SnapshotInfo, descriptor: Descriptor, diff_id: 
     }
 }
 
-/// Whether a layer that was pulled will do as it is.
-fn fits(lazy: &LazyLayer, wanted: &CompressionOptions) -> bool {
-    !wanted.needs_conversion(media_type::layer_compression(&lazy.media_type))
+/// Whether a layer that came from elsewhere will do as it is.
+fn fits(media_type: &str, wanted: &CompressionOptions) -> bool {
+    !wanted.needs_conversion(media_type::layer_compression(media_type))
 }
 
 /// Whether the times in a layer that was pulled are no later already.
@@ -166,7 +171,7 @@ fn variant(wanted: &CompressionOptions, epoch: Option<i64>) -> String {
     format!("{kind}{level}{epoch}")
 }
 
-/// A blob made from the snapshot, now or earlier.
+/// A blob made now or earlier: of the blob that the layer came as, else of the snapshot.
 async fn made(
     context: &Context,
     snapshot: &Hold,
@@ -178,17 +183,38 @@ async fn made(
         return Ok(record);
     }
     let variant = variant(wanted, epoch);
-    context.lazy.fill(snapshot).await?;
+    let origin = origin(context, &id, epoch)?;
+    let needs_below =
+        || context.store.snapshots().needs_below(&id).map_err(|e| store_fault("cannot read a snapshot", e));
+    match &origin {
+        Some(_) => context.lazy.fetch_blob(id).await?,
+        None if needs_below()? => context.lazy.fill(snapshot).await?,
+        None => {}
+    }
     // The thread may outlive whoever waits for it.
     let (store, snapshot, wanted, cancel) = (context.store.clone(), snapshot.clone(), *wanted, context.cancel.clone());
     context
-        .blocking(format!("making a layer of snapshot {id}"), move || {
-            make(&store, &snapshot, &variant, &wanted, epoch, &cancel)
+        .blocking(format!("making a layer of snapshot {id}"), move || match origin {
+            Some(origin) => {
+                let converted = store.snapshots().convert_blob(&snapshot.id(), &variant, &wanted, &origin, &cancel);
+                converted.map_err(|e| store_fault(&format!("cannot recompress layer {}", origin.digest), e))
+            }
+            None => make(&store, &snapshot, &variant, &wanted, epoch, &cancel),
         })
         .await
 }
 
-/// A blob that was made from the snapshot earlier, and is there.
+/// The blob that the layer came as. None where we made the layer, or where another one is wanted.
+fn origin(context: &Context, id: &SnapshotId, epoch: Option<i64>) -> Result<Option<LayerRecord>, Fault> {
+    match epoch {
+        Some(_) => Ok(None),
+        None => {
+            context.store.snapshots().origin(id).map_err(|e| store_fault("cannot read the layers of a snapshot", e))
+        }
+    }
+}
+
+/// A blob of the layer that is there and will do.
 fn known(
     context: &Context,
     id: &SnapshotId,
@@ -197,11 +223,20 @@ fn known(
 ) -> Result<Option<LayerRecord>, Fault> {
     let snapshots = context.store.snapshots();
     let failed = |e| store_fault("cannot read the layers of a snapshot", e);
+    let origin = origin(context, id, epoch)?;
     let mut known = snapshots.layer(id, &variant(wanted, epoch)).map_err(failed)?;
-    if known.is_none() && !wanted.force && epoch.is_none() {
-        // Whatever was made already will do, like a layer that was pulled.
-        let all = snapshots.layers(id).map_err(failed)?;
-        known = all.into_iter().find(|(variant, _)| !variant.contains('@')).map(|(_, record)| record);
+    // Once blobs were made of the trees of layers from elsewhere: other layers.
+    known = known.filter(|known| origin.as_ref().is_none_or(|origin| origin.diff_id == known.diff_id));
+    if known.is_none() {
+        known = match origin {
+            Some(origin) => Some(origin).filter(|origin| fits(&origin.media_type, wanted)),
+            // Whatever was made already will do, like a layer that was pulled.
+            None if !wanted.force && epoch.is_none() => {
+                let all = snapshots.layers(id).map_err(failed)?;
+                all.into_iter().find(|(variant, _)| !variant.contains('@')).map(|(_, record)| record)
+            }
+            None => None,
+        };
     }
     Ok(known.filter(|record| context.store.content().has(&record.digest)))
 }

@@ -15,6 +15,7 @@ use image::layer::{Entry, tar};
 
 use crate::diff::Kept;
 use crate::layer_io::{TarSource, append};
+use crate::snapshot::PULLED;
 use crate::{
     CommitOptions, Driver, Error, FillTarget, Hold, LayerRecord, LazyLayer, PrepareOptions, Result, SnapshotId,
     Snapshots,
@@ -27,8 +28,10 @@ mod tests;
 const DELETES: &str = "deletes@";
 
 /// The namespace of layers that were put onto another parent, by their ids: their tars stay what they were, whatever the
-/// parent has. With whole trees the value names the paths of the tar, each ended by a NUL: nothing else tells them.
+/// parent has. With whole trees the value names the paths of the tar, each ended by a NUL: nothing else tells them. With overlay
+/// it is [`ALONE`] where the tar deletes nothing.
 const RESTACKED: &str = "restacked";
+const ALONE: &[u8] = b"alone";
 
 /// What becomes of deletions of what is not there.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -74,11 +77,17 @@ impl<R: io::Read> untar::Source for Watched<R> {
 
 impl Snapshots {
     /// Puts what one snapshot changes on its parent onto another parent: a new snapshot whose layer blobs are those
-    /// of `layer`. `layer` must be filled, with all below it, and so must `parent`.
+    /// of `layer`. `layer` must be filled, with all below it. So must `parent`, unless layers are
+    /// [`stackable`](Snapshots::is_stackable) on what is not: the new snapshot can be read when all below it is filled.
     ///
     /// The changes go through a tar, which costs a copy of the data and needs to know nothing of the driver.
     pub fn restack(&self, parent: &SnapshotId, layer: &SnapshotId, cancel: &Cancel) -> Result<Hold> {
         self.restack_layer(Some(parent), layer, Deletions::Apply, cancel)
+    }
+
+    /// Whether layers can be put onto a parent before it is filled: where each has a directory of its own.
+    pub fn is_stackable(&self) -> bool {
+        self.0.inner.driver.driver == Driver::Overlay
     }
 
     /// What leads from `lower` to `upper` (none: to nothing), as snapshots that stand on nothing: the layers of `upper` where
@@ -151,22 +160,15 @@ impl Snapshots {
             None => self.write_tar(layer, to, cancel).map(drop),
         })?;
         if let Some(lazy) = self.lazy(layer) {
-            let record = LayerRecord {
-                digest: lazy.digest,
-                size: lazy.size,
-                diff_id: lazy.diff_id,
-                media_type: lazy.media_type.clone(),
-                annotations: lazy.annotations.clone(),
-            };
-            self.set_layer(&hold.id(), "pulled", record)?;
+            self.set_layer(&hold.id(), PULLED, LayerRecord::from(&*lazy))?;
         }
         for (variant, record) in self.layers(layer)? {
             self.0.content().attach(&record.digest, &hold.id())?;
             self.set_layer(&hold.id(), &variant, record)?;
         }
         if parent.is_some() {
-            let paths = seen.paths.unwrap_or_default();
-            self.0.kv(RESTACKED).put_with(hold.id().to_string(), paths, &hold.id())?;
+            let about = seen.paths.unwrap_or_else(|| if seen.deletes { Vec::new() } else { ALONE.to_vec() });
+            self.0.kv(RESTACKED).put_with(hold.id().to_string(), about, &hold.id())?;
         }
         let keep = seen.deletes && (deletions == Deletions::Keep || blob.is_some());
         if keep && self.deletions(&hold.id())?.is_none() {
@@ -251,11 +253,11 @@ impl Snapshots {
 
     /// What a layer's tar has although the parent has the same.
     pub(crate) fn kept(&self, id: &SnapshotId) -> Result<Kept> {
-        let Some(paths) = self.0.kv(RESTACKED).get(id.to_string())? else { return Ok(Kept::Nothing) };
+        let Some(about) = self.0.kv(RESTACKED).get(id.to_string())? else { return Ok(Kept::Nothing) };
         if self.0.inner.driver.driver == Driver::Overlay {
-            return Ok(Kept::All);
+            return Ok(if *about == *ALONE { Kept::Alone } else { Kept::All });
         }
-        Ok(Kept::Paths(paths.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()))
+        Ok(Kept::Paths(about.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()))
     }
 
     /// What is kept of a snapshot that deletes what it does not stand on.

@@ -1,11 +1,12 @@
 //! Between trees and tars: a layer's blob into a snapshot, a snapshot's changes into a layer's blob. One pass each.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 
-use base::Cancel;
+use base::{Cancel, Digest};
 use files::untar;
 use image::Descriptor;
-use image::layer::compression::{Compression, CompressionOptions, Compressor, Tar, Unpacker};
+use image::layer::compression::{BlobTar, Compression, CompressionOptions, Compressor, Tar, Unpacker};
 use image::layer::{Entry, EntryKind, Time, tar};
 
 use crate::{Change, ChangeKind, Error, FileKind, LayerRecord, Result, SnapshotId, Snapshots};
@@ -159,6 +160,32 @@ impl Snapshots {
         self.make(id, variant, options, cancel, map, None).map(|(record, _)| record)
     }
 
+    /// The snapshot's layer blob in this compression, made of `from`, a blob of the layer that is here: the tar stays what it
+    /// is, also in what no tree tells, such as its order and attributes that we may not set.
+    pub fn convert_blob(
+        &self,
+        id: &SnapshotId,
+        variant: &str,
+        options: &CompressionOptions,
+        from: &LayerRecord,
+        cancel: &Cancel,
+    ) -> Result<LayerRecord> {
+        if self.layer(id, variant)?.is_some_and(|known| known.diff_id != from.diff_id) {
+            // Made of the tree once.
+            self.drop_layer(id, variant)?;
+        }
+        let content = self.0.content();
+        let path = content.path(&from.digest);
+        self.make_layer(id, variant, || {
+            let blob = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
+            let descriptor = Descriptor::new(&from.media_type, from.digest, from.size);
+            let mut tar = BlobTar::start(cancel.reader(blob), &descriptor, untar::Limits::default().bytes)?;
+            let mut compressor = Compressor::new(content.trusted_writer()?, options)?;
+            io::copy(&mut tar, &mut compressor).map_err(image::Error::from)?;
+            self.keep(id, compressor, options.kind, Some(from.diff_id)).map(|(record, _)| record)
+        })
+    }
+
     /// What is on record, and what was written if it was not.
     fn make(
         &self,
@@ -175,22 +202,39 @@ impl Snapshots {
         let make = || {
             let compressor = Compressor::of(known, content.trusted_writer()?, options)?;
             let compressor = self.write_tar_with(id, compressor, cancel, map)?;
-            let (compressed, writer) = compressor.finish()?;
-            // Held until the record refers to it.
-            let _hold = content.hold(&compressed.digest);
-            writer.finish_trusted(compressed.digest)?;
-            content.attach(&compressed.digest, id)?;
-            written = Some(compressed.tar());
-            Ok::<_, Error>(LayerRecord {
-                digest: compressed.digest,
-                size: compressed.size,
-                diff_id: compressed.diff_id,
-                media_type: media_type(options.kind).to_owned(),
-                annotations: Default::default(),
-            })
+            let (record, tar) = self.keep(id, compressor, options.kind, None)?;
+            written = Some(tar);
+            Ok::<_, Error>(record)
         };
         let record = self.make_layer(id, variant, make)?;
         Ok((record, written))
+    }
+
+    /// Ends a blob of the snapshot and keeps it, if it is what was expected.
+    fn keep(
+        &self,
+        id: &SnapshotId,
+        compressor: Compressor<crate::Writer>,
+        kind: Compression,
+        expected: Option<Digest>,
+    ) -> Result<(LayerRecord, Tar)> {
+        let content = self.0.content();
+        let (compressed, writer) = compressor.finish()?;
+        if let Some(expected) = expected.filter(|expected| *expected != compressed.diff_id) {
+            return Err(Error::DiffId { expected, actual: compressed.diff_id });
+        }
+        // Held until the record refers to it.
+        let _hold = content.hold(&compressed.digest);
+        writer.finish_trusted(compressed.digest)?;
+        content.attach(&compressed.digest, id)?;
+        let record = LayerRecord {
+            digest: compressed.digest,
+            size: compressed.size,
+            diff_id: compressed.diff_id,
+            media_type: media_type(kind).to_owned(),
+            annotations: Default::default(),
+        };
+        Ok((record, compressed.tar()))
     }
 }
 

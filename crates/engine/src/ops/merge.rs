@@ -1,4 +1,4 @@
-//! Trees laid over each other: `COPY --link`.
+//! Trees laid over each other: `COPY --link`. The one at the bottom need not be here: nobody may ever read it.
 
 use base::Fault;
 use llb::pb;
@@ -17,7 +17,11 @@ pub(super) async fn run(ctx: &OpContext, op: &pb::MergeOp, inputs: &[Tree]) -> R
     for input in &op.inputs {
         let tree = usize::try_from(input.input).ok().and_then(|index| inputs.get(index));
         let tree = tree.ok_or_else(|| Fault::user(format!("merge op reads input {}", input.input)))?;
-        let Some(upper) = ctx.core.snapshot(ctx, tree).await? else { continue };
+        let upper = match tree {
+            Tree::Snapshot(bottom) if merged.is_none() => Some(bottom.clone()),
+            tree => ctx.core.snapshot(ctx, tree).await?,
+        };
+        let Some(upper) = upper else { continue };
         merged = Some(match merged {
             None => upper,
             Some(lower) => stack(ctx, lower, upper).await?,
@@ -41,6 +45,9 @@ async fn stack(
             "a merge has {count} layers, more than the {MOST_LAYERS} that can be stacked"
         ))
         .hint("merge fewer trees, or copy some of them into one"));
+    }
+    if !snapshots.is_stackable() {
+        ctx.core.fill(ctx.job(), &ctx.tasks, &ctx.cancel, &lower).await?;
     }
     layers.reverse();
     let mut top = lower;

@@ -126,7 +126,8 @@ impl Snapshots {
         if !inner.snapshots.with(*id, |record| record.filled).unwrap_or(false) {
             return Err(Error::NotFilled(*id).into());
         }
-        let below = match parent {
+        let kept = if parent.is_some() { self.kept(id)? } else { Kept::Nothing };
+        let below = match parent.filter(|_| !matches!(kept, Kept::Alone)) {
             Some(parent) => self.merged(&parent)?,
             None => Merged::nothing(),
         };
@@ -134,12 +135,20 @@ impl Snapshots {
         let links = if stacked { tree::read_links(inner, *id)? } else { self.link_owners(id)? };
         let view =
             Merged::open(std::slice::from_ref(&top), shadowed(inner, links)).map_err(|e| Error::io("open", &top, e))?;
-        let kept = if parent.is_some() { self.kept(id)? } else { Kept::Nothing };
         run(&view, kept, &mut visit, |sequence| match stacked && !opaque {
             true => overlay::walk(&view, &below, sequence),
             false => trees::walk(&below, &view, sequence),
         })
         .map_err(|e| e.into_error(&top))
+    }
+
+    /// Whether what the snapshot changes on its parent can only be told once that is unpacked.
+    pub fn needs_below(&self, id: &SnapshotId) -> Result<bool> {
+        let record = |record: &crate::snapshot::Record| record.filled && (record.parent.is_none() || record.empty);
+        if self.0.inner.snapshots.with(*id, record).ok_or(Error::Missing(*id))? {
+            return Ok(false);
+        }
+        Ok(self.deletions(id)?.is_none() && !matches!(self.kept(id)?, Kept::Alone))
     }
 
     /// Visits what leads from one snapshot to another (none: from, or to, nothing), in the order of tar entries.

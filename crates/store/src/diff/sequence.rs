@@ -27,6 +27,8 @@ pub(crate) enum Kept {
     Nothing,
     /// All that the layer's own directory has.
     All,
+    /// The same, and it deletes nothing: what is below it decides nothing.
+    Alone,
     /// These paths.
     Paths(HashSet<Vec<u8>>),
 }
@@ -35,7 +37,7 @@ impl Kept {
     fn has(&self, path: &[u8]) -> bool {
         match self {
             Kept::Nothing => false,
-            Kept::All => true,
+            Kept::All | Kept::Alone => true,
             Kept::Paths(paths) => paths.contains(path),
         }
     }

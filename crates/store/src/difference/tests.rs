@@ -117,3 +117,59 @@ fn privileged_a_layer_is_the_same_on_any_parent() {
         }
     });
 }
+
+/// A layer of a pulled image, with these files, that nobody has unpacked.
+fn pulled(store: &Store, files: &[&str]) -> (Hold, Vec<u8>) {
+    let mut writer = image::layer::tar::Writer::new(Vec::new());
+    for name in files {
+        let kind = image::layer::EntryKind::File { size: name.len() as u64 };
+        writer.append(&image::layer::Entry::new(*name, kind, 0o644), name.as_bytes()).expect("written");
+    }
+    let tar = writer.finish().expect("ended");
+    let digest = base::Digest::of(&tar);
+    let layer = LazyLayer {
+        digest,
+        size: tar.len() as u64,
+        media_type: "application/vnd.oci.image.layer.v1.tar".into(),
+        diff_id: digest,
+        chain_id: digest,
+        sources: Vec::new(),
+        urls: Vec::new(),
+        annotations: Default::default(),
+        from_cache: false,
+    };
+    (store.snapshots().register_lazy(None, layer, PrepareOptions::default()).expect("registered"), tar)
+}
+
+#[test]
+fn privileged_layers_are_stacked_on_what_is_not_unpacked() {
+    each_driver(|scratch, store| {
+        let snapshots = store.snapshots();
+        if !snapshots.is_stackable() {
+            return;
+        }
+        let tar = |tree: &Hold| snapshots.write_tar(&tree.id(), Vec::new(), &Cancel::new());
+        let needs_below = |tree: &Hold| snapshots.needs_below(&tree.id()).expect("it is there");
+        let (bottom, blob) = pulled(&store, &["a", "b"]);
+        let layer = step(&store, scratch, None, |root| write(root, &["a", "x"]));
+        let deletes = step(&store, scratch, Some(&layer), |root| remove(root, &["a"]));
+        let adds = stack(&store, &bottom, &layer);
+        let both = stack(&store, &bottom, &deletes);
+        // What deletes nothing can be written, whatever is below it, the rest not.
+        assert!(!needs_below(&adds) && needs_below(&both));
+        assert!(tar(&adds).expect("a layer") == tar(&layer).expect("a layer"));
+        assert!(tar(&both).expect_err("nobody knows what it deletes").is_miss());
+        for tree in [&adds, &both] {
+            assert_eq!(snapshots.unfilled(&tree.id()).expect("a chain"), [bottom.id()]);
+            assert!(snapshots.view(&tree.id()).expect_err("nobody may read it yet").is_miss());
+        }
+        let blob = std::io::Cursor::new(blob);
+        snapshots.unpack(&bottom.id(), blob, &files::untar::Limits::default(), &Cancel::new()).expect("unpacked");
+        assert_eq!(names(&store, scratch, &adds), ["a", "b", "x"]);
+        assert_eq!(names(&store, scratch, &both), ["b", "x"]);
+        assert!(tar(&adds).expect("a layer") == tar(&layer).expect("a layer"));
+        assert!(tar(&both).expect("a layer") == tar(&deletes).expect("a layer"));
+        let more = step(&store, scratch, Some(&both), |root| write(root, &["y"]));
+        assert_eq!(names(&store, scratch, &more), ["b", "x", "y"]);
+    });
+}

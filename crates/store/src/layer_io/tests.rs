@@ -7,6 +7,7 @@ use std::process::Command;
 
 use base::{Cancel, Digest};
 use files::untar::Limits;
+use image::layer::compression::{Compression, CompressionOptions, Decompressor};
 use image::layer::{Entry, EntryKind, Time, tar};
 
 use crate::*;
@@ -121,6 +122,64 @@ fn with_a_single_id_layers_come_out_right_all_the_same() {
         return;
     }
     assert!(output.status.success() && dir.path().join("done").exists(), "{said}");
+}
+
+/// A layer of a tar that lies in the store as it is.
+fn stored(store: &Store, tar: &[u8], diff_id: Digest) -> Hold {
+    let layer = LazyLayer {
+        digest: store.content().put(tar).expect("stored"),
+        size: tar.len() as u64,
+        media_type: "application/vnd.oci.image.layer.v1.tar".into(),
+        diff_id,
+        chain_id: diff_id,
+        sources: Vec::new(),
+        urls: Vec::new(),
+        annotations: Default::default(),
+        from_cache: false,
+    };
+    store.snapshots().register_lazy(None, layer, PrepareOptions::default()).expect("registered")
+}
+
+#[test]
+fn a_layer_is_recompressed_from_its_blob() {
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    let store = Store::open(dir.path(), options(Driver::Copy, true)).expect("a store");
+    let (snapshots, cancel) = (store.snapshots(), Cancel::new());
+    // In an order, and with an attribute, that no tree of ours gives.
+    let mut writer = tar::Writer::new(Vec::new());
+    for name in ["z", "a"] {
+        let mut entry = Entry::new(name, EntryKind::File { size: 4 }, 0o644);
+        entry.xattrs.insert(b"security.selinux".to_vec(), b"system_u:object_r:etc_t:s0".to_vec());
+        writer.append(&entry, &b"data"[..]).expect("written");
+    }
+    let tar = writer.finish().expect("ended");
+    let hold = stored(&store, &tar, Digest::of(&tar));
+    let origin = snapshots.origin(&hold.id()).expect("read").expect("it came from elsewhere");
+    for (kind, level) in [(Compression::Gzip, Some(9)), (Compression::Zstd, None), (Compression::Uncompressed, None)] {
+        let options = CompressionOptions { level, ..CompressionOptions::new(kind, 2) };
+        let variant = kind.to_string();
+        // What was made of the tree once does not count.
+        let other = LayerRecord { diff_id: Digest::of("another"), ..origin.clone() };
+        snapshots.set_layer(&hold.id(), &variant, other).expect("noted");
+        let made = snapshots.convert_blob(&hold.id(), &variant, &options, &origin, &cancel).expect("recompressed");
+        assert_eq!(made.diff_id, Digest::of(&tar), "{kind}");
+        assert_eq!(snapshots.layer(&hold.id(), &variant).expect("read"), Some(made.clone()), "{kind}");
+        let blob = store.content().read(&made.digest).expect("read").expect("kept");
+        let mut read = Vec::new();
+        let mut decompressor = Decompressor::new(&*blob, u64::MAX).expect("a beginning");
+        assert_eq!(decompressor.kind(), kind);
+        std::io::Read::read_to_end(&mut decompressor, &mut read).expect("decompressed");
+        assert!(read == tar, "{kind}");
+    }
+    assert!(!snapshots.info(&hold.id()).expect("there").filled, "nobody has unpacked it");
+
+    // One that is not what it says leaves nothing.
+    let wrong = stored(&store, &tar[..512], Digest::of("wrong"));
+    let origin = snapshots.origin(&wrong.id()).expect("read").expect("it came from elsewhere");
+    let gzip = CompressionOptions::new(Compression::Gzip, 2);
+    let error = snapshots.convert_blob(&wrong.id(), "gzip", &gzip, &origin, &cancel).expect_err("another diff id");
+    assert!(matches!(error, Error::DiffId { .. }), "{error:?}");
+    assert_eq!(snapshots.layers(&wrong.id()).expect("read"), Default::default());
 }
 
 /// A tar with zeros behind its end, without an end of their own. Sets the flag, if there is one, after some of them.

@@ -7,8 +7,11 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
 
 use super::table::Record;
-use super::{SnapshotId, Snapshots};
+use super::{LazyLayer, SnapshotId, Snapshots};
 use crate::{Error, Inner, Result, locked};
+
+/// The variant of the blob of a layer that was pulled and then put onto another parent.
+pub(crate) const PULLED: &str = "pulled";
 
 /// One layer blob of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +29,27 @@ pub struct LayerRecord {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl From<&LazyLayer> for LayerRecord {
+    fn from(lazy: &LazyLayer) -> LayerRecord {
+        LayerRecord {
+            digest: lazy.digest,
+            size: lazy.size,
+            diff_id: lazy.diff_id,
+            media_type: lazy.media_type.clone(),
+            annotations: lazy.annotations.clone(),
+        }
+    }
+}
+
 impl Snapshots {
+    /// The blob that the snapshot's layer came as, from elsewhere; maybe still to be fetched. None where we made the layer.
+    pub fn origin(&self, id: &SnapshotId) -> Result<Option<LayerRecord>> {
+        match self.lazy(id) {
+            Some(lazy) => Ok(Some(LayerRecord::from(&*lazy))),
+            None => Ok(self.layer(id, PULLED)?.filter(|record| self.0.content().has(&record.digest))),
+        }
+    }
+
     /// All layer blobs that were made from the snapshot, by variant. Their bytes may be gone from the store.
     pub fn layers(&self, id: &SnapshotId) -> Result<BTreeMap<String, LayerRecord>> {
         self.0.inner.db.read("read", |db| {

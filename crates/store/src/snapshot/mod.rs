@@ -30,6 +30,7 @@ mod tests;
 pub use active::Active;
 pub use cache_mount::{CacheMount, CacheMountRequest, Sharing};
 pub use layers::LayerRecord;
+pub(crate) use layers::PULLED;
 pub(crate) use lazy::settle_all;
 pub use lazy::{FillTarget, Filled, LazyLayer};
 pub(crate) use load::load;

@@ -43,12 +43,17 @@ pub(crate) fn trash_dir(inner: &Inner) -> PathBuf {
     base(inner).join("trash")
 }
 
-/// Makes an empty directory that looks like the top of `parent`, or `0755 root`.
+/// Makes an empty directory that looks like the top of `parent`, or `0755 root`. With the overlay driver the parent may still
+/// have to be unpacked.
 pub(super) fn make(inner: &Inner, id: SnapshotId, parent: Option<SnapshotId>) -> Result<PathBuf> {
     let path = dir(inner, id);
     std::fs::DirBuilder::new().mode(0o755).create(&path).map_err(|e| Error::io("create directory", &path, e))?;
-    match parent {
-        Some(parent) => look_like(inner, parent, &path)?,
+    let top = match parent {
+        Some(parent) => topmost(inner, parent)?,
+        None => None,
+    };
+    match top {
+        Some(top) => copy_looks(&top, &path).map_err(|e| Error::io("set the owner and mode of", &path, e))?,
         // The umask must not decide about the root directory of images.
         None => set_mode(&path, 0o755)?,
     }
@@ -59,9 +64,22 @@ fn set_mode(path: &Path, mode: u32) -> Result<()> {
     rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(|e| Error::io("set the mode of", path, e))
 }
 
-fn look_like(inner: &Inner, parent: SnapshotId, path: &Path) -> Result<()> {
-    let top = layer_dirs(inner, parent)?.into_iter().next().unwrap_or_else(|| dir(inner, parent));
-    copy_looks(&top, path).map_err(|e| Error::io("set the owner and mode of", path, e))
+/// The topmost directory of the tree. None where a layer is to be unpacked into it first: what is unpacked looks as a new
+/// directory does.
+fn topmost(inner: &Inner, id: SnapshotId) -> Result<Option<PathBuf>> {
+    if inner.driver.driver == Driver::Copy {
+        return Ok(layer_dirs(inner, id)?.into_iter().next());
+    }
+    let table = inner.snapshots.table();
+    let mut at = Some(id);
+    while let Some(id) = at {
+        let record = table.records.get(&id).ok_or(Error::Missing(id))?;
+        if !record.filled || !record.empty {
+            return Ok(record.filled.then(|| dir(inner, id)));
+        }
+        at = record.parent;
+    }
+    Ok(Some(dir(inner, id)))
 }
 
 /// Gives `to` owner, mode and times of `from`, and the attributes that layers have.

@@ -24,7 +24,7 @@ use std::str::FromStr;
 
 pub use compressor::{Compressed, Compressor, Tar};
 pub use decompressor::Decompressor;
-pub use unpack::{Unpacked, Unpacker};
+pub use unpack::{BlobTar, Unpacked, Unpacker};
 pub use verify::VerifyingReader;
 
 use crate::Error;

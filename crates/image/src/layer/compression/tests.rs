@@ -375,6 +375,27 @@ fn unpacking_verifies_the_blob_and_knows_the_diff_id() {
     }
 }
 
+#[test]
+fn a_tar_that_others_digest_is_verified_at_its_end() {
+    let content = mixed(13, 3 * MIB);
+    for kind in KINDS {
+        let (out, blob) = compress(&content, CompressionOptions::new(kind, 2), usize::MAX);
+        let read = |blob: &[u8], descriptor: &Descriptor| {
+            let blob = io::Cursor::new(blob.to_vec());
+            let mut tar = BlobTar::start(blob, descriptor, u64::MAX).expect("threads");
+            let mut read = Vec::new();
+            tar.read_to_end(&mut read).map(|_| read).map_err(|error| Error::from(error).to_string())
+        };
+        let descriptor = Descriptor::new("", out.digest, out.size);
+        assert!(read(&blob, &descriptor).expect("our own blob") == content);
+        let wrong = Descriptor::new("", Digest::of(b"other"), out.size);
+        let error = read(&blob, &wrong).expect_err("another digest");
+        assert_eq!(error, format!("content of {} has digest {}", wrong.digest, out.digest));
+        let error = read(&blob[..blob.len() - 5], &descriptor).expect_err("too short");
+        assert_eq!(error, format!("content of {} has {} bytes, expected {}", out.digest, out.size - 5, out.size));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 

@@ -4,6 +4,8 @@
 //! blob ─▶ read + sha256 + size ─▶ decompress ─┬▶ sha256 (diff id)
 //!         own thread              own thread  └▶ the consumer, through `Read`
 //! ```
+//!
+//! [`BlobTar`] is the same for who digests the tar himself.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -39,23 +41,23 @@ pub struct Unpacker {
     hasher: JoinHandle<Hasher>,
 }
 
+/// Reads the tar of a layer while other threads read, verify and decompress the blob. Who reads it to its end has got what the
+/// descriptor promises. Dropping it stops the threads.
+pub struct BlobTar(Chunks);
+
 type Chunk = Arc<Vec<u8>>;
 
 impl Unpacker {
     /// Starts to unpack a blob that `descriptor` describes; at most `limit` bytes of tar come out.
     pub fn start(blob: impl Read + Send + 'static, descriptor: &Descriptor, limit: u64) -> Result<Unpacker, Error> {
-        let (digest, size) = (descriptor.digest, descriptor.size);
-        let (raw_tx, raw) = sync_channel(QUEUE);
-        let (tx, chunks) = sync_channel(QUEUE);
         let (hash_tx, to_hash) = sync_channel::<Chunk>(QUEUE);
-        spawn("blob-read", move || pump(VerifyingReader::new(blob, digest, size), |chunk| raw_tx.send(chunk).is_ok()))?;
         let hasher = spawn("diff-id", move || {
             let mut hasher = Digest::hasher();
             to_hash.iter().for_each(|chunk| hasher.update(chunk.as_slice()));
             hasher
         })?;
-        spawn("decompress", move || decompress(raw, limit, &tx, &hash_tx))?;
-        Ok(Unpacker { chunks: Chunks::new(chunks), size: 0, hasher })
+        let chunks = start(blob, descriptor, limit, Some(hash_tx))?;
+        Ok(Unpacker { chunks, size: 0, hasher })
     }
 
     /// Reads what the consumer left, checks the blob, and gives the digest of the tar.
@@ -64,6 +66,27 @@ impl Unpacker {
         let hasher = self.hasher.join().map_err(|_| Error::Io(io::Error::other("the digest thread stopped")))?;
         Ok(Unpacked { diff_id: hasher.finish(), size: self.size })
     }
+}
+
+impl BlobTar {
+    /// Starts to unpack a blob that `descriptor` describes; at most `limit` bytes of tar come out.
+    pub fn start(blob: impl Read + Send + 'static, descriptor: &Descriptor, limit: u64) -> Result<BlobTar, Error> {
+        start(blob, descriptor, limit, None).map(BlobTar)
+    }
+}
+
+fn start(
+    blob: impl Read + Send + 'static,
+    descriptor: &Descriptor,
+    limit: u64,
+    hash: Option<SyncSender<Chunk>>,
+) -> Result<Chunks, Error> {
+    let (digest, size) = (descriptor.digest, descriptor.size);
+    let (raw_tx, raw) = sync_channel(QUEUE);
+    let (tx, chunks) = sync_channel(QUEUE);
+    spawn("blob-read", move || pump(VerifyingReader::new(blob, digest, size), |chunk| raw_tx.send(chunk).is_ok()))?;
+    spawn("decompress", move || decompress(raw, limit, &tx, hash.as_ref()))?;
+    Ok(Chunks::new(chunks))
 }
 
 fn spawn<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>, Error> {
@@ -97,7 +120,7 @@ fn decompress(
     raw: Receiver<Result<Chunk, Error>>,
     limit: u64,
     tx: &SyncSender<Result<Chunk, Error>>,
-    hash: &SyncSender<Chunk>,
+    hash: Option<&SyncSender<Chunk>>,
 ) {
     let decompressor = match Decompressor::new(Chunks::new(raw), limit) {
         Ok(decompressor) => decompressor,
@@ -108,7 +131,7 @@ fn decompress(
         }
     };
     pump(decompressor, |chunk| {
-        if let Ok(chunk) = &chunk
+        if let (Ok(chunk), Some(hash)) = (&chunk, hash)
             && hash.send(chunk.clone()).is_err()
         {
             return false;
@@ -154,5 +177,11 @@ impl Read for Unpacker {
         let n = self.chunks.read(buffer)?;
         self.size += n as u64;
         Ok(n)
+    }
+}
+
+impl Read for BlobTar {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
     }
 }
