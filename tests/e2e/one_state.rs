@@ -135,6 +135,8 @@ fn who_finds_a_daemon_there_is_told_to_ask_it() {
     }
     let build = on("build").args(["context"]).fails();
     build.says("which keeps it until it ends: build with `buildctl build` or `docker buildx` instead");
-    build.says("(`buildkitd`)").hints("the daemon keeps it");
+    build.says("(`buildkitd`)").hints(
+        "the daemon keeps it: use `buildctl du`, `buildctl prune`, and build with `buildctl build` or `docker buildx`",
+    );
     served.ends();
 }

@@ -41,7 +41,10 @@ fn the_tree_of_an_image_is_laid_out_where_nothing_is() {
         .hullworks(["install", "there"])
         .fails()
         .says("error: `there/bin` is that of another system")
-        .hints("/usr/local/bin");
+        .hints(
+        "name an empty directory; a system gets the program alone: copy it to /usr/local/bin, and link buildkitd, buildctl and \
+         buildctl-daemonless.sh to it there",
+    );
     assert_eq!(std::fs::read_dir(world.path("there")).unwrap().count(), 1);
     world.hullworks(["install", "tree"]).succeeds();
     world.hullworks(["install", "tree"]).succeeds();

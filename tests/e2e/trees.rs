@@ -351,7 +351,12 @@ fn privileged_a_clients_directory_has_all_kinds_of_files() {
     check(&expected, &[("t/attr/f", " security.capability=0x"), ("t/attr/d", " user.dir=0x64")]);
     served.build("--output type=local,dest=sent").succeeds();
     let sent = tree(&kitchen.world, &kitchen.world.path("sent"), Times::Seconds);
-    assert_same("type=local of a daemon", &without_owners(&expected), &without_owners(&sent));
+    // As upstream sends them, only files have several names.
+    let mut expected = without_owners(&expected);
+    for line in expected.values_mut().filter(|line| !line.starts_with("100")) {
+        line.truncate(line.find(" one of ").unwrap_or(line.len()));
+    }
+    assert_same("type=local of a daemon", &expected, &without_owners(&sent));
     served.ends();
 }
 

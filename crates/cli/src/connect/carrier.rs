@@ -174,7 +174,8 @@ mod tests {
             ("ssh://h#x", "address `ssh://h#x`: `x` has no meaning there"),
         ] {
             let scheme = address.split(':').next().expect("a scheme");
-            let found = line(scheme, address).map_or_else(|fault| fault.cause(), |line| line.expect("a line").join(" "));
+            let found =
+                line(scheme, address).map_or_else(|fault| fault.cause(), |line| line.expect("a line").join(" "));
             assert_eq!(found, expected);
         }
         assert!(line("http", "http://x").expect("no line").is_none());

@@ -80,10 +80,7 @@ pub fn platforms(values: &[String]) -> Result<String, Fault> {
             "local" => Platform::host(),
             other => other.parse().map_err(|error| invalid("--platform", other, error))?,
         };
-        let text = platform.to_string();
-        if !out.contains(&text) {
-            out.push(text);
-        }
+        out.push(platform.to_string());
     }
     Ok(out.join(","))
 }

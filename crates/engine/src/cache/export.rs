@@ -75,7 +75,8 @@ impl CacheExports {
         &self.list
     }
 
-    /// Writes all caches side by side, those in one directory one after the other. Answers what clients want to know of them.
+    /// Writes all caches side by side, those in directories of the client one after the other: two names may be one directory.
+    /// Answers what clients want to know of them.
     pub(crate) async fn write(
         &self,
         core: &Arc<Core>,
@@ -85,11 +86,13 @@ impl CacheExports {
         context: impl Fn(&Running, Cancel) -> Context,
     ) -> Result<BTreeMap<String, String>, Fault> {
         let chain = chain(core, job, keys.to_vec()).await?;
-        let dirs: Vec<tokio::sync::Mutex<()>> = self.list.iter().map(|_| tokio::sync::Mutex::default()).collect();
+        let directories = tokio::sync::Mutex::new(());
         let write = async |options: &ExportOptions| {
-            // The first cache of a place has the lock for all of them. Who waits longest is next.
-            let first = self.list.iter().position(|other| other.place == options.place);
-            let _turn = dirs[first.unwrap_or_default()].lock().await;
+            // Who waits longest is next.
+            let _turn = match options.place {
+                Place::Local { .. } => Some(directories.lock().await),
+                _ => None,
+            };
             write_one(core, job, &chain, options, lacking, &context).await
         };
         let written = join_all(self.list.iter().map(write)).await;
