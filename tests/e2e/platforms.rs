@@ -70,7 +70,7 @@ fn a_platform_that_is_named_twice_is_written_once() {
             assert_eq!(listed, expected, "{to}.tar");
             build(&format!("type=oci,tar=false,dest={to}.oci"));
             let read = |path: &str| {
-                serde_json::from_slice::<Value>(&fs::read(world.path(&format!("{to}.oci/{path}"))).unwrap()).unwrap()
+                serde_json::from_slice::<Value>(&fs::read(world.path(format!("{to}.oci/{path}"))).unwrap()).unwrap()
             };
             let digest = read("index.json")["manifests"][0]["digest"].as_str().unwrap().replace(':', "/");
             let manifests = read(&format!("blobs/{digest}"))["manifests"].as_array().unwrap().len();

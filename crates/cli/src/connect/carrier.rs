@@ -179,7 +179,8 @@ mod tests {
             assert_eq!(found, expected);
         }
         assert!(line("http", "http://x").expect("no line").is_none());
-        let hint = |address: &str| line("kube-pod", address).unwrap_err().get_hint().unwrap_or_default().to_owned();
+        let hint =
+            |address: &str| line("kube-pod", address).expect_err("refused").get_hint().unwrap_or_default().to_owned();
         assert_eq!(hint("kube-pod://p?namespce=n"), "did you mean `namespace`?");
         assert_eq!(hint("kube-pod://p?x=n"), "known is context, namespace, container");
     }
