@@ -371,7 +371,7 @@ fn privileged_an_output_that_finds_no_room_leaves_nothing_under_its_name() {
     let Some(disk) = Disk::new() else { return };
     let kitchen = &disk.0;
     // What the image has goes once to the state and once to the output: there is room for one.
-    kitchen.file("noise", testkit::image::noise(7, 7 << 20));
+    kitchen.file("noise", testkit::image::noise(7, 5 << 20));
     kitchen.dockerfile("FROM busybox\nCOPY noise /\n");
     let first = disk.build("");
     assert!(first.code == Some(0), "{first:?}");
@@ -380,7 +380,7 @@ fn privileged_an_output_that_finds_no_room_leaves_nothing_under_its_name() {
     assert!(alone.code == Some(0), "{alone:?}");
     let made = disk.build("--output type=image,name=x");
     assert!(made.code == Some(0), "{made:?}");
-    disk.sh("truncate -s 0 disk/filler; fallocate -l $(($(stat -f -c '%a * %S' disk) - 6000000)) disk/filler");
+    disk.sh("truncate -s 0 disk/filler; fallocate -l $(($(stat -f -c '%a * %S' disk) - 4000000)) disk/filler");
     let hint = format!("{OUTPUT}`hullworks prune --root disk/state`");
     for output in ["oci", "docker", "tar"] {
         let ended = disk.build(&format!("--output type={output},dest=disk/out.tar"));
