@@ -154,7 +154,10 @@ fn a_system_is_not_laid_out_over() {
     kitchen.who.own(&kitchen.world, "system");
     let refused = install("system").fails();
     refused.says("`system/etc/passwd` is that of another system");
-    refused.hints("name an empty directory; a system gets the program alone: copy it to /usr/local/bin");
+    refused.hints(
+        "name an empty directory; a system gets the program alone: copy it to /usr/local/bin, and link buildkitd, buildctl and \
+         buildctl-daemonless.sh to it there",
+    );
     let passwd = fs::read_to_string(kitchen.world.path("system/etc/passwd")).unwrap();
     assert_eq!((passwd.as_str(), kitchen.world.path("system/usr").exists()), ("root:x:0:0:ann:/root:/bin/sh\n", false));
 }
