@@ -18,8 +18,10 @@ pub(super) fn line(scheme: &str, address: &str) -> Result<Option<Vec<String>>, F
         "ssh" => ssh,
         _ => return Ok(None),
     };
-    let url =
-        Url::parse(address).map_err(|error| Fault::user(format!("address `{address}` cannot be read: {error}")))?;
+    let url = Url::parse(address).map_err(|error| {
+        let shown = base::redact_url(address);
+        Fault::user(format!("address `{shown}` cannot be read: {error}"))
+    })?;
     read(&Parts { address, url }).map(Some)
 }
 

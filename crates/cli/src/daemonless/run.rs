@@ -94,7 +94,7 @@ pub async fn open(
         tell(Notice::Warning(warning.clone()));
     }
     settings.start_log(mode);
-    let mut left = settings.lock_wait;
+    let (mut left, mut patience) = (settings.lock_wait, DAEMON_PATIENCE);
     let mut told = None;
     loop {
         let turn = left.map_or(PATIENCE, |left| left.min(PATIENCE));
@@ -102,12 +102,12 @@ pub async fn open(
             opened = Engine::open(settings.engine_options(environment, turn)) => opened,
             () = cancel.cancelled() => Err(cut_short("ended")),
         };
-        if opened.as_ref().err().is_some_and(engine::is_in_use_by_daemon) && !settings.is_daemon {
-            left.get_or_insert(DAEMON_PATIENCE.max(turn));
-        }
         left = left.map(|left| left - turn);
+        if opened.as_ref().err().is_some_and(engine::is_in_use_by_daemon) && !settings.is_daemon {
+            patience = patience.saturating_sub(turn);
+        }
         match opened.as_ref().err().and_then(engine::in_use) {
-            Some(by) if left.is_none_or(|left| !left.is_zero()) => {
+            Some(by) if left.is_none_or(|left| !left.is_zero()) && !patience.is_zero() => {
                 if told.as_ref() != Some(&by) {
                     tell(Notice::Waiting(by.clone()));
                     told = Some(by);

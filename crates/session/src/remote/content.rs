@@ -28,6 +28,8 @@ const QUEUE: usize = 2;
 /// How long to wait for a blob that somebody else writes, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(16);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// When it counts as one that was left behind.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A store of a client.
 pub(super) struct Store {
@@ -144,7 +146,7 @@ impl Store {
         &self,
         first: &WriteContentRequest,
     ) -> Result<(Requests, Streaming<WriteContentResponse>, u64), Status> {
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, began) = (FIRST_PAUSE, tokio::time::Instant::now());
         loop {
             let (requests, queue) = mpsc::channel(QUEUE);
             let request = self.request(ReceiverStream::new(queue));
@@ -159,7 +161,7 @@ impl Store {
                 Ok((requests, answers, there))
             };
             match call.await {
-                Err(status) if is_locked(&status) => tokio::time::sleep(pause).await,
+                Err(status) if is_locked(&status) && began.elapsed() < PATIENCE => tokio::time::sleep(pause).await,
                 begun => return begun,
             }
             pause = (pause * 2).min(LAST_PAUSE);

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use base::Cancel;
 
+use crate::snapshot::tests::lazy_layer;
 use crate::tests::{each_driver, inside, step};
 use crate::*;
 
@@ -126,18 +127,7 @@ fn pulled(store: &Store, files: &[&str]) -> (Hold, Vec<u8>) {
         writer.append(&image::layer::Entry::new(*name, kind, 0o644), name.as_bytes()).expect("written");
     }
     let tar = writer.finish().expect("ended");
-    let digest = base::Digest::of(&tar);
-    let layer = LazyLayer {
-        digest,
-        size: tar.len() as u64,
-        media_type: "application/vnd.oci.image.layer.v1.tar".into(),
-        diff_id: digest,
-        chain_id: digest,
-        sources: Vec::new(),
-        urls: Vec::new(),
-        annotations: Default::default(),
-        from_cache: false,
-    };
+    let layer = lazy_layer(&tar, None);
     (store.snapshots().register_lazy(None, layer, PrepareOptions::default()).expect("registered"), tar)
 }
 

@@ -10,6 +10,7 @@ use files::untar::Limits;
 use image::layer::compression::{Compression, CompressionOptions, Decompressor};
 use image::layer::{Entry, EntryKind, Time, tar};
 
+use crate::snapshot::tests::lazy_layer;
 use crate::*;
 
 const CHILD: &str = "HULLWORKS_TEST_SINGLE_ID";
@@ -49,18 +50,7 @@ fn options(driver: Driver, shadow: bool) -> OpenOptions {
 fn round_trip(dir: &Path, options: OpenOptions) -> Result<()> {
     let store = Store::open(dir, options)?;
     let tar = demanding_tar();
-    let digest = Digest::of(&tar);
-    let layer = LazyLayer {
-        digest,
-        size: tar.len() as u64,
-        media_type: "application/vnd.oci.image.layer.v1.tar".into(),
-        diff_id: digest,
-        chain_id: digest,
-        sources: Vec::new(),
-        urls: Vec::new(),
-        annotations: Default::default(),
-        from_cache: false,
-    };
+    let layer = lazy_layer(&tar, None);
     let snapshots = store.snapshots();
     let hold = snapshots.register_lazy(None, layer, PrepareOptions::default())?;
     snapshots.unpack(&hold.id(), std::io::Cursor::new(tar.clone()), &Limits::default(), &Cancel::new())?;

@@ -25,7 +25,7 @@ mod table;
 pub(crate) mod tree;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use active::Active;
 pub use cache_mount::{CacheMount, CacheMountRequest, Sharing};

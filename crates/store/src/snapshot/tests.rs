@@ -40,7 +40,8 @@ fn layer_tar(lines: &[&str]) -> Vec<u8> {
     writer.finish().expect("ended")
 }
 
-fn lazy_layer(tar: &[u8], below: Option<Digest>) -> LazyLayer {
+/// A layer of an image that somebody has.
+pub(crate) fn lazy_layer(tar: &[u8], below: Option<Digest>) -> LazyLayer {
     let digest = Digest::of(tar);
     LazyLayer {
         digest,
@@ -83,6 +84,18 @@ fn a_layer_that_an_image_has_is_not_a_caches_alone() {
 
 fn unpack(store: &Store, hold: &Hold, tar: Vec<u8>) -> Result<()> {
     store.snapshots().unpack(&hold.id(), std::io::Cursor::new(tar), &Limits::default(), &Cancel::new())
+}
+
+/// An image of two layers, unpacked: the lower one and the whole.
+fn image_of_two(store: &Store, tars: &[Vec<u8>; 2]) -> (Hold, Hold) {
+    let first = lazy_layer(&tars[0], None);
+    let second = lazy_layer(&tars[1], Some(first.chain_id));
+    let snapshots = store.snapshots();
+    let bottom = snapshots.register_lazy(None, first, PrepareOptions::default()).expect("registered");
+    let top = snapshots.register_lazy(Some(&bottom.id()), second, PrepareOptions::default()).expect("registered");
+    unpack(store, &bottom, tars[0].clone()).expect("unpacked");
+    unpack(store, &top, tars[1].clone()).expect("unpacked");
+    (bottom, top)
 }
 
 /// A compressed layer that is much larger than it looks: so many files of so many zeros.
@@ -221,16 +234,10 @@ fn privileged_looks_that_a_kill_left_open_are_set_at_the_next_start() {
             return;
         }
         let tars = [layer_tar(&["etc/", "etc/a=1"]), layer_tar(&["etc/b=2"])];
-        let first = lazy_layer(&tars[0], None);
-        let second = lazy_layer(&tars[1], Some(first.chain_id));
-        let snapshots = store.snapshots();
-        let bottom = snapshots.register_lazy(None, first, PrepareOptions::default()).expect("registered");
-        let top = snapshots.register_lazy(Some(&bottom.id()), second, PrepareOptions::default()).expect("registered");
-        unpack(&store, &bottom, tars[0].clone()).expect("unpacked");
-        unpack(&store, &top, tars[1].clone()).expect("unpacked");
+        let (bottom, top) = image_of_two(&store, &tars);
         let etc = crate::snapshot::tree::dir(&store.inner, top.id()).join("etc");
         let (dir, driver, id) = (store.dir().to_owned(), store.driver().driver, top.id());
-        drop((bottom, top, snapshots, store));
+        drop((bottom, top, store));
         let mode = || std::fs::metadata(&etc).map(|etc| etc.permissions().mode() & 0o7777).expect("etc");
         assert_eq!(mode(), 0o2750);
         // As if killed between the record of the layer and the looks of what it implies.
@@ -262,13 +269,7 @@ fn privileged_looks_of_directories_do_not_go_where_links_of_a_layer_lead() {
         let inside = format!("{}/", outside.path().display());
         let over = format!("l->{}", outside.path().display());
         let tars = [layer_tar(&["l/", "l/sub/", "l/sub/a=1"]), layer_tar(&[&inside, &over, "l/sub/b=2"])];
-        let first = lazy_layer(&tars[0], None);
-        let second = lazy_layer(&tars[1], Some(first.chain_id));
-        let snapshots = store.snapshots();
-        let bottom = snapshots.register_lazy(None, first, PrepareOptions::default()).expect("registered");
-        let top = snapshots.register_lazy(Some(&bottom.id()), second, PrepareOptions::default()).expect("registered");
-        unpack(&store, &bottom, tars[0].clone()).expect("unpacked");
-        unpack(&store, &top, tars[1].clone()).expect("unpacked");
+        let _image = image_of_two(&store, &tars);
         let mode = std::fs::metadata(&victim).expect("there").permissions().mode() & 0o7777;
         assert_eq!(mode, 0o711, "{:?}", store.driver().driver);
         assert!(!victim.join("b").exists());
