@@ -120,6 +120,9 @@ fn no_cache_is_for_all_or_for_stages() {
     assert_eq!(ran(&filtered), ["COPY --from=one /1 /", "RUN echo 2 > /2"], "{filtered:?}");
     let filtered = kitchen.build("--no-cache-filter one").succeeds();
     assert_eq!(ran(&filtered), ["RUN echo 1 > /1"], "the content is the same: {filtered:?}");
+    let mistyped = kitchen.build("--no-cache-filter three,TWO").succeeds();
+    mistyped.says("warning: option `no-cache=three` has no effect: no stage has this name\n");
+    assert!(!mistyped.text().contains("no-cache=TWO"), "{mistyped:?}");
 }
 
 #[test]

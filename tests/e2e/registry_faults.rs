@@ -196,7 +196,10 @@ fn passing_troubles_are_outlasted() {
         let what = format!("{fault:?}");
         kitchen.registry.fault(fault.at(|path| path.replace("LAYER", &layer)));
         kitchen.dockerfile(&format!("FROM {host}/{REPO}:v1\nRUN cat noise > /again\n"));
-        kitchen.build(&format!("--push -t {host}/out/app:1")).succeeds();
+        let ended = kitchen.build(&format!("--push -t {host}/out/app:1")).succeeds();
+        if what.contains("LAYER") && !what.contains("WrongBytes") {
+            ended.says(&format!("{host}/{REPO}@sha256:{layer}: ")).says("; trying again in ");
+        }
         check_content(&kitchen);
         assert!(kitchen.registry.manifest("out/app", "1").is_some(), "{what}");
         let again = kitchen.registry.requests();
@@ -218,7 +221,9 @@ fn tokens_that_end_on_the_way_are_renewed_and_wrong_logins_named() {
         kitchen.world.write(".docker/config.json", text);
     };
     let ended = push().fails();
-    ended.says("registry answered 401 (unauthorized: authentication required)").hints(LOGIN_TO_PUSH);
+    ended
+        .says("registry answered 401 (unauthorized: authentication required); no login for it was found")
+        .hints(LOGIN_TO_PUSH);
     login("wrong");
     let ended = push().fails();
     ended.says(&format!("token server `{host}` answered 401 (incorrect username or password)")).hints(LOGIN_TO_PUSH);

@@ -3,6 +3,7 @@
 //! The one module of this crate that looks at the clock.
 
 use std::collections::VecDeque;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -288,6 +289,25 @@ impl Task {
     /// Says how much there is in all.
     pub fn set_total(&mut self, total: u64) {
         self.status.total = total;
+    }
+
+    /// What is read of `from` is how far the task is; it ends with the reader.
+    pub fn reading<R: Read>(self, from: R) -> Counted<R> {
+        Counted { from, task: self }
+    }
+}
+
+/// A reader whose bytes are [counted](Task::reading).
+pub struct Counted<R> {
+    from: R,
+    task: Task,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(buf)?;
+        self.task.at(self.task.status.current + read as u64);
+        Ok(read)
     }
 }
 

@@ -266,6 +266,10 @@ fn lower_all(about: &About<'_>) -> Result<Built> {
     let settings = check_settings(options, found)?;
     let linter = Linter::new(settings.clone(), (&found.file, found.vertex), Audience::Told(about.ask));
     let read = Read::new(about, &linter)?;
+    let names: Vec<_> = read.stages.iter().map(|stage| stage.from.name.as_deref()).collect();
+    for name in options.no_cache.unknown(&names) {
+        about.ask.tell_vain_option(&format!("no-cache={name}"), "no stage has this name");
+    }
     let input = read.input(about, &linter);
     let mut platforms = Vec::new();
     if options.platforms.is_empty() {

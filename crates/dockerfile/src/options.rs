@@ -99,6 +99,13 @@ impl NoCache {
             NoCache::Stages(names) => names.iter().any(|name| name.eq_ignore_ascii_case(stage.unwrap_or_default())),
         }
     }
+
+    /// What is named as a stage and is none of these.
+    pub fn unknown(&self, stages: &[Option<&str>]) -> Vec<&str> {
+        let NoCache::Stages(names) = self else { return Vec::new() };
+        let is_one = |name: &&String| stages.iter().flatten().any(|stage| name.eq_ignore_ascii_case(stage));
+        names.iter().filter(|name| !is_one(name)).map(String::as_str).collect()
+    }
 }
 
 const KNOWN: [&str; 25] = [
@@ -394,12 +401,14 @@ mod tests {
         .expect("valid");
         assert_eq!(o.platforms.iter().map(ToString::to_string).collect::<Vec<_>>(), ["linux/amd64", "linux/arm64"]);
         assert!(o.multi_platform && o.no_cache.covers(Some("b")) && !o.no_cache.covers(None));
+        assert_eq!(o.no_cache.unknown(&[Some("a"), None]), ["B"]);
         assert_eq!(o.extra_hosts, [("db".into(), "1.2.3.4".into()), ("six".into(), "10.0.0.1".into())]);
         assert_eq!((o.ulimits[0].soft, o.ulimits[0].hard, o.ulimits[1].hard), (1, 2, 0));
         assert_eq!(o.hostname, "box");
         let o = parse(&[("contextkey", "ctx"), ("ctx", "https://example.com/a.git")]).expect("valid");
         assert_eq!(o.remote_context.as_deref(), Some("https://example.com/a.git"));
         assert!(parse(&[("no-cache", "")]).expect("valid").no_cache.covers(None));
+        assert_eq!(NoCache::All.unknown(&[None]), [""; 0]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use files::untar::Limits;
 use futures_util::FutureExt as _;
 use futures_util::future::try_join_all;
 use image::Descriptor;
-use registry::{BlobStart, Class, Stopper};
+use registry::{Aloud, BlobStart, Class, Stopper};
 use store::{Claim, ClaimGuard, Hold, LazyLayer, SnapshotId};
 use tokio_util::sync::CancellationToken;
 
@@ -288,7 +288,7 @@ impl Download {
                 Claim::Busy => drop(woken.await),
             }
         };
-        let (stream, stop) = fetch(core, job, layer).await?;
+        let (stream, stop) = fetch(core, job, tasks, layer).await?;
         let writer = content.writer(Some(layer.digest), Some(layer.size));
         let writer = Some(writer.map_err(|e| store_fault("cannot keep a layer", e))?);
         let task = tasks.start(layer.digest.to_string(), layer.size);
@@ -369,7 +369,7 @@ fn lock(tee: &Mutex<Tee>) -> MutexGuard<'_, Tee> {
 /// The bytes of a layer, verified when they are read to their end, and what ends a thread that waits for them.
 type Stream = (Box<dyn Read + Send>, Option<Stopper>);
 
-async fn fetch(core: &Core, job: &Arc<Job>, layer: &LazyLayer) -> Result<Stream, Fault> {
+async fn fetch(core: &Core, job: &Arc<Job>, tasks: &Tasks, layer: &LazyLayer) -> Result<Stream, Fault> {
     let mut descriptor = Descriptor::new(layer.media_type.clone(), layer.digest, layer.size);
     descriptor.annotations.clone_from(&layer.annotations);
     descriptor.urls.clone_from(&layer.urls);
@@ -388,7 +388,7 @@ async fn fetch(core: &Core, job: &Arc<Job>, layer: &LazyLayer) -> Result<Stream,
             }
             continue;
         }
-        let repository = core.images.repository_at(job, source)?;
+        let repository = core.images.repository_at(job, source)?.with_progress(Arc::new(Aloud(tasks.clone())));
         match repository.fetch_blob(&descriptor, BlobStart::Beginning).await {
             Ok(stream) => {
                 let stream = stream.into_blocking();

@@ -8,7 +8,7 @@ use base::report::{Task, Tasks};
 use base::{Digest, Fault, Kind};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use image::{Descriptor, Reference};
-use registry::{Class, FileSource, Progress, Repository, Retrying, Target, UploadMode};
+use registry::{Aloud, Class, FileSource, Progress, Repository, Retrying, Target, UploadMode};
 
 use crate::assemble::Assembled;
 use crate::layer::Layer;
@@ -243,10 +243,6 @@ impl Progress for Moving {
     }
 
     fn retrying(&self, subject: &str, retrying: &Retrying) {
-        let said = match retrying.cause.contains(subject) {
-            true => format!("{retrying}\n"),
-            false => format!("{subject}: {retrying}\n"),
-        };
-        self.tasks.log(Stream::Stderr, said.as_bytes());
+        Aloud(self.tasks.clone()).retrying(subject, retrying);
     }
 }

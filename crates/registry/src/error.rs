@@ -143,6 +143,8 @@ pub struct Answer {
     pub message: String,
     /// How long it asks to wait.
     pub retry_after: Option<Duration>,
+    /// Whether a login for the host was looked for, and there is none.
+    pub without_login: bool,
 }
 
 /// What a host is to the image.
@@ -335,6 +337,7 @@ impl Answer {
             code,
             message,
             retry_after,
+            without_login: false,
         })
     }
 }
@@ -359,6 +362,10 @@ impl fmt::Display for Answer {
             (true, false) => write!(f, " ({message})"),
             (false, false) if message.to_ascii_lowercase().starts_with(&code) => write!(f, " ({message})"),
             (false, false) => write!(f, " ({code}: {message})"),
+        }?;
+        match self.without_login && matches!(self.class(), Class::Unauthorised | Class::Denied) {
+            true => write!(f, "; no login for it was found"),
+            false => Ok(()),
         }
     }
 }

@@ -24,7 +24,7 @@ pub use client::{Client, Limits};
 pub use config::{Registries, RegistryConfig};
 pub use error::{Answer, Class, Error, Role};
 pub use http_client::Retrying;
-pub use progress::{Progress, Silent};
+pub use progress::{Aloud, Progress, Silent};
 pub use pull::{BlobStart, BlobStream, BlockingBlob, Resolved, Stopper};
 pub use push::{Pushed, Target, UploadMode};
 pub use repository::Repository;

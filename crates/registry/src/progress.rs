@@ -1,6 +1,8 @@
 //! What a transfer tells while it runs.
 
 use base::Digest;
+use base::progress::Stream;
+use base::report::Tasks;
 use http_client::Retrying;
 
 /// Told how transfers move. Called often and from any task; must not block.
@@ -21,3 +23,17 @@ pub trait Progress: Send + Sync {
 pub struct Silent;
 
 impl Progress for Silent {}
+
+/// Says in the output of a step what is tried again, and why.
+#[derive(Clone)]
+pub struct Aloud(pub Tasks);
+
+impl Progress for Aloud {
+    fn retrying(&self, subject: &str, retrying: &Retrying) {
+        let said = match retrying.cause.contains(subject) {
+            true => format!("{retrying}\n"),
+            false => format!("{subject}: {retrying}\n"),
+        };
+        self.0.log(Stream::Stderr, said.as_bytes());
+    }
+}

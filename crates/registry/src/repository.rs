@@ -147,7 +147,13 @@ impl Repository {
         let mut request = request.notify(Some(self.notify(subject)));
         let mut round = 1;
         loop {
-            let grant = self.shared.authority.grant(&party, &scopes).await?;
+            let grant = match self.shared.authority.grant(&party, &scopes).await {
+                Err(Error::Answer(mut answer)) => {
+                    answer.without_login = self.wallet.lacks(&endpoint.host).await;
+                    return Err(Error::Answer(answer));
+                }
+                grant => grant?,
+            };
             match &grant {
                 Some(grant) => request.headers.insert(header::AUTHORIZATION, grant.header.clone()),
                 None => request.headers.remove(header::AUTHORIZATION),
@@ -213,7 +219,9 @@ impl Repository {
             None if endpoint == self.registry() => (endpoint.host.clone(), Role::Registry),
             None => (endpoint.host.clone(), Role::Mirror),
         };
-        Error::Answer(Answer::read(subject, &host, role, response).await)
+        let mut answer = Answer::read(subject, &host, role, response).await;
+        answer.without_login = role != Role::Elsewhere && self.wallet.lacks(&host).await;
+        Error::Answer(answer)
     }
 }
 

@@ -129,6 +129,11 @@ impl Wallet {
         Ok((credential, Age::Fresh))
     }
 
+    /// Whether the source was asked, and has none.
+    pub(crate) async fn lacks(&self, host: &str) -> bool {
+        matches!(self.known.lock().await.get(host), Some(None))
+    }
+
     async fn forget(&self, host: &str) {
         self.known.lock().await.remove(host);
         self.authorities.lock().await.remove(host);

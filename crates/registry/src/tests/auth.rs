@@ -69,7 +69,8 @@ async fn public_images_need_no_credentials_but_a_token() {
     let error = push_image(&repository, &image_two()).await.expect_err("nobody may push");
     assert_eq!(error.class(), Class::Unauthorised);
     assert!(
-        chain(&error).contains("registry answered 401 (unauthorized: authentication required)"),
+        chain(&error)
+            .contains("registry answered 401 (unauthorized: authentication required); no login for it was found"),
         "{}",
         chain(&error)
     );
@@ -95,6 +96,7 @@ async fn wrong_passwords_are_refused_without_being_told() {
         assert_eq!(error.class(), Class::Unauthorised, "{error}");
         let text = format!("{} {error:?}", chain(&error));
         assert!(text.contains(&words) && !text.contains("hunter2"), "{text}");
+        assert!(!text.contains("no login"), "{text}");
     }
 }
 
