@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::build_limits::Limits;
 use super::build_no_effect::{NoEffect, boolean};
-use super::hullworks::EngineArgs;
+use super::engine_args::EngineArgs;
 use super::{Action, not_yet};
 use crate::daemonless::signals::cancelled_by_signals;
 use crate::daemonless::{BuildPlan, Call, Scratch, Stdin, dockerfile_on_stdin, read_stdin, run};

@@ -6,7 +6,7 @@ use engine::UsageRecord;
 use serde_json::{Value, json};
 
 use super::Action;
-use super::hullworks::EngineArgs;
+use super::engine_args::EngineArgs;
 use super::table::tabbed;
 use crate::daemonless::{Settings, run};
 use crate::environment::Environment;

@@ -14,6 +14,7 @@ mod buildctl_workers;
 pub mod buildkitd;
 pub mod buildkitd_flags;
 pub mod du;
+pub mod engine_args;
 pub mod hullworks;
 pub mod install;
 pub mod prune;

@@ -8,7 +8,7 @@ use engine::{PruneOptions, UsageRecord};
 
 use super::Action;
 use super::du::{Format, HEAD, record_json, row, verbose_list};
-use super::hullworks::EngineArgs;
+use super::engine_args::EngineArgs;
 use super::table::tabbed;
 use crate::daemonless::{Settings, run};
 use crate::environment::Environment;
