@@ -20,13 +20,15 @@ pub fn lints() -> Result<()> {
     ensure_component("clippy", "clippy")?;
     arrows::check()?;
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    // Always the workspace: a package alone has other features of what it uses, and all of that is compiled once more.
     run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
-    run(&mut cargo(&["clippy", "--package", "hullworks", "--test", "e2e", "--locked", "--", "-D", "warnings"]))
+    run(&mut cargo(&["clippy", "--workspace", "--test", "e2e", "--locked", "--", "-D", "warnings"]))
 }
 
-/// Compiles the unit tests, so that they run without anything beside them.
-pub fn compile_unit_tests() -> Result<()> {
-    run(&mut cargo(&["test", "--workspace", "--tests", "--locked", "--no-run"]))
+/// Compiles all tests, so that they run without anything beside them.
+pub fn compile_tests() -> Result<()> {
+    run(&mut cargo(&["test", "--workspace", "--tests", "--locked", "--no-run"]))?;
+    run(&mut cargo(&["test", "--workspace", "--test", "e2e", "--locked", "--no-run"]))
 }
 
 /// They meet the same tools that the end-to-end tests do.

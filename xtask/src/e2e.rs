@@ -19,6 +19,6 @@ fn test(flags: &[&str], args: &[String]) -> Result<()> {
     packages::ensure(packages::TESTS)?;
     let newer = packages::unpack_newer(packages::NEWER)?;
     let binary = binary::find_or_build()?;
-    let mut test = cargo(&["test", "--locked", "--package", "hullworks", "--test", "e2e", "--"]);
+    let mut test = cargo(&["test", "--workspace", "--test", "e2e", "--locked", "--"]);
     process::run_tests(test.args(flags).args(args).env("HULLWORKS_BIN", binary).env("HULLWORKS_TOOLS", newer))
 }

@@ -54,7 +54,7 @@ fn run(args: &[String]) -> Result<()> {
     match task {
         "image" => image::build(&binary::find_or_build()?),
         "ci" => {
-            binary::build_beside(|| check::lints().and_then(|()| check::compile_unit_tests()))?;
+            binary::build_beside(|| check::lints().and_then(|()| check::compile_tests()))?;
             check::unit_tests()?;
             e2e::run(&[])
         }
