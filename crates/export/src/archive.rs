@@ -115,7 +115,8 @@ fn write_layout(
     std::fs::create_dir_all(dir).map_err(failed)?;
     let (reader, writer) = io::pipe().map_err(failed)?;
     std::thread::scope(|scope| {
-        let unpacking = scope.spawn(|| crate::tree::unpack_into(dir, reader));
+        let unpack = || crate::tree::unpack_into(dir, reader);
+        let unpacking = std::thread::Builder::new().spawn_scoped(scope, unpack).map_err(failed)?;
         let written = write_archive(writer, kind, roots, |blob| open(store, cancel, blob)).map(drop);
         let unpacked = unpacking.join().unwrap_or_else(|_| Err(io::Error::other("unpacking stopped")));
         // A failed unpack breaks the pipe; its reason is the one to tell.

@@ -128,7 +128,8 @@ fn copy_out(dir: &Path, write_all: impl FnOnce(&mut dyn Write) -> io::Result<()>
     let made = make_output_dir(dir).map_err(failed)?;
     let (reader, mut writer) = io::pipe().map_err(failed)?;
     let copied = std::thread::scope(|scope| {
-        let writing = scope.spawn(move || write_all(&mut writer));
+        let write = move || write_all(&mut writer);
+        let writing = std::thread::Builder::new().spawn_scoped(scope, write).map_err(failed)?;
         let unpacked = unpack_into(dir, reader);
         let written = writing.join().unwrap_or_else(|_| Err(io::Error::other("reading the result stopped")));
         unpacked.map_err(failed)?;

@@ -212,7 +212,8 @@ impl Snapshots {
         let seen = Seen { deletes: false, paths: wants_paths.then(Vec::new) };
         let (reader, writer) = io::pipe().map_err(|e| Error::io("open a pipe for", &dir, e))?;
         let (filled, seen) = std::thread::scope(|scope| {
-            let writing = scope.spawn(|| write(writer));
+            let writing = std::thread::Builder::new().spawn_scoped(scope, || write(writer));
+            let writing = writing.map_err(|e| Error::io("start a thread for", &dir, e))?;
             let mut source = Watched { tar: TarSource(tar::Reader::new(reader)), seen };
             let filled = target.unpack(&mut source).and_then(|filled| {
                 source.tar.0.drain()?;

@@ -32,7 +32,7 @@ impl Offer {
         let listed: Mutex<Vec<Option<Vec<u8>>>> = Mutex::default();
         let packets = self.packets.clone();
         std::thread::scope(|scope| {
-            let listing = scope.spawn(|| {
+            let list = || {
                 let mut outbox = batch::Outbox::new(packets.clone());
                 let told = files.list(&mut |file| {
                     cancel.check().map_err(|_| Fault::cancelled())?;
@@ -49,7 +49,12 @@ impl Offer {
                 ended.and_then(|()| outbox.flush().map_err(|_| gone())).inspect_err(|fault| {
                     give_up(&packets, fault);
                 })
-            });
+            };
+            let listing = std::thread::Builder::new().spawn_scoped(scope, list).map_err(|error| {
+                let fault = Fault::because(Kind::Environment, "cannot start a thread to list files", error);
+                give_up(&packets, &fault);
+                fault
+            })?;
             let answered = self.answer(files, cancel, &listed, sent);
             if answered.is_err() {
                 // The list ends when nobody takes it any more.
