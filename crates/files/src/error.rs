@@ -54,7 +54,7 @@ pub enum Error {
     #[error("`{}` changed while it was read", .0.display())]
     Changed(PathBuf),
     /// A file that has bytes came without any: upstream's clients send what they cannot read, or what is gone by then, so.
-    #[error("`{}` came without its bytes: the client cannot read it, or it is gone", .0.display())]
+    #[error("`{}` came without its bytes: whoever sends it cannot read it, or it is gone", .0.display())]
     Unsent(PathBuf),
     /// A path that names no entry (`rm /`).
     #[error("invalid empty path")]
