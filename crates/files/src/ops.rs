@@ -13,7 +13,7 @@ use crate::copy::{Source, resolve_wildcards};
 use crate::error::Error;
 use crate::lexical;
 use crate::owner::Owner;
-use crate::stat::{Stat, Time};
+use crate::stat::Time;
 use crate::target::{Target, Wanted, shown};
 
 /// Makes a directory.
@@ -87,13 +87,7 @@ pub fn mkdir(target: &Target<'_>, action: &Mkdir) -> Result<(), Error> {
     let parent = target.open_dir(parent)?;
     let name = std::ffi::OsStr::from_bytes(name);
     match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(action.mode & 0o777)) {
-        // A set-group-id bit that the directory inherits stays, unlike with `make_parents`.
-        Ok(()) => {
-            let made = lstat_at(&parent, name).map_err(|error| Error::io("stat", shown(&path), error))?;
-            let inherited = Stat::from(made).mode & 0o7000;
-            let wanted = Wanted { mode: Some(inherited | action.mode & 0o777), ..wanted };
-            target.finish_dir(&parent, name, &path, &wanted)
-        }
+        Ok(()) => target.finish_new_dir(&parent, name, &path, &wanted),
         Err(Errno::EXIST) => Ok(()),
         Err(errno) => Err(Error::io("create directory", shown(&path), errno)),
     }

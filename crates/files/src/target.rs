@@ -131,7 +131,7 @@ impl<'a> Target<'a> {
             let name = OsStr::from_bytes(name);
             match rustix::fs::mkdirat(&here, name, Mode::from_raw_mode(wanted.mode.unwrap_or(0o755))) {
                 Ok(()) => {
-                    self.finish_dir(&here, name, &at, wanted)?;
+                    self.finish_new_dir(&here, name, &at, wanted)?;
                     made.push(at.clone());
                 }
                 Err(Errno::EXIST) => {}
@@ -146,8 +146,9 @@ impl<'a> Target<'a> {
         Ok(made)
     }
 
-    /// Sets the metadata of a directory by its place.
-    pub(crate) fn finish_dir(
+    /// Sets the metadata of a directory that was made just now. What it has from the one above stays, as if our umask were 0: a
+    /// set-group-id bit, and a mode that default access control lists led to.
+    pub(crate) fn finish_new_dir(
         &self,
         parent: impl AsFd,
         name: &OsStr,
@@ -157,7 +158,12 @@ impl<'a> Target<'a> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(parent, name, flags, Mode::empty());
         let dir = dir.map_err(|errno| Error::io("open", shown(path), errno))?;
-        self.set_on_path_fd(&dir, path, wanted)
+        let made = Stat::from(rustix::fs::fstat(&dir).map_err(|errno| Error::io("stat", shown(path), errno))?);
+        let mode = wanted.mode.map(|mode| match made.mode & 0o777 == mode || has_default_list(&dir) {
+            true => made.mode,
+            false => made.mode & 0o7000 | mode,
+        });
+        self.set_on_path_fd(&dir, path, &Wanted { mode, ..*wanted })
     }
 
     /// Sets metadata of what an `O_PATH` descriptor stands for; not of links.
@@ -272,6 +278,12 @@ impl<'a> Target<'a> {
         }
         remove_dir(dir, name, path, 0)
     }
+}
+
+/// Whether what is made in a directory gets an access control list.
+fn has_default_list(dir: &OwnedFd) -> bool {
+    let reached = format!("/proc/self/fd/{}", dir.as_raw_fd());
+    rustix::fs::getxattr(reached, c"system.posix_acl_default", &mut [0_u8; 0][..]).is_ok()
 }
 
 fn remove_dir(parent: impl AsFd, name: &OsStr, path: &[u8], depth: usize) -> Result<(), Error> {

@@ -92,7 +92,7 @@ impl Unpacker<'_> {
         }
         let changed_owner = self.own_fd(path, &fd, entry, false)?;
         self.attributes_fd(path, &fd, entry)?;
-        if entry.mode & (self.umask | 0o7000) != 0 || changed_owner && entry.mode & 0o6000 != 0 {
+        if entry.mode & (self.masked | 0o7000) != 0 || changed_owner && entry.mode & 0o6000 != 0 {
             rustix::fs::fchmod(&fd, Mode::from_raw_mode(entry.mode))
                 .map_err(|e| write_error("set the mode of", path, e))?;
         }
@@ -260,8 +260,8 @@ impl Unpacker<'_> {
             Err(e) => return Err(e),
         }
         self.own_name(path, place, entry, b"", false)?;
-        self.mode_name(path, place, entry.mode)?;
         self.attributes_name(path, place, entry)?;
+        self.mode_name(path, place, entry.mode)?;
         self.time_name(path, place, entry)
     }
 

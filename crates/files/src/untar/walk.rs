@@ -65,7 +65,9 @@ pub(super) struct Unpacker<'a> {
     /// Whiteouts made by this stream: a directory that replaces one hides what lies below.
     pub(super) whiteouts: HashSet<Vec<u8>>,
     pub(super) ids: (u32, u32),
-    pub(super) umask: u32,
+    /// What the kernel may take from the mode of a new file: by the process's umask, and by access control lists that come with
+    /// the archive, anything.
+    pub(super) masked: u32,
     pub(super) buf: Vec<u8>,
     pub(super) report: Report,
 }
@@ -85,7 +87,7 @@ impl<'a> Unpacker<'a> {
             unpacked: HashSet::new(),
             whiteouts: HashSet::new(),
             ids: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
-            umask: umask(),
+            masked: umask(),
             buf: Vec::new(),
             report: Report::default(),
         }
@@ -108,6 +110,9 @@ impl<'a> Unpacker<'a> {
             return self.top(&entry);
         }
         let place = self.place(&path)?;
+        if entry.xattrs.iter().any(|(name, _)| name.starts_with(b"system.posix_acl_")) {
+            self.masked = 0o777;
+        }
         let path = if self.aliased { join(self.here_path(), place.name.to_bytes()) } else { path };
         if self.options.whiteouts != Whiteouts::Literal && self.whiteout(&path, &place, &entry)? {
             return Ok(());
