@@ -53,6 +53,8 @@ struct Watched<R: io::Read> {
 struct Seen {
     /// Whiteouts.
     deletes: bool,
+    /// Names of whiteouts stand for themselves.
+    literal: bool,
     /// Paths, each ended by a NUL; none unless they are wanted.
     paths: Option<Vec<u8>>,
 }
@@ -62,7 +64,7 @@ impl<R: io::Read> untar::Source for Watched<R> {
         let entry = self.tar.next()?;
         let name = |entry: &untar::Entry| entry.path.rsplit(|byte| *byte == b'/').next().map(<[u8]>::to_vec);
         let name = entry.as_ref().and_then(name).unwrap_or_default();
-        self.seen.deletes |= name.starts_with(b".wh.");
+        self.seen.deletes |= !self.seen.literal && name.starts_with(b".wh.");
         if let (Some(paths), Some(entry)) = (&mut self.seen.paths, &entry) {
             paths.extend_from_slice(entry.path.strip_suffix(b"/").unwrap_or(&entry.path));
             paths.push(0);
@@ -120,7 +122,7 @@ impl Snapshots {
     ) -> Result<Hold> {
         let options = PrepareOptions { description: description.to_owned(), ..PrepareOptions::default() };
         let write = |to: io::PipeWriter| self.write_between(lower, upper, to, cancel).map(drop);
-        let (hold, seen) = self.unpacked(None, options, None, write)?;
+        let (hold, seen) = self.unpacked(None, options, None, false, write)?;
         if seen.deletes {
             self.keep_deletions(&hold, |to| self.write_between(lower, upper, to, cancel))?;
         }
@@ -155,7 +157,9 @@ impl Snapshots {
         let blob = self.lazy(layer).filter(|lazy| self.0.content().has(&lazy.digest));
         let blob = blob.filter(|_| !matches!(self.deletions(layer), Ok(Some(_))));
         let created_at = Some(info.created_at);
-        let (hold, seen) = self.unpacked(parent, options, created_at, |to| match &blob {
+        // What stands on nothing and was made here deletes nothing: what is named like a whiteout there is a file.
+        let literal = blob.is_none() && info.parent.is_none() && matches!(self.deletions(layer), Ok(None));
+        let (hold, seen) = self.unpacked(parent, options, created_at, literal, |to| match &blob {
             Some(lazy) => self.write_blob(lazy, to, cancel).map(drop),
             None => self.write_tar(layer, to, cancel).map(drop),
         })?;
@@ -200,16 +204,19 @@ impl Snapshots {
         parent: Option<&SnapshotId>,
         options: PrepareOptions,
         created_at: Option<std::time::SystemTime>,
+        literal: bool,
         write: impl FnOnce(io::PipeWriter) -> Result<()> + Send,
     ) -> Result<(Hold, Seen)> {
         let mut active = self.prepare(parent, options)?;
         let dir = active.dir();
         let mut target = FillTarget { dir: dir.clone(), options: self.layer_options() };
-        if parent.is_none() {
-            target.options.whiteouts = Whiteouts::Delete;
+        match literal {
+            true => target.options.whiteouts = Whiteouts::Literal,
+            false if parent.is_none() => target.options.whiteouts = Whiteouts::Delete,
+            false => {}
         }
         let wants_paths = parent.is_some() && self.0.inner.driver.driver == Driver::Copy;
-        let seen = Seen { deletes: false, paths: wants_paths.then(Vec::new) };
+        let seen = Seen { deletes: false, literal, paths: wants_paths.then(Vec::new) };
         let (reader, writer) = io::pipe().map_err(|e| Error::io("open a pipe for", &dir, e))?;
         let (filled, seen) = std::thread::scope(|scope| {
             let writing = std::thread::Builder::new().spawn_scoped(scope, || write(writer));
