@@ -98,7 +98,7 @@ impl Context {
                 {
                     "commit".clone_into(&mut git.mtime);
                 }
-                let shown = base::redact_url(typed);
+                let shown = Repository::shown(typed);
                 builder.git(&git, Constraints::named(format!("[internal] load git source {shown}")))
             }
             Context::Download { url, archive } => {

@@ -141,6 +141,14 @@ impl Repository {
         Ok(())
     }
 
+    /// An address of a repository as it is shown: what such addresses have for a query is no secret.
+    pub fn shown(typed: &str) -> String {
+        match typed.split_once('?') {
+            Some((address, query)) => format!("{}?{query}", base::redact_url(address)),
+            None => base::redact_url(typed),
+        }
+    }
+
     /// As a source of LLB.
     pub fn source(&self) -> Git {
         Git {
@@ -193,6 +201,16 @@ pub(crate) fn decode(text: &str, query: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_shown_has_no_login_and_what_is_built() {
+        for (typed, shown) in [
+            ("https://u:p@h.io/a.git?ref=v1&subdir=x", "https://xxxxx@h.io/a.git?ref=v1&subdir=x"),
+            ("https://u:p@h.io/a.git#v1:x", "https://xxxxx@h.io/a.git#v1:x"),
+        ] {
+            assert_eq!(Repository::shown(typed), shown);
+        }
+    }
 
     #[test]
     fn repositories_and_other_texts() {

@@ -128,7 +128,7 @@ impl Lowering<'_> {
             return Ok(Origin::Stage(context));
         }
         let typed = stage.base_name.clone();
-        let reference = self.reference(&typed)?.or_latest();
+        let reference = self.reference(index, &typed)?.or_latest();
         if let Some(context) = self.named_context(&reference.to_string(), Some(&platform)) {
             return Ok(Origin::Base { context: context.at(index), platform });
         }
@@ -141,13 +141,13 @@ impl Lowering<'_> {
         if stage.replaced_by.is_some() || stage.base_name == SCRATCH {
             return Ok(());
         }
-        self.reference(&stage.base_name).map(drop)
+        self.reference(index, &stage.base_name).map(drop)
     }
 
-    fn reference(&self, typed: &str) -> Result<Reference> {
+    fn reference(&self, index: usize, typed: &str) -> Result<Reference> {
         Reference::parse(typed).map_err(|error| {
             let error = Error::new(format!("`{typed}` is no stage, and no image: {}", cause(&error)));
-            let error = self.suggest_stage(error, typed);
+            let error = self.suggest_stage(index, error, typed);
             match written_otherwise(typed) {
                 Some(hint) => error.hint(hint),
                 None => error,
@@ -155,7 +155,17 @@ impl Lowering<'_> {
         })
     }
 
-    fn suggest_stage(&self, error: Error, typed: &str) -> Error {
+    fn suggest_stage(&self, index: usize, error: Error, typed: &str) -> Error {
+        match self.by_name.get(typed).map(|stage| (*stage, self.stages[*stage].span)) {
+            // An image and the stage that is made of it often have one name.
+            Some((stage, _)) if stage == index => return error,
+            Some((stage, Some(span))) if stage > index => {
+                let line = span.start.0;
+                return error
+                    .hint(format!("stage `{typed}` comes later (line {line}): a stage begins with one above it"));
+            }
+            _ => {}
+        }
         match base::suggest::nearest(&typed.to_lowercase(), self.stage_names()) {
             Some(name) => {
                 let stage = self.by_name.get(name).and_then(|stage| self.stages[*stage].span);
@@ -201,7 +211,7 @@ impl Lowering<'_> {
                         format!("no stage `{typed}`, and no image")
                     };
                     let error = Error::Ask { doing, spans: Vec::new(), hint: None, fault: Box::new(fault) };
-                    self.suggest_stage(error, &typed)
+                    self.suggest_stage(index, error, &typed)
                 })?;
                 self.start_from_image(index, &typed, platform, &resolved)
             }

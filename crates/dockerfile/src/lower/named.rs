@@ -141,7 +141,7 @@ impl Lowering<'_> {
         let shown = base::redact_url(&named.value);
         match Repository::parse(&named.value).map_err(|what| named.wrong(&what))? {
             Some(repository) => {
-                let name = format!("[internal] load git source {shown}");
+                let name = format!("[internal] load git source {}", Repository::shown(&named.value));
                 Ok(self.builder.git(&repository.source(), Constraints::named(name)))
             }
             None if named.scheme().0 == "git" => Err(named.wrong(&format!("`{shown}` is not a repository"))),

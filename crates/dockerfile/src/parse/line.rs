@@ -54,7 +54,9 @@ impl Line {
     }
 
     fn parse_nested(text: &str, escape: char, span: SourceSpan, nested: bool) -> Result<Line> {
-        let text = text.trim();
+        // What stands at the end belongs to a trigger, whose text goes into an image's configuration.
+        let whole = text.trim_start();
+        let text = whole.trim_end();
         let (name, rest) = match text.find(is_gap) {
             Some(end) => (&text[..end], text[end..].trim_start_matches(is_gap)),
             None => (text, ""),
@@ -64,7 +66,10 @@ impl Line {
         let keyword = name.to_ascii_lowercase();
         let args = match keyword.as_str() {
             "onbuild" if nested => return Err(Error::new("ONBUILD cannot trigger another ONBUILD")),
-            "onbuild" if !rest.is_empty() => Args::Trigger(Box::new(Line::parse_nested(rest, escape, span, true)?)),
+            "onbuild" if !rest.is_empty() => {
+                let rest = if flags.is_empty() { &whole[name.len()..] } else { rest };
+                Args::Trigger(Box::new(Line::parse_nested(rest, escape, span, true)?))
+            }
             "env" | "label" => Args::Pairs(pairs(rest, &keyword, escape)?),
             "arg" => Args::Words(words(rest, escape)),
             "run" | "cmd" | "entrypoint" | "shell" => match json(rest)? {
@@ -81,7 +86,7 @@ impl Line {
         };
         Ok(Line {
             name: name.to_owned(),
-            original: text.to_owned(),
+            original: if nested { whole } else { text }.to_owned(),
             flags,
             args,
             heredocs: Vec::new(),
