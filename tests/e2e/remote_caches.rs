@@ -176,6 +176,14 @@ fn a_cache_that_is_no_good_is_a_miss() {
     // An image without one is where everybody begins.
     ended.says("there is no cache in it");
     assert_eq!(ended.stderr.matches(" ERROR: ").count(), 9, "{ended:?}");
+    // A registry in trouble is asked once more, and keeps nobody waiting.
+    registry.fault(Fault::on(Method::GET, "/v2/c/good/", Action::status(503)));
+    registry.fault(Fault::on(Method::HEAD, "/v2/c/good/", Action::status(503)));
+    let before = registry.requests().len();
+    kitchen.build_on("worse", &format!("--cache-from {host}/c/good:missing")).succeeds().says("registry answered 503");
+    let asked = registry.requests().split_off(before);
+    let tags = asked.iter().filter(|request| request.method == Method::HEAD && request.status == 503);
+    assert_eq!(tags.count(), 2, "{asked:?}");
 }
 
 #[test]

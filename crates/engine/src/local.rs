@@ -41,6 +41,8 @@ pub(crate) const AT_REST: &str = "the directory changes while it is built: build
 /// A directory of the client.
 #[derive(Debug)]
 pub(crate) struct LocalTree {
+    /// What the client calls the directory.
+    name: String,
     pub(crate) root: Arc<Root>,
     /// Its files and what is known of their content.
     pub(crate) tree: checksum::Tree,
@@ -108,7 +110,15 @@ impl LocalTree {
             }
         })?;
         let exclude = source.exclude.clone().unwrap_or_default();
-        Ok(Tree::Local(Arc::new(LocalTree { root, tree, memo, exclude, copy: OnceCell::new(), mirror: None })))
+        Ok(Tree::Local(Arc::new(LocalTree {
+            name: source.name.clone(),
+            root,
+            tree,
+            memo,
+            exclude,
+            copy: OnceCell::new(),
+            mirror: None,
+        })))
     }
 
     /// Whether it is kept here for a client elsewhere.
@@ -176,7 +186,7 @@ impl LocalTree {
     }
 
     async fn copy_now(self: &Arc<Self>, core: &Core, cancel: base::Cancel) -> Result<Arc<Hold>, Fault> {
-        let active = core.prepare(None, "local source").await?;
+        let active = core.prepare(None, &format!("local source for {}", self.name)).await?;
         let (tree, dir) = (self.clone(), active.dir());
         blocking(move || crate::ops::file::copy_everything(&tree, &dir, &cancel)).await?;
         match core.commit(active).await? {
@@ -276,7 +286,8 @@ async fn mirrored(
         tree.await.map_err(|fault| if room::is_full(&fault) { fault.hint(base::hint::no_space()) } else { fault });
     let (root, tree, memo, mirror) = tree?;
     let exclude = filter.exclude.clone();
-    let tree = LocalTree { root, tree, memo, exclude, copy: OnceCell::new(), mirror: Some(mirror) };
+    let name = source.name.clone();
+    let tree = LocalTree { name, root, tree, memo, exclude, copy: OnceCell::new(), mirror: Some(mirror) };
     Ok(Tree::Local(Arc::new(tree)))
 }
 

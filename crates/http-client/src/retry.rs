@@ -40,6 +40,14 @@ impl Retry {
         longest_retry_after: Duration::ZERO,
     };
 
+    /// One more try after a moment: for what one would rather do without than wait for.
+    pub const ONCE_MORE: Retry = Retry {
+        attempts: 2,
+        first_delay: Duration::from_millis(250),
+        longest_delay: Duration::from_millis(250),
+        longest_retry_after: Duration::from_secs(1),
+    };
+
     /// The wait after the try number `attempt` (from 1), before jitter.
     pub fn delay(&self, attempt: u32) -> Duration {
         let doubled = 1_u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX);

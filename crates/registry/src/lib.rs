@@ -23,7 +23,7 @@ pub use auth::{Anonymous, BoxError, Credential, CredentialSource, FetchedToken, 
 pub use client::{Client, Limits};
 pub use config::{Registries, RegistryConfig};
 pub use error::{Answer, Class, Error, Role};
-pub use http_client::Retrying;
+pub use http_client::{Retry, Retrying};
 pub use progress::{Aloud, Progress, Silent};
 pub use pull::{BlobStart, BlobStream, BlockingBlob, Resolved, Stopper};
 pub use push::{Pushed, Target, UploadMode};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use base::Digest;
 use http::header;
-use http_client::{Notify, Request, Response};
+use http_client::{Notify, Request, Response, Retry};
 use image::Reference;
 use url::{Position, Url};
 
@@ -28,6 +28,8 @@ pub struct Repository {
     endpoints: Arc<Vec<Endpoint>>,
     wallet: Arc<Wallet>,
     pub(crate) progress: Arc<dyn Progress>,
+    /// What passing troubles are answered with, unless there is another host to ask.
+    pub(crate) retry: Retry,
 }
 
 impl fmt::Debug for Repository {
@@ -44,6 +46,7 @@ impl Repository {
         endpoints: Vec<Endpoint>,
         credentials: Arc<dyn CredentialSource>,
     ) -> Repository {
+        let retry = shared.pools.settings().retry.clone();
         Repository {
             shared,
             domain: domain.to_owned(),
@@ -51,6 +54,7 @@ impl Repository {
             endpoints: Arc::new(endpoints),
             wallet: Arc::new(Wallet::new(credentials)),
             progress: Arc::new(Silent),
+            retry,
         }
     }
 
@@ -58,6 +62,12 @@ impl Repository {
     #[must_use]
     pub fn with_progress(&self, progress: Arc<dyn Progress>) -> Repository {
         Repository { progress, ..self.clone() }
+    }
+
+    /// The same repository, as patient as that.
+    #[must_use]
+    pub fn with_retry(&self, retry: Retry) -> Repository {
+        Repository { retry, ..self.clone() }
     }
 
     /// The registry in image names: `docker.io`.

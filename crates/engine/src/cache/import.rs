@@ -8,7 +8,7 @@ use base::report::{Label, Running};
 use base::{Fault, Kind};
 use futures_util::future::join_all;
 use image::{Descriptor, Manifest};
-use registry::Target;
+use registry::{Retry, Target};
 use remotecache::{CacheConfig, Document, ImportOptions, Imported, InlineCache, Place};
 use solver::SourceId;
 use tokio::sync::OnceCell;
@@ -106,7 +106,8 @@ impl Import {
             Place::Registry { reference, insecure } => {
                 let name = reference.clone().name_only().to_string();
                 let place = if *insecure { format!("{INSECURE}{name}") } else { name };
-                let repository = images.repository_at(job, &place)?;
+                // Without it the build is slower, but it goes on: there is nothing to wait for long.
+                let repository = images.repository_at(job, &place)?.with_retry(Retry::ONCE_MORE);
                 let resolved = repository.resolve(&Target::of(reference)).await.map_err(registry_fault)?;
                 if let Some(document) = &resolved.document {
                     images.keep(document).await?;

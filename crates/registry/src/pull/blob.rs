@@ -241,7 +241,7 @@ impl BlobStream {
     async fn resume(&mut self, cause: String) -> Result<(), Error> {
         self.connection = None;
         self.failures += 1;
-        let retry = self.repository.shared.pools.settings().retry.clone();
+        let retry = self.repository.retry.clone();
         if self.failures >= retry.attempts {
             return Err(self.truncated(cause));
         }
@@ -257,7 +257,7 @@ impl BlobStream {
         let mut worst = None;
         while let Some(place) = self.places.first().cloned() {
             let patience = match self.places.len() {
-                1 => self.repository.shared.pools.settings().retry.clone(),
+                1 => self.repository.retry.clone(),
                 _ => Retry::NEVER,
             };
             let error = match self.open(&place, patience).await {

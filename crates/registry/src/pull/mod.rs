@@ -46,7 +46,7 @@ impl<'a> Hosts<'a> {
     fn next(&mut self) -> Option<(Endpoint, Retry)> {
         let endpoint = self.left.next()?;
         let patience = match self.left.len() {
-            0 => self.repository.shared.pools.settings().retry.clone(),
+            0 => self.repository.retry.clone(),
             _ => Retry::NEVER,
         };
         Some((endpoint, patience))

@@ -34,7 +34,7 @@ impl Repository {
         let subject = self.subject_of(&descriptor.digest);
         let push = Push { repository: self, descriptor, source, subject };
         let _permit = self.shared.pushes.blob(&self.registry().host).await;
-        let policy = self.shared.pools.settings().retry.clone();
+        let policy = self.retry.clone();
         let mode = Mutex::new(mode);
         let mode_now = || *mode.lock().unwrap_or_else(PoisonError::into_inner);
         let notify = |retrying: &_| self.progress.retrying(&push.subject, retrying);
@@ -186,7 +186,7 @@ impl Push<'_> {
 
     async fn upload_pieces(&self, mut location: Url, piece: u64) -> Result<(), Error> {
         let size = self.descriptor.size;
-        let policy = &self.repository.shared.pools.settings().retry;
+        let policy = &self.repository.retry;
         let (mut offset, mut failures) = (0_u64, 0);
         while offset < size {
             let end = size.min(offset.saturating_add(piece));

@@ -93,7 +93,7 @@ impl Repository {
         let endpoint = self.registry();
         let subject = self.subject_of(digest);
         let _permit = self.shared.pushes.document(&endpoint.host).await;
-        let patience = self.shared.pools.settings().retry.clone();
+        let patience = self.retry.clone();
         let response = self.head_blob(digest, patience, &subject).await?;
         match response.status().as_u16() {
             200..=299 => Ok(true),
