@@ -311,7 +311,10 @@ fn a_file_that_the_client_cannot_read_is_no_empty_one() {
     served.buildctl(line).fails().says("cannot read `closed`: Permission denied");
     if crate::harness::tools(&["docker-buildx"]).is_ok() {
         let build = buildx(&served, "build --builder b --progress=plain -o type=local,dest=out context");
-        build.fails().says("`/closed` came without its bytes: whoever sends it cannot read it, or it is gone");
+        build
+            .fails()
+            .says("`/closed` came without its bytes: whoever sends it cannot read it, or it is gone")
+            .says("hint: make it readable, or see whether a line of `.dockerignore` takes out ");
     }
     mode(0o400);
     served.buildctl(line).succeeds();

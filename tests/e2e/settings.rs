@@ -154,7 +154,8 @@ fn rights_are_given_where_both_sides_say_so() {
 fn keys_that_nobody_knows_are_named_and_the_daemon_starts() {
     let tables = "[worker.oci]\nmaxParallelism = 3\nnoise = 1\n[frontend.\"dockerfile.v0\"]\nnonsense = true\n\
                   [weather]\nsun = true\n[registry.\"a.example\"]\nmirror = [\"b.example\"]\n";
-    let Some(served) = told("bogus = 1\nTrace = false", tables, "") else { return };
+    let before = "bogus = 1\nTrace = false\ninsecure-entitlements = [\"network.host\", \"weather.control\"]";
+    let Some(served) = told(before, tables, "") else { return };
     let said = served.daemon.said();
     for key in [
         "unknown key `bogus` is ignored",
@@ -162,13 +163,14 @@ fn keys_that_nobody_knows_are_named_and_the_daemon_starts() {
         "unknown key `worker.oci.noise` is ignored",
         "unknown key `frontend.\"dockerfile.v0\".nonsense` is ignored",
         "unknown key `weather` is ignored",
+        "insecure-entitlements: no entitlement named `weather.control`: there are network.host, security.insecure and device",
         "unknown key `registry.\"a.example\".mirror` is ignored; did you mean `registry.\"a.example\".mirrors`?",
     ] {
         assert!(said.contains(key), "`{key}` is not said: {said}");
     }
     assert_eq!(said.matches("unknown key").count(), 6, "{said}");
     served.kitchen.dockerfile("FROM busybox\nRUN echo hi\n");
-    served.build("").succeeds();
+    served.build("--allow network.host").succeeds();
     served.ends();
     // A flag that nobody knows is an error.
     let Some(kitchen) = Kitchen::new(anybody()) else { return };

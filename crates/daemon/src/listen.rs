@@ -63,8 +63,11 @@ impl Listener {
     pub async fn open(address: &str, owner: Owner, tls: Option<&Arc<Tls>>) -> Result<Vec<Listener>, Fault> {
         let failed = |error| Fault::because(Kind::Environment, format!("cannot listen on `{address}`"), error);
         let unknown = || {
-            Fault::user(format!("cannot listen on `{address}`: no address of a known kind"))
-                .hint("write unix:///path, tcp://host:port or fd://")
+            let fault = Fault::user(format!("cannot listen on `{address}`: no address of a known kind"));
+            match address.starts_with('/') {
+                true => fault.hint(format!("did you mean unix://{address}?")),
+                false => fault.hint("write unix:///path, tcp://host:port or fd://"),
+            }
         };
         let (scheme, rest) = address.split_once("://").ok_or_else(unknown)?;
         let listener = |socket, tls: Option<&Arc<_>>, file| Listener {

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use proto::moby::buildkit::v1::BuildHistoryRecord;
+use rustix::process::Resource;
 use tonic::Code;
 
 /// What the text form is called.
@@ -138,8 +139,20 @@ impl Metrics {
         gauge("process_cpu_seconds_total", "counter", help, process.cpu.map(seconds));
         let help = "Resident memory size in bytes.";
         gauge("process_resident_memory_bytes", "gauge", help, process.resident.map(|bytes| bytes.to_string()));
+        let bytes = |bytes: u64| bytes.to_string();
+        let help = "Virtual memory size in bytes.";
+        gauge("process_virtual_memory_bytes", "gauge", help, process.virtual_size.map(bytes));
+        let help = "Maximum amount of virtual memory available in bytes.";
+        let most = limit(Resource::As).unwrap_or(u64::MAX);
+        gauge("process_virtual_memory_max_bytes", "gauge", help, Some(bytes(most)));
         let help = "Number of open file descriptors.";
         gauge("process_open_fds", "gauge", help, process.fds.map(|count| count.to_string()));
+        let help = "Maximum number of open file descriptors.";
+        gauge("process_max_fds", "gauge", help, limit(Resource::Nofile).map(bytes));
+        let help = "Number of bytes received by the process over the network.";
+        gauge("process_network_receive_bytes_total", "counter", help, process.received.map(bytes));
+        let help = "Number of bytes sent by the process over the network.";
+        gauge("process_network_transmit_bytes_total", "counter", help, process.sent.map(bytes));
         let help = "Start time of the process since unix epoch in seconds.";
         gauge("process_start_time_seconds", "gauge", help, process.started.map(seconds));
         text
@@ -150,8 +163,17 @@ impl Metrics {
 struct Process {
     cpu: Option<f64>,
     resident: Option<u64>,
+    virtual_size: Option<u64>,
     fds: Option<usize>,
     started: Option<f64>,
+    /// Of all processes of its network namespace: the kernel counts no others.
+    received: Option<u64>,
+    sent: Option<u64>,
+}
+
+/// What the process may have of a resource; none where there is no limit.
+fn limit(of: Resource) -> Option<u64> {
+    rustix::process::getrlimit(of).current
 }
 
 impl Process {
@@ -165,13 +187,25 @@ impl Process {
             .unwrap_or_default();
         let field = |number: usize| fields.get(number - 3).copied();
         let ticks = rustix::param::clock_ticks_per_second() as f64;
+        // A line of names, and below it a line of values.
+        let counted = read("/proc/self/net/netstat");
+        let mut counted = counted.lines().filter_map(|line| line.strip_prefix("IpExt:"));
+        let counted = counted.next().zip(counted.next());
+        let octets = |name: &str| {
+            let (names, values) = counted?;
+            let at = names.split_whitespace().position(|known| known == name)?;
+            values.split_whitespace().nth(at)?.parse().ok()
+        };
         let boot = read("/proc/stat");
         let boot = boot.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse::<f64>().ok());
         Process {
             cpu: field(14).zip(field(15)).map(|(user, system)| (user + system) as f64 / ticks),
             resident: field(24).map(|pages| pages * rustix::param::page_size() as u64),
+            virtual_size: field(23),
             fds: std::fs::read_dir("/proc/self/fd").ok().map(Iterator::count),
             started: boot.zip(field(22)).map(|(boot, started)| boot + started as f64 / ticks),
+            received: octets("InOctets"),
+            sent: octets("OutOctets"),
         }
     }
 }

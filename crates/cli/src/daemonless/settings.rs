@@ -69,6 +69,15 @@ impl Settings {
         let loaded =
             config::load(&lookup).map_err(|error| Fault::because(Kind::User, "cannot use the configuration", error))?;
         let mut config = loaded.config;
+        let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        // A file may be written for a newer version: like a key that is not known, that keeps nobody from starting.
+        config.insecure_entitlements.retain(|name| match name.parse::<engine::Entitlement>() {
+            Ok(_) => true,
+            Err(fault) => {
+                warnings.push(format!("insecure-entitlements: {fault}"));
+                false
+            }
+        });
         flags(&mut config)?;
         let root = root.or_else(|| config.root.clone()).unwrap_or_else(|| environment.default_root());
         let mut settings = Settings {
@@ -81,7 +90,7 @@ impl Settings {
             step_log: LogLimits::default(),
             log: None,
             log_json: false,
-            warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
+            warnings,
         };
         let snapshotter = settings.config.worker.oci.snapshotter.clone();
         settings.choose_snapshotter("worker.oci.snapshotter", &snapshotter)?;

@@ -24,9 +24,10 @@ pub fn status(fault: &Fault) -> Status {
 pub(super) fn status_with(fault: &Fault, more: Option<Any>) -> Status {
     let code = match fault.kind() {
         Kind::Cancelled => Code::Cancelled,
+        _ if is_full(fault) => Code::ResourceExhausted,
         Kind::Internal => Code::Internal,
         _ if matches!(fault.find(), Some(engine::Unsupported::Cap(_))) => Code::Unimplemented,
-        // BuildKit's own errors have no code, and clients put any other in front of the message.
+        // BuildKit's other errors have no code, and clients put any other in front of the message.
         Kind::User | Kind::Environment | Kind::Remote => Code::Unknown,
     };
     let message = match fault.get_hint() {
@@ -39,12 +40,18 @@ pub(super) fn status_with(fault: &Fault, more: Option<Any>) -> Status {
     Status::with_details(code, message, encoded.into())
 }
 
+/// Whether a disk is full, here or at the client. Clients tell that from builds that are wrong: `docker buildx` ends with 102.
+fn is_full(fault: &Fault) -> bool {
+    fault.get_source().is_some_and(store::is_full) || session::remote::is_full(fault)
+}
+
 /// What a status of somebody else says, with its places.
 pub fn fault(status: &proto::rpc::Status) -> Fault {
     let kind = match Code::from_i32(status.code) {
         Code::Cancelled => Kind::Cancelled,
         Code::Internal => Kind::Internal,
         Code::Unavailable => Kind::Remote,
+        Code::ResourceExhausted => Kind::Environment,
         _ => Kind::User,
     };
     let (message, hint) = match status.message.rsplit_once(HINT) {

@@ -255,6 +255,11 @@ struct Said {
     text: String,
 }
 
+/// Whether a client said that its disk is full.
+pub fn is_full(fault: &Fault) -> bool {
+    fault.find::<Said>().is_some_and(|said| said.code == Code::ResourceExhausted)
+}
+
 /// A client as one build sees it, beside all others. Clones of the session share the connection.
 pub struct Client(pub Arc<RemoteSession>, pub Arc<Sessions>);
 

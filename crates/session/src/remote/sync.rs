@@ -318,7 +318,14 @@ impl Transfer {
     }
 
     pub(super) fn failed(&self, error: files::Error) -> Fault {
-        Fault::because(Kind::Environment, format!("cannot receive local `{}`", self.name), error)
+        let unsent = matches!(error, files::Error::Unsent(_));
+        let fault = Fault::because(Kind::Environment, format!("cannot receive local `{}`", self.name), error);
+        match unsent {
+            // Of a path that is excluded, let in again and excluded once more, BuildKit's clients tell and send nothing.
+            true => fault
+                .hint("make it readable, or see whether a line of `.dockerignore` takes out what one above it let in"),
+            false => fault,
+        }
     }
 }
 
