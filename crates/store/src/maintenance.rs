@@ -1,5 +1,6 @@
 //! The one background thread: removes discarded trees, writes usage counts, brings data to the disk now and then.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -94,7 +95,7 @@ fn run(inner: &Inner, jobs: &Receiver<Job>) {
         match job {
             Ok(Job::Remove(path)) => {
                 let _turn = locked(&inner.work.removing);
-                if let Err(error) = tree::remove_tree(&path) {
+                if let Err(error) = remove(&path) {
                     tracing::warn!(path = %path.display(), %error, "discarded data could not be removed");
                 }
             }
@@ -166,18 +167,24 @@ pub(crate) fn drain(inner: &Inner) {
     let trash = tree::trash_dir(inner);
     let Ok(entries) = std::fs::read_dir(&trash) else { return };
     for entry in entries.flatten() {
-        // The thread may be at the same entry: each of the two finds what the other left.
-        for _ in 0..100 {
-            match tree::remove_tree(&entry.path()) {
-                Ok(()) => break,
-                Err(e) if matches!(e.kind(), std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::NotFound) => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(_) => break,
-            }
-        }
+        // The thread tells of what stays.
+        let _ = remove(&entry.path());
     }
     drop(locked(&inner.work.removing));
+}
+
+/// Removes what was discarded. Two may be at the same tree, of which each finds what the other left.
+fn remove(path: &Path) -> io::Result<()> {
+    let mut tries = 100;
+    loop {
+        match tree::remove_tree(path) {
+            Err(e) if tries > 0 && matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {
+                tries -= 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            removed => return removed,
+        }
+    }
 }
 
 /// Writes what is kept in memory, brings all to the disk and notes up to where that is true.
