@@ -222,7 +222,9 @@ fn tokens_that_end_on_the_way_are_renewed_and_wrong_logins_named() {
     };
     let ended = push().fails();
     ended
-        .says("registry answered 401 (unauthorized: authentication required); no login for it was found")
+        .says(&format!(
+            "registry answered 401 (unauthorized: authentication required); no login for `{host}` was found"
+        ))
         .hints(LOGIN_TO_PUSH);
     login("wrong");
     let ended = push().fails();

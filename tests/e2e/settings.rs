@@ -148,6 +148,9 @@ fn rights_are_given_where_both_sides_say_so() {
     symlink("hullworks", kitchen.world.path("buildkitd")).unwrap();
     let unknown = Served::daemon(&kitchen, "--allow-insecure-entitlement devices").fails();
     unknown.says("no entitlement named `devices`: there are network.host, security.insecure and device");
+    // Of a device that cannot be read, nothing must be left over but an error: without it all devices would be allowed.
+    kitchen.world.write("devices.toml", "insecure-entitlements = [\"device=vendor.example/class=one,later=1\"]\n");
+    Served::daemon(&kitchen, "--config devices.toml").fails().says("unknown device config key \"later\"");
 }
 
 #[test]

@@ -291,22 +291,40 @@ impl Task {
         self.status.total = total;
     }
 
-    /// What is read of `from` is how far the task is; it ends with the reader.
-    pub fn reading<R: Read>(self, from: R) -> Counted<R> {
-        Counted { from, task: self }
+    /// For what somebody else reads.
+    pub fn of_reading(self) -> Reading {
+        Reading(Arc::new(Mutex::new(self)))
     }
 }
 
-/// A reader whose bytes are [counted](Task::reading).
+/// A sub-task that is as far as what somebody read.
+pub struct Reading(Arc<Mutex<Task>>);
+
+impl Reading {
+    /// What is to be read.
+    pub fn count<R: Read>(&self, from: R) -> Counted<R> {
+        Counted { from, read: 0, task: self.0.clone() }
+    }
+
+    /// Ends it: all is where it was to go, whether or not it had to be read for that.
+    pub fn all(self) {
+        let mut task = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        task.status.current = task.status.total;
+    }
+}
+
+/// A reader whose bytes are [counted](Reading::count).
 pub struct Counted<R> {
     from: R,
-    task: Task,
+    read: u64,
+    task: Arc<Mutex<Task>>,
 }
 
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let read = self.from.read(buf)?;
-        self.task.at(self.task.status.current + read as u64);
+        self.read += read as u64;
+        self.task.lock().unwrap_or_else(PoisonError::into_inner).at(self.read);
         Ok(read)
     }
 }

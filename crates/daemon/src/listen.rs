@@ -65,7 +65,7 @@ impl Listener {
         let unknown = || {
             let fault = Fault::user(format!("cannot listen on `{address}`: no address of a known kind"));
             match address.starts_with('/') {
-                true => fault.hint(format!("did you mean unix://{address}?")),
+                true => fault.hint(format!("did you mean `unix://{address}`?")),
                 false => fault.hint("write unix:///path, tcp://host:port or fd://"),
             }
         };

@@ -75,9 +75,10 @@ async fn send_blobs(context: &Context, to: &dyn CacheDir, assembled: &Assembled)
         if !sent.insert(blob.digest) {
             continue;
         }
-        let task = context.tasks.start(format!("sending {}", blob.digest), blob.size);
+        let task = context.tasks.start(format!("sending {}", blob.digest), blob.size).of_reading();
         let file = open(&context.store, &context.cancel, blob).map_err(|e| image_fault("cannot read the image", e))?;
-        to.put(&blob.digest, blob.size, Box::new(task.reading(file))).await?;
+        to.put(&blob.digest, blob.size, Box::new(task.count(file))).await?;
+        task.all();
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::lexical;
 use crate::owner::Owner;
 use crate::stat::{Kind, Stat, Time};
 use crate::walk::{MAX_DEPTH, child_path, list, open_dir_at};
-use crate::xattr;
+use crate::xattr::{self, has_default_list};
 
 /// Something that the kernel refuses to an ordinary user or in a namespace with a single id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,12 +278,6 @@ impl<'a> Target<'a> {
         }
         remove_dir(dir, name, path, 0)
     }
-}
-
-/// Whether what is made in a directory gets an access control list.
-fn has_default_list(dir: &OwnedFd) -> bool {
-    let reached = format!("/proc/self/fd/{}", dir.as_raw_fd());
-    rustix::fs::getxattr(reached, c"system.posix_acl_default", &mut [0_u8; 0][..]).is_ok()
 }
 
 fn remove_dir(parent: impl AsFd, name: &OsStr, path: &[u8], depth: usize) -> Result<(), Error> {

@@ -76,3 +76,10 @@ fn read_all(
     }
     Ok(xattrs)
 }
+
+/// Whether what is made in a directory gets an access control list.
+pub(crate) fn has_default_list(dir: impl AsFd) -> bool {
+    // It may be open by its path only.
+    let reached = format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd());
+    rustix::fs::getxattr(reached, c"system.posix_acl_default", &mut [0_u8; 0][..]).is_ok()
+}

@@ -143,8 +143,8 @@ pub struct Answer {
     pub message: String,
     /// How long it asks to wait.
     pub retry_after: Option<Duration>,
-    /// Whether a login for the host was looked for, and there is none.
-    pub without_login: bool,
+    /// The host for which a login was looked for, and there is none.
+    pub without_login: Option<String>,
 }
 
 /// What a host is to the image.
@@ -337,7 +337,7 @@ impl Answer {
             code,
             message,
             retry_after,
-            without_login: false,
+            without_login: None,
         })
     }
 }
@@ -363,9 +363,11 @@ impl fmt::Display for Answer {
             (false, false) if message.to_ascii_lowercase().starts_with(&code) => write!(f, " ({message})"),
             (false, false) => write!(f, " ({code}: {message})"),
         }?;
-        match self.without_login && matches!(self.class(), Class::Unauthorised | Class::Denied) {
-            true => write!(f, "; no login for it was found"),
-            false => Ok(()),
+        match &self.without_login {
+            Some(host) if matches!(self.class(), Class::Unauthorised | Class::Denied) => {
+                write!(f, "; no login for `{host}` was found")
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -210,10 +210,9 @@ impl Snapshots {
         let mut active = self.prepare(parent, options)?;
         let dir = active.dir();
         let mut target = FillTarget { dir: dir.clone(), options: self.layer_options() };
-        match literal {
-            true => target.options.whiteouts = Whiteouts::Literal,
-            false if parent.is_none() => target.options.whiteouts = Whiteouts::Delete,
-            false => {}
+        target.options.literal_names = literal;
+        if parent.is_none() {
+            target.options.whiteouts = Whiteouts::Delete;
         }
         let wants_paths = parent.is_some() && self.0.inner.driver.driver == Driver::Copy;
         let seen = Seen { deletes: false, literal, paths: wants_paths.then(Vec::new) };

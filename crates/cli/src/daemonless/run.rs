@@ -94,7 +94,9 @@ pub async fn open(
         tell(Notice::Warning(warning.clone()));
     }
     settings.start_log(mode);
-    let (mut left, mut patience) = (settings.lock_wait, DAEMON_PATIENCE);
+    let mut left = settings.lock_wait;
+    // Who says how long gets that, also of a daemon.
+    let mut patience = left.unwrap_or(DAEMON_PATIENCE);
     let mut told = None;
     loop {
         let turn = left.map_or(PATIENCE, |left| left.min(PATIENCE));

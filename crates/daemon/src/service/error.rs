@@ -24,7 +24,7 @@ pub fn status(fault: &Fault) -> Status {
 pub(super) fn status_with(fault: &Fault, more: Option<Any>) -> Status {
     let code = match fault.kind() {
         Kind::Cancelled => Code::Cancelled,
-        _ if is_full(fault) => Code::ResourceExhausted,
+        _ if is_exhausted(fault) => Code::ResourceExhausted,
         Kind::Internal => Code::Internal,
         _ if matches!(fault.find(), Some(engine::Unsupported::Cap(_))) => Code::Unimplemented,
         // BuildKit's other errors have no code, and clients put any other in front of the message.
@@ -40,9 +40,9 @@ pub(super) fn status_with(fault: &Fault, more: Option<Any>) -> Status {
     Status::with_details(code, message, encoded.into())
 }
 
-/// Whether a disk is full, here or at the client. Clients tell that from builds that are wrong: `docker buildx` ends with 102.
-fn is_full(fault: &Fault) -> bool {
-    fault.get_source().is_some_and(store::is_full) || session::remote::is_full(fault)
+/// Whether there is no more room, here or at the client. Clients tell that from builds that are wrong: `docker buildx` ends with 102.
+fn is_exhausted(fault: &Fault) -> bool {
+    fault.get_source().is_some_and(store::is_full) || session::remote::is_exhausted(fault)
 }
 
 /// What a status of somebody else says, with its places.
@@ -58,7 +58,11 @@ pub fn fault(status: &proto::rpc::Status) -> Fault {
         Some((message, hint)) => (message, Some(hint)),
         None => (status.message.as_str(), None),
     };
-    let mut fault = Fault::new(kind, message);
+    // A client that drives the build hands back what it was told, and what it means is not to be lost.
+    let mut fault = match Code::from_i32(status.code) {
+        code @ Code::ResourceExhausted => session::remote::told(kind, message, code),
+        _ => Fault::new(kind, message),
+    };
     let mut places = Vec::new();
     if let Some(hint) = hint {
         fault = fault.hint(hint);
@@ -226,6 +230,21 @@ fn details(fault: &Fault) -> Vec<Any> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_one_wherever_it_is_told_of() {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let told = status(&Fault::because(Kind::Environment, "cannot write `/x`", full).hint("prune"));
+        assert_eq!(told.code(), Code::ResourceExhausted);
+        let message = told.message().to_owned();
+        let returned = fault(&proto::rpc::Status { code: told.code() as i32, message, details: Vec::new() });
+        assert_eq!(
+            (returned.to_string(), returned.get_hint()),
+            ("cannot write `/x`: no storage space".to_owned(), Some("prune"))
+        );
+        assert_eq!(status(&returned).code(), Code::ResourceExhausted);
+        assert_eq!(status(&Fault::user("no stage")).code(), Code::Unknown);
+    }
 
     #[test]
     fn a_fault_survives_the_wire() {

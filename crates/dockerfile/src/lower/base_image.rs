@@ -156,7 +156,7 @@ impl Lowering<'_> {
     }
 
     fn suggest_stage(&self, index: usize, error: Error, typed: &str) -> Error {
-        match self.by_name.get(typed).map(|stage| (*stage, self.stages[*stage].span)) {
+        match self.by_name.get(&typed.to_lowercase()).map(|stage| (*stage, self.stages[*stage].span)) {
             // An image and the stage that is made of it often have one name.
             Some((stage, _)) if stage == index => return error,
             Some((stage, Some(span))) if stage > index => {

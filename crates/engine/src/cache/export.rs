@@ -460,11 +460,13 @@ async fn to_client(
 pub(crate) async fn put_layer(context: &Context, cache: &dyn CacheDir, layer: &Layer) -> Result<(), Fault> {
     let content = context.store.content();
     let Descriptor { digest, size, .. } = layer.descriptor;
-    let task = context.tasks.start(format!("writing layer {digest}"), size);
+    let task = context.tasks.start(format!("writing layer {digest}"), size).of_reading();
     if !content.has(&digest) {
         context.lazy.fetch_blob(layer.snapshot.id()).await?;
     }
     let blob = content.get(&digest).map_err(|e| crate::core::store_fault("cannot read a layer", e))?;
     let blob = blob.ok_or_else(|| Fault::new(Kind::Internal, format!("layer {digest} is gone")))?;
-    cache.put(&digest, size, Box::new(task.reading(blob.file))).await
+    cache.put(&digest, size, Box::new(task.count(blob.file))).await?;
+    task.all();
+    Ok(())
 }

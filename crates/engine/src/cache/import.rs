@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use base::progress::Stream;
-use base::report::{Label, Running};
+use base::report::{Label, Running, Tasks};
 use base::{Fault, Kind};
 use futures_util::future::join_all;
 use image::{Descriptor, Manifest};
-use registry::{Retry, Target};
+use registry::{Aloud, Retry, Target};
 use remotecache::{CacheConfig, Document, ImportOptions, Imported, InlineCache, Place};
 use solver::SourceId;
 use tokio::sync::OnceCell;
@@ -75,8 +75,9 @@ impl Import {
                 let text = format!("attribute `{key}` of a cache import means nothing here\n");
                 running.tasks().log(Stream::Stderr, text.as_bytes());
             }
+            let tasks = running.tasks();
             let read = tokio::select! {
-                read = self.fetch(core, job) => read,
+                read = self.fetch(core, job, &tasks) => read,
                 () = job.cancel.cancelled() => Err(Fault::cancelled()),
             };
             // The usual first build with an inline cache: nothing to be alarmed by.
@@ -99,7 +100,7 @@ impl Import {
         read.await.clone()
     }
 
-    async fn fetch(&self, core: &Core, job: &Arc<Job>) -> Result<ReadCache, Fault> {
+    async fn fetch(&self, core: &Core, job: &Arc<Job>, tasks: &Tasks) -> Result<ReadCache, Fault> {
         let images = &core.images;
         let options = self.options.as_ref().map_err(Clone::clone)?;
         let (origin, root, place) = match &options.place {
@@ -108,6 +109,7 @@ impl Import {
                 let place = if *insecure { format!("{INSECURE}{name}") } else { name };
                 // Without it the build is slower, but it goes on: there is nothing to wait for long.
                 let repository = images.repository_at(job, &place)?.with_retry(Retry::ONCE_MORE);
+                let repository = repository.with_progress(Arc::new(Aloud(tasks.clone())));
                 let resolved = repository.resolve(&Target::of(reference)).await.map_err(registry_fault)?;
                 if let Some(document) = &resolved.document {
                     images.keep(document).await?;

@@ -11,7 +11,7 @@ use sys::path::Links;
 use sys::shadow::Shadow;
 
 use super::error::{bytes_text, io_error, owner_error, refused, write_error};
-use super::walk::{Finish, Place, Step, Unpacker, is_setgid, split};
+use super::walk::{ANY, Finish, Place, Step, Unpacker, is_setgid, split};
 use super::whiteout::remove;
 use super::{Devices, Entry, EntryKind, Error, Source, Whiteouts};
 
@@ -92,7 +92,7 @@ impl Unpacker<'_> {
         }
         let changed_owner = self.own_fd(path, &fd, entry, false)?;
         self.attributes_fd(path, &fd, entry)?;
-        if entry.mode & (self.masked | 0o7000) != 0 || changed_owner && entry.mode & 0o6000 != 0 {
+        if self.masked == ANY || entry.mode & (self.masked | 0o7000) != 0 || changed_owner && entry.mode & 0o6000 != 0 {
             rustix::fs::fchmod(&fd, Mode::from_raw_mode(entry.mode))
                 .map_err(|e| write_error("set the mode of", path, e))?;
         }
@@ -219,10 +219,10 @@ impl Unpacker<'_> {
         if !owned {
             self.own_name(path, place, entry, &link_target, kind == FileType::RegularFile)?;
         }
-        if kind != FileType::Symlink && (!owned || stat.st_mode & 0o7777 != entry.mode) {
+        self.attributes_name(path, place, entry)?;
+        if kind != FileType::Symlink && (!owned || self.masked == ANY || stat.st_mode & 0o7777 != entry.mode) {
             self.mode_name(path, place, entry.mode)?;
         }
-        self.attributes_name(path, place, entry)?;
         if (stat.st_mtime, stat.st_mtime_nsec as u32) == entry.mtime {
             return Ok(());
         }

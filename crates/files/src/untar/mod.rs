@@ -137,6 +137,8 @@ impl Default for Limits {
 pub struct Options {
     /// The meaning of `.wh.` names.
     pub whiteouts: Whiteouts,
+    /// Such names are names and nothing else, though all other rules for layers hold.
+    pub literal_names: bool,
     /// All entries belong to these ids whatever the headers say (`ADD --chown`).
     pub owner: Option<(u32, u32)>,
     /// Device nodes.
@@ -158,6 +160,7 @@ impl Options {
     pub fn layer(whiteouts: Whiteouts) -> Options {
         Options {
             whiteouts,
+            literal_names: whiteouts == Whiteouts::Literal,
             owner: None,
             devices: Devices::Create,
             times: Times::Bounded,

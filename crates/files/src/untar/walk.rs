@@ -9,13 +9,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use sys::path::{Links, Root};
 
 use super::error::{refused, write_error};
 use super::{Entry, EntryKind, Error, Options, Report, Source, Whiteouts};
 use crate::owner::NO_ID;
+use crate::xattr::has_default_list;
 
 /// Each level costs an open descriptor while it is unpacked.
 const MAX_DEPTH: usize = 256;
@@ -65,15 +66,18 @@ pub(super) struct Unpacker<'a> {
     /// Whiteouts made by this stream: a directory that replaces one hides what lies below.
     pub(super) whiteouts: HashSet<Vec<u8>>,
     pub(super) ids: (u32, u32),
-    /// What the kernel may take from the mode of a new file: by the process's umask, and by access control lists that come with
-    /// the archive, anything.
+    /// What the kernel may take from the mode of a new file: by the process's umask, and [anything](ANY) by access control lists.
     pub(super) masked: u32,
     pub(super) buf: Vec<u8>,
     pub(super) report: Report,
 }
 
+/// All bits of a mode that something else than an archive's header may decide.
+pub(super) const ANY: u32 = 0o777;
+
 impl<'a> Unpacker<'a> {
     pub(super) fn new(root: OwnedFd, inside: Root, options: &'a Options) -> Unpacker<'a> {
+        let has_lists = options.whiteouts == Whiteouts::Literal && has_default_list(&root);
         Unpacker {
             options,
             root_setgid: is_setgid(&root),
@@ -87,7 +91,7 @@ impl<'a> Unpacker<'a> {
             unpacked: HashSet::new(),
             whiteouts: HashSet::new(),
             ids: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
-            masked: umask(),
+            masked: if has_lists { ANY } else { umask() },
             buf: Vec::new(),
             report: Report::default(),
         }
@@ -111,10 +115,10 @@ impl<'a> Unpacker<'a> {
         }
         let place = self.place(&path)?;
         if entry.xattrs.iter().any(|(name, _)| name.starts_with(b"system.posix_acl_")) {
-            self.masked = 0o777;
+            self.masked = ANY;
         }
         let path = if self.aliased { join(self.here_path(), place.name.to_bytes()) } else { path };
-        if self.options.whiteouts != Whiteouts::Literal && self.whiteout(&path, &place, &entry)? {
+        if !self.options.literal_names && self.whiteout(&path, &place, &entry)? {
             return Ok(());
         }
         match &entry.kind {
@@ -203,7 +207,10 @@ impl<'a> Unpacker<'a> {
         let open =
             |flags| rustix::fs::openat(&*dir, &*name, OFlags::DIRECTORY | OFlags::CLOEXEC | flags, Mode::empty());
         let fd = match open(OFlags::RDONLY | OFlags::NOFOLLOW) {
-            Ok(fd) => fd,
+            Ok(fd) => {
+                self.heed_lists(&fd);
+                fd
+            }
             Err(Errno::ACCESS) => {
                 open(OFlags::PATH | OFlags::NOFOLLOW).map_err(|e| write_error("open directory", &path, e))?
             }
@@ -214,13 +221,31 @@ impl<'a> Unpacker<'a> {
         Ok((fd, path))
     }
 
+    /// An archive may be added to directories whose access control lists have a say in the modes of what is made there. Layers
+    /// are unpacked where there are none but their own.
+    fn heed_lists(&mut self, dir: &OwnedFd) {
+        if self.options.whiteouts == Whiteouts::Literal && has_default_list(dir) {
+            self.masked = ANY;
+        }
+    }
+
     fn make_implied(&mut self, dir: &OwnedFd, name: &CStr, path: &[u8]) -> Result<OwnedFd, Error> {
         rustix::fs::mkdirat(dir, name, Mode::RWXU).map_err(|e| write_error("create directory", path, e))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd =
             rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(|e| write_error("open directory", path, e))?;
         self.implied.insert(path.to_vec());
-        self.set_finish(path, Finish { mode: Some(0o755), mtime: None, atime: None });
+        let mut mode = 0o755;
+        if self.options.whiteouts == Whiteouts::Literal {
+            // As other tools do: root's, but a set-group-id bit from above stays.
+            let made = rustix::fs::fstat(&fd).map_err(|e| write_error("look at", path, e))?;
+            mode |= made.st_mode & 0o7000;
+            if (made.st_uid, made.st_gid) != (0, 0) {
+                rustix::fs::fchown(&fd, Some(Uid::ROOT), Some(Gid::ROOT))
+                    .map_err(|e| write_error("set the owner of", path, e))?;
+            }
+        }
+        self.set_finish(path, Finish { mode: Some(mode), mtime: None, atime: None });
         if self.options.whiteouts == Whiteouts::Delete {
             self.unpacked.insert(path.to_vec());
         }

@@ -255,9 +255,14 @@ struct Said {
     text: String,
 }
 
-/// Whether a client said that its disk is full.
-pub fn is_full(fault: &Fault) -> bool {
+/// Whether somebody at the other end said that there is no more of something: room on a disk, mostly.
+pub fn is_exhausted(fault: &Fault) -> bool {
     fault.find::<Said>().is_some_and(|said| said.code == Code::ResourceExhausted)
+}
+
+/// A fault of which somebody else told in these words.
+pub fn told(kind: Kind, text: &str, code: Code) -> Fault {
+    Fault::because(kind, text, Said { code, text: text.to_owned() })
 }
 
 /// A client as one build sees it, beside all others. Clones of the session share the connection.

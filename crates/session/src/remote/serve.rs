@@ -208,7 +208,15 @@ impl<S: Unpin> tokio::io::AsyncWrite for Connection<S> {
 struct Answers(SharedSession);
 
 pub(super) fn refused(fault: Fault) -> Status {
-    Status::unknown(fault.cause())
+    match fault.find::<io::Error>().is_some_and(is_full) {
+        true => Status::resource_exhausted(fault.cause()),
+        false => Status::unknown(fault.cause()),
+    }
+}
+
+/// Of our own disk, which the other end tells from other failures.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 #[tonic::async_trait]
@@ -502,7 +510,7 @@ impl StreamingService<BytesMessage> for StreamCall {
             let received = received.await;
             drop(queue);
             let written = writing.await.map_err(|error| Status::internal(error.to_string()))?;
-            written.map_err(|error| Status::unknown(format!("cannot write the result: {error}")))?;
+            written.map_err(|error| refused(Fault::because(Kind::Environment, "cannot write the result", error)))?;
             received?;
             Ok(Response::new(Box::pin(tokio_stream::empty()) as Replies<BytesMessage>))
         })
