@@ -472,7 +472,11 @@ async fn environment(ctx: &OpContext, op: &pb::ExecOp, meta: &pb::Meta) -> Resul
 pub(crate) async fn secret_environment(ctx: &OpContext, secrets: &[pb::SecretEnv]) -> Result<Vec<String>, Fault> {
     let mut env = Vec::new();
     for secret in secrets {
-        let Some(value) = find_secret(ctx, &secret.id, secret.optional).await? else { continue };
+        let Some(value) = find_secret(ctx, &secret.id, secret.optional).await? else {
+            // As in BuildKit: the variable is there and empty, whatever value the image has for it.
+            env.push(format!("{}=", secret.name));
+            continue;
+        };
         let text = std::str::from_utf8(value.expose()).ok().filter(|text| !text.contains('\0'));
         let text = text.ok_or_else(|| Fault::user(format!("secret `{}` is no text for a variable", secret.id)))?;
         env.push(format!("{}={text}", secret.name));

@@ -53,9 +53,16 @@ impl Builder<'_> {
                 self.attach(&path, &point, &target, Restrict::from_bits_truncate(restrict))
             }
             Source::Tmpfs { size } => {
+                let made = self.made.len();
                 let point = self.open_target(&target, Kind::Directory)?;
-                let options = size.map(|size| format!("size={size}")).unwrap_or_default();
-                self.mount_new("tmpfs", &point, &target, MountFlags::NOSUID, &options)
+                let mut options: Vec<String> = size.map(|size| format!("size={size}")).into_iter().collect();
+                // A directory that was there keeps who may do what in it; a new one is for everybody.
+                if self.made.len() == made
+                    && let Ok(stat) = rustix::fs::fstat(&point)
+                {
+                    options.push(format!("mode={:o}", stat.st_mode & 0o7777));
+                }
+                self.mount_new("tmpfs", &point, &target, MountFlags::NOSUID, &options.join(","))
             }
             Source::File { index, mode, .. } => {
                 let point = self.open_target(&target, Kind::File)?;

@@ -43,8 +43,8 @@ pub(crate) fn trash_dir(inner: &Inner) -> PathBuf {
     base(inner).join("trash")
 }
 
-/// Makes an empty directory that looks like the top of `parent`, or `0755 root`. With the overlay driver the parent may still
-/// have to be unpacked.
+/// Makes an empty directory that looks like the top of `parent`, or root's. Its mode is 0755 whatever a step made of it: no
+/// layer says anything else, and so no image has it. With the overlay driver the parent may still have to be unpacked.
 pub(super) fn make(inner: &Inner, id: SnapshotId, parent: Option<SnapshotId>) -> Result<PathBuf> {
     let path = dir(inner, id);
     std::fs::DirBuilder::new().mode(0o755).create(&path).map_err(|e| Error::io("create directory", &path, e))?;
@@ -52,11 +52,10 @@ pub(super) fn make(inner: &Inner, id: SnapshotId, parent: Option<SnapshotId>) ->
         Some(parent) => topmost(inner, parent)?,
         None => None,
     };
-    match top {
-        Some(top) => copy_looks(&top, &path).map_err(|e| Error::io("set the owner and mode of", &path, e))?,
-        // The umask must not decide about the root directory of images.
-        None => set_mode(&path, 0o755)?,
+    if let Some(top) = top {
+        copy_looks(&top, &path).map_err(|e| Error::io("set the owner of", &path, e))?;
     }
+    set_mode(&path, 0o755)?;
     Ok(path)
 }
 
