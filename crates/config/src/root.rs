@@ -16,7 +16,7 @@ section! {
         trace: bool = "trace",
         /// Where all state is kept. Default: `/var/lib/buildkit`, for an ordinary user `~/.local/share/buildkit`.
         root: Option<PathBuf> = "root",
-        /// Rights that builds may ask for: `network.host`, `security.insecure`, `device`. All devices unless some are named (`device=NAME`), or `cdi.disabled`. A name that is not known is warned of and counts for nothing.
+        /// Rights that builds may ask for: `network.host`, `security.insecure`, `device`. All devices unless some are named (`device=NAME`), or `cdi.disabled`. A name that is not known is warned of and counts for nothing; one that begins with `device` and cannot be read is an error.
         insecure_entitlements: Vec<String> = "insecure-entitlements",
         /// Route the network of all builds through the enforcing proxy. Without effect yet, and warned of: steps reach the
         /// network as they do without it.
