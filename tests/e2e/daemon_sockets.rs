@@ -68,11 +68,15 @@ fn a_daemon_with_an_authority_talks_to_its_clients_only() {
     let stranger = Authority::new("of somebody else");
     put(dir, "stranger", &stranger.client());
     put(dir, "expired", &guarded.authority.expired_client());
+    put(dir, "version1", &guarded.authority.client().in_version_1(&guarded.authority));
+    put(dir, "version1-stranger", &stranger.client().in_version_1(&stranger));
     fs::write(dir.join("strangers.pem"), stranger.certificate()).unwrap();
 
-    let good = guarded.asks("client", "ca");
-    assert_eq!(good.code, Some(0), "{good:?}");
-    for client in ["", "stranger", "expired"] {
+    for client in ["client", "version1"] {
+        let good = guarded.asks(client, "ca");
+        assert_eq!(good.code, Some(0), "{good:?}");
+    }
+    for client in ["", "stranger", "version1-stranger", "expired"] {
         let refused = guarded.asks(client, "ca");
         assert_eq!(refused.code, Some(1), "`{client}` was let in: {refused:?}");
         assert!(!refused.text().contains("PLATFORMS"), "{refused:?}");
@@ -97,7 +101,8 @@ fn a_daemon_with_an_authority_talks_to_its_clients_only() {
     fs::copy(dir.join("client.pem"), dir.join("mixed.pem")).unwrap();
     fs::copy(dir.join("stranger.key"), dir.join("mixed.key")).unwrap();
     let shown = dir.display();
-    guarded.asks("mixed", "ca").says(&format!("cannot use `{shown}/mixed.pem` with the key `{shown}/mixed.key`: "));
+    let foreign = format!("cannot use `{shown}/mixed.pem`: the key `{shown}/mixed.key` is another certificate's");
+    guarded.asks("mixed", "ca").says(&foreign);
     // And who talks in the clear gets nothing.
     let world = &guarded.served.kitchen.world;
     let plain = guarded.served.kitchen.who.run(world, world.path("buildctl").to_str().unwrap());

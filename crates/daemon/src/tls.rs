@@ -1,14 +1,16 @@
 //! The daemon's certificate and the authority of its clients', read again when their files change: certificates are short
 //! lived where a manager renews them, and no build should end for that.
 
+mod clients;
+
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base::{Fault, Kind};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use clients::Clients;
+use http_client::{KeyPair, read_certificates};
+use rustls::sign::SingleCertAndKey;
 use rustls::{RootCertStore, ServerConfig};
 
 /// The files.
@@ -70,36 +72,26 @@ impl Files {
     }
 
     fn read(&self) -> Result<Arc<ServerConfig>, Fault> {
-        let failed = |path: &Path, error: String| Fault::user(format!("cannot use `{}`: {error}", path.display()));
-        let chain = certificates(&self.cert)?;
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| failed(&self.key, error.to_string()))?;
+        let unusable = |error: http_client::Error| Fault::user(error.to_string());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let pair = KeyPair { certificate: self.cert.clone(), key: self.key.clone() };
+        let certified = pair.load(&provider).map_err(unusable)?;
         let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
         let builder = builder.map_err(|error| Fault::because(Kind::Internal, "cannot set up TLS", error))?;
         let builder = match &self.ca {
             None => builder.with_no_client_auth(),
             Some(ca) => {
+                let failed = |error: String| Fault::user(format!("cannot use `{}`: {error}", ca.display()));
                 let mut roots = RootCertStore::empty();
-                for certificate in certificates(ca)? {
-                    roots.add(certificate).map_err(|error| failed(ca, error.to_string()))?;
+                for certificate in read_certificates(ca).map_err(unusable)? {
+                    roots.add(certificate).map_err(|error| failed(error.to_string()))?;
                 }
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-                builder.with_client_cert_verifier(verifier.map_err(|error| failed(ca, error.to_string()))?)
+                let clients = Clients::of(roots, &provider).map_err(|error| failed(error.to_string()))?;
+                builder.with_client_cert_verifier(Arc::new(clients))
             }
         };
-        let config = builder.with_single_cert(chain, key);
-        let mut config = config.map_err(|error| {
-            let (cert, key) = (self.cert.display(), self.key.display());
-            Fault::user(format!("cannot use `{cert}` with the key `{key}`: {error}"))
-        })?;
+        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(config))
     }
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
-    let failed = |error| Fault::user(format!("cannot use `{}`: {error}", path.display()));
-    let found = CertificateDer::pem_file_iter(path).map_err(|error| failed(error.to_string()))?;
-    let found = found.collect::<Result<Vec<_>, _>>().map_err(|error| failed(error.to_string()))?;
-    if found.is_empty() { Err(failed("it holds no certificate".to_owned())) } else { Ok(found) }
 }

@@ -7,6 +7,7 @@
 //!
 //! A status is not an error here: after the retries the last response is the caller's to judge.
 
+mod certificates;
 mod client;
 mod error;
 mod proxy;
@@ -20,6 +21,7 @@ mod tests;
 
 pub use ::http::{Method, StatusCode, header};
 pub use ::url::Url;
+pub use certificates::read_certificates;
 pub use client::{Client, Pools, Protocol, Settings, Timeouts, is_same_server};
 pub use error::{ConnectFailure, Error, Way};
 pub use proxy::Proxies;

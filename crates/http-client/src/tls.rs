@@ -4,19 +4,18 @@
 //! these very certificates is trusted as well, as by Go's clients: in-house registries often have just one certificate,
 //! made by `openssl req -x509`, which says of itself that it is a CA.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientConfig, ResolvesClientCert, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use crate::Error;
+use crate::{Error, read_certificates};
 
 /// Whom a pool trusts and as whom it shows up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -75,21 +74,12 @@ impl TlsIdentity {
         let mut roots = Roots { anchors: RootCertStore::empty(), certificates: Vec::new() };
         for path in &self.extra_roots {
             for certificate in read_certificates(path)? {
-                roots.anchors.add(certificate.clone()).map_err(|error| unusable(path, error))?;
+                let added = roots.anchors.add(certificate.clone());
+                added.map_err(|error| Error::Certificate { path: path.clone(), cause: error.to_string() })?;
                 roots.certificates.push(certificate);
             }
         }
         Ok(roots)
-    }
-}
-
-impl KeyPair {
-    fn load(&self, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, Error> {
-        let chain = read_certificates(&self.certificate)?;
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| unusable(&self.key, error))?;
-        let certified = CertifiedKey::from_der(chain, key, provider);
-        let with_key = |error| format!("with the key `{}`: {error}", self.key.display());
-        Ok(Arc::new(certified.map_err(|error| unusable(&self.certificate, with_key(error)))?))
     }
 }
 
@@ -117,21 +107,6 @@ fn system_roots() -> &'static Roots {
         }
         Roots { anchors, certificates: native.certs }
     })
-}
-
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let certificates = CertificateDer::pem_file_iter(path)
-        .map_err(|error| unusable(path, error))?
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| unusable(path, error))?;
-    if certificates.is_empty() {
-        return Err(unusable(path, "it holds no certificate"));
-    }
-    Ok(certificates)
-}
-
-fn unusable(path: &Path, cause: impl std::fmt::Display) -> Error {
-    Error::Certificate { path: path.to_owned(), cause: cause.to_string() }
 }
 
 /// Several client certificates, of which the server's wishes choose.

@@ -1,17 +1,41 @@
 //! Certificates that live as long as a test.
 
-use rcgen::{BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    SigningKey as _,
+};
+use rustls::pki_types::CertificateDer;
+use x509_cert::der::asn1::BitString;
+use x509_cert::der::{Decode as _, Encode as _};
 
 /// A certificate with its key.
 pub struct Signed {
-    pub(crate) certificate: Certificate,
+    pub(crate) certificate: CertificateDer<'static>,
     pub(crate) key: KeyPair,
 }
 
 impl Signed {
     /// The certificate as PEM.
     pub fn certificate(&self) -> String {
-        self.certificate.pem()
+        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", STANDARD.encode(&self.certificate))
+    }
+
+    /// The certificate as it is signed.
+    pub fn der(&self) -> Vec<u8> {
+        self.certificate.to_vec()
+    }
+
+    /// The same in version 1 of X.509, as `openssl x509 -req` makes them where no extensions are named.
+    pub fn in_version_1(self, authority: &Authority) -> Signed {
+        let mut certificate = x509_cert::Certificate::from_der(&self.certificate).expect("it is well formed");
+        certificate.tbs_certificate.version = x509_cert::Version::V1;
+        certificate.tbs_certificate.extensions = None;
+        let content = certificate.tbs_certificate.to_der().expect("it was read");
+        let signature = authority.issuer.key().sign(&content).expect("the CA signs");
+        certificate.signature = BitString::from_bytes(&signature).expect("it has whole bytes");
+        Signed { certificate: certificate.to_der().expect("it was read").into(), key: self.key }
     }
 
     /// The key as PEM.
@@ -43,6 +67,11 @@ impl Authority {
         self.certificate.pem()
     }
 
+    /// Its own certificate as it is signed.
+    pub fn der(&self) -> Vec<u8> {
+        self.certificate.der().to_vec()
+    }
+
     /// The certificate of a server on this machine.
     pub fn server(&self) -> Signed {
         self.sign(CertificateParams::new(local_names()).expect("names are valid"))
@@ -64,7 +93,7 @@ impl Authority {
     fn sign(&self, params: CertificateParams) -> Signed {
         let key = KeyPair::generate().expect("ring makes keys");
         let certificate = params.signed_by(&key, &self.issuer).expect("the CA signs");
-        Signed { certificate, key }
+        Signed { certificate: certificate.der().clone(), key }
     }
 }
 

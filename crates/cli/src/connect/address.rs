@@ -8,11 +8,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use base::{Fault, Kind};
+use http_client::{KeyPair, read_certificates};
 use hyper_util::rt::TokioIo;
 use proto::health::{HealthCheckRequest, HealthCheckResponse};
 use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::ServerName;
+use rustls::sign::SingleCertAndKey;
 use session::remote::{CONNECTION_WINDOW, MAX_FRAME, MAX_MESSAGE, STREAM_WINDOW};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -292,16 +293,13 @@ fn tls(remote: &Remote, address: &str) -> Result<Option<Tls>, Fault> {
     if remote.ca.is_none() && remote.cert.is_none() && remote.key.is_none() {
         return Ok(None);
     }
-    let failed = |path: &PathBuf, error: String| Fault::user(format!("cannot use `{}`: {error}", path.display()));
-    let certificates = |path: &PathBuf| -> Result<Vec<CertificateDer<'static>>, Fault> {
-        let found = CertificateDer::pem_file_iter(path).map_err(|error| failed(path, error.to_string()))?;
-        found.collect::<Result<_, _>>().map_err(|error| failed(path, error.to_string()))
-    };
+    let unusable = |error: http_client::Error| Fault::user(error.to_string());
     let mut roots = RootCertStore::empty();
     match &remote.ca {
         Some(ca) => {
-            for certificate in certificates(ca)? {
-                roots.add(certificate).map_err(|error| failed(ca, error.to_string()))?;
+            for certificate in read_certificates(ca).map_err(unusable)? {
+                let added = roots.add(certificate);
+                added.map_err(|error| Fault::user(format!("cannot use `{}`: {error}", ca.display())))?;
             }
         }
         None => {
@@ -311,16 +309,13 @@ fn tls(remote: &Remote, address: &str) -> Result<Option<Tls>, Fault> {
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let internal = |error: rustls::Error| Fault::because(Kind::Internal, "cannot set up TLS", error);
-    let builder = rustls::ClientConfig::builder_with_provider(provider);
+    let builder = rustls::ClientConfig::builder_with_provider(provider.clone());
     let builder = builder.with_safe_default_protocol_versions().map_err(internal)?.with_root_certificates(roots);
     let mut config = match (&remote.cert, &remote.key) {
         (Some(cert), Some(key)) => {
-            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, error.to_string()))?;
-            let chain = certificates(cert)?;
-            let config = builder.with_client_auth_cert(chain, private);
-            config.map_err(|error| {
-                Fault::user(format!("cannot use `{}` with the key `{}`: {error}", cert.display(), key.display()))
-            })?
+            let pair = KeyPair { certificate: cert.clone(), key: key.clone() };
+            let certified = pair.load(&provider).map_err(unusable)?;
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
         }
         (None, None) => builder.with_no_client_auth(),
         _ => return Err(Fault::user("--tlscert and --tlskey come together")),

@@ -33,10 +33,10 @@ pub(super) fn make(dir: &Path, client_certificates: bool, self_signed: bool) -> 
         builder.with_no_client_auth()
     };
     let (certificate, key) = match self_signed {
-        true => (authority.certificate, authority.own_key),
+        true => (authority.certificate.der().clone(), authority.own_key),
         false => (server.certificate, server.key.serialize_der()),
     };
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key));
-    let config = builder.with_single_cert(vec![certificate.der().clone()], key);
+    let config = builder.with_single_cert(vec![certificate], key);
     Arc::new(config.expect("the key fits the certificate"))
 }
