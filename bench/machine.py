@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 
-PACKAGES = ["buildah", "busybox-static", "docker-registry", "mmdebstrap", "openssl", "runc", "skopeo", "time"]
+PACKAGES = ["buildah", "busybox-static", "curl", "docker-registry", "mmdebstrap", "openssl", "runc", "skopeo", "time"]
 FORKY = ["containerd", "docker-buildx", "docker-cli", "docker.io"]
 
 

@@ -11,12 +11,17 @@ class Results:
     def __init__(self, way, sides):
         self.way, self.sides = way, [side.name for side in sides]
         self.seconds, self.cpu, self.memory, self.failed, self.reasons = {}, {}, {}, {}, {}
+        self.floors = {}
         self.sizes = {side.name: [sum(map(os.path.getsize, side.programs())) / 1e6] for side in sides}
 
     def add(self, step, side, cost):
         kinds = ((self.seconds, cost.seconds), (self.cpu, cost.cpu), (self.memory, cost.megabytes))
         for figures, figure in kinds if step.name else ():
             figures.setdefault(step.name, {}).setdefault(side.name, []).append(figure)
+
+    def floor(self, step, seconds):
+        """What a step cannot be faster than, whoever does it."""
+        self.floors.setdefault(step.name, []).append(seconds)
 
     def fail(self, steps, side, why):
         names = [step.name for step in steps if step.name]
@@ -30,6 +35,13 @@ class Results:
     def show(self):
         print(f"\n{self.way}")
         self.table("seconds", self.seconds, BUDGETS[self.way], statistics.median, 3)
+        for name, seconds in self.floors.items():
+            floor, by_side = statistics.median(seconds), self.seconds.get(name, {})
+            peers = "".join(
+                f"{floor / statistics.median(by_side[peer]):11.2f}" if by_side.get(peer) else f"{'-':>11}"
+                for peer in self.sides[1:]
+            )
+            print(f"{name + ', by curl alone':40}{floor:10.3f}" + " " * 10 * (len(self.sides) - 1) + peers)
         self.table("CPU seconds", self.cpu, {}, statistics.median, 2)
         self.table("MB", self.megabytes(), MEMORY_BUDGETS[self.way], max, 1)
 
@@ -41,7 +53,7 @@ class Results:
         return {**self.memory, PEAK: peaks, PROGRAMS: self.sizes}
 
     def figures(self):
-        return {"seconds": self.seconds, "CPU seconds": self.cpu, "MB": self.megabytes(), "failed": list(self.reasons.values())}
+        return {"seconds": self.seconds, "floors": self.floors, "CPU seconds": self.cpu, "MB": self.megabytes(), "failed": list(self.reasons.values())}
 
     def table(self, title, figures, budgets, summary, digits):
         print(f"\n{title:40}" + "".join(f"{side:>10}" for side in self.sides)

@@ -31,12 +31,13 @@ class Side:
     def __init__(self, name, bench):
         self.name, self.bench = name, bench
         self.root, self.run_dir = bench.work / f"state-{name}", bench.work / f"run-{name}"
-        self.pushes = 0
+        self.pushes, self.pushed = 0, None
 
     def image(self):
         """A name in the registry that has nothing yet, where every blob has to be sent."""
         self.pushes += 1
-        return f"{self.bench.registry.addr}/bench/{self.name}-{self.bench.run}-{self.pushes}:latest"
+        self.pushed = f"{self.bench.registry.addr}/bench/{self.name}-{self.bench.run}-{self.pushes}:latest"
+        return self.pushed
 
     def start(self):
         return 0

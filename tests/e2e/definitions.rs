@@ -277,6 +277,26 @@ fn what_nobody_knows_the_meaning_of_is_refused() {
     served.ends();
 }
 
+/// The connection is left in peace, so nobody looks for what is wrong with it.
+#[test]
+fn a_definition_that_no_message_holds_is_not_sent() {
+    let Some(served) = Served::new(anyone(), "") else { return };
+    let built = |length: usize| {
+        let mut llb = Definition::default();
+        let file = llb.mkfile(None, "/large", &"x".repeat(length));
+        export(&served, &llb, (file, 0))
+    };
+    let refused = built(17 << 20);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    refused.says("error: failed to solve: ResourceExhausted: trying to send message larger than max (17825");
+    refused.says(" vs. 16777216)\n");
+    refused.hints("COPY large ones");
+    assert_eq!(built(15 << 20).code, Some(0));
+    let large = fs::metadata(served.kitchen.world.path("out/large")).unwrap();
+    assert_eq!(large.len(), 15 << 20);
+    served.ends();
+}
+
 #[test]
 fn limits_of_a_step_come_with_its_metadata() {
     let Some(served) = Served::new(anyone(), "") else { return };

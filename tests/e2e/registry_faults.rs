@@ -76,7 +76,11 @@ fn failed_pulls_and_pushes_say_why_and_leave_nothing_wrong() {
         Trouble(manifests(Action::Disconnect), vec![resolve, "connection lost: "], LATER),
         Trouble(manifests(Action::status(401)), vec![resolve, "registry answered 401 (unauthorized: authent"], LOGIN),
         Trouble(manifests(Action::status(403)), vec![resolve, "registry answered 403 (denied: requested acc"], LOGIN),
-        Trouble(manifests(Action::status(404)), vec![resolve, "registry answered 404 (manifest unknown)"], SPELLING),
+        Trouble(
+            manifests(Action::status(404)),
+            vec![resolve, "not found: registry answered 404 (manifest unknown)"],
+            SPELLING,
+        ),
         Trouble(
             manifests(Action::status_retry_after(429, 3600)),
             vec![resolve, "registry answered 429 (toomanyrequests: too many requests)"],
@@ -295,13 +299,15 @@ fn what_a_mirror_said_stands_beside_what_the_registry_said() {
     kitchen.world.write("buildkitd.toml", format!("{}mirrors = [\"{mirror}\"]\n{}", plain(&host), plain(&mirror)));
     kitchen.dockerfile(&format!("FROM {host}/team/none:1\nCOPY Dockerfile /\n"));
     let ended = kitchen.build("").fails();
-    ended.says(&format!("{host}/team/none:1: mirror `{mirror}` answered 403 (")).hints(SPELLING);
+    ended.says(&format!("{host}/team/none:1: not found: mirror `{mirror}` answered 403 (")).hints(SPELLING);
     ended.says("); registry answered 404 (manifest unknown)\n");
     // Of a mirror that has no such tag one is told first, also where the registry cannot be reached.
     drop(origin);
     kitchen.dockerfile(&format!("FROM {host}/library/busybox:typo\nCOPY Dockerfile /\n"));
     let ended = kitchen.build("").fails();
-    ended.says(&format!("cannot resolve the image: {host}/library/busybox:typo: mirror `{mirror}` answered 404 ("));
+    ended.says(&format!(
+        "cannot resolve the image: {host}/library/busybox:typo: not found: mirror `{mirror}` answered 404 ("
+    ));
     ended.says(&format!("hint: {SPELLING}; where they are right, the mirror lacks the image "));
     ended.says(&format!("; cannot connect to `{host}`"));
 }

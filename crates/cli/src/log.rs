@@ -5,7 +5,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
 /// Whose every frame and byte would drown what is about builds; at level `trace` they are heard.
-const CHATTY: [&str; 5] = ["h2", "hyper", "hyper_util", "rustls", "tower"];
+const CHATTY: [&str; 6] = ["h2", "hyper", "hyper_util", "rustls", "tonic", "tower"];
 
 /// Starts it, at most once per process: a second call finds the first one's log.
 pub fn start(level: Level, json: bool) {

@@ -104,7 +104,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The registry failed, and before it its mirrors.
-    #[error("{subject}: {mirrors}; {}", registry.summary_without(subject))]
+    #[error("{subject}: {}{mirrors}; {}", verdict(self.is_missing()), registry.summary_without(subject))]
     Everywhere {
         /// What was wanted.
         subject: String,
@@ -224,6 +224,15 @@ impl Error {
         matches!(self, Error::Everywhere { missed: true, registry, .. } if registry.class() == Class::Unavailable)
     }
 
+    /// Whether what was wanted is nowhere, as far as anybody answered.
+    fn is_missing(&self) -> bool {
+        match self {
+            Error::Answer(answer) => answer.is_missing(),
+            Error::Everywhere { registry, .. } => registry.is_missing() || self.is_missed_by_mirrors(),
+            _ => false,
+        }
+    }
+
     /// Whether one side's certificate is not one that the other trusts.
     pub fn is_certificate(&self) -> bool {
         self.failed_to_connect(http_client::ConnectFailure::Certificate)
@@ -283,7 +292,8 @@ impl Error {
     /// The same without what was wanted, for who has said that already.
     pub(crate) fn summary_without(&self, subject: &str) -> String {
         let text = self.summary();
-        text.strip_prefix(subject).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&text).to_owned()
+        let rest = text.strip_prefix(subject).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&text);
+        rest.strip_prefix(NOT_FOUND).unwrap_or(rest).to_owned()
     }
 
     /// What makes no sense in an answer.
@@ -324,6 +334,10 @@ impl Answer {
         }
     }
 
+    fn is_missing(&self) -> bool {
+        self.class() == Class::NotFound && matches!(self.role, Role::Registry | Role::Mirror)
+    }
+
     /// Reads what an answer says about itself.
     pub(crate) async fn read(subject: &str, host: &str, role: Role, response: Response) -> Box<Answer> {
         let status = response.status();
@@ -345,12 +359,13 @@ impl Answer {
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Answer { subject, host, status, .. } = self;
+        write!(f, "{subject}: {}", verdict(self.is_missing()))?;
         match self.role {
-            Role::Registry => write!(f, "{subject}: registry answered {}", status.as_u16())?,
-            Role::Mirror => write!(f, "{subject}: mirror `{host}` answered {}", status.as_u16())?,
-            Role::TokenServer => write!(f, "{subject}: token server `{host}` answered {}", status.as_u16())?,
-            Role::ForeignUrl => write!(f, "{subject}: `{host}` answered {}", status.as_u16())?,
-            Role::Elsewhere => write!(f, "{subject}: `{host}`, where a redirect leads, answered {}", status.as_u16())?,
+            Role::Registry => write!(f, "registry answered {}", status.as_u16())?,
+            Role::Mirror => write!(f, "mirror `{host}` answered {}", status.as_u16())?,
+            Role::TokenServer => write!(f, "token server `{host}` answered {}", status.as_u16())?,
+            Role::ForeignUrl => write!(f, "`{host}` answered {}", status.as_u16())?,
+            Role::Elsewhere => write!(f, "`{host}`, where a redirect leads, answered {}", status.as_u16())?,
         }
         let code = self.code.to_ascii_lowercase().replace('_', " ");
         let message = self.message.trim();
@@ -370,6 +385,14 @@ impl fmt::Display for Answer {
             _ => Ok(()),
         }
     }
+}
+
+/// What pipelines look for in the error of a missing image.
+const NOT_FOUND: &str = "not found: ";
+
+/// What the answers come to, before they are told.
+fn verdict(is_missing: bool) -> &'static str {
+    if is_missing { NOT_FOUND } else { "" }
 }
 
 /// Code and message of an error document: the distribution API's `errors`, the token servers' variants, or plain text.

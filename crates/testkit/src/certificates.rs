@@ -2,13 +2,13 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use der::asn1::{AnyRef, BitStringRef};
+use der::{Decode as _, Encode as _, Reader as _, SliceReader, Tag};
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     SigningKey as _,
 };
 use rustls::pki_types::CertificateDer;
-use x509_cert::der::asn1::BitString;
-use x509_cert::der::{Decode as _, Encode as _};
 
 /// A certificate with its key.
 pub struct Signed {
@@ -29,13 +29,23 @@ impl Signed {
 
     /// The same in version 1 of X.509, as `openssl x509 -req` makes them where no extensions are named.
     pub fn in_version_1(self, authority: &Authority) -> Signed {
-        let mut certificate = x509_cert::Certificate::from_der(&self.certificate).expect("it is well formed");
-        certificate.tbs_certificate.version = x509_cert::Version::V1;
-        certificate.tbs_certificate.extensions = None;
-        let content = certificate.tbs_certificate.to_der().expect("it was read");
-        let signature = authority.issuer.key().sign(&content).expect("the CA signs");
-        certificate.signature = BitString::from_bytes(&signature).expect("it has whole bytes");
-        Signed { certificate: certificate.to_der().expect("it was read").into(), key: self.key }
+        let whole = |content: &[u8]| AnyRef::new(Tag::Sequence, content).and_then(|all| all.to_der());
+        let made = AnyRef::from_der(&self.certificate).and_then(|certificate| {
+            certificate.sequence(|certificate| {
+                // Its number is left out, and what comes behind the key.
+                let content = AnyRef::decode(certificate)?;
+                let mut parts = SliceReader::new(content.value())?;
+                parts.tlv_bytes()?;
+                let parts = (0..6).map(|_| parts.tlv_bytes()).collect::<der::Result<Vec<_>>>()?;
+                let algorithm = certificate.tlv_bytes()?;
+                certificate.tlv_bytes()?;
+                let content = whole(&parts.concat())?;
+                let signature = authority.issuer.key().sign(&content).expect("the CA signs");
+                let signature = BitStringRef::from_bytes(&signature)?.to_der()?;
+                whole(&[&content, algorithm, &signature].concat())
+            })
+        });
+        Signed { certificate: made.expect("it is well formed").into(), key: self.key }
     }
 
     /// The key as PEM.

@@ -159,7 +159,7 @@ impl Logs {
         let mode = Mode::choose(&self.progress, environment)?;
         let request = wire::StatusRequest { r#ref: self.reference.clone() };
         let mut answers = control(channel).status(request).await.map_err(failed)?.into_inner();
-        let display = Display::start(mode, Box::new(std::io::stdout()), None, false, environment);
+        let display = Display::start(mode, Box::new(std::io::stdout()), None, false, environment)?;
         let sink = display.sink();
         let shown = loop {
             match answers.message().await {

@@ -69,8 +69,8 @@ impl Remote {
             io::Result::Ok(begin)
         };
         // A thread of its own: a socket whose server takes nobody in lets us wait for ever.
-        std::thread::spawn(move || tell.send(ask()));
-        told.recv_timeout(PROBE).is_ok_and(|begin| begin.is_ok_and(|begin| &begin == ANSWER))
+        let asking = std::thread::Builder::new().spawn(move || tell.send(ask()));
+        asking.is_ok() && told.recv_timeout(PROBE).is_ok_and(|begin| begin.is_ok_and(|begin| &begin == ANSWER))
     }
 }
 

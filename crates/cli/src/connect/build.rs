@@ -87,10 +87,18 @@ pub async fn solve(
     // One name for both: `--ref-file` has it.
     let session = request.session.id().to_owned();
     let reference = session.clone();
-    let answering = tokio::spawn(answer(channel.clone(), request.session.clone(), tokens));
-    let showing = tokio::spawn(show(control.clone(), reference.clone(), request.progress.clone()));
-    let cancel = request.cancel.clone();
-    let message = wire_request(request, reference, session)?;
+    let (progress, shared, cancel) = (request.progress.clone(), request.session.clone(), request.cancel.clone());
+    let message = wire_request(request, reference.clone(), session)?;
+    // Refused while it is sent, it would look as if the connection had broken.
+    let length = message.encoded_len();
+    if length > LARGEST {
+        let text = format!("ResourceExhausted: trying to send message larger than max ({length} vs. {LARGEST})");
+        return Err(Fault::user(text)
+            .context("failed to solve")
+            .hint("the definition is in it, and with it the content of files that it makes: COPY large ones"));
+    }
+    let answering = tokio::spawn(answer(channel.clone(), shared, tokens));
+    let showing = tokio::spawn(show(control.clone(), reference, progress));
     let mut answer = std::collections::BTreeMap::new();
     let mut message = Request::new(message);
     if let Ok(trace) = trace.parse() {

@@ -192,7 +192,7 @@ where
         display::tell(plan.mode, &mut out, &Notice::Warning(warning));
     }
     let metrics = plan.cache_metrics.as_deref().map(CacheMetrics::new).transpose()?;
-    let display = Display::start(plan.mode, out, trace, plan.sum_up_warnings, environment);
+    let display = Display::start(plan.mode, out, trace, plan.sum_up_warnings, environment)?;
     let layout = ImageLayout::of(&plan.exports);
     let mut request = request(&plan, &caches, &layout, reference, environment, &display, cancel.clone());
     if let Some(metrics) = &metrics {

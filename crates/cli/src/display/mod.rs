@@ -25,8 +25,8 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use base::Fault;
 use base::progress::{Event, Sink};
+use base::{Fault, Kind};
 use jiff::Timestamp;
 use queue::{Entrance, Exit, Message, queue, weight};
 
@@ -124,7 +124,7 @@ impl Display {
         trace: Option<Box<dyn Write + Send>>,
         summary: bool,
         env: &Environment,
-    ) -> Display {
+    ) -> Result<Display, Fault> {
         let mut readers: Vec<Box<dyn Reader>> = Vec::new();
         match mode {
             Mode::Plain => readers.push(Box::new(plain::Plain::new(out, env).with_summary(summary))),
@@ -135,8 +135,11 @@ impl Display {
         readers.extend(trace.map(|file| Box::new(rawjson::RawJson::new(file)) as Box<dyn Reader>));
         let pace = env.get("TTY_DISPLAY_RATE").and_then(|text| text.parse().ok()).map(Duration::from_millis);
         let (entrance, exit) = queue();
-        let thread = std::thread::spawn(move || run(&exit, &mut readers, pace));
-        Display { events: Arc::new(entrance), thread }
+        let thread = std::thread::Builder::new().name("display".to_owned());
+        let thread = thread.spawn(move || run(&exit, &mut readers, pace));
+        let thread =
+            thread.map_err(|e| Fault::because(Kind::Environment, "cannot start a thread for the display", e))?;
+        Ok(Display { events: Arc::new(entrance), thread })
     }
 
     /// Where the build writes its events.

@@ -467,7 +467,8 @@ fn a_display_shows_everything_before_it_ends() {
         Some(Box::new(trace.clone())),
         false,
         &Environment::default(),
-    );
+    )
+    .expect("a thread");
     let sink = display.sink();
     for number in 0..100 {
         sink.emit(Event::Vertex(vertex(&format!("v{number}"), Some(number), Some(number))));

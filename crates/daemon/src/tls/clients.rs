@@ -6,7 +6,10 @@
 //! limits them stands in extensions.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use der::asn1::{AnyRef, BitStringRef, GeneralizedTime, UtcTime};
+use der::{Decode as _, Encode as _, Reader as _, SliceReader, Tag, Tagged as _};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature};
 use rustls::crypto::{verify_tls13_signature, verify_tls13_signature_with_raw_key};
@@ -17,9 +20,6 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerMisbehaved, RootCertStore, SignatureScheme,
 };
 use webpki::RawPublicKeyEntity;
-use x509_cert::der::asn1::AnyRef;
-use x509_cert::der::{Decode as _, Encode, Tag};
-use x509_cert::{Certificate, Version};
 
 /// Checks the certificates of clients.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl ClientCertVerifier for Clients {
         let Some((_, algorithms)) = of_scheme else {
             return Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into());
         };
-        has_signed(&version1.key()?, algorithms, message, signed.signature())?;
+        has_signed(&version1.key, algorithms, message, signed.signature())?;
         Ok(HandshakeSignatureValid::assertion())
     }
 
@@ -85,7 +85,7 @@ impl ClientCertVerifier for Clients {
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         match Version1::read(certificate) {
-            Some(version1) => verify_tls13_signature_with_raw_key(message, &version1.key()?, signed, &self.algorithms),
+            Some(version1) => verify_tls13_signature_with_raw_key(message, &version1.key, signed, &self.algorithms),
             None => verify_tls13_signature(message, certificate, signed, &self.algorithms),
         }
     }
@@ -95,14 +95,43 @@ impl ClientCertVerifier for Clients {
     }
 }
 
-/// A certificate of version 1 (RFC 5280, 4.1).
-struct Version1(Certificate);
+/// A certificate of version 1 (RFC 5280, 4.1), as it stands there.
+struct Version1<'a> {
+    /// What the signature is for, whole.
+    signed: &'a [u8],
+    /// By what it was made. Like that of names, its sequence's header is left out: so webpki has them.
+    algorithm: &'a [u8],
+    signature: &'a [u8],
+    issuer: &'a [u8],
+    /// Since the epoch.
+    validity: [Duration; 2],
+    key: SubjectPublicKeyInfoDer<'a>,
+}
 
-impl Version1 {
+impl<'a> Version1<'a> {
     /// What is of another version, or cannot be read, is webpki's.
-    fn read(certificate: &CertificateDer<'_>) -> Option<Version1> {
-        let read = Certificate::from_der(certificate).ok()?;
-        (read.tbs_certificate.version == Version::V1).then_some(Version1(read))
+    fn read(certificate: &'a CertificateDer<'_>) -> Option<Version1<'a>> {
+        AnyRef::from_der(certificate).and_then(|all| all.sequence(Version1::decode)).ok()
+    }
+
+    fn decode(certificate: &mut SliceReader<'a>) -> der::Result<Version1<'a>> {
+        let signed = certificate.tlv_bytes()?;
+        let algorithm = sequence(certificate)?;
+        let signature = BitStringRef::decode(certificate)?;
+        let signature = signature.as_bytes().ok_or(Tag::BitString.value_error())?;
+        AnyRef::from_der(signed)?.sequence(|content| {
+            // Other versions begin with their number.
+            AnyRef::decode(content)?.tag().assert_eq(Tag::Integer)?;
+            if sequence(content)? != algorithm {
+                return Err(Tag::Sequence.value_error());
+            }
+            let issuer = sequence(content)?;
+            let validity = AnyRef::decode(content)?.sequence(|validity| Ok([time(validity)?, time(validity)?]))?;
+            let _subject = sequence(content)?;
+            let key = content.tlv_bytes()?.into();
+            // What else may follow is of later versions: the reader refuses it.
+            Ok(Version1 { signed, algorithm, signature, issuer, validity, key })
+        })
     }
 
     /// Whether one of the authorities made it, and it is valid now.
@@ -112,21 +141,14 @@ impl Version1 {
         algorithms: &WebPkiSupportedAlgorithms,
         now: UnixTime,
     ) -> Result<(), Error> {
-        let Certificate { tbs_certificate: content, signature_algorithm, signature } = &self.0;
-        let has_more = content.extensions.is_some() || content.issuer_unique_id.is_some();
-        if has_more || content.subject_unique_id.is_some() || content.signature != *signature_algorithm {
-            return Err(CertificateError::BadEncoding.into());
-        }
-        let (issuer, signed) = (value(&content.issuer)?, content.to_der().map_err(bad)?);
-        let signature = signature.as_bytes().ok_or(CertificateError::BadEncoding)?;
-        let algorithm = value(signature_algorithm)?;
-        let algorithms = algorithms.all.iter().copied().filter(|known| *known.signature_alg_id() == *algorithm);
+        let algorithms = algorithms.all.iter().copied().filter(|known| *known.signature_alg_id() == *self.algorithm);
         let algorithms = algorithms.collect::<Vec<_>>();
         // Several may be of one name: an authority with a new key.
         let mut refused = CertificateError::UnknownIssuer.into();
-        for authority in authorities.roots.iter().filter(|authority| *authority.subject == *issuer) {
-            let key = sequence(&authority.subject_public_key_info)?;
-            match has_signed(&key, &algorithms, &signed, signature) {
+        for authority in authorities.roots.iter().filter(|authority| *authority.subject == *self.issuer) {
+            let key = AnyRef::new(Tag::Sequence, &authority.subject_public_key_info).and_then(|key| key.to_der());
+            let key = key.map_err(|_| CertificateError::BadEncoding)?.into();
+            match has_signed(&key, &algorithms, self.signed, self.signature) {
                 Ok(()) => return self.is_valid_at(now),
                 Err(error) => refused = error,
             }
@@ -135,17 +157,26 @@ impl Version1 {
     }
 
     fn is_valid_at(&self, now: UnixTime) -> Result<(), Error> {
-        let validity = &self.0.tbs_certificate.validity;
-        let [begin, end] = [validity.not_before, validity.not_after].map(|time| time.to_unix_duration().as_secs());
+        let [begin, end] = self.validity.map(|time| time.as_secs());
         match now.as_secs() {
             now if now < begin => Err(CertificateError::NotValidYet.into()),
             now if now > end => Err(CertificateError::Expired.into()),
             _ => Ok(()),
         }
     }
+}
 
-    fn key(&self) -> Result<SubjectPublicKeyInfoDer<'static>, Error> {
-        Ok(self.0.tbs_certificate.subject_public_key_info.to_der().map_err(bad)?.into())
+/// What stands in the next sequence.
+fn sequence<'a>(reader: &mut SliceReader<'a>) -> der::Result<&'a [u8]> {
+    let next = AnyRef::decode(reader)?;
+    next.tag().assert_eq(Tag::Sequence)?;
+    Ok(next.value())
+}
+
+fn time(reader: &mut SliceReader<'_>) -> der::Result<Duration> {
+    match reader.peek_tag()? {
+        Tag::UtcTime => Ok(UtcTime::decode(reader)?.to_unix_duration()),
+        _ => Ok(GeneralizedTime::decode(reader)?.to_unix_duration()),
     }
 }
 
@@ -162,25 +193,9 @@ fn has_signed(
     if algorithms.iter().any(is_right) { Ok(()) } else { Err(CertificateError::BadSignature.into()) }
 }
 
-/// What stands in a sequence: webpki's names and algorithms are without its header.
-fn value(sequence: &impl Encode) -> Result<Vec<u8>, Error> {
-    let encoded = sequence.to_der().map_err(bad)?;
-    Ok(AnyRef::from_der(&encoded).map_err(bad)?.value().to_vec())
-}
-
-/// A sequence of this content.
-fn sequence(content: &[u8]) -> Result<SubjectPublicKeyInfoDer<'static>, Error> {
-    let sequence = AnyRef::new(Tag::Sequence, content).and_then(|any| any.to_der());
-    Ok(sequence.map_err(bad)?.into())
-}
-
-fn bad(_: x509_cert::der::Error) -> Error {
-    CertificateError::BadEncoding.into()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+    use std::time::{SystemTime, UNIX_EPOCH};
 
     use testkit::certificates::{Authority, Signed};
 

@@ -103,7 +103,7 @@ async fn the_registry_s_own_error_is_the_one_that_counts() {
     assert_eq!(error.class(), Class::NotFound);
     // What a mirror said is said as well: it may be the one that was meant to have it.
     let said = chain(&error);
-    let expected = format!("{}/{REPO}:v1: mirror `{}` answered 500 (", origin.host(), mirror.host());
+    let expected = format!("{}/{REPO}:v1: not found: mirror `{}` answered 500 (", origin.host(), mirror.host());
     assert!(said.starts_with(&expected) && said.ends_with("); registry answered 404 (manifest unknown)"), "{said}");
 
     let gone = format!("127.0.0.1:{}", testkit::free_port());
@@ -111,7 +111,7 @@ async fn the_registry_s_own_error_is_the_one_that_counts() {
     let error = repository.resolve(&tag("v1")).await.expect_err("nowhere");
     let said = chain(&error);
     assert!(said.ends_with("; registry answered 404 (manifest unknown)"), "{said}");
-    assert!(said.contains(&format!(":v1: mirror `{gone}`: cannot connect")), "{said}");
+    assert!(said.contains(&format!(":v1: not found: mirror `{gone}`: cannot connect")), "{said}");
 }
 
 #[tokio::test]
@@ -121,7 +121,8 @@ async fn what_a_mirror_lacks_is_told_where_nothing_else_answers() {
     let error = repository.resolve(&tag("v1")).await.expect_err("nowhere");
     assert_eq!((error.class(), error.is_missed_by_mirrors()), (Class::Unavailable, true));
     let said = chain(&error);
-    let expected = format!("{gone}/{REPO}:v1: mirror `{}` answered 404 (manifest unknown); cannot ", mirror.host());
+    let expected =
+        format!("{gone}/{REPO}:v1: not found: mirror `{}` answered 404 (manifest unknown); cannot ", mirror.host());
     assert!(said.starts_with(&expected), "{said}");
 }
 

@@ -93,7 +93,7 @@ async fn refusals_are_told_in_the_words_of_the_registry() {
     let html = Action::Answer { status: 418, headers: vec![], body: "<html>teapot</html>".to_owned() };
     let text = Action::Answer { status: 400, headers: vec![], body: "bad\u{7} wish\nmore".to_owned() };
     for (action, class, words) in [
-        (None, Class::NotFound, "registry answered 404 (manifest unknown)"),
+        (None, Class::NotFound, "not found: registry answered 404 (manifest unknown)"),
         (
             Some(Action::status(401)),
             Class::Unauthorised,

@@ -215,7 +215,7 @@ async fn manifests_that_are_refused_say_why() {
     let repository = open(&registry.host(), REPO);
     let image = TestImage::of_layers(vec![noise(1, 10)]);
     let error = repository.push_manifest(&tag("v1"), MANIFEST, image.manifest.clone()).await.expect_err("no blobs yet");
-    let words = "registry answered 404 (manifest blob unknown: blob unknown to registry)";
+    let words = "not found: registry answered 404 (manifest blob unknown: blob unknown to registry)";
     assert_eq!(chain(&error), format!("{}/{REPO}:v1: {words}", registry.host()));
 
     image.put(&registry, REPO, "v0");

@@ -47,7 +47,7 @@ async fn images_round_trip_through_distribution() {
     assert_pulls(&repository, &image, "v1").await;
 
     let error = repository.resolve(&tag("v2")).await.expect_err("not pushed");
-    let words = "registry answered 404 (manifest unknown)";
+    let words = "not found: registry answered 404 (manifest unknown)";
     assert_eq!(chain(&error), format!("{}/team/app:v2: {words}", server.host()));
 
     // Mount, chunks, resume at an offset, index.
