@@ -159,7 +159,7 @@ impl Repository {
         loop {
             let grant = match self.shared.authority.grant(&party, &scopes).await {
                 Err(Error::Answer(mut answer)) => {
-                    answer.without_login = self.wallet.lacks(&endpoint.host).await.then(|| endpoint.host.clone());
+                    answer.without_login = self.wallet.lacks(&endpoint.host).then(|| endpoint.host.clone());
                     return Err(Error::Answer(answer));
                 }
                 grant => grant?,
@@ -230,7 +230,7 @@ impl Repository {
             None => (endpoint.host.clone(), Role::Mirror),
         };
         let mut answer = Answer::read(subject, &host, role, response).await;
-        let lacks = role != Role::Elsewhere && self.wallet.lacks(&host).await;
+        let lacks = role != Role::Elsewhere && self.wallet.lacks(&host);
         answer.without_login = lacks.then_some(host);
         Error::Answer(answer)
     }

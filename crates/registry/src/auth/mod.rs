@@ -11,7 +11,7 @@ mod scope;
 mod tests;
 mod token;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -94,12 +94,15 @@ impl Credential {
 pub(crate) struct Wallet {
     source: Arc<dyn CredentialSource>,
     known: tokio::sync::Mutex<HashMap<String, Option<Credential>>>,
+    /// Hosts for which there was none when the source was asked last.
+    lacking: Mutex<HashSet<String>>,
     authorities: tokio::sync::Mutex<HashMap<String, Option<Digest>>>,
 }
 
 impl Wallet {
     pub(crate) fn new(source: Arc<dyn CredentialSource>) -> Wallet {
-        Wallet { source, known: tokio::sync::Mutex::default(), authorities: tokio::sync::Mutex::default() }
+        let (known, authorities) = Default::default();
+        Wallet { source, known, lacking: Mutex::default(), authorities }
     }
 
     /// Whose tokens the host gets, where the source fetches them.
@@ -126,12 +129,17 @@ impl Wallet {
         let credential =
             self.source.get(host).await.map_err(|source| Error::Credentials { host: host.to_owned(), source })?;
         known.insert(host.to_owned(), credential.clone());
+        let mut lacking = self.lacking.lock().unwrap_or_else(PoisonError::into_inner);
+        match &credential {
+            Some(_) => lacking.remove(host),
+            None => lacking.insert(host.to_owned()),
+        };
         Ok((credential, Age::Fresh))
     }
 
-    /// Whether the source was asked, and has none.
-    pub(crate) async fn lacks(&self, host: &str) -> bool {
-        matches!(self.known.lock().await.get(host), Some(None))
+    /// Whether the source was asked, and has none. Requests that fail beside this one make it forgotten, not unsaid.
+    pub(crate) fn lacks(&self, host: &str) -> bool {
+        self.lacking.lock().unwrap_or_else(PoisonError::into_inner).contains(host)
     }
 
     async fn forget(&self, host: &str) {
