@@ -40,6 +40,10 @@ fn names_are_those_that_buildkit_answers() {
     };
     let (names, _, digest) = named(&format!("name={host}/a:1,name-canonical=true"));
     assert_eq!(names, "HOST/a:1", "the store that canonical names are for is not here");
+    // As they were asked for, where more is meant: `latest`, `docker.io`.
+    let (names, ..) = named(&format!("\"name={host}/a,{host}/a:2\""));
+    assert_eq!(names, "HOST/a,HOST/a:2");
+    assert!(kitchen.registry.manifest("a", "latest").is_some());
     let (names, said, _) = named(&format!("dangling-name-prefix={host}/p"));
     assert_eq!(names, "HOST/p@DIGEST");
     assert!(said.contains("/p@DIGEST") && !said.contains("DIGEST@DIGEST"), "{said}");

@@ -206,6 +206,11 @@ async fn collect_garbage(shared: Arc<Shared>) {
     }
 }
 
+/// Bytes of one request's headers, unpacked: clients name their session and its methods there.
+const MAX_HEADERS: u32 = 256 << 10;
+/// Calls under way on one connection, of which a build has three or four. Clients wait with more.
+const MAX_STREAMS: u32 = 4096;
+
 type Router = tonic::transport::server::Router<Stack<Counting, tower::layer::util::Identity>>;
 
 fn router(shared: &Arc<Shared>) -> Router {
@@ -222,7 +227,8 @@ fn router(shared: &Arc<Shared>) -> Router {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)
-        .http2_max_header_list_size(16 << 20)
+        .http2_max_header_list_size(MAX_HEADERS)
+        .max_concurrent_streams(MAX_STREAMS)
         .layer(Counting(shared.debug.metrics.clone()))
         .add_service(Service(service::control::WithSessions { control, shared: shared.clone() }))
         .add_service(Service(service::gateway::WithResources { gateway, shared: shared.clone() }))

@@ -22,6 +22,8 @@ use crate::tls::Tls;
 const SILENCE: Duration = Duration::from_secs(120);
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(20);
+/// How long the socket of a daemon that is being killed may be in the way.
+const DYING: Duration = Duration::from_secs(3);
 /// The first socket that a supervisor passes on.
 const FIRST_FD: i32 = 3;
 
@@ -79,11 +81,11 @@ impl Listener {
         match scheme {
             "unix" => {
                 let path = PathBuf::from(rest);
-                let socket = open_unix(&path, owner).map_err(failed)?;
+                let socket = patiently(async || open_unix(&path, owner)).await.map_err(failed)?;
                 Ok(vec![listener(Socket::Unix(socket), None, Some(SocketFile(path)))])
             }
             "tcp" => {
-                let socket = TcpListener::bind(rest).await.map_err(failed)?;
+                let socket = patiently(async || TcpListener::bind(rest).await).await.map_err(failed)?;
                 Ok(vec![listener(Socket::Tcp(socket), tls, None)])
             }
             "fd" => {
@@ -181,6 +183,19 @@ impl Accepted {
         match self {
             Accepted::Unix(stream) => stream.async_io(Interest::READABLE, || peek(stream.as_fd())).await,
             Accepted::Tcp(stream) => stream.async_io(Interest::READABLE, || peek(stream.as_fd())).await,
+        }
+    }
+}
+
+/// Opens a socket, also where a daemon that was killed a moment ago still has it: the kernel takes its time to end one.
+async fn patiently<T>(open: impl AsyncFn() -> io::Result<T>) -> io::Result<T> {
+    let until = tokio::time::Instant::now() + DYING;
+    loop {
+        match open().await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            opened => return opened,
         }
     }
 }
@@ -302,5 +317,28 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         either!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_of_a_daemon_that_is_dying_is_waited_for() {
+        let dir = tempfile::tempdir().expect("scratch space");
+        let path = dir.path().join("b.sock");
+        let address = format!("unix://{}", path.display());
+        let old = std::os::unix::net::UnixListener::bind(&path).expect("it is free");
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            drop(old);
+        });
+        let opened = Listener::open(&address, Owner::default(), None).await.expect("the old one is gone");
+        assert_eq!(opened.len(), 1);
+        std::os::unix::net::UnixStream::connect(&path).expect("it is the new one's");
+        // One that stays is told of.
+        let refused = Listener::open(&address, Owner::default(), None).await.err().expect("it is taken");
+        assert!(refused.to_string().ends_with("another daemon listens there"), "{refused}");
     }
 }

@@ -42,13 +42,24 @@ pub(crate) async fn name_and_push(
     }
     let mut response = assembled.response();
     if !names.is_empty() {
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        response.insert("image.name".to_owned(), names.join(","));
+        response.insert("image.name".to_owned(), told(image, options, &assembled.root).join(","));
     }
     Ok(response)
 }
 
-/// The names as they are answered, normalised.
+/// The name of an image that has no other, or beside its others.
+fn dangling(image: &ImageOptions, options: &PushOptions, root: &Descriptor) -> Option<String> {
+    let prefix = options.dangling_prefix.as_ref()?;
+    let is_wanted = image.names.is_empty() || !options.dangling_empty_only;
+    is_wanted.then(|| format!("{prefix}@{}", root.digest))
+}
+
+/// The names in the answer: as they were asked for, as BuildKit has them.
+fn told(image: &ImageOptions, options: &PushOptions, root: &Descriptor) -> Vec<String> {
+    image.names.iter().cloned().chain(dangling(image, options, root)).collect()
+}
+
+/// The names that an image gets, normalised.
 fn names(image: &ImageOptions, options: &PushOptions, root: &Descriptor) -> Result<Vec<Reference>, Fault> {
     let parse = |name: &str| -> Result<Reference, Fault> {
         name.parse().map_err(|e| Fault::because(Kind::User, format!("bad image name `{name}`"), e))
@@ -63,11 +74,7 @@ fn names(image: &ImageOptions, options: &PushOptions, root: &Descriptor) -> Resu
         }
         names.push(if options.push_by_digest { name } else { name.or_latest() });
     }
-    if let Some(prefix) = &options.dangling_prefix
-        && (names.is_empty() || !options.dangling_empty_only)
-    {
-        names.push(parse(prefix)?.with_digest(root.digest));
-    }
+    names.extend(dangling(image, options, root).map(|name| parse(&name)).transpose()?);
     Ok(names)
 }
 

@@ -190,7 +190,7 @@ struct Writing {
     digest: Digest,
     size: u64,
     pieces: Option<mpsc::Sender<io::Result<Bytes>>>,
-    kept: JoinHandle<Result<(), base::Fault>>,
+    kept: Option<JoinHandle<Result<(), base::Fault>>>,
     offset: u64,
 }
 
@@ -208,7 +208,7 @@ impl Writing {
         let (pieces, queue) = mpsc::channel(QUEUE);
         let cache = cache.clone();
         let reader = Box::new(Pieces { queue, rest: Bytes::new() });
-        let kept = tokio::spawn(async move { cache.put(&digest, size, reader).await });
+        let kept = Some(tokio::spawn(async move { cache.put(&digest, size, reader).await }));
         Ok(Writing { digest, size, pieces: Some(pieces), kept, offset: 0 })
     }
 
@@ -229,9 +229,12 @@ impl Writing {
         if sent { Ok(()) } else { self.end().await }
     }
 
+    /// What the cache says. It may have the blob before all of it came, by another build that writes there: what still
+    /// comes is not needed then.
     async fn end(&mut self) -> Result<(), Status> {
         self.pieces = None;
-        let kept = (&mut self.kept).await;
+        let Some(kept) = self.kept.take() else { return Ok(()) };
+        let kept = kept.await;
         kept.map_err(|error| Status::internal(error.to_string()))?.map_err(refused)
     }
 
@@ -272,4 +275,56 @@ async fn write(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use base::Fault;
+
+    use super::*;
+
+    /// Has got every blob from somebody else, by the time that it is to be written.
+    #[derive(Debug)]
+    struct Overtaken;
+
+    #[async_trait::async_trait]
+    impl Blobs for Overtaken {
+        fn place(&self) -> String {
+            "overtaken".to_owned()
+        }
+
+        async fn open(&self, _: &Digest) -> Result<Option<Blob>, Fault> {
+            Ok(None)
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl CacheDir for Overtaken {
+        async fn put(&self, _: &Digest, _: u64, _: Box<dyn io::Read + Send>) -> Result<(), Fault> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_blob_that_another_build_has_written_meanwhile_is_taken_to_its_end() {
+        let pieces = ["some", "more", "last"];
+        let whole = pieces.concat();
+        let message = |offset: usize, data: &'static str| WriteContentRequest {
+            expected: Digest::of(&whole).to_string(),
+            total: whole.len() as i64,
+            offset: offset as i64,
+            data: Bytes::from_static(data.as_bytes()).into(),
+            ..WriteContentRequest::default()
+        };
+        let cache: Arc<dyn CacheDir> = Arc::new(Overtaken);
+        let mut writing = Writing::begin(&cache, &message(0, pieces[0])).await.expect("it begins");
+        let mut offset = 0;
+        for piece in pieces {
+            writing.add(&message(offset, piece)).await.expect("it is taken");
+            offset += piece.len();
+            tokio::task::yield_now().await;
+        }
+        writing.end().await.expect("it is there");
+        writing.end().await.expect("and stays");
+    }
 }
