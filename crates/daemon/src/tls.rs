@@ -1,17 +1,14 @@
 //! The daemon's certificate and the authority of its clients', read again when their files change: certificates are short
 //! lived where a manager renews them, and no build should end for that.
 
-mod clients;
-
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base::{Fault, Kind};
-use clients::Clients;
-use http_client::{KeyPair, read_certificates};
+use rustls::ServerConfig;
 use rustls::sign::SingleCertAndKey;
-use rustls::{RootCertStore, ServerConfig};
+use tls::{Clients, KeyPair, Roots};
 
 /// The files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,8 +69,8 @@ impl Files {
     }
 
     fn read(&self) -> Result<Arc<ServerConfig>, Fault> {
-        let unusable = |error: http_client::Error| Fault::user(error.to_string());
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let unusable = |error: tls::Error| Fault::user(error.to_string());
+        let provider = tls::provider();
         let pair = KeyPair { certificate: self.cert.clone(), key: self.key.clone() };
         let certified = pair.load(&provider).map_err(unusable)?;
         let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
@@ -81,12 +78,11 @@ impl Files {
         let builder = match &self.ca {
             None => builder.with_no_client_auth(),
             Some(ca) => {
-                let failed = |error: String| Fault::user(format!("cannot use `{}`: {error}", ca.display()));
-                let mut roots = RootCertStore::empty();
-                for certificate in read_certificates(ca).map_err(unusable)? {
-                    roots.add(certificate).map_err(|error| failed(error.to_string()))?;
-                }
-                let clients = Clients::of(roots, &provider).map_err(|error| failed(error.to_string()))?;
+                let mut roots = Roots::empty();
+                roots.add_file(ca).map_err(unusable)?;
+                let clients = Clients::new(roots, &provider);
+                let clients =
+                    clients.map_err(|error| Fault::user(format!("cannot use `{}`: {error}", ca.display())))?;
                 builder.with_client_cert_verifier(Arc::new(clients))
             }
         };

@@ -14,10 +14,10 @@ use http::{Method, StatusCode, header};
 use url::Url;
 
 use crate::error::authority;
+use crate::identity::TlsIdentity;
 use crate::proxy::Rules;
 use crate::request::{Body, Redirects, Request};
 use crate::retry::{Retry, Retrying, Verdict, is_transient_status, retry};
-use crate::tls::TlsIdentity;
 use crate::{Error, Proxies, Response, USER_AGENT};
 
 /// Redirects in a row before a server counts as going in circles.

@@ -118,6 +118,12 @@ pub enum ConnectFailure {
     Other,
 }
 
+impl From<tls::Error> for Error {
+    fn from(tls::Error { path, cause }: tls::Error) -> Error {
+        Error::Certificate { path, cause }
+    }
+}
+
 impl Error {
     /// Whether the same request may succeed a little later.
     pub fn is_transient(&self) -> bool {

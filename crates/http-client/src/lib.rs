@@ -7,28 +7,27 @@
 //!
 //! A status is not an error here: after the retries the last response is the caller's to judge.
 
-mod certificates;
 mod client;
 mod error;
+mod identity;
 mod proxy;
 mod request;
 mod response;
 mod retry;
-mod tls;
 
 #[cfg(test)]
 mod tests;
 
 pub use ::http::{Method, StatusCode, header};
+pub use ::tls::KeyPair;
 pub use ::url::Url;
-pub use certificates::read_certificates;
 pub use client::{Client, Pools, Protocol, Settings, Timeouts, is_same_server};
 pub use error::{ConnectFailure, Error, Way};
+pub use identity::{TlsIdentity, Verify};
 pub use proxy::Proxies;
 pub use request::{Body, BodyStream, Notify, Redirects, Request};
 pub use response::Response;
 pub use retry::{Retry, Retrying, Verdict, retry};
-pub use tls::{KeyPair, TlsIdentity, Verify};
 
 /// What servers see in `User-Agent`.
 pub const USER_AGENT: &str = concat!("hullworks/", env!("CARGO_PKG_VERSION"));

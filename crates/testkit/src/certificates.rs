@@ -92,6 +92,13 @@ impl Authority {
         self.sign(client())
     }
 
+    /// An authority below this one, which signs for what `params` allow.
+    pub fn authority(&self, params: CertificateParams) -> Authority {
+        let key = KeyPair::generate().expect("ring makes keys");
+        let certificate = params.signed_by(&key, &self.issuer).expect("the CA signs");
+        Authority { certificate, own_key: key.serialize_der(), issuer: Issuer::new(params, key) }
+    }
+
     /// The certificate of a client that was good once.
     pub fn expired_client(&self) -> Signed {
         let mut params = client();
@@ -100,7 +107,8 @@ impl Authority {
         self.sign(params)
     }
 
-    fn sign(&self, params: CertificateParams) -> Signed {
+    /// Any certificate.
+    pub fn sign(&self, params: CertificateParams) -> Signed {
         let key = KeyPair::generate().expect("ring makes keys");
         let certificate = params.signed_by(&key, &self.issuer).expect("the CA signs");
         Signed { certificate: certificate.der().clone(), key }
@@ -111,7 +119,8 @@ fn local_names() -> Vec<String> {
     vec!["localhost".to_owned(), "127.0.0.1".to_owned()]
 }
 
-fn client() -> CertificateParams {
+/// What a client's certificate says.
+pub fn client() -> CertificateParams {
     let mut params = CertificateParams::new(Vec::new()).expect("no names to refuse");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params

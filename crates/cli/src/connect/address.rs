@@ -8,13 +8,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use base::{Fault, Kind};
-use http_client::{KeyPair, read_certificates};
 use hyper_util::rt::TokioIo;
 use proto::health::{HealthCheckRequest, HealthCheckResponse};
-use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
 use session::remote::{CONNECTION_WINDOW, MAX_FRAME, MAX_MESSAGE, STREAM_WINDOW};
+use tls::{KeyPair, Roots, Servers};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tonic::codegen::http::uri::PathAndQuery;
@@ -232,7 +231,7 @@ impl Way {
             ("tcp", Some(rest)) => {
                 let place = rest.split(['/', '?', '#']).next().unwrap_or_default();
                 let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
-                Ok(Way::Tcp { address: with_port(place), tls: tls(remote, place)? })
+                Ok(Way::Tcp { address: with_port(place), tls: encryption(remote, place)? })
             }
             (scheme, _) => match carrier::line(scheme, address)? {
                 Some(line) => Ok(Way::Program(Program::new(line))),
@@ -289,28 +288,22 @@ fn with_port(address: &str) -> String {
 
 type Tls = (Arc<rustls::ClientConfig>, ServerName<'static>);
 
-fn tls(remote: &Remote, address: &str) -> Result<Option<Tls>, Fault> {
+fn encryption(remote: &Remote, address: &str) -> Result<Option<Tls>, Fault> {
     if remote.ca.is_none() && remote.cert.is_none() && remote.key.is_none() {
         return Ok(None);
     }
-    let unusable = |error: http_client::Error| Fault::user(error.to_string());
-    let mut roots = RootCertStore::empty();
-    match &remote.ca {
-        Some(ca) => {
-            for certificate in read_certificates(ca).map_err(unusable)? {
-                let added = roots.add(certificate);
-                added.map_err(|error| Fault::user(format!("cannot use `{}`: {error}", ca.display())))?;
-            }
-        }
-        None => {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-        }
+    let unusable = |error: tls::Error| Fault::user(error.to_string());
+    let (mut roots, mut more) = (Roots::empty(), Some(tls::system_roots as fn() -> _));
+    if let Some(ca) = &remote.ca {
+        roots.add_file(ca).map_err(unusable)?;
+        more = None;
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = tls::provider();
     let internal = |error: rustls::Error| Fault::because(Kind::Internal, "cannot set up TLS", error);
     let builder = rustls::ClientConfig::builder_with_provider(provider.clone());
-    let builder = builder.with_safe_default_protocol_versions().map_err(internal)?.with_root_certificates(roots);
+    let builder = builder.with_safe_default_protocol_versions().map_err(internal)?;
+    let servers = Servers::new(roots, more, provider.clone());
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(servers));
     let mut config = match (&remote.cert, &remote.key) {
         (Some(cert), Some(key)) => {
             let pair = KeyPair { certificate: cert.clone(), key: key.clone() };

@@ -1,0 +1,250 @@
+//! The certificate that the other side shows, as far as webpki's answer is not the last.
+//!
+//! Go's clients and servers accept what webpki does not: certificates of version 1 of X.509, which `openssl x509 -req` makes
+//! wherever no extensions are named; such as are an authority's, which `openssl req -x509` makes; such as are in the list of
+//! authorities themselves; and such as may be used for anything. Here one of the authorities must have made it itself:
+//! those between are for webpki.
+
+use std::time::Duration;
+
+use der::asn1::{AnyRef, BitStringRef, GeneralizedTime, OctetStringRef, UtcTime};
+use der::{Decode as _, Encode as _, Reader as _, SliceReader, Tag, TagNumber, Tagged as _};
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::pki_types::{
+    CertificateDer, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer, TrustAnchor, UnixTime,
+};
+use rustls::{CertificateError, Error};
+use webpki::RawPublicKeyEntity;
+
+use crate::Roots;
+
+/// What a certificate is shown for: its extended key usage (RFC 5280, 4.2.1.12).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Usage {
+    Client,
+    Server,
+}
+
+/// An object identifier, as it is encoded.
+type Identifier<'a> = &'a [u8];
+
+/// 2.5.29.37.0, 1.3.6.1.5.5.7.3.1 and .2.
+const ANY_USAGE: Identifier<'_> = &[0x55, 0x1d, 0x25, 0];
+const SERVER_USAGE: Identifier<'_> = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
+const CLIENT_USAGE: Identifier<'_> = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
+
+// Extensions, 2.5.29.15 and so on: what the key may do, other names, whether it is an authority's, what it is for.
+const KEY_USAGE: Identifier<'_> = &[0x55, 0x1d, 15];
+const NAMES: Identifier<'_> = &[0x55, 0x1d, 17];
+const CONSTRAINTS: Identifier<'_> = &[0x55, 0x1d, 19];
+const USAGES: Identifier<'_> = &[0x55, 0x1d, 37];
+
+/// The bit of a key that signs certificates.
+const SIGNS_CERTIFICATES: u8 = 0x04;
+
+/// A certificate as it stands there (RFC 5280, 4.1).
+pub(crate) struct Leaf<'a> {
+    whole: &'a [u8],
+    /// What the signature is for.
+    signed: &'a [u8],
+    /// By what it was made. Like that of names, its sequence's header is left out: so webpki has them.
+    algorithm: &'a [u8],
+    signature: &'a [u8],
+    issuer: &'a [u8],
+    /// Since the epoch.
+    validity: [Duration; 2],
+    pub(crate) key: SubjectPublicKeyInfoDer<'a>,
+    /// Of version 1, which has none: not even room for them.
+    extensions: Option<Extensions<'a>>,
+}
+
+#[derive(Default)]
+struct Extensions<'a> {
+    /// Whether one that must be heeded is of an unknown kind.
+    has_unknown: bool,
+    usages: Option<Vec<Identifier<'a>>>,
+    key_usage: Option<&'a [u8]>,
+}
+
+impl<'a> Leaf<'a> {
+    pub(crate) fn read(certificate: &'a CertificateDer<'_>) -> Result<Leaf<'a>, Error> {
+        let read = AnyRef::from_der(certificate)
+            .and_then(|all| all.sequence(|certificate_parts| Leaf::decode(certificate, certificate_parts)));
+        read.map_err(|_| CertificateError::BadEncoding.into())
+    }
+
+    fn decode(whole: &'a [u8], certificate: &mut SliceReader<'a>) -> der::Result<Leaf<'a>> {
+        let signed = certificate.tlv_bytes()?;
+        let algorithm = sequence(certificate)?;
+        let signature = BitStringRef::decode(certificate)?;
+        let signature = signature.as_bytes().ok_or(Tag::BitString.value_error())?;
+        AnyRef::from_der(signed)?.sequence(|content| {
+            // Version 1 is meant where nothing is said, and has no other way to be said.
+            let is_later = content.peek_tag()? == context(0);
+            if is_later {
+                content.tlv_bytes()?;
+            }
+            AnyRef::decode(content)?.tag().assert_eq(Tag::Integer)?;
+            if sequence(content)? != algorithm {
+                return Err(Tag::Sequence.value_error());
+            }
+            let issuer = sequence(content)?;
+            let validity = AnyRef::decode(content)?.sequence(|validity| Ok([time(validity)?, time(validity)?]))?;
+            let _subject = sequence(content)?;
+            let key = content.tlv_bytes()?.into();
+            // What else there may be is of later versions; the reader refuses it in others.
+            let mut extensions = is_later.then(Extensions::default);
+            if let Some(extensions) = &mut extensions {
+                while !content.is_finished() {
+                    let part = AnyRef::decode(content)?;
+                    if part.tag() == context(3) {
+                        *extensions = AnyRef::from_der(part.value())?.sequence(Extensions::decode)?;
+                    }
+                }
+            }
+            Ok(Leaf { whole, signed, algorithm, signature, issuer, validity, key, extensions })
+        })
+    }
+
+    pub(crate) fn is_version_1(&self) -> bool {
+        self.extensions.is_none()
+    }
+
+    /// Whether it may stand between an authority and another certificate: what says of itself that it does not sign
+    /// certificates has not. Whether it is an authority's is for webpki.
+    pub(crate) fn may_sign(&self) -> bool {
+        let usage = self.extensions.as_ref().and_then(|extensions| extensions.key_usage);
+        usage.is_none_or(|bits| bits.first().is_some_and(|bits| bits & SIGNS_CERTIFICATES != 0))
+    }
+
+    /// Whether it is trusted by itself, or one of the authorities made it, it is for this, and it is valid now. Names are
+    /// for the caller.
+    pub(crate) fn check(
+        &self,
+        roots: &Roots,
+        algorithms: &WebPkiSupportedAlgorithms,
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        if !roots.certificates.iter().any(|trusted| **trusted == *self.whole) {
+            self.is_made_by_one_of(roots, algorithms)?;
+        }
+        if let Some(extensions) = &self.extensions {
+            extensions.allow(usage)?;
+        }
+        self.is_valid_at(now)
+    }
+
+    fn is_made_by_one_of(&self, roots: &Roots, algorithms: &WebPkiSupportedAlgorithms) -> Result<(), Error> {
+        let algorithms = algorithms.all.iter().copied().filter(|known| *known.signature_alg_id() == *self.algorithm);
+        let algorithms = algorithms.collect::<Vec<_>>();
+        // Several may be of one name: an authority with a new key. Which names one may sign for is read by webpki only.
+        let is_of =
+            |authority: &&TrustAnchor<'_>| *authority.subject == *self.issuer && authority.name_constraints.is_none();
+        let mut refused = CertificateError::UnknownIssuer.into();
+        for authority in roots.anchors.roots.iter().filter(is_of) {
+            let key = AnyRef::new(Tag::Sequence, &authority.subject_public_key_info).and_then(|key| key.to_der());
+            let key = key.map_err(|_| CertificateError::BadEncoding)?.into();
+            match has_signed(&key, &algorithms, self.signed, self.signature) {
+                Ok(()) => return Ok(()),
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    fn is_valid_at(&self, now: UnixTime) -> Result<(), Error> {
+        let [begin, end] = self.validity.map(|time| time.as_secs());
+        match now.as_secs() {
+            now if now < begin => Err(CertificateError::NotValidYet.into()),
+            now if now > end => Err(CertificateError::Expired.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<'a> Extensions<'a> {
+    fn decode(all: &mut SliceReader<'a>) -> der::Result<Extensions<'a>> {
+        let mut extensions = Extensions::default();
+        while !all.is_finished() {
+            AnyRef::decode(all)?.sequence(|extension| {
+                let kind = identifier(extension)?;
+                let is_critical = extension.peek_tag()? == Tag::Boolean && bool::decode(extension)?;
+                let value = OctetStringRef::decode(extension)?.as_bytes();
+                match kind {
+                    USAGES => extensions.usages = Some(AnyRef::from_der(value)?.sequence(identifiers)?),
+                    KEY_USAGE => extensions.key_usage = Some(BitStringRef::from_der(value)?.raw_bytes()),
+                    NAMES | CONSTRAINTS => {}
+                    _ => extensions.has_unknown |= is_critical,
+                }
+                Ok(())
+            })?;
+        }
+        Ok(extensions)
+    }
+
+    fn allow(&self, usage: Usage) -> Result<(), Error> {
+        let wanted = match usage {
+            Usage::Client => CLIENT_USAGE,
+            Usage::Server => SERVER_USAGE,
+        };
+        let is_for = |usages: &Vec<Identifier<'_>>| usages.contains(&wanted) || usages.contains(&ANY_USAGE);
+        match () {
+            () if self.has_unknown => Err(CertificateError::UnhandledCriticalExtension.into()),
+            () if !self.usages.as_ref().is_none_or(is_for) => Err(CertificateError::InvalidPurpose.into()),
+            () => Ok(()),
+        }
+    }
+}
+
+/// Those that may have signed what stands in front of them.
+pub(crate) fn signers(intermediates: &[CertificateDer<'_>]) -> Vec<CertificateDer<'static>> {
+    let may_sign = |between: &&CertificateDer<'_>| Leaf::read(between).is_ok_and(|between| between.may_sign());
+    intermediates.iter().filter(may_sign).map(|between| between.clone().into_owned()).collect()
+}
+
+/// Whether a signature is by this key, by one of the algorithms.
+pub(crate) fn has_signed(
+    key: &SubjectPublicKeyInfoDer<'_>,
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
+    message: &[u8],
+    signature: &[u8],
+) -> Result<(), Error> {
+    let key = RawPublicKeyEntity::try_from(key).map_err(|_| CertificateError::BadEncoding)?;
+    let is_right =
+        |algorithm: &&dyn SignatureVerificationAlgorithm| key.verify_signature(*algorithm, message, signature).is_ok();
+    if algorithms.iter().any(is_right) { Ok(()) } else { Err(CertificateError::BadSignature.into()) }
+}
+
+/// What stands in the next sequence.
+fn sequence<'a>(reader: &mut SliceReader<'a>) -> der::Result<&'a [u8]> {
+    let next = AnyRef::decode(reader)?;
+    next.tag().assert_eq(Tag::Sequence)?;
+    Ok(next.value())
+}
+
+fn identifier<'a>(reader: &mut SliceReader<'a>) -> der::Result<Identifier<'a>> {
+    let next = AnyRef::decode(reader)?;
+    next.tag().assert_eq(Tag::ObjectIdentifier)?;
+    Ok(next.value())
+}
+
+fn identifiers<'a>(reader: &mut SliceReader<'a>) -> der::Result<Vec<Identifier<'a>>> {
+    let mut found = Vec::new();
+    while !reader.is_finished() {
+        found.push(identifier(reader)?);
+    }
+    Ok(found)
+}
+
+/// How parts that may be missing are marked.
+fn context(number: u8) -> Tag {
+    Tag::ContextSpecific { constructed: true, number: TagNumber::new(number) }
+}
+
+fn time(reader: &mut SliceReader<'_>) -> der::Result<Duration> {
+    match reader.peek_tag()? {
+        Tag::UtcTime => Ok(UtcTime::decode(reader)?.to_unix_duration()),
+        _ => Ok(GeneralizedTime::decode(reader)?.to_unix_duration()),
+    }
+}
