@@ -290,7 +290,7 @@ fn a_definition_that_no_message_holds_is_not_sent() {
     assert_eq!(refused.code, Some(1), "{refused:?}");
     refused.says("error: failed to solve: ResourceExhausted: trying to send message larger than max (178");
     refused.says(" vs. 16777216)\n");
-    refused.hints("COPY large ones");
+    refused.hints("the definition is in it, and with it the content of files that it makes: COPY large ones");
     assert_eq!(built(15 << 20).code, Some(0));
     let large = fs::metadata(served.kitchen.world.path("out/large")).unwrap();
     assert_eq!(large.len(), 15 << 20);

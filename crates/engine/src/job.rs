@@ -341,7 +341,7 @@ impl Job {
         for (needs, right, name) in needed {
             if needs && !self.allows(&right) {
                 let fault = Fault::user(format!("entitlement {name} is not allowed")).hint(format!(
-                    "allow it with `--allow {name}`; the builder must allow it too, \
+                    "allow it with `--allow {name}`; a daemon must allow it too, \
                          by `insecure-entitlements` or `--allow-insecure-entitlement {name}`"
                 ));
                 return Err(self.locate(fault, vertex.digest));
