@@ -313,7 +313,7 @@ mod tests {
             expected: Digest::of(&whole).to_string(),
             total: whole.len() as i64,
             offset: offset as i64,
-            data: Bytes::from_static(data.as_bytes()).into(),
+            data: Bytes::from_static(data.as_bytes()),
             ..WriteContentRequest::default()
         };
         let cache: Arc<dyn CacheDir> = Arc::new(Overtaken);
