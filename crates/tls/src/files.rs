@@ -26,6 +26,9 @@ impl Error {
     }
 }
 
+/// What ring makes signatures by.
+const KINDS: &str = "it is no key of RSA with at least 2048 bits, of ECDSA on P-256 or P-384, or of Ed25519";
+
 /// A client's or server's certificate and its key, both PEM files.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeyPair {
@@ -53,7 +56,7 @@ impl KeyPair {
     pub fn load(&self, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, Error> {
         let chain = read_certificates(&self.certificate)?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| Error::new(&self.key, error))?;
-        let key = provider.key_provider.load_private_key(key).map_err(|error| Error::new(&self.key, error))?;
+        let key = provider.key_provider.load_private_key(key).map_err(|_| Error::new(&self.key, KINDS))?;
         let leaf = Leaf::read(&chain[0]).map_err(|error| Error::new(&self.certificate, error))?;
         // A provider may keep the key to itself: the handshake will tell.
         if key.public_key().is_some_and(|public| public != leaf.key) {
