@@ -274,6 +274,39 @@ fn metadata_without_end_is_refused() {
     served.ends();
 }
 
+/// By one connection that ignores what the daemon says of its limits.
+#[test]
+fn calls_without_end_and_headers_that_swell_have_a_limit() {
+    const SETTINGS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let Some(served) = Served::new(anybody(), "") else { return };
+    // POST, http, a path and an authority as they are; then whatever comes.
+    let path = b"/moby.buildkit.v1.Control/Solve";
+    let begin = [&[0x83, 0x86, 0x04, path.len() as u8], &path[..], &[0x01, 0x01, b'x']].concat();
+    let headers = |stream: u32, block: &[u8]| {
+        let length = (block.len() as u32).to_be_bytes();
+        [&length[1..], &[1, 4], &stream.to_be_bytes(), block].concat()
+    };
+    // A header of 4,000 bytes goes to the table; each later byte stands for it.
+    let long = [&[0x40, 0x01, b'a', 0x7f, 0xa1, 0x1e], &[b'v'; 4000][..]].concat();
+    let swelling = |first: bool| [&begin[..], if first { &long } else { &[] }, &[0xbe; 8000]].concat();
+    let sends = |block: &dyn Fn(bool) -> Vec<u8>, calls: u32| {
+        let mut stream = UnixStream::connect(socket(&served)).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut answers = stream.try_clone().unwrap();
+        std::thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
+        stream.write_all(SETTINGS).unwrap();
+        // The daemon may have had enough before all is sent.
+        let _ = (0..calls).try_for_each(|n| stream.write_all(&headers(2 * n + 1, &block(n == 0))));
+        still_builds(&served);
+    };
+    let before = peak(&served);
+    sends(&|_| begin.clone(), 50_000);
+    sends(&swelling, 2_000);
+    // Unpacked these are 32 MB each.
+    assert!(peak(&served) - before < 256 << 20, "{} bytes", peak(&served) - before);
+    served.ends();
+}
+
 #[test]
 fn names_of_megabytes_are_refused_and_options_of_megabytes_not_kept() {
     let Some(served) = Served::new(anybody(), "") else { return };
