@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use hyper::Method;
+use serde_json::Value;
 use testkit::registry::{Action, Fault};
 
 use crate::harness::{Ended, Invocation, Running, eventually, is_root};
@@ -250,6 +251,64 @@ fn layers_that_a_cache_has_lost_are_made_again() {
     kitchen.registry.fault(Fault::anywhere("/v2/c/x/", Action::status(404)));
     let ended = kitchen.build_on("gone", "--output gone.out").succeeds();
     assert_eq!((ran(&ended), read(&kitchen, "gone.out/c")), (ALL.map(str::to_owned).to_vec(), "one\nmade\n".into()));
+}
+
+/// Digest and size.
+fn described(descriptor: &Value) -> (String, u64) {
+    (descriptor["digest"].as_str().unwrap().to_owned(), descriptor["size"].as_u64().unwrap())
+}
+
+/// What an image has does not fail for a copy of it: neither a damaged one, nor one that a cache describes wrongly.
+#[test]
+fn a_damaged_layer_of_an_image_in_a_cache_comes_from_where_the_image_is() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = kitchen(who) else { return };
+    let (host, registry) = (kitchen.registry.host(), &kitchen.registry);
+    kitchen
+        .build(&format!("--cache-to type=local,dest=dir,mode=max --cache-to type=registry,ref={host}/c/x,mode=max"))
+        .succeeds();
+    let (_, manifest) = registry.manifest("library/busybox", "latest").unwrap();
+    let (layer, size) = described(&serde_json::from_slice::<Value>(&manifest).unwrap()["layers"][0]);
+    let file = format!("blobs/{}", layer.replace(':', "/"));
+    let blob = kitchen.world.path(format!("dir/{file}"));
+    let whole = fs::read(&blob).unwrap();
+    assert_eq!(whole.len() as u64, size);
+    let flipped = || {
+        let mut bytes = whole.clone();
+        bytes[500] ^= 1;
+        bytes
+    };
+    for (state, bytes) in [("cut", whole[..1000].to_vec()), ("flipped", flipped()), ("empty", Vec::new())] {
+        fs::write(&blob, bytes).unwrap();
+        let line = format!("--cache-from type=local,src=dir --output {state}.out");
+        let ended = kitchen.build_on(state, &line).succeeds();
+        is_all_cached(&ended);
+        ended.says("OCI layout `dir`: ").says("trying again, or elsewhere");
+        assert_eq!(read(&kitchen, &format!("{state}.out/c")), "one\nmade\n", "{state}");
+    }
+    // A second cache has it.
+    fs::create_dir_all(kitchen.world.path("other")).unwrap();
+    copy_tree(&kitchen.world.path("dir"), &kitchen.world.path("other"));
+    fs::write(kitchen.world.path(format!("other/{file}")), &whole).unwrap();
+    who.own(&kitchen.world, "other");
+    let blobs = format!("/v2/library/busybox/blobs/{layer}");
+    registry.fault(Fault::on(Method::GET, &blobs, Action::status(404)));
+    let both = "--cache-from type=local,src=dir --cache-from type=local,src=other --output two.out";
+    is_all_cached(&kitchen.build_on("two", both).succeeds());
+    // Nobody has it.
+    kitchen.build_on("none", "--cache-from type=local,src=dir --output none.out").fails().says("cannot fetch layer");
+    registry.behave();
+
+    // The image knows how large it is.
+    fs::write(&blob, &whole).unwrap();
+    let (media_type, manifest) = registry.manifest("c/x", "latest").unwrap();
+    let (size, wrong) = (format!("\"size\":{size}"), format!("\"size\":{}", size + 7));
+    let manifest = String::from_utf8(manifest.to_vec()).unwrap();
+    assert!(manifest.contains(&size), "{manifest}");
+    registry.put_manifest("c/x", "wrong", &media_type, manifest.replace(&size, &wrong));
+    let ended = kitchen.build_on("wrong", &format!("--cache-from {host}/c/x:wrong --output wrong.out")).succeeds();
+    is_all_cached(&ended);
+    assert_eq!(read(&kitchen, "wrong.out/c"), "one\nmade\n");
 }
 
 #[test]
