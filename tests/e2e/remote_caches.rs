@@ -311,6 +311,31 @@ fn a_damaged_layer_of_an_image_in_a_cache_comes_from_where_the_image_is() {
     assert_eq!(read(&kitchen, "wrong.out/c"), "one\nmade\n");
 }
 
+/// An image that is made from its own cache is the same one, also where a client's files came to a daemon.
+#[test]
+fn an_image_with_a_cache_is_the_same_in_each_generation() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = kitchen(who) else { return };
+    let host = kitchen.registry.host();
+    let mut before: Option<(String, String)> = None;
+    for generation in ["g0", "g1", "g2"] {
+        let machine = Machine::new(&kitchen, generation);
+        let import = before.as_ref().map(|(last, _)| format!("--import-cache type=registry,ref={host}/c/i:{last}"));
+        let line = format!(
+            "--export-cache type=inline --output type=image,name={host}/c/i:{generation},push=true {}",
+            import.unwrap_or_default()
+        );
+        let ended = machine.buildctl(&line).succeeds();
+        machine.ends();
+        let image = String::from_utf8(kitchen.registry.manifest("c/i", generation).unwrap().1.to_vec()).unwrap();
+        if let Some((_, last)) = before {
+            assert_eq!(image, last, "{generation}");
+            assert!(ran(&ended).is_empty(), "{ended:?}");
+        }
+        before = Some((generation.to_owned(), image));
+    }
+}
+
 #[test]
 fn a_cache_that_cannot_be_written_fails_the_build_unless_that_is_ignored() {
     let who = if is_root() { Who::Root } else { Who::Single };

@@ -81,7 +81,7 @@ pub struct ChainedResult {
 }
 
 /// A way from a record of an input.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CacheInput {
     /// Which part of the input is read: a digest, or nothing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
