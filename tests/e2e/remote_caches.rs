@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use hyper::Method;
+use serde_json::Value;
 use testkit::registry::{Action, Fault};
 
 use crate::harness::{Ended, Invocation, Running, eventually, is_root};
@@ -165,6 +166,7 @@ fn a_cache_that_is_no_good_is_a_miss() {
     places.push("127.0.0.1:1/x".to_owned());
     places.push("type=local,src=dir".to_owned());
     places.push("type=local,src=nowhere".to_owned());
+    places.push("busybox".to_owned());
     // Caches that nobody has, or not yet.
     places.extend(["type=bogus", "type=s3,bucket=b", "type=gha", "type=registry,ref=%%"].map(str::to_owned));
     let all: Vec<String> = places.iter().map(|place| format!("--cache-from {place}")).collect();
@@ -175,7 +177,7 @@ fn a_cache_that_is_no_good_is_a_miss() {
     ended.says("ERROR: no cache import of type `bogus`").says("ERROR: cache import type=s3 is not supported yet");
     // An image without one is where everybody begins.
     ended.says("there is no cache in it");
-    assert_eq!(ended.stderr.matches(" ERROR: ").count(), 9, "{ended:?}");
+    assert_eq!(ended.stderr.matches(" ERROR: ").count(), 10, "{ended:?}");
     // A registry in trouble is asked once more, and keeps nobody waiting.
     registry.fault(Fault::on(Method::GET, "/v2/c/good/", Action::status(503)));
     registry.fault(Fault::on(Method::HEAD, "/v2/c/good/", Action::status(503)));
@@ -250,6 +252,144 @@ fn layers_that_a_cache_has_lost_are_made_again() {
     kitchen.registry.fault(Fault::anywhere("/v2/c/x/", Action::status(404)));
     let ended = kitchen.build_on("gone", "--output gone.out").succeeds();
     assert_eq!((ran(&ended), read(&kitchen, "gone.out/c")), (ALL.map(str::to_owned).to_vec(), "one\nmade\n".into()));
+}
+
+/// Digest and size.
+fn described(descriptor: &Value) -> (String, u64) {
+    (descriptor["digest"].as_str().unwrap().to_owned(), descriptor["size"].as_u64().unwrap())
+}
+
+/// What an image has does not fail for a copy of it: neither a damaged one, nor one that a cache describes wrongly.
+#[test]
+fn a_damaged_layer_of_an_image_in_a_cache_comes_from_where_the_image_is() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = kitchen(who) else { return };
+    let (host, registry) = (kitchen.registry.host(), &kitchen.registry);
+    kitchen
+        .build(&format!("--cache-to type=local,dest=dir,mode=max --cache-to type=registry,ref={host}/c/x,mode=max"))
+        .succeeds();
+    let (_, manifest) = registry.manifest("library/busybox", "latest").unwrap();
+    let (layer, size) = described(&serde_json::from_slice::<Value>(&manifest).unwrap()["layers"][0]);
+    let file = format!("blobs/{}", layer.replace(':', "/"));
+    let blob = kitchen.world.path(format!("dir/{file}"));
+    let whole = fs::read(&blob).unwrap();
+    assert_eq!(whole.len() as u64, size);
+    let flipped = || {
+        let mut bytes = whole.clone();
+        bytes[500] ^= 1;
+        bytes
+    };
+    for (state, bytes) in [("cut", whole[..1000].to_vec()), ("flipped", flipped()), ("empty", Vec::new())] {
+        fs::write(&blob, bytes).unwrap();
+        let line = format!("--cache-from type=local,src=dir --output {state}.out");
+        let ended = kitchen.build_on(state, &line).succeeds();
+        is_all_cached(&ended);
+        ended.says("OCI layout `dir`: ").says("trying again, or elsewhere");
+        assert_eq!(read(&kitchen, &format!("{state}.out/c")), "one\nmade\n", "{state}");
+    }
+    // A second cache has it.
+    fs::create_dir_all(kitchen.world.path("other")).unwrap();
+    copy_tree(&kitchen.world.path("dir"), &kitchen.world.path("other"));
+    fs::write(kitchen.world.path(format!("other/{file}")), &whole).unwrap();
+    who.own(&kitchen.world, "other");
+    let blobs = format!("/v2/library/busybox/blobs/{layer}");
+    registry.fault(Fault::on(Method::GET, &blobs, Action::status(404)));
+    let both = "--cache-from type=local,src=dir --cache-from type=local,src=other --output two.out";
+    is_all_cached(&kitchen.build_on("two", both).succeeds());
+    // Nobody has it.
+    kitchen.build_on("none", "--cache-from type=local,src=dir --output none.out").fails().says("cannot fetch layer");
+    registry.behave();
+
+    // The image knows how large it is.
+    fs::write(&blob, &whole).unwrap();
+    let (media_type, manifest) = registry.manifest("c/x", "latest").unwrap();
+    let (size, wrong) = (format!("\"size\":{size}"), format!("\"size\":{}", size + 7));
+    let manifest = String::from_utf8(manifest.to_vec()).unwrap();
+    assert!(manifest.contains(&size), "{manifest}");
+    registry.put_manifest("c/x", "wrong", &media_type, manifest.replace(&size, &wrong));
+    let ended = kitchen.build_on("wrong", &format!("--cache-from {host}/c/x:wrong --output wrong.out")).succeeds();
+    is_all_cached(&ended);
+    assert_eq!(read(&kitchen, "wrong.out/c"), "one\nmade\n");
+}
+
+/// An image that is made from its own cache is the same one, also where a client's files came to a daemon.
+#[test]
+fn an_image_with_a_cache_is_the_same_in_each_generation() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = kitchen(who) else { return };
+    let host = kitchen.registry.host();
+    let mut before: Option<(String, String)> = None;
+    for generation in ["g0", "g1", "g2"] {
+        let machine = Machine::new(&kitchen, generation);
+        let import = before.as_ref().map(|(last, _)| format!("--import-cache type=registry,ref={host}/c/i:{last}"));
+        let line = format!(
+            "--export-cache type=inline --output type=image,name={host}/c/i:{generation},push=true {}",
+            import.unwrap_or_default()
+        );
+        let ended = machine.buildctl(&line).succeeds();
+        machine.ends();
+        let image = String::from_utf8(kitchen.registry.manifest("c/i", generation).unwrap().1.to_vec()).unwrap();
+        if let Some((_, last)) = before {
+            assert_eq!(image, last, "{generation}");
+            assert!(ran(&ended).is_empty(), "{ended:?}");
+        }
+        before = Some((generation.to_owned(), image));
+    }
+}
+
+/// What gives nothing, or less than it says, is said once, with its name.
+#[test]
+fn a_cache_that_gives_less_than_it_says_is_warned_of() {
+    let who = if is_root() { Who::Root } else { Who::Single };
+    let Some(kitchen) = kitchen(who) else { return };
+    let (host, registry) = (kitchen.registry.host(), &kitchen.registry);
+    kitchen.build(&format!("--cache-to type=registry,ref={host}/c/x,mode=max")).succeeds();
+    let (media_type, manifest) = registry.manifest("c/x", "latest").unwrap();
+    let (digest, size) = described(&serde_json::from_slice::<Value>(&manifest).unwrap()["config"]);
+    let config = registry.blob("c/x", &digest.parse().unwrap()).unwrap();
+    let config = String::from_utf8(config.to_vec()).unwrap();
+    let manifest = String::from_utf8(manifest.to_vec()).unwrap();
+    let with_config = |tag: &str, text: String| {
+        let new = (format!("\"size\":{}", text.len()), registry.put_blob("c/x", text).to_string());
+        let (before, after) = manifest.split_once("\"layers\"").unwrap();
+        let before = before.replace(&format!("\"size\":{size}"), &new.0).replace(&digest, &new.1);
+        registry.put_manifest("c/x", tag, &media_type, format!("{before}\"layers\"{after}"));
+    };
+    with_config("empty", "{}".to_owned());
+    with_config("late", config.replace("\"createdAt\":\"20", "\"createdAt\":\"9999-12-31T23:59:59Z\",\"x\":\"20"));
+    // Each record with inputs is its own.
+    let mut round: Value = serde_json::from_str(&config).unwrap();
+    for (at, record) in (0..).zip(round["records"].as_array_mut().unwrap()) {
+        for input in record.get_mut("inputs").and_then(Value::as_array_mut).into_iter().flatten() {
+            *input = serde_json::json!([{ "link": at }]);
+        }
+    }
+    with_config("circle", round.to_string());
+    let bare = manifest.split_once("\"layers\"").unwrap().0;
+    registry.put_manifest("c/x", "bare", &media_type, format!("{bare}\"layers\":[]}}"));
+    registry.put_manifest("c/x", "v1", &media_type, manifest.replace("cacheconfig.v0", "cacheconfig.v1"));
+    let index = "application/vnd.oci.image.index.v1+json";
+    registry.put_manifest("c/x", "nothing", index, "{\"schemaVersion\":2,\"manifests\":[]}");
+    for (tag, said) in [
+        ("empty", "gives nothing: there are no records in it"),
+        ("circle", "gives nothing: records lead round in circles"),
+        ("bare", "results have layers that its manifest does not have"),
+        ("nothing", "gives nothing: its index leads to no image, and names no config of a cache"),
+        ("v1", "its config is of type `application/vnd.buildkit.cacheconfig.v1`"),
+        // Everyday.
+        ("busybox", ""),
+    ] {
+        let place = if tag == "busybox" { "busybox".to_owned() } else { format!("{host}/c/x:{tag}") };
+        let ended = kitchen.build_on(tag, &format!("--cache-from {place}")).succeeds();
+        assert_eq!(ran(&ended), ALL, "{tag}");
+        let is_error = tag == "v1";
+        let warned = ended.stderr.matches(&format!(" WARN: cache `{place}` ")).count();
+        assert_eq!(warned, usize::from(!is_error && !said.is_empty()), "{tag}: {ended:?}");
+        assert_eq!(ended.stderr.contains(" ERROR: "), is_error, "{tag}: {ended:?}");
+        ended.says(said);
+    }
+    // A time that nobody can tell is none.
+    is_all_cached(&kitchen.build_on("late", &format!("--cache-from {host}/c/x:late --output late.out")).succeeds());
 }
 
 #[test]

@@ -4,9 +4,11 @@
 //! are filled side by side where the snapshotter allows it; builds that want the same layer share the work. When the last of
 //! them gives up, the download is stopped and the thread with it.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base::progress::Stream::Stderr;
 use base::{Cancel, Digest, Fault, Kind};
 use files::untar::Limits;
 use futures_util::FutureExt as _;
@@ -21,6 +23,7 @@ use crate::core::{Core, joined, store_fault};
 use crate::flight::Flights;
 use crate::images::layer_fault;
 use crate::job::Job;
+use crate::layout::StoreName;
 use crate::{layout, room};
 use base::report::{Running, Task, Tasks};
 
@@ -104,9 +107,6 @@ impl Core {
     }
 }
 
-/// Where what came is not what was asked for, the registry client asks another host, or the same once more.
-const TRIES: usize = 2;
-
 async fn fill_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, id: SnapshotId) -> Result<(), Fault> {
     let Some(layer) = core.store.snapshots().lazy(&id) else {
         return Err(Fault::new(Kind::Internal, format!("snapshot {id} has neither a tree nor a layer")));
@@ -121,9 +121,10 @@ async fn unpack_one(
     id: SnapshotId,
     layer: Arc<LazyLayer>,
 ) -> Result<(), Fault> {
-    let (mut tries, mut room) = (TRIES, core.store.room());
+    let (mut sources, mut room) = (Sources::of(&job, &layer), core.store.room());
+    let mut is_trusted = true;
     loop {
-        let blob = match Download::open(&core, &job, &tasks, &layer).await? {
+        let blob = match Download::open(&core, &job, &tasks, &layer, &mut sources).await? {
             Some(download) => Blob::Download(download),
             None => Blob::stored(&core, &layer)?,
         };
@@ -139,17 +140,16 @@ async fn unpack_one(
         };
         match read_whole(&core, format!("unpacking layer {}", layer.digest), blob, unpack).await {
             // What was downloaded is there, unless that was too much already.
-            Err(Failed { fault, wrong_bytes: false })
+            Err(Failed { fault, whose: Whose::Other })
                 if room::wants_room(&fault) && room::make(&mut room, missing(&core, &layer), &tasks).await => {}
-            Err(Failed { fault, wrong_bytes: true }) if tries > 1 => {
-                tries -= 1;
+            // One that was here already and is no good would stay in the way.
+            Err(Failed { fault, whose: Whose::Bytes }) if is_stored && is_trusted => {
+                is_trusted = false;
                 tracing::warn!(%fault, layer = %layer.digest, "downloading a layer again");
-                // One that was here already and is no good would stay in the way.
-                if is_stored {
-                    let deleted = core.store.content().discard(&layer.digest);
-                    deleted.map_err(|e| store_fault("cannot discard a broken layer", e))?;
-                }
+                let deleted = core.store.content().discard(&layer.digest);
+                deleted.map_err(|e| store_fault("cannot discard a broken layer", e))?;
             }
+            Err(failed) if !is_stored && sources.go_on(&failed, &tasks) => {}
             done => return done.map_err(|failed| failed.fault),
         }
     }
@@ -165,19 +165,17 @@ async fn fetch_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, layer: Arc<Lazy
 }
 
 async fn keep_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, layer: Arc<LazyLayer>) -> Result<(), Fault> {
-    let mut tries = TRIES;
+    let mut sources = Sources::of(&job, &layer);
     loop {
-        tries -= 1;
-        let Some(download) = Download::open(&core, &job, &tasks, &layer).await? else { return Ok(()) };
+        let download = Download::open(&core, &job, &tasks, &layer, &mut sources).await?;
+        let Some(download) = download else { return Ok(()) };
         let digest = layer.digest;
         let skim = move |mut reader: Box<dyn Read + Send>, _: &Cancel| {
             let read = io::copy(&mut reader, &mut io::sink());
             read.map(drop).map_err(|e| Fault::because(Kind::Remote, format!("cannot fetch layer {digest}"), e))
         };
         match read_whole(&core, format!("fetching layer {}", layer.digest), Blob::Download(download), skim).await {
-            Err(Failed { fault, wrong_bytes: true }) if tries > 0 => {
-                tracing::warn!(%fault, layer = %layer.digest, "downloading a layer again");
-            }
+            Err(failed) if sources.go_on(&failed, &tasks) => {}
             done => return done.map_err(|failed| failed.fault),
         }
     }
@@ -186,13 +184,22 @@ async fn keep_one(core: Arc<Core>, job: Arc<Job>, tasks: Tasks, layer: Arc<LazyL
 /// Why a blob was not read.
 struct Failed {
     fault: Fault,
-    /// It is not the blob that was asked for.
-    wrong_bytes: bool,
+    whose: Whose,
+}
+
+/// Whose failure it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// The bytes are not those that were asked for.
+    Bytes,
+    /// Its source gave up on the way.
+    Source,
+    Other,
 }
 
 impl From<Fault> for Failed {
     fn from(fault: Fault) -> Self {
-        Failed { fault, wrong_bytes: false }
+        Failed { fault, whose: Whose::Other }
     }
 }
 
@@ -226,8 +233,8 @@ async fn read_whole(
     let work = move || match blob {
         // It was whole when it was kept; what came of it since only a download can tell.
         Blob::Stored(file) => read(Box::new(file), &cancel).map_err(|fault| {
-            let wrong_bytes = fault.kind() == Kind::Remote && !cancel.is_cancelled();
-            Failed { fault, wrong_bytes }
+            let is_broken = fault.kind() == Kind::Remote && !cancel.is_cancelled();
+            Failed { fault, whose: if is_broken { Whose::Bytes } else { Whose::Other } }
         }),
         Blob::Download(download) => {
             let read = read(Box::new(download.reader()), &cancel);
@@ -277,6 +284,7 @@ impl Download {
         job: &Arc<Job>,
         tasks: &Tasks,
         layer: &LazyLayer,
+        sources: &mut Sources,
     ) -> Result<Option<Download>, Fault> {
         let content = core.store.content();
         let guard = loop {
@@ -288,7 +296,7 @@ impl Download {
                 Claim::Busy => drop(woken.await),
             }
         };
-        let (stream, stop) = fetch(core, job, tasks, layer).await?;
+        let (stream, stop) = sources.fetch(core, job, tasks, layer).await?;
         let writer = content.writer(Some(layer.digest), Some(layer.size));
         let writer = Some(writer.map_err(|e| store_fault("cannot keep a layer", e))?);
         let task = tasks.start(layer.digest.to_string(), layer.size);
@@ -341,10 +349,10 @@ impl Read for Tee {
             },
             Err(error) => match error.downcast::<registry::Error>() {
                 Ok(error) => {
-                    let wrong_bytes = error.class() == Class::BadDigest;
-                    Failed { fault: layer_fault(error).context(doing()), wrong_bytes }
+                    let whose = if error.class() == Class::BadDigest { Whose::Bytes } else { Whose::Source };
+                    Failed { fault: layer_fault(error).context(doing()), whose }
                 }
-                Err(error) => Failed::from(Fault::because(Kind::Remote, doing(), error)),
+                Err(error) => Failed { fault: Fault::because(Kind::Remote, doing(), error), whose: Whose::Source },
             },
         };
         let said = io::Error::other(failed.fault.to_string());
@@ -369,35 +377,134 @@ fn lock(tee: &Mutex<Tee>) -> MutexGuard<'_, Tee> {
 /// The bytes of a layer, verified when they are read to their end, and what ends a thread that waits for them.
 type Stream = (Box<dyn Read + Send>, Option<Stopper>);
 
-async fn fetch(core: &Core, job: &Arc<Job>, tasks: &Tasks, layer: &LazyLayer) -> Result<Stream, Fault> {
-    let mut descriptor = Descriptor::new(layer.media_type.clone(), layer.digest, layer.size);
-    descriptor.annotations.clone_from(&layer.annotations);
-    descriptor.urls.clone_from(&layer.urls);
-    let mut last = None;
-    // What the client has on its disk comes first, unless this build names none of it.
-    let (clients, registries): (Vec<_>, Vec<_>) = layer.sources.iter().partition(|source| *source == layout::SOURCE);
-    let sources = match job.stores().is_empty() {
-        false => [clients, registries].concat(),
-        true => [registries, clients].concat(),
-    };
-    for source in sources {
-        if source == layout::SOURCE {
-            match layout::layer(job, layer).await {
-                Ok(stream) => return Ok((stream, None)),
-                Err(fault) => last = Some(fault),
-            }
-            continue;
-        }
-        let repository = core.images.repository_at(job, source)?.with_progress(Arc::new(Aloud(tasks.clone())));
-        match repository.fetch_blob(&descriptor, BlobStart::Beginning).await {
-            Ok(stream) => {
-                let stream = stream.into_blocking();
-                let stop = stream.stopper();
-                return Ok((Box::new(stream), Some(stop)));
-            }
-            Err(error) => last = Some(layer_fault(error)),
-        }
+/// A place that a layer may come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
+    /// A store of a client.
+    Store(StoreName),
+    /// A repository.
+    Repository(String),
+    /// Stores of clients, of which this build names none.
+    NoStore,
+}
+
+/// Where a layer can still come from: what fails is not asked again, so that a damaged copy stands in the way of no good one.
+struct Sources {
+    left: VecDeque<Source>,
+    /// What failed last.
+    fault: Option<Fault>,
+    /// Whether the first one sent wrong bytes once.
+    again: bool,
+}
+
+impl Sources {
+    fn of(job: &Job, layer: &LazyLayer) -> Sources {
+        Sources::among(&layer.sources, job.stores())
     }
-    let nowhere = || Fault::new(Kind::Internal, "nothing says where the layer comes from");
-    Err(last.unwrap_or_else(nowhere).context(format!("cannot fetch layer {}", layer.digest)))
+
+    /// What the client has on its disk comes first, unless this build names none of it.
+    fn among(sources: &[String], stores: Vec<StoreName>) -> Sources {
+        let is_of_client = |source: &&String| source.as_str() == layout::SOURCE;
+        let repositories = sources.iter().filter(|source| !is_of_client(source)).cloned().map(Source::Repository);
+        let mut left = VecDeque::new();
+        if sources.iter().any(|source| is_of_client(&source)) {
+            left.extend(stores.into_iter().map(Source::Store));
+            if left.is_empty() && sources.len() == 1 {
+                left.push_back(Source::NoStore);
+            }
+        }
+        left.extend(repositories);
+        Sources { left, fault: None, again: false }
+    }
+
+    /// Begins to read from the first one that has it.
+    async fn fetch(&mut self, core: &Core, job: &Arc<Job>, tasks: &Tasks, layer: &LazyLayer) -> Result<Stream, Fault> {
+        while let Some(source) = self.left.front() {
+            match source.open(core, job, tasks, layer).await {
+                Ok(stream) => return Ok(stream),
+                Err(fault) => self.strike(fault),
+            }
+        }
+        let nowhere = || Fault::new(Kind::Internal, "nothing says where the layer comes from");
+        let fault = self.fault.take().unwrap_or_else(nowhere);
+        Err(fault.context(format!("cannot fetch layer {}", layer.digest)))
+    }
+
+    fn strike(&mut self, fault: Fault) {
+        self.left.pop_front();
+        (self.fault, self.again) = (Some(fault), false);
+    }
+
+    /// Strikes off the one that was read from, if it is its fault. Whether one is left.
+    fn go_on(&mut self, failed: &Failed, tasks: &Tasks) -> bool {
+        let Failed { fault, whose } = failed;
+        match (whose, self.left.front()) {
+            (Whose::Other, _) => return false,
+            // Where what came is not what was asked for, the registry client asks another host, or the same once more.
+            (Whose::Bytes, Some(Source::Repository(_))) if !self.again => self.again = true,
+            _ => self.strike(fault.clone()),
+        }
+        if !self.left.is_empty() {
+            tracing::warn!(%fault, "downloading a layer again");
+            tasks.log(Stderr, format!("{fault}: trying again, or elsewhere\n").as_bytes());
+        }
+        !self.left.is_empty()
+    }
+}
+
+impl Source {
+    async fn open(&self, core: &Core, job: &Arc<Job>, tasks: &Tasks, layer: &LazyLayer) -> Result<Stream, Fault> {
+        let place = match self {
+            Source::Store(name) => return layout::layer(job, layer, name).await.map(|stream| (stream, None)),
+            Source::NoStore => return Err(Fault::user("it is of an OCI layout that this build does not name")),
+            Source::Repository(place) => place,
+        };
+        let mut descriptor = Descriptor::new(layer.media_type.clone(), layer.digest, layer.size);
+        descriptor.annotations.clone_from(&layer.annotations);
+        descriptor.urls.clone_from(&layer.urls);
+        let repository = core.images.repository_at(job, place)?.with_progress(Arc::new(Aloud(tasks.clone())));
+        let stream =
+            repository.fetch_blob(&descriptor, BlobStart::Beginning).await.map_err(layer_fault)?.into_blocking();
+        let stop = stream.stopper();
+        Ok((Box::new(stream), Some(stop)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(name: &str) -> StoreName {
+        StoreName { session: None, store: name.to_owned(), cache: true }
+    }
+
+    fn failed(whose: Whose) -> Failed {
+        Failed { fault: Fault::new(Kind::Remote, "broken"), whose }
+    }
+
+    #[test]
+    fn stores_that_a_build_names_come_before_repositories() {
+        let among = |sources: &[&str], stores: &[&str]| {
+            let sources: Vec<String> = sources.iter().map(ToString::to_string).collect();
+            Vec::from(Sources::among(&sources, stores.iter().copied().map(store).collect()).left)
+        };
+        let repository = |name: &str| Source::Repository(name.to_owned());
+        let both = ["r/a", layout::SOURCE, "r/b"];
+        let (one, two) = (Source::Store(store("one")), Source::Store(store("two")));
+        assert_eq!(among(&both, &["one", "two"]), [one, two, repository("r/a"), repository("r/b")]);
+        assert_eq!(among(&both, &[]), [repository("r/a"), repository("r/b")]);
+        assert_eq!(among(&["r/a"], &["one"]), [repository("r/a")]);
+        assert_eq!(among(&[layout::SOURCE], &[]), [Source::NoStore]);
+    }
+
+    #[test]
+    fn a_source_that_fails_is_struck_off_and_a_registry_asked_twice() {
+        let tasks = Tasks::new(Arc::new(base::progress::Discard), Digest::of("step"));
+        let mut sources = Sources::among(&[layout::SOURCE.to_owned(), "r/a".to_owned()], vec![store("one")]);
+        let mut after = |whose| (sources.go_on(&failed(whose), &tasks), sources.left.len());
+        assert_eq!(after(Whose::Other), (false, 2));
+        assert_eq!(after(Whose::Source), (true, 1));
+        assert_eq!(after(Whose::Bytes), (true, 1));
+        assert_eq!(after(Whose::Bytes), (false, 0));
+    }
 }

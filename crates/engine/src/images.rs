@@ -40,7 +40,7 @@ pub(crate) struct ResolvedImage {
 
 impl ResolvedImage {
     /// Its layers as the store registers them, the lowest first.
-    fn layers(&self) -> impl Iterator<Item = LazyLayer> {
+    pub(crate) fn layers(&self) -> impl Iterator<Item = LazyLayer> {
         let mut chain: Option<Digest> = None;
         self.manifest.layers.iter().zip(&self.diff_ids).map(move |(descriptor, diff_id)| {
             let chain_id = chain_id(chain, *diff_id);

@@ -9,6 +9,7 @@ use base::progress::{Event, Sink, Warning};
 use base::{Digest, Fault, Platform, Secret};
 use registry::{Credential, CredentialSource, FetchedToken, TokenRequest};
 use session::{Credentials, SharedSession};
+use store::LazyLayer;
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -291,6 +292,13 @@ impl Job {
     pub(crate) fn image(&self, reference: &str, platform: &Platform, mode: ResolveMode) -> ResolvedCell {
         let key = (reference.to_owned(), platform.clone(), mode);
         self.images.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
+    }
+
+    /// A layer of an image that the build has found, by its chain id.
+    pub(crate) fn image_layer(&self, chain_id: &Digest) -> Option<LazyLayer> {
+        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = images.values().filter_map(|cell| cell.get());
+        found.find_map(|image| image.layers().find(|layer| layer.chain_id == *chain_id))
     }
 
     /// The slot of a file of the web in this build.

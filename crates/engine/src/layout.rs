@@ -102,23 +102,11 @@ pub(crate) fn missing(blobs: &dyn Blobs, digest: &Digest) -> Fault {
 }
 
 /// What the blob of a layer is read with, from a store that the build has named.
-pub(crate) async fn layer(job: &Arc<Job>, layer: &LazyLayer) -> Result<Box<dyn Read + Send>, Fault> {
-    let mut last = None;
-    for name in job.stores() {
-        let found = async {
-            let blobs = find(std::slice::from_ref(job), &name).await?;
-            let blob = blobs.open(&layer.digest).await?.ok_or_else(|| missing(&*blobs, &layer.digest))?;
-            Ok::<_, Fault>(Placed {
-                reader: VerifyingReader::new(blob.reader, layer.digest, layer.size),
-                place: blobs.place(),
-            })
-        };
-        match found.await {
-            Ok(reader) => return Ok(Box::new(reader)),
-            Err(fault) => last = Some(fault),
-        }
-    }
-    Err(last.unwrap_or_else(|| Fault::user("it is of an OCI layout that this build does not name")))
+pub(crate) async fn layer(job: &Arc<Job>, layer: &LazyLayer, name: &StoreName) -> Result<Box<dyn Read + Send>, Fault> {
+    let blobs = find(std::slice::from_ref(job), name).await?;
+    let blob = blobs.open(&layer.digest).await?.ok_or_else(|| missing(&*blobs, &layer.digest))?;
+    let reader = VerifyingReader::new(blob.reader, layer.digest, layer.size);
+    Ok(Box::new(Placed { reader, place: blobs.place() }))
 }
 
 /// Says where what cannot be read lies.

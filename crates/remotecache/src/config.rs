@@ -2,6 +2,7 @@
 
 use base::Digest;
 use jiff::Timestamp;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The type of a cache config.
@@ -16,6 +17,9 @@ pub enum Error {
     /// A document around it is malformed.
     #[error(transparent)]
     Document(#[from] image::Error),
+    /// It is of a later version, or no cache at all.
+    #[error("it is neither a cache of the version that is known here nor an image: its config is of type `{0}`")]
+    Stranger(String),
     /// It refers to something that it does not have, or leads round in circles.
     #[error("it is damaged: {0}")]
     Damaged(String),
@@ -81,7 +85,7 @@ pub struct ChainedResult {
 }
 
 /// A way from a record of an input.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CacheInput {
     /// Which part of the input is read: a digest, or nothing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -115,9 +119,16 @@ impl Serialize for Time {
 
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Time, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let time: Timestamp = text.parse().map_err(serde::de::Error::custom)?;
-        Ok(i64::try_from(time.as_nanosecond()).map_or_else(|_| Time::default(), Time))
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Said {
+            Text(String),
+            Other(IgnoredAny),
+        }
+        // What cannot be read, or told in nanoseconds, is no time. The result is as good without.
+        let Said::Text(text) = Said::deserialize(deserializer)? else { return Ok(Time::default()) };
+        let time = text.parse::<Timestamp>().ok().and_then(|time| i64::try_from(time.as_nanosecond()).ok());
+        Ok(time.map_or_else(Time::default, Time))
     }
 }
 
@@ -141,6 +152,11 @@ impl CacheConfig {
     pub fn records_to_json(&self) -> Vec<u8> {
         serde_json::to_vec(&self.records).expect("texts and numbers only")
     }
+}
+
+/// What stands in somebody's document, for a message.
+pub(crate) fn shown(text: &str) -> String {
+    text.chars().take(80).flat_map(char::escape_debug).collect()
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands references over")]
@@ -167,6 +183,16 @@ mod tests {
         for text in ["2026-11-29T09:37:15.57297242Z", "2026-11-29T09:37:15Z", ZERO] {
             let time: Time = serde_json::from_str(&format!("\"{text}\"")).expect("a time");
             assert_eq!(serde_json::to_string(&time).expect("a text"), format!("\"{text}\""));
+        }
+    }
+
+    #[test]
+    fn what_is_no_time_is_none() {
+        for text in [r#""9999-12-31T23:59:59Z""#, r#""2300-01-01T00:00:00Z""#, r#""soon""#, "null", "7", r#"{"a":[]}"#]
+        {
+            let record = format!(r#"{{"digest":"x","layers":[{{"layer":0,"createdAt":{text}}}]}}"#);
+            let records = CacheConfig::parse_records(format!("[{record}]").as_bytes()).expect(text);
+            assert_eq!(records[0].results[0].created_at, Time::default(), "{text}");
         }
     }
 

@@ -8,7 +8,10 @@ use image::{Annotations, DateTime, Descriptor, Flavor, Index, Manifest, annotati
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::config::{CacheConfig, CacheLayer, Error, MEDIA_TYPE};
+use crate::config::{CacheConfig, CacheLayer, Error, MEDIA_TYPE, shown};
+
+/// What the types of cache configs of all versions begin with.
+const ANY_VERSION: &str = "application/vnd.buildkit.cacheconfig.";
 
 /// How a cache is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +40,7 @@ pub enum Document {
     },
     /// An image, whose config may have records.
     Image(Box<Manifest>),
-    /// Several images.
+    /// Several images, or none.
     Images(Vec<Descriptor>),
 }
 
@@ -60,14 +63,18 @@ impl Document {
                 Index::parse(bytes, None)?.manifests.into_iter().partition(|blob| blob.media_type == MEDIA_TYPE);
             return Ok(match config.into_iter().next_back() {
                 Some(config) => Document::Cache { config: Box::new(config), layers: blobs },
-                None => Document::Images(blobs.into_iter().filter(|blob| !blob.is_attestation()).collect()),
+                None => match blobs.iter().find(|blob| blob.media_type.starts_with(ANY_VERSION)) {
+                    Some(config) => return Err(Error::Stranger(shown(&config.media_type))),
+                    None => Document::Images(blobs.into_iter().filter(|blob| !blob.is_attestation()).collect()),
+                },
             });
         }
         let manifest = Manifest::parse(bytes, None)?;
-        Ok(match manifest.config.media_type == MEDIA_TYPE {
-            true => Document::Cache { config: Box::new(manifest.config), layers: manifest.layers },
-            false => Document::Image(Box::new(manifest)),
-        })
+        match manifest.config.media_type.as_str() {
+            MEDIA_TYPE => Ok(Document::Cache { config: Box::new(manifest.config), layers: manifest.layers }),
+            media_type::OCI_CONFIG | media_type::DOCKER_CONFIG => Ok(Document::Image(Box::new(manifest))),
+            other => Err(Error::Stranger(shown(other))),
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! A cache that was read: answers the solver's questions, and tells which layers a result consists of.
 //!
-//! Whoever wrote it is not trusted further than that: places that do not exist and circles make it unusable as a whole, a
-//! layer without a blob or a diff id only what stands on it.
+//! Whoever wrote it is not trusted further than that: places that do not exist and circles of layers make it unusable as a
+//! whole; a layer without a blob or a diff id, or a record that nothing leads to, only what stands on it. What it gives less
+//! than it says is noted.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use base::Digest;
 use image::Descriptor;
@@ -11,10 +13,14 @@ use solver::{
     Backlink, CacheResult, CacheStore, Change, KeyDigest, KeyId, Link, LinkRow, ResultId, SourceId, StoreError,
 };
 
-use crate::config::{CacheConfig, CacheRecord, Error};
+use crate::config::{CacheConfig, CacheRecord, Error, shown};
 
 /// More layers than any result may have: each is looked at whenever the result is loaded.
 const MOST_LAYERS: usize = 1000;
+const TOO_MANY: &str = "more than 1000 layers";
+
+/// More causes are more than anybody reads.
+const MOST_CAUSES: usize = 4;
 
 /// One or several configs under one source.
 #[derive(Debug)]
@@ -25,6 +31,9 @@ pub struct Imported {
     layers: HashMap<ResultId, Layers>,
     stacks: Vec<Stack>,
     records: usize,
+    /// Results that can be reached, and loaded.
+    usable: usize,
+    complaints: Vec<String>,
 }
 
 /// Where the layers of a result stand.
@@ -44,6 +53,10 @@ struct Stack(Vec<Standing>);
 #[derive(Clone, Debug)]
 struct Standing {
     blob: Descriptor,
+    /// Whether the manifest has it.
+    is_there: bool,
+    /// Why it is of no use, itself or one below.
+    lost: Option<Arc<str>>,
     parent: Option<usize>,
     /// How many it is with those below; 0 where one of them is of no use.
     depth: usize,
@@ -69,6 +82,8 @@ impl Imported {
             layers: HashMap::new(),
             stacks: Vec::new(),
             records: 0,
+            usable: 0,
+            complaints: Vec::new(),
         }
     }
 
@@ -87,12 +102,28 @@ impl Imported {
         self.records == 0
     }
 
+    /// What it does not give although it says so, for people; empty if it gives all.
+    pub fn complaint(&self) -> Option<String> {
+        let what = if self.usable == 0 { "gives nothing" } else { "gives less than it says" };
+        (!self.complaints.is_empty()).then(|| format!("{what}: {}", self.complaints.join("; ")))
+    }
+
+    /// Notes something that is wrong with it.
+    pub fn complain(&mut self, why: impl Into<String>) {
+        let why = why.into();
+        if self.complaints.len() < MOST_CAUSES && !self.complaints.contains(&why) {
+            self.complaints.push(why);
+        }
+    }
+
     /// Adds what a config says. `blobs` describes the layers that there are.
     pub fn add(&mut self, config: &CacheConfig, blobs: &[Descriptor]) -> Result<(), Error> {
         let blobs: HashMap<Digest, &Descriptor> = blobs.iter().map(|blob| (blob.digest, blob)).collect();
         self.stacks.push(Stack::new(config, &blobs)?);
         let ids = self.ids(config);
-        for (record, id) in config.records.iter().zip(&ids) {
+        let mut lost = Lost::default();
+        let reached = reached(config, &ids);
+        for ((record, id), is_reached) in config.records.iter().zip(&ids).zip(reached) {
             let Some(id) = id else { continue };
             let Ok(digest) = record.digest.parse::<Digest>() else { continue };
             for (input, ways) in (0..).zip(&record.inputs) {
@@ -113,10 +144,36 @@ impl Imported {
                     }
                 }
             }
-            self.add_results(record, id)?;
+            let usable = self.add_results(record, id, &mut lost)?;
+            self.usable += if is_reached { usable } else { 0 };
         }
         self.records += config.records.len();
+        self.complain_of(config, &ids, &lost);
         Ok(())
+    }
+
+    fn complain_of(&mut self, config: &CacheConfig, ids: &[Option<KeyId>], lost: &Lost) {
+        let all = config.records.len();
+        let results = config.records.iter().map(|record| record.results.len() + record.chains.len()).sum::<usize>();
+        match (all, results) {
+            (0, _) => self.complain("there are no records in it"),
+            (_, 0) => self.complain("none of its records has a result"),
+            _ => {}
+        }
+        let nameless = ids.iter().filter(|id| id.is_none()).count();
+        let is_open = |record: &&CacheRecord| record.inputs.iter().any(Vec::is_empty);
+        let open = config.records.iter().filter(is_open).count();
+        for (count, why) in [(nameless, "no digest that is one"), (open, "an input that nothing leads to")] {
+            if count > 0 {
+                self.complain(format!("{count} of {all} records have {why}"));
+            }
+        }
+        if has_circles(config) {
+            self.complain("records lead round in circles");
+        }
+        for (why, count) in &lost.0 {
+            self.complain(format!("{count} of {results} results have {why}"));
+        }
     }
 
     /// What the keys of records are called here: a source by what it is, others by their place. None for what cannot match.
@@ -133,7 +190,8 @@ impl Imported {
         ids
     }
 
-    fn add_results(&mut self, record: &CacheRecord, id: &KeyId) -> Result<(), Error> {
+    /// How many can be loaded.
+    fn add_results(&mut self, record: &CacheRecord, id: &KeyId, lost: &mut Lost) -> Result<usize, Error> {
         let number = self.stacks.len() - 1;
         let Stack(stack) = &self.stacks[number];
         let mut found = Vec::new();
@@ -141,19 +199,26 @@ impl Imported {
             let top = place(result.layer, stack.len(), "layer")?;
             if stack[top].depth > 0 {
                 found.push((stack[top].name, Layers::Top(number, top), result.created_at));
+                continue;
             }
+            lost.count(stack[top].lost.as_deref().unwrap_or_default());
         }
         for result in &record.chains {
             let list = result.layers.iter().map(|at| Ok(&stack[place(*at, stack.len(), "layer")?]));
             let list: Vec<&Standing> = list.collect::<Result<_, Error>>()?;
-            let usable =
-                !list.is_empty() && list.len() <= MOST_LAYERS && list.iter().all(|layer| is_usable(&layer.blob));
-            if usable {
+            if let Some(why) = list.iter().find_map(|layer| defect(&layer.blob, layer.is_there)) {
+                lost.count(&why);
+            } else if list.is_empty() {
+                lost.count("no layers");
+            } else if list.len() > MOST_LAYERS {
+                lost.count(TOO_MANY);
+            } else {
                 let name = list.iter().fold(None, |below, layer| Some(name_on(below, layer.blob.digest)));
                 let blobs = list.into_iter().map(|layer| layer.blob.clone()).collect();
                 found.push((name.expect("there is a layer"), Layers::List(blobs), result.created_at));
             }
         }
+        let usable = found.len();
         for (name, layers, created_at) in found {
             // Never the name of a local result.
             let result = ResultId::from(format!("layers:{}", name.hex()));
@@ -162,7 +227,7 @@ impl Imported {
             results.push(CacheResult { id: result, created_at: created_at.0 });
             results.sort_by_key(|result| std::cmp::Reverse(result.created_at));
         }
-        Ok(())
+        Ok(usable)
     }
 
     /// The layers of a result, base first. Each has a diff id among its annotations.
@@ -189,9 +254,82 @@ impl Imported {
     }
 }
 
-/// What is unpacked needs a diff id.
-fn is_usable(blob: &Descriptor) -> bool {
-    blob.diff_id().is_some() && image::media_type::is_layer(&blob.media_type)
+/// Why results cannot be loaded, and how many.
+#[derive(Default)]
+struct Lost(BTreeMap<String, usize>);
+
+impl Lost {
+    fn count(&mut self, why: &str) {
+        *self.0.entry(why.to_owned()).or_default() += 1;
+    }
+}
+
+/// What is wrong with a layer by itself. What is unpacked needs a diff id.
+fn defect(blob: &Descriptor, is_there: bool) -> Option<String> {
+    if !is_there {
+        return Some("layers that its manifest does not have".to_owned());
+    }
+    if !image::media_type::is_layer(&blob.media_type) {
+        return Some(format!("layers of unknown type `{}`", shown(&blob.media_type)));
+    }
+    blob.diff_id().is_none().then(|| "layers without a diff id".to_owned())
+}
+
+/// Which records some way from sources leads to.
+fn reached(config: &CacheConfig, ids: &[Option<KeyId>]) -> Vec<bool> {
+    let records = &config.records;
+    // Inputs of others that have a record as a way, and of each how many nothing leads to yet.
+    let mut above: Vec<Vec<(usize, usize)>> = vec![Vec::new(); records.len()];
+    let mut open: Vec<Vec<bool>> = records.iter().map(|record| vec![true; record.inputs.len()]).collect();
+    let mut missing: Vec<usize> = records.iter().map(|record| record.inputs.len()).collect();
+    for (at, record) in records.iter().enumerate() {
+        for (input, ways) in record.inputs.iter().enumerate() {
+            for from in ways.iter().filter_map(|way| place(way.link, records.len(), "record").ok()) {
+                above[from].push((at, input));
+            }
+        }
+    }
+    let mut reached = vec![false; records.len()];
+    let mut left: Vec<usize> = (0..records.len()).filter(|at| missing[*at] == 0).collect();
+    while let Some(at) = left.pop() {
+        if ids[at].is_none() {
+            continue;
+        }
+        reached[at] = true;
+        for (next, input) in std::mem::take(&mut above[at]) {
+            if std::mem::take(&mut open[next][input]) {
+                missing[next] -= 1;
+                if missing[next] == 0 {
+                    left.push(next);
+                }
+            }
+        }
+    }
+    reached
+}
+
+/// Whether a record leads to itself.
+fn has_circles(config: &CacheConfig) -> bool {
+    let records = &config.records;
+    let from = |at: usize| {
+        let ways = records[at].inputs.iter().flatten();
+        ways.filter_map(|way| place(way.link, records.len(), "record").ok())
+    };
+    let mut above: Vec<Vec<usize>> = vec![Vec::new(); records.len()];
+    let mut open: Vec<usize> = (0..records.len()).map(|at| from(at).count()).collect();
+    (0..records.len()).for_each(|at| from(at).for_each(|below| above[below].push(at)));
+    let mut left: Vec<usize> = (0..records.len()).filter(|at| open[*at] == 0).collect();
+    let mut done = 0;
+    while let Some(at) = left.pop() {
+        done += 1;
+        for next in std::mem::take(&mut above[at]) {
+            open[next] -= 1;
+            if open[next] == 0 {
+                left.push(next);
+            }
+        }
+    }
+    done < records.len()
 }
 
 /// The name of a layer on those below.
@@ -220,12 +358,18 @@ impl Stack {
                 let below = parent.and_then(|parent| known[parent].as_ref());
                 let digest = config.layers[at].blob;
                 let blob = blobs.get(&digest).map(|blob| (*blob).clone());
-                let good = blob.as_ref().is_some_and(is_usable) && below.is_none_or(|below| below.depth > 0);
                 let depth = below.map_or(1, |below| below.depth + 1);
+                let is_there = blob.is_some();
+                let blob = blob.unwrap_or_else(|| Descriptor::new("", digest, 0));
+                let lost = below.and_then(|below| below.lost.clone());
+                let lost = lost.or_else(|| defect(&blob, is_there).map(Arc::from));
+                let lost = lost.or_else(|| (depth > MOST_LAYERS).then(|| Arc::from(TOO_MANY)));
                 let standing = Standing {
-                    blob: blob.unwrap_or_else(|| Descriptor::new("", digest, 0)),
+                    is_there,
+                    blob,
                     parent,
-                    depth: if good && depth <= MOST_LAYERS { depth } else { 0 },
+                    depth: if lost.is_none() { depth } else { 0 },
+                    lost,
                     name: name_on(below.map(|below| below.name), digest),
                 };
                 known[at] = Some(standing);

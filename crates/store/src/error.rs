@@ -125,7 +125,7 @@ pub enum Error {
     #[error(transparent)]
     Unpack(#[from] files::untar::Error),
     /// A filter of `du` or `prune` cannot be read.
-    #[error("`{filter}` is not a filter: {why}")]
+    #[error("filter `{filter}`: {why}")]
     Filter {
         /// As given.
         filter: String,

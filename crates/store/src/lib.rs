@@ -62,7 +62,7 @@ pub use snapshot::{
     Active, CacheMount, CacheMountRequest, CommitOptions, FillTarget, Filled, Hold, LayerRecord, LazyLayer,
     PrepareOptions, RecordKind, Sharing, SnapshotId, SnapshotInfo, Snapshots,
 };
-pub use usage::{PruneOptions, UsageFilter, UsageRecord};
+pub use usage::{PruneOptions, Subject, UsageFilter, UsageRecord};
 
 /// The result of this crate's calls.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -26,6 +26,13 @@ pub fn platforms() -> Vec<Platform> {
     [host].into_iter().chain(beside).collect()
 }
 
+/// Those that are named first, and what this machine runs beside: BuildKit lists what no named one covers.
+pub fn platforms_beside(named: &[Platform]) -> Vec<Platform> {
+    let is_covered = |own: &Platform| named.iter().any(|named| own.distance_from(named).is_some());
+    let beside = platforms().into_iter().filter(|own| !is_covered(own));
+    named.iter().cloned().chain(beside).collect()
+}
+
 /// The levels of the x86-64 psABI that the processor has, above the first.
 #[cfg(target_arch = "x86_64")]
 fn levels() -> Vec<&'static str> {
@@ -99,6 +106,26 @@ mod tests {
             assert_eq!(in_order.collect::<Vec<_>>(), names);
             let flags = std::fs::read_to_string("/proc/cpuinfo").expect("read");
             assert_eq!(names.iter().any(|name| name == known[2]), flags.contains(" avx2"), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn what_named_platforms_do_not_cover_stands_behind_them() {
+        let own: Vec<String> = platforms().iter().map(ToString::to_string).collect();
+        if own[0] != "linux/amd64" {
+            return;
+        }
+        // As BuildKit listed them on a machine with all levels.
+        for (named, beside) in [
+            (&["linux/amd64", "linux/arm64"][..], &["linux/amd64/v2", "linux/amd64/v3", "linux/amd64/v4"][..]),
+            (&["linux/arm64"], &["linux/amd64", "linux/amd64/v2", "linux/amd64/v3", "linux/amd64/v4", "linux/386"]),
+            (&["linux/amd64/v3"], &["linux/amd64/v4"]),
+            (&["linux/amd64/v2", "linux/amd64"], &["linux/amd64/v3", "linux/amd64/v4"]),
+        ] {
+            let parsed: Vec<Platform> = named.iter().map(|name| name.parse().expect("a platform")).collect();
+            let all: Vec<String> = platforms_beside(&parsed).iter().map(ToString::to_string).collect();
+            let beside = beside.iter().filter(|name| own.iter().any(|own| own == *name));
+            assert_eq!(all, named.iter().chain(beside).map(ToString::to_string).collect::<Vec<_>>());
         }
     }
 

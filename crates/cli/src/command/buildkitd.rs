@@ -192,7 +192,7 @@ pub(super) fn identity(settings: &Settings, engine: &engine::Engine) -> Result<I
         // Builds prefer the first one in any case.
         platforms: match oci.platforms.is_empty() {
             true => sys::machine::platforms(),
-            false => engine.platforms().to_vec(),
+            false => sys::machine::platforms_beside(engine.platforms()),
         },
         gc: engine.gc_rules(),
         package: package.to_owned(),

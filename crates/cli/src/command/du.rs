@@ -268,16 +268,21 @@ mod tests {
             (&["type==regular"], "b"),
             (&["type==regular,mutable"], ""),
             (&["type==regular", "mutable"], "ab"),
-            (&["mutable==false"], "b"),
+            (&["immutable"], "b"),
+            // A flag has no value, as with BuildKit.
+            (&["mutable==true"], ""),
+            (&["mutable==false"], ""),
+            (&["mutable!=true"], "ab"),
+            (&["", "inuse"], "ab"),
             (&["inuse"], "b"),
             (&["private"], "a"),
-            (&["description~=^made a{3}"], "a"),
+            (&["description~=\"^made a{3}\""], "a"),
             (&["id!=aaaaaaaaaaaaaaaaaaaaaaaaa"], "b"),
             (&["parents~=p2"], "b"),
         ] {
             assert_eq!(ids(filters).as_deref(), Ok(selected), "{filters:?}");
         }
         assert!(ids(&["colour==red"]).is_err());
-        assert!(ids(&["id~=("]).is_err());
+        assert!(ids(&["id~=("]).is_err() && ids(&["mutable=true"]).is_err());
     }
 }

@@ -504,9 +504,9 @@ async fn solve_request(
     Ok((request, by_client))
 }
 
-/// Clients send an empty filter where there is none.
+/// Clients send an empty filter where there is none. It selects everything, also beside others.
 fn filters(filters: Vec<String>) -> Vec<String> {
-    filters.into_iter().filter(|filter| !filter.is_empty()).collect()
+    if filters.iter().any(String::is_empty) { Vec::new() } else { filters }
 }
 
 fn sorted(attrs: std::collections::HashMap<String, String>) -> BTreeMap<String, String> {

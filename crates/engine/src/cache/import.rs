@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use base::progress::Stream;
+use base::progress::{Event, Stream, Warning};
 use base::report::{Label, Running, Tasks};
 use base::{Fault, Kind};
 use futures_util::future::join_all;
@@ -80,10 +80,20 @@ impl Import {
                 read = self.fetch(core, job, &tasks) => read,
                 () = job.cancel.cancelled() => Err(Fault::cancelled()),
             };
-            // The usual first build with an inline cache: nothing to be alarmed by.
-            if read.as_ref().is_ok_and(|read| read.keys.is_empty()) {
-                let text = "there is no cache in it: neither one of its own nor one in the config of an image\n";
-                running.tasks().log(Stream::Stderr, text.as_bytes());
+            match read.as_ref().map(|read| (read.keys.complaint(), read.keys.is_empty())) {
+                Ok((Some(why), _)) => {
+                    let short = format!("cache `{}` {why}", self.name);
+                    tracing::warn!(cache = self.name, why, "a cache is not what it should be");
+                    let (vertex, detail, spans) = (running.digest(), Vec::new(), Vec::new());
+                    let warning = Warning { vertex, level: 0, short, detail, url: None, file: None, spans };
+                    job.sink.emit(Event::Warning(warning));
+                }
+                // The usual first build with an inline cache: nothing to be alarmed by.
+                Ok((None, true)) => {
+                    let text = "there is no cache in it: neither one of its own nor one in the config of an image\n";
+                    running.tasks().log(Stream::Stderr, text.as_bytes());
+                }
+                _ => {}
             }
             match running.end(read) {
                 Ok(read) => {
@@ -141,17 +151,26 @@ impl Import {
             Document::Image(manifest) => add_image(core, &origin, &manifest, &mut keys).await?,
             Document::Images(list) => {
                 let mut left: Vec<(usize, Descriptor)> = list.into_iter().map(|image| (1, image)).collect();
+                let mut has_images = false;
                 while let Some((depth, descriptor)) = left.pop() {
                     if !remotecache::document::is_image(&descriptor) {
                         continue;
                     }
-                    match parse(&images.document(&origin, &descriptor).await?)? {
-                        Document::Image(manifest) => add_image(core, &origin, &manifest, &mut keys).await?,
-                        Document::Images(list) if depth < DEEPEST => {
+                    match Document::parse(&images.document(&origin, &descriptor).await?) {
+                        Ok(Document::Image(manifest)) => {
+                            has_images = true;
+                            add_image(core, &origin, &manifest, &mut keys).await?;
+                        }
+                        Ok(Document::Images(list)) if depth < DEEPEST => {
                             left.extend(list.into_iter().map(|image| (depth + 1, image)));
                         }
-                        _ => {}
+                        // Things that lie beside images, such as signatures.
+                        Ok(_) | Err(remotecache::Error::Stranger(_)) => {}
+                        Err(error) => return Err(unusable(error)),
                     }
+                }
+                if !has_images {
+                    keys.complain("its index leads to no image, and names no config of a cache");
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! An image that is its own cache: its config names the steps whose results its layers are.
 
+use std::sync::Arc;
+
 use base::Digest;
 use remotecache::draft::{Within, inline};
 use solver::cache_export::{Chain, ChainRecord};
@@ -19,7 +21,7 @@ pub(crate) struct Records {
 
 impl Records {
     /// Finds the results of a chain. Blocks.
-    pub(crate) fn of(core: &Core, job: &Job, chain: Chain) -> Records {
+    pub(crate) fn of(core: &Core, job: &Arc<Job>, chain: Chain) -> Records {
         let result = |record: &ChainRecord| {
             if record.inputs.is_empty() || record.exported == Some(false) {
                 return None;

@@ -10,6 +10,7 @@ use store::{Hold, LazyLayer, PrepareOptions};
 use crate::cache::import::ReadCache;
 use crate::core::Core;
 use crate::images::chain_id;
+use crate::job::Job;
 
 /// A result of a cache.
 pub(crate) struct Loaded {
@@ -21,12 +22,13 @@ pub(crate) struct Loaded {
 /// changes only the last step finds them, also without the cache. Blocks.
 pub(crate) fn load(
     core: &Core,
+    jobs: &[Arc<Job>],
     cache: &ReadCache,
     record: &Record,
     key: &Arc<CacheKey>,
 ) -> Result<Option<Loaded>, Fault> {
     let Some(layers) = cache.keys.layers(&record.result.id) else { return Ok(None) };
-    let mut holds = register(core, cache, &layers)?;
+    let mut holds = register(core, jobs, cache, &layers)?;
     let mut saves = Vec::new();
     walk_inputs_first(key, &mut |below| {
         let id = below.id_in(record.source).filter(|_| !Arc::ptr_eq(below, key) && !below.is_root());
@@ -44,7 +46,7 @@ pub(crate) fn load(
 }
 
 /// The snapshots of layers, base first. Those that are known already are the same ones. Blocks.
-pub(crate) fn register(core: &Core, cache: &ReadCache, layers: &[Descriptor]) -> Result<Vec<Hold>, Fault> {
+fn register(core: &Core, jobs: &[Arc<Job>], cache: &ReadCache, layers: &[Descriptor]) -> Result<Vec<Hold>, Fault> {
     let snapshots = core.store.snapshots();
     let mut holds: Vec<Hold> = Vec::with_capacity(layers.len());
     let mut chain: Option<Digest> = None;
@@ -74,6 +76,12 @@ pub(crate) fn register(core: &Core, cache: &ReadCache, layers: &[Descriptor]) ->
             annotations,
             from_cache: true,
         };
+        // What an image of the build has can also be had there, and the image knows it better.
+        let of_image = jobs.iter().find_map(|job| job.image_layer(&this)).filter(|known| known.digest == lazy.digest);
+        let lazy = match of_image {
+            Some(known) => LazyLayer { sources: [known.sources.clone(), lazy.sources].concat(), ..known },
+            None => lazy,
+        };
         let hold = snapshots.register_lazy(holds.last().map(Hold::id).as_ref(), lazy, options);
         holds.push(hold.map_err(|e| crate::core::store_fault("cannot register a layer", e))?);
     }
@@ -81,7 +89,7 @@ pub(crate) fn register(core: &Core, cache: &ReadCache, layers: &[Descriptor]) ->
 }
 
 /// The snapshot of a result, wherever it is kept; none if it is gone. Blocks.
-pub(crate) fn find(core: &Core, job: &crate::job::Job, record: &Record) -> Result<Option<Hold>, Fault> {
+pub(crate) fn find(core: &Core, job: &Arc<Job>, record: &Record) -> Result<Option<Hold>, Fault> {
     if record.source == SourceId::LOCAL {
         let id = record.result.id.as_str().parse().ok();
         let hold = id.and_then(|id| core.store.snapshots().hold_quietly(&id));
@@ -92,7 +100,7 @@ pub(crate) fn find(core: &Core, job: &crate::job::Job, record: &Record) -> Resul
         return Ok(None);
     }
     match cache.keys.layers(&record.result.id) {
-        Some(layers) => Ok(register(core, &cache, &layers)?.pop()),
+        Some(layers) => Ok(register(core, std::slice::from_ref(job), &cache, &layers)?.pop()),
         None => Ok(None),
     }
 }

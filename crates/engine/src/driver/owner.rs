@@ -260,8 +260,8 @@ impl Owner {
                         journal::not_loaded(step, &cache, "the build has given it up: layers were missing");
                         return Ok(None);
                     }
-                    let (core, from) = (ctx.core.clone(), cache.clone());
-                    let loaded = blocking(move || cache::load::load(&core, &from, &record, &key)).await;
+                    let (core, jobs, from) = (ctx.core.clone(), ctx.jobs.clone(), cache.clone());
+                    let loaded = blocking(move || cache::load::load(&core, &jobs, &from, &record, &key)).await;
                     // A failure is a miss, and worth a word.
                     let loaded =
                         loaded.inspect_err(|error| tracing::warn!(%error, "a cached result was not loaded"))?;

@@ -143,3 +143,119 @@ fn an_image_names_results_by_its_own_layers() {
     check(&[1], r#""chains":[{"layers":[1],"createdAt":"1970-01-01T00:00:00Z"}]"#);
     assert_eq!(inline(&chain, &[None, None]), None);
 }
+
+/// Records as a chain has them: a digest's name, and the ways of each input.
+fn chain_from(records: &[(&str, &[&[usize]])]) -> Chain {
+    let link = |record: &usize| ChainLink { record: *record, selector: None };
+    let record = |(name, inputs): &(&str, &[&[usize]])| ChainRecord {
+        digest: Some(Digest::of(*name)),
+        inputs: inputs.iter().map(|ways| ways.iter().map(link).collect()).collect(),
+        ..ChainRecord::default()
+    };
+    Chain { records: records.iter().map(record).collect(), tops: Vec::new() }
+}
+
+fn made(name: &str, created_at: i64) -> Option<Made> {
+    Some(Made { layers: vec![layer(name)], created_at })
+}
+
+#[test]
+fn records_that_say_the_same_become_one() {
+    // The image twice, so all that stands on it; a third way to the first step; two results, of which the newer stays.
+    let twice = chain_from(&[
+        ("image", &[]),
+        ("image", &[]),
+        ("other", &[]),
+        ("step", &[&[0]]),
+        ("step", &[&[1, 2]]),
+        ("top", &[&[3], &[0]]),
+        ("top", &[&[4], &[1]]),
+    ]);
+    let once = chain_from(&[("image", &[]), ("other", &[]), ("step", &[&[0, 1]]), ("top", &[&[2], &[0]])]);
+    let results = [None, None, None, made("old", 1), made("new", 2), made("top", 3), made("top", 3)];
+    let wanted = Draft::new(&once, &[None, None, made("new", 2), made("top", 3)]);
+    assert_eq!(Draft::new(&twice, &results), wanted);
+    assert_eq!((wanted.config.records.len(), wanted.config.layers.len()), (4, 2));
+    let within = |at: usize, created_at| Some(Within { layers: vec![at], created_at });
+    let results = [None, None, None, within(0, 1), within(1, 2), None, None];
+    assert_eq!(inline(&twice, &results), inline(&once, &[None, None, within(1, 2), None]));
+
+    // Known to be the same only when what comes later was seen to be.
+    let late = chain_from(&[
+        ("a", &[]),
+        ("b", &[]),
+        ("s", &[&[0]]),
+        ("s", &[&[1]]),
+        ("t", &[&[2]]),
+        ("t", &[&[3]]),
+        ("s", &[&[0, 1]]),
+    ]);
+    let once = chain_from(&[("a", &[]), ("b", &[]), ("s", &[&[0, 1]]), ("t", &[&[2]])]);
+    assert_eq!(Draft::new(&late, &[]), Draft::new(&once, &[]));
+}
+
+#[test]
+fn records_of_one_digest_on_other_inputs_stay_apart() {
+    let chain = chain_from(&[
+        ("a", &[]),
+        ("b", &[]),
+        ("step", &[&[0]]),
+        ("step", &[&[1]]),
+        ("both", &[&[0], &[0]]),
+        ("both", &[&[0], &[1]]),
+    ]);
+    assert_eq!(Draft::new(&chain, &[]).config.records.len(), 6);
+    // A step that changes nothing has its own record as another way: it leads nowhere.
+    let round = chain_from(&[("a", &[]), ("step", &[&[0]]), ("step", &[&[0, 1]])]);
+    let draft = Draft::new(&round, &[]);
+    let steps: Vec<_> = draft.config.records.iter().filter(|record| !record.inputs.is_empty()).collect();
+    assert!(steps.len() == 1 && steps[0].inputs[0].len() == 1, "{steps:?}");
+}
+
+/// Chains at random, of few names, so that many of their records are one: none becomes its own input, and a second
+/// writing changes nothing.
+#[test]
+fn what_is_merged_never_leads_round_and_stays_as_it_is() {
+    let mut state = 7_u64;
+    let mut below = |bound: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % bound
+    };
+    for _ in 0..2000 {
+        let mut chain = chain_from(&[("a", &[]), ("b", &[])]);
+        for at in 2..4 + below(12) {
+            let name = ["s", "t", "u"][below(3)];
+            let mut ways = |count: usize| {
+                let link = |record| ChainLink { record, selector: None };
+                (0..=below(count)).map(|_| link(below(at))).collect::<Vec<_>>()
+            };
+            let mut inputs = vec![ways(3)];
+            if name == "u" {
+                inputs.push(ways(2));
+            }
+            chain.records.push(ChainRecord { digest: Some(Digest::of(name)), inputs, ..ChainRecord::default() });
+        }
+        let config = Draft::new(&chain, &[]).config;
+        let mut placed: Vec<bool> = vec![false; config.records.len()];
+        for _ in 0..placed.len() {
+            for (at, record) in config.records.iter().enumerate() {
+                placed[at] |= record.inputs.iter().flatten().all(|input| placed[input.link as usize]);
+            }
+        }
+        assert!(placed.iter().all(|placed| *placed), "{chain:?}: {:?}", config.records);
+        assert!(config.records.iter().flat_map(|record| &record.inputs).all(|ways| !ways.is_empty()), "{chain:?}");
+        assert_eq!(Draft::new(&chain_of(&config), &[]).config, config, "{chain:?}");
+    }
+}
+
+#[test]
+fn the_order_of_a_chain_does_not_show() {
+    // Two steps of one digest, on two of one digest, on two images.
+    let one = chain_from(&[("a", &[]), ("b", &[]), ("s", &[&[0]]), ("s", &[&[1]]), ("t", &[&[2]]), ("t", &[&[3]])]);
+    let other = chain_from(&[("b", &[]), ("a", &[]), ("s", &[&[0]]), ("s", &[&[1]]), ("t", &[&[2]]), ("t", &[&[3]])]);
+    let of = |chain, results: [&str; 2]| {
+        let results = [None, None, None, None, made(results[0], 1), made(results[1], 1)];
+        Draft::new(chain, &results)
+    };
+    assert_eq!(of(&one, ["on a", "on b"]), of(&other, ["on b", "on a"]));
+}

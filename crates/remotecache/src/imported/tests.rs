@@ -29,7 +29,7 @@ fn what_upstream_wrote_leads_from_sources_to_layers() {
     let config = CacheConfig::parse(CONFIG).expect("upstream wrote it");
     let mut imported = Imported::new(SourceId(1));
     imported.add(&config, &cache(MANIFEST).1).expect("upstream wrote it");
-    assert_eq!(imported.len(), 9);
+    assert_eq!((imported.len(), imported.complaint()), (9, None));
     // The image by its manifest and by its layers, the files, and the content that COPY --from found.
     let roots: Vec<KeyId> = config
         .records
@@ -114,4 +114,71 @@ fn circles_of_records_lead_nowhere() {
     let mut imported = Imported::new(SourceId(1));
     imported.add(&config("", records), &[]).expect("sound enough");
     assert_eq!(imported.exist(&[KeyId::from("sha256:x")]).expect("in memory"), [false]);
+}
+
+#[test]
+fn what_a_cache_does_not_give_is_told() {
+    let layer = r#"{"blob":"<a>","parent":-1},{"blob":"<b>","parent":0}"#;
+    let source = r#"{"digest":"<a>"}"#;
+    let step = r#"{"digest":"<b>","inputs":[[{"link":0}]],"layers":[{"layer":0}]}"#;
+    let top = r#"{"digest":"<c>","inputs":[[{"link":1}]],"layers":[{"layer":1}]}"#;
+    let good = || blobs(&['a', 'b']);
+    let with = |change: &dyn Fn(&mut Descriptor)| {
+        let mut blobs = good();
+        change(&mut blobs[1]);
+        blobs
+    };
+    let no_id = with(&|blob| blob.annotations.clear());
+    let odd = with(&|blob| blob.media_type = "text/html".to_owned());
+    let list = |records: &[&str]| records.join(",");
+    let all = list(&[source, step, top]);
+    for (records, blobs, said) in [
+        (all.clone(), good(), ""),
+        (String::new(), good(), "gives nothing: there are no records in it"),
+        (source.to_owned(), good(), "gives nothing: none of its records has a result"),
+        (all.clone(), Vec::new(), "gives nothing: 2 of 2 results have layers that its manifest does not have"),
+        (
+            all.clone(),
+            good()[..1].to_vec(),
+            "gives less than it says: 1 of 2 results have layers that its manifest does not have",
+        ),
+        (all.clone(), odd, "gives less than it says: 1 of 2 results have layers of unknown type `text/html`"),
+        (all.clone(), no_id, "gives less than it says: 1 of 2 results have layers without a diff id"),
+        (all.replacen("<a>", "sha256:7", 1), good(), "gives nothing: 1 of 3 records have no digest that is one"),
+        (
+            list(&[source, step, &top.replace(r#"[{"link":1}]"#, "null")]),
+            good(),
+            "gives less than it says: 1 of 3 records have an input that nothing leads to",
+        ),
+        (
+            list(&[source, step, &top.replace(r#""link":1"#, r#""link":2"#)]),
+            good(),
+            "gives less than it says: records lead round in circles",
+        ),
+        (
+            list(&[source, &step.replace(r#""link":0"#, r#""link":2"#), top]),
+            good(),
+            "gives nothing: records lead round in circles",
+        ),
+        (
+            list(&[source, &step.replace(r#""layers":[{"layer":0}]"#, r#""chains":[{"layers":null}]"#)]),
+            good(),
+            "gives nothing: 1 of 1 results have no layers",
+        ),
+    ] {
+        let mut imported = Imported::new(SourceId(1));
+        imported.add(&config(layer, &records), &blobs).expect(said);
+        assert_eq!(imported.complaint().unwrap_or_default(), said, "{records}");
+    }
+}
+
+#[test]
+fn what_is_neither_a_cache_nor_an_image_is_said() {
+    let manifest = String::from_utf8_lossy(MANIFEST);
+    for (from, document) in [("manifest", manifest), ("index", String::from_utf8_lossy(INDEX))] {
+        let later = document.replace("cacheconfig.v0", "cacheconfig.v1");
+        let said = Document::parse(later.as_bytes()).expect_err(from).to_string();
+        assert!(said.contains("of type `application/vnd.buildkit.cacheconfig.v1`"), "{said}");
+    }
+    assert_eq!(Document::parse(br#"{"schemaVersion":2,"manifests":[]}"#).expect("empty"), Document::Images(Vec::new()));
 }

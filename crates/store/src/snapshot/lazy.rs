@@ -197,7 +197,12 @@ impl Snapshots {
             false => (&have.sources, &layer.sources),
         };
         more.from_cache &= layer.from_cache;
-        if more.urls.is_empty() && have.media_type == layer.media_type {
+        if have.from_cache && !layer.from_cache && have.digest == layer.digest {
+            // And what an image says of it is true.
+            (more.size, more.media_type) = (layer.size, layer.media_type.clone());
+            more.annotations.clone_from(&layer.annotations);
+        }
+        if more.urls.is_empty() && more.media_type == layer.media_type {
             more.urls.clone_from(&layer.urls);
         }
         more.sources.clone_from(first);

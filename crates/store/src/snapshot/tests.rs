@@ -63,7 +63,8 @@ fn a_layer_that_an_image_has_is_not_a_caches_alone() {
     let options = |created_at| PrepareOptions { created_at, ..PrepareOptions::default() };
     let made = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(7);
     let of_image = lazy_layer(&layer_tar(&["a=1"]), None);
-    let of_cache = LazyLayer { sources: vec!["cache.example/c".into()], from_cache: true, ..of_image.clone() };
+    let of_cache = LazyLayer { sources: vec!["cache.example/c".into()], from_cache: true, size: 7, ..of_image.clone() };
+    let size = of_image.size;
     let check = |id: &SnapshotId, from_cache, sources: &[&str]| {
         let known = snapshots.lazy(id).expect("lazy");
         assert_eq!(
@@ -74,12 +75,14 @@ fn a_layer_that_an_image_has_is_not_a_caches_alone() {
     let first = snapshots.register_lazy(None, of_cache.clone(), options(Some(made))).expect("registered");
     assert_eq!(snapshots.info(&first.id()).expect("known").created_at, made);
     check(&first.id(), true, &["cache.example/c"]);
-    // The image's own place comes first, and is the one that counts.
+    assert_eq!(snapshots.lazy(&first.id()).expect("lazy").size, 7);
+    // The image's own place comes first, and is the one that counts; so does what it says of the blob.
     let second = snapshots.register_lazy(None, of_image, options(None)).expect("registered");
     assert_eq!(first.id(), second.id());
     check(&first.id(), false, &["registry.example/a", "cache.example/c"]);
     snapshots.register_lazy(None, of_cache, options(None)).expect("registered");
     check(&first.id(), false, &["registry.example/a", "cache.example/c"]);
+    assert_eq!(snapshots.lazy(&first.id()).expect("lazy").size, size);
 }
 
 fn unpack(store: &Store, hold: &Hold, tar: Vec<u8>) -> Result<()> {

@@ -1,7 +1,8 @@
 //! Filters of `du` and `prune` (containerd's filter language): `type==exec.cachemount,id~=^1`, `mutable`.
 //!
 //! Commas mean "and"; several filters mean "or". A field alone asks whether it is set. Values may be quoted, a regular
-//! expression also with `/` or `|` around it.
+//! expression also with `/` or `|` around it. `mutable` and its like are set or not, and have no value: `mutable==true` is
+//! never so, as in BuildKit.
 
 use std::str::FromStr;
 
@@ -37,15 +38,18 @@ enum Field {
 
 const FIELDS: [(&str, Field); 9] = [
     ("id", Field::Id),
-    ("parents", Field::Parents),
+    ("type", Field::Type),
     ("description", Field::Description),
-    ("inuse", Field::InUse),
     ("mutable", Field::Mutable),
     ("immutable", Field::Immutable),
-    ("type", Field::Type),
+    ("inuse", Field::InUse),
     ("shared", Field::Shared),
     ("private", Field::Private),
+    ("parents", Field::Parents),
 ];
+
+/// For people.
+const KNOWN: &str = "known are id, type, description, mutable, immutable, inuse, shared, private and parents";
 
 #[derive(Clone, Debug)]
 enum Test {
@@ -55,41 +59,73 @@ enum Test {
     Matches(Regex),
 }
 
+/// What filters look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'r> {
+    /// [`UsageRecord::id`].
+    pub id: &'r str,
+    /// [`UsageRecord::parents`].
+    pub parents: &'r [String],
+    /// [`UsageRecord::description`].
+    pub description: &'r str,
+    /// [`UsageRecord::record_type`].
+    pub record_type: &'r str,
+    /// [`UsageRecord::in_use`].
+    pub in_use: bool,
+    /// [`UsageRecord::mutable`].
+    pub mutable: bool,
+    /// [`UsageRecord::shared`].
+    pub shared: bool,
+}
+
 impl UsageFilter {
     /// Whether the record fulfils all terms.
     pub fn matches(&self, record: &UsageRecord) -> bool {
-        self.terms.iter().all(|term| term.matches(record))
+        self.selects(&Subject {
+            id: &record.id,
+            parents: &record.parents,
+            description: &record.description,
+            record_type: record.record_type.as_str(),
+            in_use: record.in_use,
+            mutable: record.mutable,
+            shared: record.shared,
+        })
+    }
+
+    /// Whether that fulfils all terms.
+    pub fn selects(&self, subject: &Subject<'_>) -> bool {
+        self.terms.iter().all(|term| term.matches(subject))
     }
 }
 
 impl Term {
-    fn matches(&self, record: &UsageRecord) -> bool {
-        let (value, set) = value_of(self.field, record);
+    fn matches(&self, subject: &Subject<'_>) -> bool {
+        let (value, set) = value_of(self.field, subject);
         match &self.test {
             Test::Set => set,
             Test::Equal(wanted) => set && value == *wanted,
             Test::Differs(other) => value != *other,
-            Test::Matches(regex) => set && regex.is_match(&value),
+            Test::Matches(regex) => regex.is_match(&value),
         }
     }
 }
 
-fn value_of(field: Field, record: &UsageRecord) -> (String, bool) {
+fn value_of(field: Field, subject: &Subject<'_>) -> (String, bool) {
     let text = |text: String| {
         let set = !text.is_empty();
         (text, set)
     };
     let flag = |set| (String::new(), set);
     match field {
-        Field::Id => text(record.id.clone()),
-        Field::Parents => text(record.parents.join(";")),
-        Field::Description => text(record.description.clone()),
-        Field::InUse => flag(record.in_use),
-        Field::Mutable => flag(record.mutable),
-        Field::Immutable => flag(!record.mutable),
-        Field::Type => text(record.record_type.as_str().to_owned()),
-        Field::Shared => flag(record.shared),
-        Field::Private => flag(!record.shared),
+        Field::Id => text(subject.id.to_owned()),
+        Field::Parents => text(subject.parents.join(";")),
+        Field::Description => text(subject.description.to_owned()),
+        Field::InUse => flag(subject.in_use),
+        Field::Mutable => flag(subject.mutable),
+        Field::Immutable => flag(!subject.mutable),
+        Field::Type => text(subject.record_type.to_owned()),
+        Field::Shared => flag(subject.shared),
+        Field::Private => flag(!subject.shared),
     }
 }
 
@@ -100,6 +136,9 @@ impl FromStr for UsageFilter {
         let mut rest = filter;
         let mut terms = Vec::new();
         let error = |why: String| Error::Filter { filter: filter.to_owned(), why };
+        if filter.is_empty() {
+            return Ok(UsageFilter { terms });
+        }
         loop {
             let (term, after) = parse_term(rest).map_err(error)?;
             terms.push(term);
@@ -112,32 +151,57 @@ impl FromStr for UsageFilter {
 }
 
 fn parse_term(text: &str) -> Result<(Term, &str), String> {
-    let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '.').unwrap_or(text.len());
-    let (name, rest) = text.split_at(end);
-    let known = || FIELDS.map(|(name, _)| name).join(", ");
-    if name.is_empty() {
-        return Err(format!("expected a field (one of {}) at `{text}`", known()));
+    let (name, mut rest) = parse_word(text)?;
+    // What stands behind a dot does not count.
+    while let Some(more) = rest.strip_prefix('.') {
+        rest = parse_word(more)?.1;
     }
     let field = FIELDS.iter().find(|(known, _)| *known == name).map(|(_, field)| *field);
-    let field = field.ok_or_else(|| format!("there is no field `{name}`, but {}", known()))?;
-    let (operator, rest) = match rest.get(..2) {
-        Some(operator @ ("==" | "!=" | "~=")) => (operator, &rest[2..]),
-        _ => return Ok((Term { field, test: Test::Set }, rest)),
+    let field = field.ok_or_else(|| format!("unknown field `{name}`: {KNOWN}"))?;
+    if rest.is_empty() || rest.starts_with(',') {
+        return Ok((Term { field, test: Test::Set }, rest));
+    }
+    let (operator, rest) = match rest.trim_start() {
+        rest if ["==", "!=", "~="].iter().any(|operator| rest.starts_with(operator)) => rest.split_at(2),
+        rest => return Err(format!("expected ==, != or ~= at `{rest}`")),
     };
-    let (value, rest) = parse_value(rest, operator == "~=")?;
+    let (value, rest) = parse_value(rest.trim_start(), operator == "~=")?;
     let test = match operator {
         "==" => Test::Equal(value),
         "!=" => Test::Differs(value),
-        _ => Test::Matches(Regex::new(&value).map_err(|e| e.to_string())?),
+        _ => {
+            let regex = Regex::new(&value).map_err(|_| format!("`{value}` is no regular expression"))?;
+            Test::Matches(regex)
+        }
     };
     Ok((Term { field, test }, rest))
+}
+
+/// The name of a field, maybe in quotes.
+fn parse_word(text: &str) -> Result<(String, &str), String> {
+    let text = text.trim_start();
+    if text.starts_with('"') {
+        return parse_value(text, false);
+    }
+    let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
+    match text.split_at(end) {
+        ("", _) => Err(format!("expected a field at `{text}`: {KNOWN}")),
+        (name, rest) => Ok((name.to_owned(), rest)),
+    }
 }
 
 fn parse_value(text: &str, regex: bool) -> Result<(String, &str), String> {
     let quote = text.chars().next().filter(|c| *c == '"' || regex && (*c == '/' || *c == '|'));
     let Some(quote) = quote else {
-        let end = text.find(',').unwrap_or(text.len());
-        return Ok((text[..end].to_owned(), &text[end..]));
+        let end = text.find(|c: char| c == ',' || c.is_whitespace()).unwrap_or(text.len());
+        return match text.split_at(end) {
+            ("", _) => Err("expected a value at its end, or before a comma".to_owned()),
+            // So it is with containerd; quotes help.
+            (value, _) if value.starts_with(['.', '=', '!', '~', '/', '|']) => {
+                Err(format!("expected a value or one in quotes at `{value}`"))
+            }
+            (value, rest) => Ok((value.to_owned(), rest)),
+        };
     };
     let mut value = String::new();
     let mut chars = text.char_indices().skip(1);

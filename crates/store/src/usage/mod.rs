@@ -20,7 +20,7 @@ mod beside;
 #[cfg(test)]
 mod tests;
 
-pub use filter::UsageFilter;
+pub use filter::{Subject, UsageFilter};
 
 /// Blobs that belong to no snapshot go when nobody read them for so long.
 const ORPHAN_AGE: Duration = Duration::from_secs(24 * 3600);

@@ -152,6 +152,19 @@ fn filters_are_read_as_containerd_reads_them() {
         ("mutable", true),
         ("immutable", false),
         ("inuse", false),
+        // Flags have no value.
+        ("mutable==true", false),
+        ("mutable!=true", true),
+        ("mutable~=t", false),
+        ("immutable!=true", true),
+        ("private==true", false),
+        ("parents!=x", true),
+        ("shared~=^$", true),
+        ("", true),
+        (" mutable", true),
+        ("\"mutable\"", true),
+        ("mutable.x", true),
+        ("type == exec.cachemount", true),
         ("private,mutable,type==exec.cachemount", true),
         ("parents==1;2", true),
         (r#"description=="a, \"b\" c""#, true),
@@ -162,22 +175,22 @@ fn filters_are_read_as_containerd_reads_them() {
     }
     for (filter, why) in [
         (
-            "",
-            "expected a field (one of id, parents, description, inuse, mutable, immutable, type, shared, private) at ``",
-        ),
-        (
             "size>1",
-            "there is no field `size`, but id, parents, description, inuse, mutable, immutable, type, shared, private",
+            "unknown field `size`: known are id, type, description, mutable, immutable, inuse, shared, private and parents",
         ),
-        ("id=1", "expected `,` before `=1`"),
+        ("id=1", "expected ==, != or ~= at `=1`"),
+        ("id 1", "expected ==, != or ~= at `1`"),
+        ("id==", "expected a value at its end, or before a comma"),
+        ("id==1 2", "expected `,` before ` 2`"),
+        ("id~=.*", "expected a value or one in quotes at `.*`"),
         ("id==\"x", "the closing `\"` is missing"),
         (
             "mutable,",
-            "expected a field (one of id, parents, description, inuse, mutable, immutable, type, shared, private) at ``",
+            "expected a field at ``: known are id, type, description, mutable, immutable, inuse, shared, private and parents",
         ),
     ] {
         let error = filter.parse::<UsageFilter>().expect_err(filter);
-        assert_eq!(error.to_string(), format!("`{filter}` is not a filter: {why}"));
+        assert_eq!(error.to_string(), format!("filter `{filter}`: {why}"));
     }
     assert!("id~=(".parse::<UsageFilter>().is_err());
 }
