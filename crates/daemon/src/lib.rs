@@ -206,7 +206,8 @@ async fn collect_garbage(shared: Arc<Shared>) {
     }
 }
 
-/// Bytes of one request's headers, unpacked: clients name their session and its methods there.
+/// Bytes of one request's headers, unpacked: clients name their session and its methods there. A connection that sends more, or
+/// more than some 100 KB packed, ends.
 const MAX_HEADERS: u32 = 256 << 10;
 /// Calls under way on one connection, of which a build has three or four. Clients wait with more.
 const MAX_STREAMS: u32 = 4096;

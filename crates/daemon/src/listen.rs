@@ -39,10 +39,10 @@ pub struct Owner {
 /// A socket that waits for connections.
 pub struct Listener {
     address: String,
+    /// Ours to remove in the end, before the socket is closed: whoever waits for it makes another there.
+    _file: Option<SocketFile>,
     socket: Socket,
     tls: Option<Arc<Tls>>,
-    /// Ours to remove in the end.
-    _file: Option<SocketFile>,
 }
 
 enum Socket {
@@ -81,11 +81,11 @@ impl Listener {
         match scheme {
             "unix" => {
                 let path = PathBuf::from(rest);
-                let socket = patiently(async || open_unix(&path, owner)).await.map_err(failed)?;
+                let socket = patiently(address, async || open_unix(&path, owner)).await.map_err(failed)?;
                 Ok(vec![listener(Socket::Unix(socket), None, Some(SocketFile(path)))])
             }
             "tcp" => {
-                let socket = patiently(async || TcpListener::bind(rest).await).await.map_err(failed)?;
+                let socket = patiently(address, async || TcpListener::bind(rest).await).await.map_err(failed)?;
                 Ok(vec![listener(Socket::Tcp(socket), tls, None)])
             }
             "fd" => {
@@ -188,11 +188,15 @@ impl Accepted {
 }
 
 /// Opens a socket, also where a daemon that was killed a moment ago still has it: the kernel takes its time to end one.
-async fn patiently<T>(open: impl AsyncFn() -> io::Result<T>) -> io::Result<T> {
+async fn patiently<T>(address: &str, open: impl AsyncFn() -> io::Result<T>) -> io::Result<T> {
     let until = tokio::time::Instant::now() + DYING;
+    let mut is_told = false;
     loop {
         match open().await {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < until => {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::info!(address, "somebody listens there: waiting a moment for their end");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             opened => return opened,

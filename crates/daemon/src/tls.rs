@@ -78,12 +78,9 @@ impl Files {
         let builder = match &self.ca {
             None => builder.with_no_client_auth(),
             Some(ca) => {
-                let mut roots = Roots::empty();
+                let mut roots = Roots::default();
                 roots.add_file(ca).map_err(unusable)?;
-                let clients = Clients::new(roots, &provider);
-                let clients =
-                    clients.map_err(|error| Fault::user(format!("cannot use `{}`: {error}", ca.display())))?;
-                builder.with_client_cert_verifier(Arc::new(clients))
+                builder.with_client_cert_verifier(Arc::new(Clients::new(roots, provider)))
             }
         };
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));

@@ -44,7 +44,7 @@ impl TlsIdentity {
             .map_err(|error| Error::Setup(error.to_string()))?;
         let builder = match self.verify {
             Verify::Full => {
-                let mut roots = Roots::empty();
+                let mut roots = Roots::default();
                 for path in &self.extra_roots {
                     roots.add_file(path)?;
                 }

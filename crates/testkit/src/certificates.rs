@@ -27,6 +27,11 @@ impl Signed {
         self.certificate.to_vec()
     }
 
+    /// The key as its kind has it (PKCS #8).
+    pub fn key_der(&self) -> Vec<u8> {
+        self.key.serialize_der()
+    }
+
     /// The same in version 1 of X.509, as `openssl x509 -req` makes them where no extensions are named.
     pub fn in_version_1(self, authority: &Authority) -> Signed {
         let whole = |content: &[u8]| AnyRef::new(Tag::Sequence, content).and_then(|all| all.to_der());

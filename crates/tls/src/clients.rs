@@ -5,33 +5,35 @@ use std::sync::Arc;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-use crate::leaf::{Leaf, Usage, signers};
+use crate::certificate::{Certificate, Usage, is_of_kind, signers};
 use crate::{Handshake, Roots};
 
 /// Checks the certificates of clients.
 #[derive(Debug)]
 pub struct Clients {
-    webpki: Arc<dyn ClientCertVerifier>,
     roots: Roots,
-    handshake: Handshake,
+    names: Vec<DistinguishedName>,
+    provider: Arc<CryptoProvider>,
 }
 
 impl Clients {
-    /// Lets in whom one of these authorities has signed. There must be one.
-    pub fn new(roots: Roots, provider: &Arc<CryptoProvider>) -> Result<Clients, VerifierBuilderError> {
-        let anchors = Arc::new(roots.anchors.clone());
-        let webpki = WebPkiClientVerifier::builder_with_provider(anchors, provider.clone()).build()?;
-        Ok(Clients { webpki, roots, handshake: Handshake(provider.signature_verification_algorithms) })
+    /// Lets in whom one of these authorities has signed, and whose certificate is among them.
+    pub fn new(roots: Roots, provider: Arc<CryptoProvider>) -> Clients {
+        Clients { names: roots.names(), roots, provider }
+    }
+
+    fn handshake(&self) -> Handshake {
+        Handshake(self.provider.signature_verification_algorithms)
     }
 }
 
 impl ClientCertVerifier for Clients {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.webpki.root_hint_subjects()
+        &self.names
     }
 
     fn verify_client_cert(
@@ -40,16 +42,18 @@ impl ClientCertVerifier for Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let refused = match self.webpki.verify_client_cert(end_entity, &signers(intermediates), now) {
-            Err(refused) => refused,
-            verified => return verified,
+        let authorities = self.roots.authorities(Usage::Client, now);
+        // There may be none, but clients themselves.
+        let webpki = WebPkiClientVerifier::builder_with_provider(authorities, self.provider.clone()).build();
+        let refused = match webpki.map(|webpki| webpki.verify_client_cert(end_entity, &signers(intermediates), now)) {
+            Ok(Ok(verified)) => return Ok(verified),
+            Ok(Err(refused)) => Some(refused),
+            Err(_) => None,
         };
-        let leaf = Leaf::read(end_entity)?;
-        match leaf.check(&self.roots, &self.handshake.0, Usage::Client, now) {
+        let certificate = Certificate::read(end_entity)?;
+        match certificate.check(&self.roots, &self.handshake().0, Usage::Client, now) {
             Ok(()) => Ok(ClientCertVerified::assertion()),
-            // All that webpki says of it is that it cannot read it.
-            Err(error) if leaf.is_version_1() => Err(error),
-            Err(_) => Err(refused),
+            Err(error) => Err(refused.filter(|refused| !is_of_kind(refused)).unwrap_or(error)),
         }
     }
 
@@ -59,7 +63,7 @@ impl ClientCertVerifier for Clients {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.handshake.tls12(message, certificate, signed)
+        self.handshake().tls12(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -68,20 +72,21 @@ impl ClientCertVerifier for Clients {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.handshake.tls13(message, certificate, signed)
+        self.handshake().tls13(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.handshake.schemes()
+        self.handshake().schemes()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+    use std::time::{SystemTime, UNIX_EPOCH};
 
     use rcgen::{
-        BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
+        BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
+        KeyUsagePurpose, NameConstraints, SanType,
     };
     use rustls::CertificateError;
     use testkit::certificates::{Authority, Signed, client};
@@ -93,13 +98,11 @@ mod tests {
     }
 
     fn clients_of(certificates: impl Iterator<Item = Vec<u8>>) -> Clients {
-        let mut roots = Roots::empty();
+        let mut roots = Roots::default();
         for certificate in certificates {
-            let certificate = CertificateDer::from(certificate);
-            roots.anchors.add(certificate.clone()).expect("it is well formed");
-            roots.certificates.push(certificate);
+            roots.add(certificate.into()).expect("it is well formed");
         }
-        Clients::new(roots, &crate::provider()).expect("there are roots")
+        Clients::new(roots, crate::provider())
     }
 
     fn now() -> UnixTime {
@@ -131,9 +134,10 @@ mod tests {
         assert_eq!(refusal(&clients, &ours.client()), None);
         assert_eq!(refusal(&clients, &ours.client().in_version_1(&ours)), None);
         assert_eq!(refusal(&clients, &ours.expired_client().in_version_1(&ours)), Some(CertificateError::Expired));
-        let early = UnixTime::since_unix_epoch(Duration::ZERO);
-        let client = ours.client().in_version_1(&ours).der();
-        assert_eq!(refusal_at(&clients, &client, early), Some(CertificateError::NotValidYet));
+        let mut early = client();
+        (early.not_before, early.not_after) = (rcgen::date_time_ymd(2080, 1, 1), rcgen::date_time_ymd(2090, 1, 1));
+        let early = ours.sign(early).in_version_1(&ours);
+        assert_eq!(refusal(&clients, &early), Some(CertificateError::NotValidYet));
         // Of an authority that isn't asked, of one that has only the name, and signed by itself.
         let stranger = Authority::new("a stranger");
         assert_eq!(
@@ -183,6 +187,57 @@ mod tests {
         assert!(refusal_at(&clients, &alone.der(), now()).is_some());
         let listed = Authority::new("of somebody else").client();
         assert_eq!(refusal(&clients_of([listed.der()].into_iter()), &listed), None);
+    }
+
+    /// To be in the list is not to sign for others, nor for all names, nor for ever.
+    #[test]
+    fn who_is_trusted_may_not_all_sign() {
+        let signer = |change: &dyn Fn(&mut CertificateParams)| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, "listed");
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            change(&mut params);
+            Authority::new("whoever made it").authority(params)
+        };
+        let lets_in = |listed: &Authority| {
+            let clients = clients(&[listed]);
+            let signed = [listed.client(), listed.client().in_version_1(listed)];
+            signed.map(|client| refusal(&clients, &client).is_none())
+        };
+        assert_eq!(lets_in(&signer(&|_| {})), [true, true]);
+        assert_eq!(lets_in(&signer(&|params| params.is_ca = IsCa::ExplicitNoCa)), [false, false]);
+        assert_eq!(lets_in(&signer(&|params| params.is_ca = IsCa::NoCa)), [false, false]);
+        let digital = vec![KeyUsagePurpose::DigitalSignature];
+        assert_eq!(lets_in(&signer(&|params| params.key_usages.clone_from(&digital))), [false, false]);
+        let servers = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        assert_eq!(lets_in(&signer(&|params| params.extended_key_usages.clone_from(&servers))), [false, false]);
+        let expired = |params: &mut CertificateParams| {
+            (params.not_before, params.not_after) =
+                (rcgen::date_time_ymd(2019, 1, 1), rcgen::date_time_ymd(2020, 1, 1));
+        };
+        assert_eq!(lets_in(&signer(&expired)), [false, false]);
+        let bound = signer(&|params| {
+            let permitted_subtrees = vec![GeneralSubtree::DnsName("example.com".to_owned())];
+            params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+        });
+        assert!(!lets_in(&bound)[1]);
+        let mut elsewhere = client();
+        elsewhere.subject_alt_names = vec![SanType::DnsName("other.test".try_into().expect("a name"))];
+        elsewhere.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        assert!(refusal(&clients(&[&bound]), &bound.sign(elsewhere)).is_some());
+    }
+
+    #[test]
+    fn what_is_said_twice_or_by_later_versions_is_not_read() {
+        let authority = Authority::new("ours");
+        let clients = clients(&[&authority]);
+        let mut params = client();
+        let usage = [0x30, 10, 6, 8, 0x2b, 6, 1, 5, 5, 7, 3, 1].to_vec();
+        params.custom_extensions = vec![CustomExtension::from_oid_content(&[2, 5, 29, 37], usage)];
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let twice = authority.sign(params);
+        assert!(refusal(&clients, &twice).is_some());
+        assert!(Certificate::read(&twice.der().into()).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-use crate::leaf::Leaf;
+use crate::certificate::Certificate;
 
 /// A certificate or key file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +27,7 @@ impl Error {
 }
 
 /// What ring makes signatures by.
-const KINDS: &str = "it is no key of RSA with at least 2048 bits, of ECDSA on P-256 or P-384, or of Ed25519";
+const KINDS: &str = "it is no key of RSA with 2048 to 4096 bits, of ECDSA on P-256 or P-384, or of Ed25519";
 
 /// A client's or server's certificate and its key, both PEM files.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -57,9 +57,9 @@ impl KeyPair {
         let chain = read_certificates(&self.certificate)?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| Error::new(&self.key, error))?;
         let key = provider.key_provider.load_private_key(key).map_err(|_| Error::new(&self.key, KINDS))?;
-        let leaf = Leaf::read(&chain[0]).map_err(|error| Error::new(&self.certificate, error))?;
+        let shown = Certificate::read(&chain[0]).map_err(|error| Error::new(&self.certificate, error))?;
         // A provider may keep the key to itself: the handshake will tell.
-        if key.public_key().is_some_and(|public| public != leaf.key) {
+        if key.public_key().is_some_and(|public| public != shown.key) {
             let cause = format!("the key `{}` is another certificate's", self.key.display());
             return Err(Error::new(&self.certificate, cause));
         }

@@ -1,13 +1,13 @@
 //! Whom we trust, and who we are: certificates and keys, of clients and of servers.
 //!
-//! Webpki decides, and where it says no, Go's rules have the last word ([`leaf`]): people's certificates were made for clients
+//! Webpki decides, and where it says no, Go's rules have the last word (`certificate`): people's certificates were made for clients
 //! and servers in Go, by a few lines of `openssl`. Those are of version 1 of X.509, or call themselves an authority, or are
 //! their own.
 
+mod certificate;
 mod clients;
 mod files;
 mod handshake;
-mod leaf;
 mod roots;
 mod servers;
 

@@ -1,27 +1,29 @@
 //! Whom we trust.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls::{DistinguishedName, RootCertStore};
 
 use crate::Error;
+use crate::certificate::{Certificate, Usage};
 
-/// Certificates that are trusted.
-#[derive(Clone, Debug)]
+/// Certificates that are trusted: as the other side itself, and those that may sign others, as authorities.
+#[derive(Clone, Debug, Default)]
 pub struct Roots {
-    /// As authorities.
-    pub(crate) anchors: RootCertStore,
-    /// As the other side itself: the same certificates, whole.
     pub(crate) certificates: Vec<CertificateDer<'static>>,
+    /// Authorities of which no more is known.
+    bare: Vec<TrustAnchor<'static>>,
 }
 
 impl Roots {
-    /// Nobody.
-    pub fn empty() -> Roots {
-        Roots { anchors: RootCertStore::empty(), certificates: Vec::new() }
+    /// One more. What is no certificate cannot be added.
+    pub fn add(&mut self, certificate: CertificateDer<'static>) -> Result<(), rustls::Error> {
+        Certificate::read(&certificate)?;
+        self.certificates.push(certificate);
+        Ok(())
     }
 
     /// Those of a PEM file, beside those that are there. What cannot be read in it is left out, with a warning: bundles are
@@ -33,10 +35,7 @@ impl Roots {
             let added = match certificate {
                 Err(error @ pem::Error::Io(_)) => return Err(Error::new(path, error)),
                 Err(error) => Err(error.to_string()),
-                Ok(certificate) => {
-                    let added = self.anchors.add(certificate.clone()).map_err(|error| error.to_string());
-                    added.map(|()| self.certificates.push(certificate))
-                }
+                Ok(certificate) => self.add(certificate).map_err(|_| "it is no certificate".to_owned()),
             };
             if let Err(error) = added {
                 tracing::warn!(error, path = %path.display(), "a certificate of a bundle cannot be used");
@@ -47,8 +46,25 @@ impl Roots {
     }
 
     pub(crate) fn extend(&mut self, more: &Roots) {
-        self.anchors.extend(more.anchors.roots.iter().cloned());
-        self.certificates.extend(more.certificates.iter().cloned());
+        self.certificates.extend_from_slice(&more.certificates);
+        self.bare.extend_from_slice(&more.bare);
+    }
+
+    /// Those that may sign for this usage now. To webpki all that it is given may.
+    pub(crate) fn authorities(&self, usage: Usage, now: UnixTime) -> Arc<RootCertStore> {
+        let mut store = RootCertStore::empty();
+        let is_one = |certificate: &&CertificateDer<'_>| {
+            Certificate::read(certificate).is_ok_and(|certificate| certificate.is_authority(usage, now))
+        };
+        store.add_parsable_certificates(self.certificates.iter().filter(is_one).cloned());
+        store.extend(self.bare.iter().cloned());
+        Arc::new(store)
+    }
+
+    /// Whose names clients are told, so that they choose among their certificates.
+    pub(crate) fn names(&self) -> Vec<DistinguishedName> {
+        let read = self.certificates.iter().filter_map(|certificate| Certificate::read(certificate).ok());
+        read.map(|certificate| DistinguishedName::in_sequence(certificate.subject)).collect()
     }
 }
 
@@ -60,12 +76,16 @@ pub fn system_roots() -> &'static Roots {
         for error in &native.errors {
             tracing::debug!(%error, "system certificates");
         }
-        let mut anchors = RootCertStore::empty();
-        anchors.add_parsable_certificates(native.certs.iter().cloned());
-        if anchors.is_empty() {
-            anchors.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        let mut roots = Roots::default();
+        for certificate in native.certs {
+            if let Err(error) = roots.add(certificate) {
+                tracing::debug!(%error, "system certificates");
+            }
         }
-        Roots { anchors, certificates: native.certs }
+        if roots.certificates.is_empty() {
+            roots.bare = webpki_roots::TLS_SERVER_ROOTS.to_vec();
+        }
+        roots
     })
 }
 
@@ -80,13 +100,13 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("scratch space");
         let add = |text: &str| {
             std::fs::write(file.path(), text).expect("it is ours");
-            let mut roots = Roots::empty();
+            let mut roots = Roots::default();
             roots.add_file(file.path()).map(|()| roots.certificates.len()).map_err(|error| error.cause)
         };
         let pem = |base64: &str| format!("-----BEGIN CERTIFICATE-----\n{base64}\n-----END CERTIFICATE-----\n");
         let (one, other) = (Authority::new("one").certificate(), Authority::new("other").certificate());
         assert_eq!(add(&format!("# ours\n{one}{}{}{other}", pem("bm9uZQ=="), pem("!"))), Ok(2));
-        assert_eq!(add(&pem("bm9uZQ==")).expect_err("none is left"), "invalid peer certificate: BadEncoding");
+        assert_eq!(add(&pem("bm9uZQ==")).expect_err("none is left"), "it is no certificate");
         assert_eq!(add("").expect_err("there is none"), "it holds no certificate");
     }
 }

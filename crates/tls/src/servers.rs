@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 
-use crate::leaf::{Leaf, Usage};
+use crate::certificate::{Certificate, Usage, is_of_kind, signers};
 use crate::{Handshake, Roots};
 
 /// Checks the certificates of servers.
@@ -21,32 +21,23 @@ pub struct Servers {
     own: Roots,
     more: Option<fn() -> &'static Roots>,
     provider: Arc<CryptoProvider>,
-    checker: OnceLock<Result<Checker, Error>>,
-}
-
-#[derive(Debug)]
-struct Checker {
-    webpki: Arc<WebPkiServerVerifier>,
-    roots: Roots,
+    roots: OnceLock<Roots>,
 }
 
 impl Servers {
     /// Trusts whom these authorities have signed, and those that are found when they are needed.
     pub fn new(own: Roots, more: Option<fn() -> &'static Roots>, provider: Arc<CryptoProvider>) -> Servers {
-        Servers { own, more, provider, checker: OnceLock::new() }
+        Servers { own, more, provider, roots: OnceLock::new() }
     }
 
-    fn checker(&self) -> Result<&Checker, Error> {
-        let make = || {
+    fn roots(&self) -> &Roots {
+        self.roots.get_or_init(|| {
             let mut roots = self.own.clone();
             if let Some(more) = self.more {
                 roots.extend(more());
             }
-            let anchors = Arc::new(roots.anchors.clone());
-            let webpki = WebPkiServerVerifier::builder_with_provider(anchors, self.provider.clone()).build();
-            Ok(Checker { webpki: webpki.map_err(|error| Error::General(error.to_string()))?, roots })
-        };
-        self.checker.get_or_init(make).as_ref().map_err(Clone::clone)
+            roots
+        })
     }
 
     fn handshake(&self) -> Handshake {
@@ -63,20 +54,23 @@ impl ServerCertVerifier for Servers {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Checker { webpki, roots } = self.checker()?;
-        let intermediates = crate::leaf::signers(intermediates);
-        let refused = match webpki.verify_server_cert(end_entity, &intermediates, server, ocsp_response, now) {
-            Err(refused) => refused,
-            verified => return verified,
-        };
-        let leaf = Leaf::read(end_entity)?;
-        match leaf.check(roots, &self.handshake().0, Usage::Server, now) {
-            // One of version 1 has no names: that is what is said of it.
-            Ok(()) if !leaf.is_version_1() => {
+        let (roots, between) = (self.roots(), signers(intermediates));
+        let authorities = roots.authorities(Usage::Server, now);
+        let webpki = WebPkiServerVerifier::builder_with_provider(authorities, self.provider.clone()).build();
+        let refused =
+            match webpki.map(|webpki| webpki.verify_server_cert(end_entity, &between, server, ocsp_response, now)) {
+                Ok(Ok(verified)) => return Ok(verified),
+                Ok(Err(refused)) => Some(refused),
+                Err(_) => None,
+            };
+        let certificate = Certificate::read(end_entity)?;
+        match certificate.check(roots, &self.handshake().0, Usage::Server, now) {
+            // Version 1 has no names: webpki does not read it, nor does anybody else.
+            Ok(()) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server)?;
                 Ok(ServerCertVerified::assertion())
             }
-            _ => Err(refused),
+            Err(error) => Err(refused.filter(|refused| !is_of_kind(refused)).unwrap_or(error)),
         }
     }
 
@@ -107,9 +101,9 @@ impl ServerCertVerifier for Servers {
 mod tests {
     use std::time::Duration;
 
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, date_time_ymd};
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose, date_time_ymd};
 
-    use rustls::{CertificateError, RootCertStore};
+    use rustls::CertificateError;
     use testkit::certificates::{Authority, Signed};
 
     use super::*;
@@ -131,15 +125,15 @@ mod tests {
     #[test]
     fn a_server_may_show_a_certificate_that_is_trusted_itself() {
         let (trusted, other) = (own_ca(), own_ca());
-        let mut roots = Roots { anchors: RootCertStore::empty(), certificates: vec![trusted.clone()] };
-        roots.anchors.add(trusted.clone()).expect("well formed");
+        let mut roots = Roots::default();
+        roots.add(trusted.clone()).expect("well formed");
         let provider = crate::provider();
         let verifier = Servers::new(roots, None, provider);
         let check = |certificate: &CertificateDer<'_>, name: &'static str, year| {
             let name = ServerName::try_from(name).expect("a name");
             verifier.verify_server_cert(certificate, &[], &name, &[], at(year)).map(drop)
         };
-        use CertificateError::{ExpiredContext, NotValidForNameContext, NotValidYetContext};
+        use CertificateError::{Expired, NotValidForNameContext, NotValidYet};
         check(&trusted, "registry.test", 2030).expect("it is trusted");
         let refused = |result| match result {
             Err(Error::InvalidCertificate(why)) => why,
@@ -148,20 +142,32 @@ mod tests {
         let why = refused(check(&trusted, "other.test", 2030));
         assert!(matches!(why, NotValidForNameContext { .. }), "{why:?}");
         let why = refused(check(&trusted, "registry.test", 2032));
-        assert!(matches!(why, ExpiredContext { .. }), "{why:?}");
+        assert_eq!(why, Expired);
         let why = refused(check(&trusted, "registry.test", 2029));
-        assert!(matches!(why, NotValidYetContext { .. }), "{why:?}");
+        assert_eq!(why, NotValidYet);
         // Of the same name, by another key.
         refused(check(&other, "registry.test", 2030));
         // Version 1 has no names.
         let authority = Authority::new("ours");
-        let mut roots = Roots { anchors: RootCertStore::empty(), certificates: Vec::new() };
-        roots.anchors.add(authority.der().into()).expect("well formed");
+        let mut roots = Roots::default();
+        roots.add(authority.der().into()).expect("well formed");
         let verifier = Servers::new(roots, None, crate::provider());
         let now = UnixTime::now();
         let name = ServerName::try_from("localhost").expect("a name");
         let check = |server: Signed| verifier.verify_server_cert(&server.der().into(), &[], &name, &[], now).map(drop);
         check(authority.server()).expect("it is good");
         refused(check(authority.server().in_version_1(&authority)));
+        // An authority between that may not sign certificates.
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let through = |usages: &[KeyUsagePurpose]| {
+            let mut params = params.clone();
+            params.key_usages = usages.to_vec();
+            let between = authority.authority(params);
+            let chain = [CertificateDer::from(between.der())];
+            verifier.verify_server_cert(&between.server().der().into(), &chain, &name, &[], now).map(drop)
+        };
+        through(&[KeyUsagePurpose::KeyCertSign]).expect("it may");
+        assert_eq!(refused(through(&[KeyUsagePurpose::DigitalSignature])), CertificateError::UnknownIssuer);
     }
 }

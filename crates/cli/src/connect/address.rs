@@ -293,7 +293,7 @@ fn encryption(remote: &Remote, address: &str) -> Result<Option<Tls>, Fault> {
         return Ok(None);
     }
     let unusable = |error: tls::Error| Fault::user(error.to_string());
-    let (mut roots, mut more) = (Roots::empty(), Some(tls::system_roots as fn() -> _));
+    let (mut roots, mut more) = (Roots::default(), Some(tls::system_roots as fn() -> _));
     if let Some(ca) = &remote.ca {
         roots.add_file(ca).map_err(unusable)?;
         more = None;

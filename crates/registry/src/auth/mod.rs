@@ -101,8 +101,12 @@ pub(crate) struct Wallet {
 
 impl Wallet {
     pub(crate) fn new(source: Arc<dyn CredentialSource>) -> Wallet {
-        let (known, authorities) = Default::default();
-        Wallet { source, known, lacking: Mutex::default(), authorities }
+        Wallet {
+            source,
+            known: tokio::sync::Mutex::default(),
+            lacking: Mutex::default(),
+            authorities: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Whose tokens the host gets, where the source fetches them.

@@ -1,18 +1,18 @@
-//! The certificate that the other side shows, as far as webpki's answer is not the last.
+//! A certificate (RFC 5280, 4.1), read for what webpki does not decide.
 //!
-//! Go's clients and servers accept what webpki does not: certificates of version 1 of X.509, which `openssl x509 -req` makes
-//! wherever no extensions are named; such as are an authority's, which `openssl req -x509` makes; such as are in the list of
-//! authorities themselves; and such as may be used for anything. Here one of the authorities must have made it itself:
-//! those between are for webpki.
+//! Go's clients and servers accept of the other side what webpki does not: certificates of version 1 of X.509, which
+//! `openssl x509 -req` makes wherever no extensions are named; such as are an authority's, which `openssl req -x509` makes;
+//! such as are in the list of authorities themselves; and such as may be used for anything. Here one of the authorities must
+//! have made it itself: those between are for webpki.
+//!
+//! And of authorities Go asks more: that they may sign, what for, and until when, also where they are trusted.
 
 use std::time::Duration;
 
 use der::asn1::{AnyRef, BitStringRef, GeneralizedTime, OctetStringRef, UtcTime};
-use der::{Decode as _, Encode as _, Reader as _, SliceReader, Tag, TagNumber, Tagged as _};
+use der::{Decode as _, Reader as _, SliceReader, Tag, TagNumber, Tagged as _};
 use rustls::crypto::WebPkiSupportedAlgorithms;
-use rustls::pki_types::{
-    CertificateDer, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer, TrustAnchor, UnixTime,
-};
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::{CertificateError, Error};
 use webpki::RawPublicKeyEntity;
 
@@ -33,24 +33,28 @@ const ANY_USAGE: Identifier<'_> = &[0x55, 0x1d, 0x25, 0];
 const SERVER_USAGE: Identifier<'_> = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
 const CLIENT_USAGE: Identifier<'_> = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
 
-// Extensions, 2.5.29.15 and so on: what the key may do, other names, whether it is an authority's, what it is for.
+// Extensions, 2.5.29.15 and so on: what the key may do, other names, whether it is an authority's, for which names, by which
+// policies, what it is for.
 const KEY_USAGE: Identifier<'_> = &[0x55, 0x1d, 15];
 const NAMES: Identifier<'_> = &[0x55, 0x1d, 17];
 const CONSTRAINTS: Identifier<'_> = &[0x55, 0x1d, 19];
+const NAME_CONSTRAINTS: Identifier<'_> = &[0x55, 0x1d, 30];
+const POLICIES: Identifier<'_> = &[0x55, 0x1d, 32];
 const USAGES: Identifier<'_> = &[0x55, 0x1d, 37];
 
 /// The bit of a key that signs certificates.
 const SIGNS_CERTIFICATES: u8 = 0x04;
 
-/// A certificate as it stands there (RFC 5280, 4.1).
-pub(crate) struct Leaf<'a> {
+/// A certificate as it stands there. Names and algorithms are the contents of their sequences, without the header: so webpki
+/// has them.
+pub(crate) struct Certificate<'a> {
     whole: &'a [u8],
     /// What the signature is for.
     signed: &'a [u8],
-    /// By what it was made. Like that of names, its sequence's header is left out: so webpki has them.
     algorithm: &'a [u8],
     signature: &'a [u8],
     issuer: &'a [u8],
+    pub(crate) subject: &'a [u8],
     /// Since the epoch.
     validity: [Duration; 2],
     pub(crate) key: SubjectPublicKeyInfoDer<'a>,
@@ -62,27 +66,33 @@ pub(crate) struct Leaf<'a> {
 struct Extensions<'a> {
     /// Whether one that must be heeded is of an unknown kind.
     has_unknown: bool,
+    is_authority: bool,
+    /// Whether it may sign for some names only.
+    is_bound_to_names: bool,
     usages: Option<Vec<Identifier<'a>>>,
     key_usage: Option<&'a [u8]>,
 }
 
-impl<'a> Leaf<'a> {
-    pub(crate) fn read(certificate: &'a CertificateDer<'_>) -> Result<Leaf<'a>, Error> {
+impl<'a> Certificate<'a> {
+    pub(crate) fn read(certificate: &'a CertificateDer<'_>) -> Result<Certificate<'a>, Error> {
         let read = AnyRef::from_der(certificate)
-            .and_then(|all| all.sequence(|certificate_parts| Leaf::decode(certificate, certificate_parts)));
+            .and_then(|all| all.sequence(|certificate_parts| Certificate::decode(certificate, certificate_parts)));
         read.map_err(|_| CertificateError::BadEncoding.into())
     }
 
-    fn decode(whole: &'a [u8], certificate: &mut SliceReader<'a>) -> der::Result<Leaf<'a>> {
+    fn decode(whole: &'a [u8], certificate: &mut SliceReader<'a>) -> der::Result<Certificate<'a>> {
         let signed = certificate.tlv_bytes()?;
         let algorithm = sequence(certificate)?;
         let signature = BitStringRef::decode(certificate)?;
         let signature = signature.as_bytes().ok_or(Tag::BitString.value_error())?;
         AnyRef::from_der(signed)?.sequence(|content| {
-            // Version 1 is meant where nothing is said, and has no other way to be said.
-            let is_later = content.peek_tag()? == context(0);
-            if is_later {
-                content.tlv_bytes()?;
+            // Version 1 is meant where nothing is said, and has no other way to be said. Later ones are told by one less.
+            let mut version = 1;
+            if content.peek_tag()? == context(0) {
+                version += AnyRef::from_der(AnyRef::decode(content)?.value())?.decode_as::<u8>()?.min(3);
+            }
+            if version > 3 {
+                return Err(Tag::Integer.value_error());
             }
             AnyRef::decode(content)?.tag().assert_eq(Tag::Integer)?;
             if sequence(content)? != algorithm {
@@ -90,24 +100,28 @@ impl<'a> Leaf<'a> {
             }
             let issuer = sequence(content)?;
             let validity = AnyRef::decode(content)?.sequence(|validity| Ok([time(validity)?, time(validity)?]))?;
-            let _subject = sequence(content)?;
+            let subject = sequence(content)?;
             let key = content.tlv_bytes()?.into();
-            // What else there may be is of later versions; the reader refuses it in others.
-            let mut extensions = is_later.then(Extensions::default);
-            if let Some(extensions) = &mut extensions {
-                while !content.is_finished() {
-                    let part = AnyRef::decode(content)?;
-                    if part.tag() == context(3) {
+            // Two more names from version 2 on, the extensions in version 3: each once, in this order.
+            let mut extensions = (version > 1).then(Extensions::default);
+            let mut last = 0;
+            while !content.is_finished() {
+                let part = AnyRef::decode(content)?;
+                let Tag::ContextSpecific { number, .. } = part.tag() else { return Err(part.tag().value_error()) };
+                if number.value() <= last || number.value() > version {
+                    return Err(part.tag().value_error());
+                }
+                last = number.value();
+                match &mut extensions {
+                    Some(extensions) if last == 3 => {
                         *extensions = AnyRef::from_der(part.value())?.sequence(Extensions::decode)?;
                     }
+                    Some(_) => {}
+                    None => return Err(part.tag().value_error()),
                 }
             }
-            Ok(Leaf { whole, signed, algorithm, signature, issuer, validity, key, extensions })
+            Ok(Certificate { whole, signed, algorithm, signature, issuer, subject, validity, key, extensions })
         })
-    }
-
-    pub(crate) fn is_version_1(&self) -> bool {
-        self.extensions.is_none()
     }
 
     /// Whether it may stand between an authority and another certificate: what says of itself that it does not sign
@@ -115,6 +129,12 @@ impl<'a> Leaf<'a> {
     pub(crate) fn may_sign(&self) -> bool {
         let usage = self.extensions.as_ref().and_then(|extensions| extensions.key_usage);
         usage.is_none_or(|bits| bits.first().is_some_and(|bits| bits & SIGNS_CERTIFICATES != 0))
+    }
+
+    /// Whether others may be signed by it, where it is trusted, for this usage and now. Of version 1 all may.
+    pub(crate) fn is_authority(&self, usage: Usage, now: UnixTime) -> bool {
+        let is_one = |extensions: &Extensions<'_>| extensions.is_authority && extensions.is_for(usage);
+        self.extensions.as_ref().is_none_or(is_one) && self.may_sign() && self.is_valid_at(now).is_ok()
     }
 
     /// Whether it is trusted by itself, or one of the authorities made it, it is for this, and it is valid now. Names are
@@ -127,7 +147,7 @@ impl<'a> Leaf<'a> {
         now: UnixTime,
     ) -> Result<(), Error> {
         if !roots.certificates.iter().any(|trusted| **trusted == *self.whole) {
-            self.is_made_by_one_of(roots, algorithms)?;
+            self.is_made_by_one_of(roots, algorithms, usage, now)?;
         }
         if let Some(extensions) = &self.extensions {
             extensions.allow(usage)?;
@@ -135,17 +155,25 @@ impl<'a> Leaf<'a> {
         self.is_valid_at(now)
     }
 
-    fn is_made_by_one_of(&self, roots: &Roots, algorithms: &WebPkiSupportedAlgorithms) -> Result<(), Error> {
+    fn is_made_by_one_of(
+        &self,
+        roots: &Roots,
+        algorithms: &WebPkiSupportedAlgorithms,
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<(), Error> {
         let algorithms = algorithms.all.iter().copied().filter(|known| *known.signature_alg_id() == *self.algorithm);
         let algorithms = algorithms.collect::<Vec<_>>();
-        // Several may be of one name: an authority with a new key. Which names one may sign for is read by webpki only.
-        let is_of =
-            |authority: &&TrustAnchor<'_>| *authority.subject == *self.issuer && authority.name_constraints.is_none();
+        // Several may be of one name: an authority with a new key.
         let mut refused = CertificateError::UnknownIssuer.into();
-        for authority in roots.anchors.roots.iter().filter(is_of) {
-            let key = AnyRef::new(Tag::Sequence, &authority.subject_public_key_info).and_then(|key| key.to_der());
-            let key = key.map_err(|_| CertificateError::BadEncoding)?.into();
-            match has_signed(&key, &algorithms, self.signed, self.signature) {
+        for certificate in &roots.certificates {
+            let Ok(authority) = Certificate::read(certificate) else { continue };
+            // For which names one may sign is read by webpki only.
+            let is_bound = authority.extensions.as_ref().is_some_and(|extensions| extensions.is_bound_to_names);
+            if authority.subject != self.issuer || is_bound || !authority.is_authority(usage, now) {
+                continue;
+            }
+            match has_signed(&authority.key, &algorithms, self.signed, self.signature) {
                 Ok(()) => return Ok(()),
                 Err(error) => refused = error,
             }
@@ -165,16 +193,23 @@ impl<'a> Leaf<'a> {
 
 impl<'a> Extensions<'a> {
     fn decode(all: &mut SliceReader<'a>) -> der::Result<Extensions<'a>> {
-        let mut extensions = Extensions::default();
+        let (mut extensions, mut seen) = (Extensions::default(), Vec::new());
         while !all.is_finished() {
             AnyRef::decode(all)?.sequence(|extension| {
                 let kind = identifier(extension)?;
+                // Which one counts would be a matter of taste.
+                if seen.contains(&kind) {
+                    return Err(Tag::ObjectIdentifier.value_error());
+                }
+                seen.push(kind);
                 let is_critical = extension.peek_tag()? == Tag::Boolean && bool::decode(extension)?;
                 let value = OctetStringRef::decode(extension)?.as_bytes();
                 match kind {
                     USAGES => extensions.usages = Some(AnyRef::from_der(value)?.sequence(identifiers)?),
                     KEY_USAGE => extensions.key_usage = Some(BitStringRef::from_der(value)?.raw_bytes()),
-                    NAMES | CONSTRAINTS => {}
+                    CONSTRAINTS => extensions.is_authority = AnyRef::from_der(value)?.sequence(is_authority)?,
+                    NAME_CONSTRAINTS => extensions.is_bound_to_names = true,
+                    NAMES | POLICIES => {}
                     _ => extensions.has_unknown |= is_critical,
                 }
                 Ok(())
@@ -183,23 +218,33 @@ impl<'a> Extensions<'a> {
         Ok(extensions)
     }
 
-    fn allow(&self, usage: Usage) -> Result<(), Error> {
+    fn is_for(&self, usage: Usage) -> bool {
         let wanted = match usage {
             Usage::Client => CLIENT_USAGE,
             Usage::Server => SERVER_USAGE,
         };
-        let is_for = |usages: &Vec<Identifier<'_>>| usages.contains(&wanted) || usages.contains(&ANY_USAGE);
+        self.usages.as_ref().is_none_or(|usages| usages.contains(&wanted) || usages.contains(&ANY_USAGE))
+    }
+
+    fn allow(&self, usage: Usage) -> Result<(), Error> {
         match () {
             () if self.has_unknown => Err(CertificateError::UnhandledCriticalExtension.into()),
-            () if !self.usages.as_ref().is_none_or(is_for) => Err(CertificateError::InvalidPurpose.into()),
+            () if !self.is_for(usage) => Err(CertificateError::InvalidPurpose.into()),
             () => Ok(()),
         }
     }
 }
 
+/// Whether webpki says of a certificate that it is not of the kind that it reads.
+pub(crate) fn is_of_kind(refused: &Error) -> bool {
+    use webpki::Error::{CaUsedAsEndEntity, UnsupportedCertVersion};
+    let Error::InvalidCertificate(CertificateError::Other(other)) = refused else { return false };
+    matches!(other.0.downcast_ref(), Some(CaUsedAsEndEntity | UnsupportedCertVersion))
+}
+
 /// Those that may have signed what stands in front of them.
 pub(crate) fn signers(intermediates: &[CertificateDer<'_>]) -> Vec<CertificateDer<'static>> {
-    let may_sign = |between: &&CertificateDer<'_>| Leaf::read(between).is_ok_and(|between| between.may_sign());
+    let may_sign = |between: &&CertificateDer<'_>| Certificate::read(between).is_ok_and(|between| between.may_sign());
     intermediates.iter().filter(may_sign).map(|between| between.clone().into_owned()).collect()
 }
 
@@ -235,6 +280,15 @@ fn identifiers<'a>(reader: &mut SliceReader<'a>) -> der::Result<Vec<Identifier<'
         found.push(identifier(reader)?);
     }
     Ok(found)
+}
+
+/// What the constraints say; the length of a path may follow.
+fn is_authority(constraints: &mut SliceReader<'_>) -> der::Result<bool> {
+    let says_so = !constraints.is_finished() && constraints.peek_tag()? == Tag::Boolean && bool::decode(constraints)?;
+    while !constraints.is_finished() {
+        AnyRef::decode(constraints)?.tag().assert_eq(Tag::Integer)?;
+    }
+    Ok(says_so)
 }
 
 /// How parts that may be missing are marked.
