@@ -85,7 +85,7 @@ impl Listener {
                 Ok(vec![listener(Socket::Unix(socket), None, Some(SocketFile(path)))])
             }
             "tcp" => {
-                let socket = patiently(address, async || TcpListener::bind(rest).await).await.map_err(failed)?;
+                let socket = patiently(address, async || open_tcp(rest).await).await.map_err(failed)?;
                 Ok(vec![listener(Socket::Tcp(socket), tls, None)])
             }
             "fd" => {
@@ -201,6 +201,19 @@ async fn patiently<T>(address: &str, open: impl AsyncFn() -> io::Result<T>) -> i
             }
             opened => return opened,
         }
+    }
+}
+
+/// A port without a host is open on all addresses, of both families where the machine has both.
+async fn open_tcp(place: &str) -> io::Result<TcpListener> {
+    match place.strip_prefix(':') {
+        None => TcpListener::bind(place).await,
+        Some(port) => match TcpListener::bind(format!("[::]:{port}")).await {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                TcpListener::bind(format!("0.0.0.0:{port}")).await
+            }
+            opened => opened,
+        },
     }
 }
 
@@ -327,6 +340,13 @@ impl AsyncWrite for Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_port_without_a_host_is_open_on_all_addresses() {
+        let port = testkit::free_port();
+        let _opened = Listener::open(&format!("tcp://:{port}"), Owner::default(), None).await.expect("it is free");
+        std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    }
 
     #[tokio::test]
     async fn the_socket_of_a_daemon_that_is_dying_is_waited_for() {

@@ -263,17 +263,21 @@ impl Globals {
     }
 
     async fn connect(&self, remote: &Remote) -> Result<Channel, Fault> {
+        let until = tokio::time::Instant::now() + remote.timeout;
         loop {
             match connect(remote).await {
-                Err(fault) if self.wait => {
+                Err(fault) if self.wait && tokio::time::Instant::now() + PAUSE < until => {
                     tracing::debug!(%fault, "trying again");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    tokio::time::sleep(PAUSE).await;
                 }
                 connected => return connected,
             }
         }
     }
 }
+
+/// How long `--wait` does nothing between two attempts.
+const PAUSE: Duration = Duration::from_millis(200);
 
 fn failed(status: tonic::Status) -> Fault {
     crate::connect::fault(&status)

@@ -300,7 +300,13 @@ impl BuildkitdFlags {
             "json" => true,
             other => return Err(invalid("--log-format", other, "known are text and json")),
         };
-        let configured = Some(settings.config.log.level.as_str()).filter(|level| !level.is_empty());
+        // The old keys count where the new one is not there.
+        let old = match (settings.config.trace, settings.config.debug) {
+            (true, _) => Some("trace"),
+            (_, true) => Some("debug"),
+            _ => None,
+        };
+        let configured = Some(settings.config.log.level.as_str()).filter(|level| !level.is_empty()).or(old);
         let level = self.log_level.as_deref().or(environment.get("BUILDKITD_LOG_LEVEL")).or(configured);
         let level = level.map(|level| log_level("--log-level", level)).transpose()?;
         settings.log = match (self.trace == Some(true), self.debug == Some(true)) {

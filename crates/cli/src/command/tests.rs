@@ -370,6 +370,21 @@ fn flags_may_stand_anywhere_and_the_last_one_counts() {
 }
 
 #[test]
+fn the_level_of_the_log_is_also_read_by_its_old_keys() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x.toml");
+    let level = |text: &str| {
+        std::fs::write(&path, text).expect("written");
+        let flags = vec!["--config".to_owned(), path.to_str().expect("UTF-8").to_owned()];
+        buildkitd_flags::BuildkitdFlags::parse_words(flags).expect("parses").settings(&pipe()).expect("good").log
+    };
+    assert_eq!(level(""), None);
+    assert_eq!(level("debug = true"), Some(tracing::Level::DEBUG));
+    assert_eq!(level("debug = true\ntrace = true"), Some(tracing::Level::TRACE));
+    assert_eq!(level("debug = true\n[log]\nlevel = \"warn\""), Some(tracing::Level::WARN));
+}
+
+#[test]
 fn buildkitd_flags_change_the_configuration() {
     let flags = "--root=/x --oci-worker-snapshotter=native --oci-worker-no-process-sandbox --rootless \
                  --oci-worker-gc-keepstorage 1000,2000,3000 --oci-max-parallelism=4 --oci-worker-labels a=b \

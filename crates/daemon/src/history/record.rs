@@ -131,12 +131,12 @@ impl Recording {
             state.doomed.contains(reference)
         };
         self.done = true;
-        if is_doomed {
-            drop(writing);
-            return history.delete(reference);
-        }
+        // Also of one that is to be deleted: who follows the builds would take it for running.
         history.tell(Happened::Complete, record.clone());
         drop(writing);
+        if is_doomed {
+            return history.delete(reference);
+        }
         if let Err(error) = history.make_room() {
             tracing::warn!(%error, "old build records were not deleted");
         }

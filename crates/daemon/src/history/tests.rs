@@ -181,7 +181,15 @@ async fn what_somebody_listens_to_is_deleted_later() {
     // One whose recording breaks off is not under way for ever.
     drop(Recording::begin(&history, &Arc::new(Metrics::default()), &request("d")));
     assert_eq!(history.listen("").expect("listens").active, []);
-    assert_eq!(heard(&mut all), [(0, "c".into()), (2, "c".into()), (0, "d".into()), (2, "d".into())]);
+    let heard_of =
+        |which: &str, events: &[i32]| events.iter().map(|event| (*event, which.to_owned())).collect::<Vec<_>>();
+    assert_eq!(heard(&mut all), [heard_of("c", &[0, 1, 2]), heard_of("d", &[0, 2])].concat());
+    // Who listens to just that one hears that it has ended.
+    let recording = Recording::begin(&history, &Arc::new(Metrics::default()), &request("e"));
+    let mut listening = history.listen("e").expect("listens");
+    history.delete("e").expect("noted");
+    recording.complete(told(), trace(), &Ok(SolveResponse::default())).await;
+    assert_eq!(heard(&mut listening), heard_of("e", &[1]));
 }
 
 #[tokio::test]
