@@ -269,9 +269,6 @@ fn certificate_words(why: &rustls::CertificateError) -> String {
         Why::NotValidForNameContext { presented, .. } => {
             format!("its certificate is for another name: {}", presented.join(", "))
         }
-        Why::Other(other) if matches!(other.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity)) => {
-            "its certificate is that of a CA, and not itself trusted here".to_owned()
-        }
         other => format!("its certificate is not valid: {other}"),
     }
 }

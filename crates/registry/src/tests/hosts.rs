@@ -65,7 +65,7 @@ async fn a_self_signed_certificate_is_trusted_where_it_is_configured() {
     let error = resolve(&registry, RegistryConfig::default()).await.expect_err("nobody knows it");
     assert!(error.is_certificate(), "{}", chain(&error));
     assert!(
-        chain(&error).ends_with("its certificate is that of a CA, and not itself trusted here"),
+        chain(&error).ends_with("its certificate is signed by no authority that is trusted here"),
         "{}",
         chain(&error)
     );
