@@ -30,8 +30,8 @@ The case `sync` goes over TCP with mutual TLS, through a proxy of ours (bench/de
 The tables show medians in seconds and ours/peer; the same of CPU seconds, of clients, daemons and their children, which vary
 less on a busy machine; and the largest resident set in MB of all rounds: of the daemon, or without one, of the largest process.
 Below the seconds stands how long curl takes to upload the pushed layer alone: the registry hashes all that it is sent, and
-no client is faster than it. Below 1 we are better; the last column is where we want to be beside BuildKit's own buildkitd. A case that failed on a side says
-so, has no ratio there, and makes the exit status 1. Ctrl-C or TERM ends all that runs, and
+no client is faster than it. Below 1 we are better; the last column is where we want to be beside BuildKit's own buildkitd. A
+case that failed on a side says so, has no ratio there, and makes the exit status 1. Ctrl-C or TERM ends all that runs, and
 shows what there is. Nothing here asserts a time. Put --work on a tmpfs to leave the disk out; it then takes 8 GB.
 """
 

@@ -235,11 +235,14 @@ impl<'a> Extensions<'a> {
     }
 }
 
-/// Whether webpki says of a certificate that it is not of the kind that it reads.
-pub(crate) fn is_of_kind(refused: &Error) -> bool {
+/// What is told of a certificate that neither takes: what webpki says, unless that is only that it does not read such ones.
+pub(crate) fn refusal(webpki: Option<Error>, own: Error) -> Error {
     use webpki::Error::{CaUsedAsEndEntity, UnsupportedCertVersion};
-    let Error::InvalidCertificate(CertificateError::Other(other)) = refused else { return false };
-    matches!(other.0.downcast_ref(), Some(CaUsedAsEndEntity | UnsupportedCertVersion))
+    let says_why = |error: &Error| {
+        let Error::InvalidCertificate(CertificateError::Other(other)) = error else { return true };
+        !matches!(other.0.downcast_ref(), Some(CaUsedAsEndEntity | UnsupportedCertVersion))
+    };
+    webpki.filter(says_why).unwrap_or(own)
 }
 
 /// Those that may have signed what stands in front of them.

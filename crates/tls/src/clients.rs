@@ -9,7 +9,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-use crate::certificate::{Certificate, Usage, is_of_kind, signers};
+use crate::certificate::{Certificate, Usage, refusal, signers};
 use crate::{Handshake, Roots};
 
 /// Checks the certificates of clients.
@@ -53,7 +53,7 @@ impl ClientCertVerifier for Clients {
         let certificate = Certificate::read(end_entity)?;
         match certificate.check(&self.roots, &self.handshake().0, Usage::Client, now) {
             Ok(()) => Ok(ClientCertVerified::assertion()),
-            Err(error) => Err(refused.filter(|refused| !is_of_kind(refused)).unwrap_or(error)),
+            Err(error) => Err(refusal(refused, error)),
         }
     }
 

@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 
-use crate::certificate::{Certificate, Usage, is_of_kind, signers};
+use crate::certificate::{Certificate, Usage, refusal, signers};
 use crate::{Handshake, Roots};
 
 /// Checks the certificates of servers.
@@ -70,7 +70,7 @@ impl ServerCertVerifier for Servers {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server)?;
                 Ok(ServerCertVerified::assertion())
             }
-            Err(error) => Err(refused.filter(|refused| !is_of_kind(refused)).unwrap_or(error)),
+            Err(error) => Err(refusal(refused, error)),
         }
     }
 
